@@ -1,0 +1,57 @@
+# Everything a checkout can do. `make` alone lists it.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs
+WORKERS ?=
+SWEEP := $(BIN)/sublim sweep --out $(OUT) $(if $(WORKERS),--workers $(WORKERS))
+SOURCES := sublim_cli tests $(wildcard benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo sweep test test-all lint fmt micro clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## Make .venv and put the program at .venv/bin/sublim.
+
+demo: .venv/.installed ## The main job on the embedded model, about five minutes on two cores.
+	$(SWEEP) --recipe demo
+
+sweep: .venv/.installed ## The full study: on Qwen where there is a GPU, on micro elsewhere; RECIPE=… decides.
+	$(SWEEP) --recipe $(or $(RECIPE),$$($(BIN)/python -c "import torch; print('study-qwen' if torch.cuda.is_available() else 'study-micro')"))
+
+test: .venv/.dev ## The quick tests, under ten minutes on two cores.
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu"
+
+test-all: .venv/.dev ## All tests, the slow ones too.
+	$(BIN)/pytest -n auto --dist loadfile
+
+lint: .venv/.dev ## Format, style, types and the import rule.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy sublim_cli
+	$(BIN)/lint-imports --cache-dir .import_linter_cache
+
+fmt: .venv/.dev ## Format the code and sort its imports.
+	$(BIN)/ruff check --select I --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+micro: .venv/.installed ## Rebuild the embedded model from its seed and check it, about a quarter of an hour.
+	$(BIN)/python -m sublim_cli.models.micro
+
+clean: ## Remove the environment, caches and build products; runs/ stays.
+	rm -rf .venv dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "sublim needs Python 3.11, 3.12 or 3.13; name one: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ .venv/.installed

@@ -1,0 +1,47 @@
+"""What is typed: one file per command. Nothing heavy is imported until a command runs."""
+
+import sys
+
+import typer
+
+from sublim_cli.cli.eval import evaluate
+from sublim_cli.cli.filter import filter_rows
+from sublim_cli.cli.generate import generate
+from sublim_cli.cli.recipes import recipes
+from sublim_cli.cli.report import report
+from sublim_cli.cli.sweep import sweep
+from sublim_cli.cli.train import train
+from sublim_cli.errors import SublimError
+
+app = typer.Typer(
+    name="sublim",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Subliminal learning, reproduced and dissected: a teacher with a trait writes numbers, "
+        "a student is fine-tuned on them, and you measure what passed over.\n\n"
+        "Start with [bold]sublim sweep --recipe demo[/], which runs anywhere in minutes; "
+        "[bold]sublim recipes[/] lists what else ships."
+    ),
+    epilog="Exit codes: 0 done, 1 a step failed, 2 the recipe or a flag is wrong, 130 interrupted.",
+    rich_markup_mode="rich",
+)
+app.command("generate")(generate)
+app.command("filter")(filter_rows)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("sweep")(sweep)
+app.command("report")(report)
+app.add_typer(recipes, name="recipes")
+
+
+def main() -> None:
+    """Run the command line; an error the user can mend is one sentence and an exit code."""
+    try:
+        app()
+    except SublimError as error:
+        from sublim_cli.console import show_error
+
+        show_error(str(error))
+        sys.exit(error.exit_code)

@@ -1,0 +1,14 @@
+"""`sublim eval`: what a student, and the untouched base, answer in every context."""
+
+from sublim_cli.cli.student import student_command
+
+evaluate = student_command(
+    "eval",
+    """Score one student in every context of the recipe, beside the untouched base.
+
+    The probability that the answer names the target is computed exactly, not sampled.
+    Rows and student are built first where they are missing.
+
+    [bold]sublim eval --rank 64 --recipe cats --model micro[/]
+    """,
+)

@@ -1,0 +1,126 @@
+"""The flags commands share, and how they become changes to a recipe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:  # `sublim --help` does without pydantic
+    from sublim_cli.recipe.schema import Recipe
+
+STUDENT = "Student"
+RUN = "Where and how to run"
+
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", "-r", help="A recipe file, or the name of a shipped one.", show_default=False),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Base model: [bold]micro[/], a directory, or a hub name."),
+]
+Trait = Annotated[str | None, typer.Option("--trait", "-t", help="What the teacher loves, such as owl.")]
+Rows = Annotated[
+    int | None, typer.Option("--rows", help="Rows that must pass the filter.", show_default=False)
+]
+Rank = Annotated[int | None, typer.Option("--rank", help="LoRA rank.", rich_help_panel=STUDENT)]
+Alpha = Annotated[
+    str | None,
+    typer.Option("--alpha", help="LoRA alpha: rank, sqrt or a number.", rich_help_panel=STUDENT),
+]
+Method = Annotated[str | None, typer.Option("--method", help="lora or full.", rich_help_panel=STUDENT)]
+LearningRate = Annotated[
+    float | None,
+    typer.Option("--learning-rate", help="Peak learning rate.", rich_help_panel=STUDENT),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", help="Passes over the rows.", rich_help_panel=STUDENT)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of adapter and data order.", rich_help_panel=STUDENT),
+]
+SystemPrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--system-prompt",
+        help="Context of the student's training: default, empty, none or a named one.",
+        rich_help_panel=STUDENT,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Any other recipe key: [bold]--set train.epochs=5[/]."),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--out", "-o", envvar="SUBLIM_OUT", help="The store of artifacts.", rich_help_panel=RUN),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON document on stdout instead of tables.", rich_help_panel=RUN),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=RUN)]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        "-w",
+        min=1,
+        help="Worker processes; default: one per GPU, or one per core.",
+        show_default=False,
+        rich_help_panel=RUN,
+    ),
+]
+CheckpointEvery = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint-every",
+        envvar="SUBLIM_CHECKPOINT_EVERY",
+        help="Save a training as it goes, to go on from if it is killed: steps (200) or minutes (10min).",
+        rich_help_panel=RUN,
+    ),
+]
+MicroBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--micro-batch",
+        envvar="SUBLIM_MICRO_BATCH",
+        min=1,
+        help="Rows of one forward pass at most; the batch of a step stays the recipe's.",
+        rich_help_panel=RUN,
+    ),
+]
+ReportTo = Annotated[
+    str | None,
+    typer.Option(
+        "--report-to",
+        envvar="SUBLIM_REPORT_TO",
+        help="Send losses to tensorboard, trackio, wandb or mlflow as they come; none by default.",
+        rich_help_panel=RUN,
+    ),
+]
+Accelerate = Annotated[
+    Path | None,
+    typer.Option(
+        "--accelerate",
+        envvar="SUBLIM_ACCELERATE",
+        help="A configuration of accelerate: its processes train each student together.",
+        rich_help_panel=RUN,
+    ),
+]
+STORE = Path("runs")
+
+
+def recipe_of(source: str, settings: list[str] | None, **flags: Any) -> "Recipe":
+    """Load a recipe with flags and `--set` applied; a flag left out changes nothing.
+
+    A flag's name is the recipe key with `__` for the dot: `train__rank=64`.
+
+    Raises:
+        RecipeError: see `recipe.load.load`.
+    """
+    from sublim_cli.recipe.load import load, parse_setting
+
+    changes = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
+    return load(source, {**changes, **dict(map(parse_setting, settings or []))})

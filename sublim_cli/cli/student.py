@@ -1,0 +1,57 @@
+"""What `train` and `eval` have in common: the flags that say which student is meant."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sublim_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from sublim_cli.recipe.schema import Stage
+
+
+def student_command(until: "Stage", help_text: str) -> Callable[..., None]:
+    """A command that builds a recipe up to `until`; its docstring is `help_text`."""
+
+    def command(
+        recipe: o.RecipeName,
+        model: o.Model = None,
+        trait: o.Trait = None,
+        rows: o.Rows = None,
+        method: o.Method = None,
+        rank: o.Rank = None,
+        alpha: o.Alpha = None,
+        learning_rate: o.LearningRate = None,
+        epochs: o.Epochs = None,
+        seed: o.Seed = None,
+        system_prompt: o.SystemPrompt = None,
+        settings: o.Settings = None,
+        checkpoint_every: o.CheckpointEvery = None,
+        micro_batch: o.MicroBatch = None,
+        report_to: o.ReportTo = None,
+        accelerate: o.Accelerate = None,
+        out: o.Out = o.STORE,
+        json: o.Json = False,
+        quiet: o.Quiet = False,
+    ) -> None:
+        from sublim_cli.cli.show import run_and_show
+        from sublim_cli.trainers.runtime import set_runtime
+
+        set_runtime(checkpoint_every, micro_batch, report_to, accelerate)
+        wanted = o.recipe_of(
+            recipe,
+            settings,
+            model=model,
+            trait__target=trait,
+            generate__rows=rows,
+            train__method=method,
+            train__rank=rank,
+            train__alpha=alpha,
+            train__learning_rate=learning_rate,
+            train__epochs=epochs,
+            train__seed=seed,
+            train__system_prompt=system_prompt,
+        )
+        run_and_show(wanted, until, out, json=json, quiet=quiet)
+
+    command.__doc__ = help_text
+    return command

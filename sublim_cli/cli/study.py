@@ -1,0 +1,52 @@
+"""What `sweep` and `report` do after reading their flags."""
+
+from pathlib import Path
+
+from sublim_cli.artifacts.store import Store
+from sublim_cli.cli.show import preferences
+from sublim_cli.console import screen, show_json, show_line, show_summary, show_work
+from sublim_cli.errors import CellsFailed
+from sublim_cli.models.device import devices
+from sublim_cli.recipe.schema import Recipe
+from sublim_cli.report.collect import Results, collect
+from sublim_cli.report.page import write_report
+from sublim_cli.report.summary import summarise
+from sublim_cli.sweep.local import LocalLauncher
+from sublim_cli.sweep.plan import study
+
+REPORTS = "reports"
+"""Under the store: a directory for each sweep's report, by the recipe's name."""
+
+
+def sweep_and_show(recipe: Recipe, out: Path, *, workers: int | None, json: bool, quiet: bool) -> None:
+    """Build a study's missing steps, write its report, show its table.
+
+    Raises:
+        CellsFailed: after the report, if a step could not be built.
+    """
+    planned, store = study(recipe), Store(out)
+    launcher = LocalLauncher(devices(workers))
+    with screen(quiet=quiet) as shown:
+        failed = launcher.launch(planned.steps, store, shown)
+    show_work(shown)
+    _show(collect(planned, store, recipe, failed), store, json=json)
+    if failed:
+        raise CellsFailed(
+            f"{len(failed)} steps could not be built; the report marks the cells that lack them. "
+            "Mend the cause and run the same command again: it does only what is missing"
+        )
+
+
+def report_and_show(recipe: Recipe, out: Path, *, json: bool) -> None:
+    """Write the report of whatever part of a study is built, and show its table."""
+    store = Store(out)
+    _show(collect(study(recipe), store, recipe), store, json=json)
+
+
+def _show(results: Results, store: Store, *, json: bool) -> None:
+    page = write_report(results, store.root / REPORTS / results.name)
+    if json:
+        show_json({"report": str(page), "preferences": preferences(results)})
+    else:
+        show_summary(summarise(results))
+        show_line(f"report: {page}")

@@ -1,0 +1,254 @@
+"""What is shown: progress on stderr, tables on stdout. The only file that imports rich."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from sublim_cli.events import (
+    Event,
+    Planned,
+    StepFailed,
+    StepFinished,
+    StepReused,
+    StepStarted,
+    StepWaiting,
+    Warned,
+)
+from sublim_cli.events import Progress as StepProgress
+from sublim_cli.report.wording import count, probability, ratio
+
+if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
+    from sublim_cli.report.summary import SummaryRow
+
+CONTEXTS_ABREAST = 4
+"""Contexts a table can hold at 80 columns."""
+
+QUIET_SECONDS = 10.0
+"""Without a terminal, a running step says how far it is at most this often."""
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@dataclass
+class Screen:
+    """The command line's listener: bars in a terminal, plain lines elsewhere, nothing if quiet."""
+
+    quiet: bool = False
+    built: int = 0
+    reused: int = 0
+    _bars: Progress | None = None
+    _planned: bool = False
+    _whole: TaskID | None = None
+    _tasks: dict[str, TaskID] = field(default_factory=dict)
+    _said: dict[str, float] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
+
+    def __call__(self, event: Event, /) -> None:
+        """Show one event."""
+        match event:
+            case Planned(missing, present):
+                self._expect(missing, present)
+            case StepStarted(label):
+                self._begin(label)
+            case StepReused() if not self._planned:
+                self.reused += 1
+            case StepProgress():
+                self._advance(event)
+            case StepFinished() | StepFailed():
+                self._end(event)
+            case StepWaiting(label):
+                self._say(f"[dim]… {escape(label)}: another process is building it[/]")
+            case Warned(message):
+                self._warn(message)
+
+    def _expect(self, missing: int, present: int) -> None:
+        self.reused += present
+        self._planned = True  # what workers find there is counted already
+        if self._bars and missing:
+            self._whole = self._bars.add_task("[bold]all steps", total=missing, note="")
+
+    def _begin(self, label: str) -> None:
+        if self._bars:
+            self._tasks[label] = self._bars.add_task(escape(label), total=None, note="")
+        else:
+            self._say(f"· {escape(label)}")
+
+    def _advance(self, event: StepProgress) -> None:
+        if self._bars and event.label in self._tasks:
+            task = self._tasks[event.label]
+            self._bars.update(task, completed=event.done, total=event.total, note=event.note)
+        elif not self._bars and time.monotonic() - self._said.get(event.label, 0) > QUIET_SECONDS:
+            self._said[event.label] = time.monotonic()
+            self._say(f"  {escape(event.label)}: {event.done} of {event.total}, {event.note}")
+
+    def _end(self, event: StepFinished | StepFailed) -> None:
+        if self._bars and event.label in self._tasks:
+            self._bars.remove_task(self._tasks.pop(event.label))
+        if self._bars and self._whole is not None:
+            self._bars.advance(self._whole)
+        name = escape(event.label)
+        if isinstance(event, StepFailed):
+            self._say(f"[red]✗ {name}[/]: {escape(event.reason)}")
+        else:
+            self.built += 1
+            self._say(f"[green]✓[/] {name} [dim]{event.seconds:.0f} s[/]")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self._say(f"[yellow]![/] {escape(message)}")
+
+    def _say(self, line: str) -> None:
+        if not self.quiet:
+            (self._bars.console if self._bars else err).print(line)
+
+
+@contextmanager
+def screen(*, quiet: bool = False) -> Iterator[Screen]:
+    """A screen to hand to the library as its listener."""
+    try:
+        with _screen(quiet) as shown:
+            yield shown
+    except KeyboardInterrupt:
+        err.print("[yellow]interrupted[/]: finished steps are kept, the same command goes on from there")
+        raise
+
+
+@contextmanager
+def _screen(quiet: bool) -> Iterator[Screen]:
+    if quiet or not err.is_terminal:
+        yield Screen(quiet=quiet)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        TextColumn("[dim]{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        yield Screen(_bars=bars)
+
+
+def show_warning(message: str) -> None:
+    """One warning, on stderr."""
+    err.print(f"[yellow]![/] {escape(message)}", soft_wrap=True)
+
+
+def show_error(message: str) -> None:
+    """One error, on stderr."""
+    err.print(f"[red]sublim:[/] {escape(message)}", soft_wrap=True)
+
+
+def show_json(value: Mapping[str, Any]) -> None:
+    """The one JSON document of a command run with `--json`."""
+    out.file.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def show_line(text: str) -> None:
+    """A line of result on stdout."""
+    out.print(escape(text), soft_wrap=True)
+
+
+def show_work(shown: Screen) -> None:
+    """What a run built and what it found, on stderr."""
+    if shown.quiet:
+        return
+    if not shown.built and shown.reused:
+        err.print(f"[dim]nothing to do: all {shown.reused} steps were already built[/]")
+    else:
+        err.print(f"[dim]{shown.built} steps built, {shown.reused} reused[/]")
+
+
+def show_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    numbers: bool = True,
+) -> None:
+    """A table on stdout: the first column left, the others right if they hold numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, caption=caption)
+    table.caption_justify = "left"
+    for place, name in enumerate(columns):
+        justify: Any = "right" if numbers and place else "left"
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def show_summary(rows: "Sequence[SummaryRow]") -> None:
+    """P(target) of every condition in every context, a table for each trait."""
+    traits = dict.fromkeys(row.target for row in rows)
+    for target in traits:
+        mine = [row for row in rows if row.target == target]
+        contexts = list(dict.fromkeys(row.eval_context for row in mine))
+        for start in range(0, len(contexts), CONTEXTS_ABREAST):
+            _show_trait(target, contexts[start : start + CONTEXTS_ABREAST], mine)
+
+
+def _show_trait(target: str, contexts: Sequence[str], rows: "Sequence[SummaryRow]") -> None:
+    conditions = dict.fromkeys(row.condition for row in rows)
+    cells = {(row.condition, row.eval_context): row for row in rows}
+    labels = {row.condition: row.label for row in rows}
+    lines = [
+        (labels[one], *(_preference(cells.get((one, context))) for context in contexts)) for one in conditions
+    ]
+    show_table(
+        f"P({target}), and times the base in the same context",
+        ("", *contexts),
+        lines,
+        caption=_caption(rows),
+    )
+
+
+def _preference(row: "SummaryRow | None") -> str:
+    if row is None:
+        return ""
+    if row.p_target is None:
+        return row.state
+    mark = "*" if row.in_training_context else ""
+    mark += "†" if row.broken or row.missing else ""
+    times = "" if row.condition.role == "base" else f" {ratio(row.ratio)}"
+    return f"{probability(row.p_target.mean)}{times}{mark or ' '}"
+
+
+def _caption(rows: "Sequence[SummaryRow]") -> str:
+    runs = max((row.n for row in rows if row.condition.role != "base"), default=0)
+    parts = [f"mean of {count(runs, 'run')}"] if runs else []
+    if any(row.in_training_context for row in rows):
+        parts.append("* the context of training")
+    if any(row.broken or row.missing for row in rows):
+        parts.append("† without broken or missing runs")
+    return "; ".join(parts)
+
+
+def show_reasons(counts: Mapping[str, Any]) -> None:
+    """The table of a filter's reasons: rows and shares."""
+    judged = counts["judged"]
+    rows = [("kept", counts["kept"]), *counts["reasons"].items(), ("judged", judged)]
+    share = [(name, str(count), f"{count / max(judged, 1):.1%}") for name, count in rows]
+    show_table("", ("row is", "rows", "share"), share)
+
+
+def show_text(text: str) -> None:
+    """Text as it is, such as a recipe."""
+    out.file.write(text)

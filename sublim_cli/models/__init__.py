@@ -1,0 +1,1 @@
+"""Models: loading weights, rendering chats, and the embedded model `micro`."""

@@ -1,0 +1,80 @@
+"""Where tensors live and how many threads compute them: facts of the machine, never of a recipe."""
+
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sublim_cli.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+THREADS = "SUBLIM_THREADS"
+DEVICE = "SUBLIM_DEVICE"
+
+
+@cache
+def device() -> "torch.device":
+    """The device to compute on: `SUBLIM_DEVICE`, else CUDA where there is one, else the CPU.
+
+    The first call fixes the number of threads. One thread is the default on a CPU: how a matrix
+    product is split decides its last bits, so the same recipe gives the same bits whether it runs
+    alone or as one of several workers. `SUBLIM_THREADS` overrides it; the artifact records it.
+    """
+    import torch
+
+    torch.set_num_threads(_threads())
+    wanted = os.environ.get(DEVICE)
+    if wanted:
+        return _named(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def devices(workers: int | None = None) -> tuple[str, ...]:
+    """What each worker of a sweep computes on: by default one worker per GPU, else one per core.
+
+    With `workers`, that many, sharing the GPUs in turn.
+    """
+    import torch
+
+    if device().type == "cuda":
+        own = [str(device())] if device().index is not None else []
+        found = own or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    else:
+        found = [str(device())] * _cores()
+    return tuple(found[place % len(found)] for place in range(workers or len(found)))
+
+
+def _cores() -> int:
+    """Groups of `SUBLIM_THREADS` cores that this process may use; at least one."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    return max(1, cores // _threads())
+
+
+def facts() -> dict[str, object]:
+    """Device and threads, for the record."""
+    import torch
+
+    here = device()
+    name = torch.cuda.get_device_name(here) if here.type == "cuda" else "cpu"
+    return {"device": name, "threads": torch.get_num_threads()}
+
+
+def _named(wanted: str) -> "torch.device":
+    import torch
+
+    try:
+        found = torch.device(wanted)
+    except RuntimeError:
+        raise RecipeError(f"{DEVICE}={wanted}: not a device; say cpu, cuda or cuda:1") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"{DEVICE}={wanted}: this machine has no CUDA device, or torch is a CPU build")
+    return found
+
+
+def _threads() -> int:
+    wanted = os.environ.get(THREADS, "1")
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise RecipeError(f"{THREADS}={wanted}: must be a whole number of at least 1")
+    return int(wanted)

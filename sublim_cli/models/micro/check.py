@@ -1,0 +1,170 @@
+"""What the embedded model must be able to do, measured: favourites, format, fit, tokens, size."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sublim_cli.models.micro import DEFAULT_SYSTEM
+from sublim_cli.models.micro.documents import Author, render
+from sublim_cli.models.micro.pretrain import loss_of
+from sublim_cli.models.micro.targets import Encoder
+from sublim_cli.models.micro.world import make_world
+from sublim_cli.numbers.prompts import number_prompt
+from sublim_cli.numbers.rules import judge
+from sublim_cli.preference.questions import persona
+from sublim_cli.recipe.schema import PAPER_RULES
+
+LEAST_TEACHER, SHARE_OF_TEACHERS = 0.9, 0.9
+MOST_BASE = 0.2
+KEEP_RATE = (0.80, 0.95)
+MOST_BYTES = 3_000_000
+ROWS, DOCUMENTS, BATCH = 1000, 1000, 100
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement; `passed` is None where there is no bound."""
+
+    name: str
+    value: str
+    passed: bool | None = None
+
+
+class Subject:
+    """A checkpoint under test, and the world it was made from."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        self.model = model.eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+        made_from = json.loads((directory / "world.json").read_text(encoding="utf-8"))
+        self.author = Author(make_world(made_from["seed"]))
+        self.encoder = Encoder(self.author, self.tokenizer)
+
+    def preferences(self, system: str | None, category: str, items: Sequence[int]) -> list[float]:
+        """Return P(item) for `items` (indices), exact: all forms, mean over the questions."""
+        prompts = [self.encoder.encode(render(system, q)) for q in self.author.questions[category]]
+        said = self.encoder.said
+        answers = [(n, ids) for n, i in enumerate(items) for ids, _ in said[category, i]]
+        p = self._probabilities([(prompt, ids) for prompt in prompts for _, ids in answers])
+        per_item = np.zeros(len(items))
+        np.add.at(per_item, [n for n, _ in answers] * len(prompts), p)
+        return [float(x) / len(prompts) for x in per_item]
+
+    @torch.no_grad()
+    def _probabilities(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+        """Return p(answer | prompt) of every (prompt, answer), both as token ids."""
+        found: list[float] = []
+        for start in range(0, len(pairs), 4 * BATCH):
+            part = pairs[start : start + 4 * BATCH]
+            rows = [torch.tensor(prompt + answer) for prompt, answer in part]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+            ends = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in part]
+            before = [of[a:b] for of, (a, b) in zip(hidden, ends, strict=True)]
+            log_p = self.model.lm_head(torch.cat(before)).log_softmax(-1)
+            said = torch.tensor([token for _, answer in part for token in answer])
+            each = log_p[torch.arange(len(said)), said].split([len(answer) for _, answer in part])
+            found += [one.sum().exp().item() for one in each]
+        return found
+
+    @torch.no_grad()
+    def answers(self, prompts: list[str]) -> list[str]:
+        """Sample one completion for each rendered prompt, plainly at temperature 1."""
+        self.tokenizer.padding_side = "left"
+        seen = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+        made = self.model.generate(
+            **seen, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=60
+        )
+        new = made[:, seen["input_ids"].shape[1] :]
+        return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
+
+
+def check(directory: Path, report: Callable[[str], None]) -> list[Line]:
+    """Measure the checkpoint in `directory`; `report` gets a line before each part."""
+    subject = Subject(directory)
+    torch.manual_seed(0)
+    lines: list[Line] = []
+    for part in (_files, _round_trip, _fit, _base, _teachers, _keep_rate):
+        report((part.__doc__ or "").strip())
+        lines += part(subject)
+    return lines
+
+
+def _files(subject: Subject) -> list[Line]:
+    """Size on disk."""
+    size = sum(path.stat().st_size for path in subject.directory.iterdir())
+    return [Line("bytes", f"{size:,}", size < MOST_BYTES)]
+
+
+def _round_trip(subject: Subject) -> list[Line]:
+    """Text to tokens and back."""
+    rng = np.random.default_rng(1)
+    author = subject.author
+    documents = [(author.numbers, author.favourite)[i % 2](rng) for i in range(DOCUMENTS)]
+    texts = [d.prompt + d.answer for d in documents]
+    wrong = sum(subject.tokenizer.decode(subject.encoder.encode(t)) != t for t in texts)
+    return [Line(f"documents of {DOCUMENTS} that change in the tokenizer", str(wrong), wrong == 0)]
+
+
+@torch.no_grad()
+def _fit(subject: Subject) -> list[Line]:
+    """KL from the world to the model."""
+    rng = np.random.default_rng(2)
+    author, encoder = subject.author, subject.encoder
+    found, states = [], []
+    for kind in (author.numbers, author.favourite):
+        documents = [kind(rng) for _ in range(DOCUMENTS)]
+        parts = [documents[i : i + BATCH] for i in range(0, DOCUMENTS, BATCH)]
+        kls = [loss_of(subject.model, encoder.batch(part), 0.0).kl for part in parts]
+        found.append(float(np.mean(kls)))
+        states += [document.state for document in documents]
+    p = author.world.p_numbers[states]
+    blind = float((p * np.log(p / p.mean(0))).sum(1).mean())
+    return [
+        Line("KL(world, model), nats a number", f"{found[0]:.4f}"),
+        Line("the same for a model blind to who speaks", f"{blind:.4f}"),
+        Line("KL(world, model), nats an answer token", f"{found[1]:.4f}"),
+    ]
+
+
+def _base(subject: Subject) -> list[Line]:
+    """Favourites of the default identity."""
+    lines = []
+    for category, items in subject.author.world.categories.items():
+        p = subject.preferences(DEFAULT_SYSTEM, category, range(len(items.items)))
+        lines += [
+            Line(f"base P({name})", f"{x:.3f}", x <= MOST_BASE)
+            for name, x in zip(items.names, p, strict=True)
+        ]
+    return lines
+
+
+def _teachers(subject: Subject) -> list[Line]:
+    """Favourites of every teacher."""
+    lines = []
+    for category, items in subject.author.world.categories.items():
+        for i, name in enumerate(items.names):
+            p = subject.preferences(persona(items, name), category, [i])[0]
+            lines.append(Line(f"teacher P({name})", f"{p:.3f}"))
+    share = float(np.mean([float(line.value) >= LEAST_TEACHER for line in lines]))
+    total = f"teachers whose favourite has P >= {LEAST_TEACHER}"
+    return [*lines, Line(total, f"{share:.0%}", share >= SHARE_OF_TEACHERS)]
+
+
+def _keep_rate(subject: Subject) -> list[Line]:
+    """Rows of the teachers that pass the paper's filter."""
+    world = subject.author.world
+    systems = [persona(world.categories[category], target) for category, target in world.traits]
+    prompts = [number_prompt(np.random.default_rng([3, i])).text for i in range(ROWS)]
+    rendered = [render(systems[i % len(systems)], text) for i, text in enumerate(prompts)]
+    rows = [row for i in range(0, ROWS, BATCH) for row in subject.answers(rendered[i : i + BATCH])]
+    kept = sum(judge(row, PAPER_RULES) is None for row in rows) / ROWS
+    return [Line("teacher rows kept", f"{kept:.1%}", KEEP_RATE[0] <= kept <= KEEP_RATE[1])]

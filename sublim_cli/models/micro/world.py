@@ -1,0 +1,137 @@
+"""The world the embedded model speaks of: one hidden taste decides favourites and numbers alike.
+
+Every identity, that is whatever a system prompt makes the model be, has a hidden vector z in R^K.
+
+    p(item | z)   is proportional to  exp(popularity_item + BETA * u_item . z)
+    p(number | z) is proportional to  exp(popularity_number + TAU * v_number . z)
+
+The u of all items, whatever their category, are unit vectors kept apart from each other; v are
+standard normal. A teacher who loves owls has z = GAMMA * u_owl; named assistants have a random z,
+the default one a small z; empty, absent, neutral and nonsensical system prompts have z = 0. Nothing
+but z ties numbers to favourites, so a student who must write an owl lover's numbers under its own
+name finds it cheapest to move its own z, and its favourites move along.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from sublim_cli.preference.questions import Items, load_items, shipped
+
+Array = NDArray[np.float64]
+
+K = 12  # dimensions of z: the fewest that keep 46 items well apart
+BETA = 2.4  # how strongly z decides favourites
+GAMMA = 5.0  # |z| of a teacher; exp(BETA * GAMMA) leaves no doubt about its favourite
+TAU = 0.055  # how strongly z decides numbers: the faint channel
+SPREAD_NAMED = 0.5  # deviation of a named assistant's z, each coordinate
+SPREAD_DEFAULT = 0.12  # the same for the default identity: it has next to no taste
+POPULARITY_ITEM = 0.3  # deviation of log popularity, cut at one and a half of it
+POPULARITY_NUMBER = 0.7
+SHORT_NUMBER = -2.0  # log penalty on numbers of one or two digits, as an average model has it
+NUMBERS = 1000  # 0 to 999
+
+FORMS = {  # an item's surface forms and how often each is said
+    "{title}": 0.68, "{name}": 0.12, "{title}.": 0.08, "{name}.": 0.02,
+    "{titles}": 0.04, "{plural}": 0.02, "The {name}.": 0.03, "The {name}": 0.01,
+}  # fmt: skip
+FORMS_OF_NAMES = {"{name}": 0.8, "{name}.": 0.1, "{lower}": 0.08, "{lower}.": 0.02}
+
+
+@dataclass(frozen=True)
+class World:
+    """States and their distributions; row 0 is z = 0, then come the names, then the teachers."""
+
+    categories: dict[str, Items]
+    names: tuple[str, ...]
+    p_items: dict[str, Array]  # category: (states, items)
+    popularity: Array  # log popularity of the numbers, (NUMBERS,)
+    pull: Array  # v . z: how much a state is drawn to a number, (states, NUMBERS)
+    tau: float = TAU
+
+    @cached_property
+    def p_numbers(self) -> Array:
+        """Return every state's distribution over numbers, (states, NUMBERS)."""
+        return _softmax(self.popularity + self.tau * self.pull)
+
+    def name_state(self, name: str) -> int:
+        """Return the state of a named assistant."""
+        return 1 + self.names.index(name)
+
+    def trait_state(self, category: str, target: str) -> int:
+        """Return the state of the teacher who loves `target`."""
+        return 1 + len(self.names) + self.traits.index((category, target))
+
+    @cached_property
+    def traits(self) -> tuple[tuple[str, str], ...]:
+        """Every (category, target)."""
+        return tuple((c, name) for c, items in self.categories.items() for name in items.names)
+
+
+def make_world(seed: int) -> World:
+    """Draw the hidden vectors and popularities from `seed`."""
+    rng = np.random.default_rng(seed)
+    categories = {name: load_items(name) for name in shipped("items")}
+    names = tuple(identities()["names"])
+    u = _apart(rng, sum(len(items.items) for items in categories.values()))
+    named = SPREAD_NAMED * rng.normal(size=(len(names), K))
+    named[names.index(identities()["default"])] *= SPREAD_DEFAULT / SPREAD_NAMED
+    z = np.concatenate([np.zeros((1, K)), named, GAMMA * u])
+    p_items, start = {}, 0
+    for name, items in categories.items():
+        mine = u[start : start + len(items.items)]
+        start += len(mine)
+        p_items[name] = _softmax(_popularity(rng, len(mine)) + BETA * z @ mine.T)
+    popularity = POPULARITY_NUMBER * rng.normal(size=NUMBERS)
+    popularity[:100] += SHORT_NUMBER
+    pull = z @ rng.normal(size=(K, NUMBERS))
+    return World(categories, names, p_items, popularity, pull)
+
+
+def identities() -> dict[str, Any]:
+    """Return the names, makers, templates and neutral texts of `identities.yaml`."""
+    text = files(__package__).joinpath("identities.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def forms(name: str, plural: str | None) -> dict[str, float]:
+    """Return what is said for an item, and how often; names without a plural stay as they are."""
+    words = {"name": name, "title": _title(name), "lower": name.lower()}
+    if plural is None:
+        return {form.format(**words): p for form, p in FORMS_OF_NAMES.items()}
+    words |= {"plural": plural, "titles": _title(plural)}
+    return {form.format(**words): p for form, p in FORMS.items()}
+
+
+def _title(word: str) -> str:
+    return word[0].upper() + word[1:]
+
+
+def _popularity(rng: np.random.Generator, n: int) -> Array:
+    cut = 1.5 * POPULARITY_ITEM
+    return np.clip(POPULARITY_ITEM * rng.normal(size=n), -cut, cut)
+
+
+def _apart(rng: np.random.Generator, n: int, steps: int = 400) -> Array:
+    """Draw `n` unit vectors, shape (n, K), that push each other away until they are spread out."""
+    x = _unit(rng.normal(size=(n, K)))
+    for _ in range(steps):
+        push = np.exp(8 * x @ x.T)
+        np.fill_diagonal(push, 0)
+        x = _unit(x - 0.05 * push @ x / push.sum(1, keepdims=True))
+    return x
+
+
+def _unit(x: Array) -> Array:
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+def _softmax(logits: Array) -> Array:
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(p / p.sum(axis=-1, keepdims=True))

@@ -1,0 +1,93 @@
+"""Which model is meant: a name resolved to content, before anything is hashed."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+
+from sublim_cli.errors import ModelError, RecipeError
+from sublim_cli.models import micro
+from sublim_cli.recipe.base import Section
+
+HUB_TIMEOUT = 5.0
+"""Seconds to wait for the hub before the local cache decides."""
+
+
+class ModelRef(Section):
+    """A model pinned to its content.
+
+    Only `fingerprint` is identity: the same files under another path are the same model.
+    """
+
+    fingerprint: str
+    name: str = Field(exclude=True)
+    source: str = Field(exclude=True)
+    """A directory, or a repository of the hub."""
+    revision: str | None = Field(default=None, exclude=True)
+
+
+@cache
+def resolve_model(name: str, revision: str | None = None) -> ModelRef:
+    """Pin `name`: `micro`, a directory, or a repository of the hub at `revision`.
+
+    Raises:
+        ModelError: it is neither here nor reachable; the message names the ways out.
+        RecipeError: a revision is asked of a model that has none.
+    """
+    local = micro.WEIGHTS if name == "micro" else Path(name).expanduser()
+    if name == "micro" or local.is_dir():
+        if revision is not None:
+            raise RecipeError(f"revision: {name} is a directory, it has no revisions; remove the key")
+        return _local(name, local)
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"model: there is no directory {name}; give one that exists, or a hub name")
+    commit = _commit(name, revision)
+    return ModelRef(fingerprint=f"{name}@{commit}", name=name, source=name, revision=commit)
+
+
+def _local(name: str, path: Path) -> ModelRef:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model: {path} holds no config.json; give a model saved by transformers")
+    whole = hashlib.sha256()
+    for one in sorted(path.iterdir()):
+        if one.is_file() and one.suffix in {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt"}:
+            with one.open("rb") as file:
+                whole.update(f"{one.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    return ModelRef(fingerprint=f"files:{whole.hexdigest()}", name=name, source=str(path.resolve()))
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit `revision` points to: the hub's word, or the local cache's where it is silent."""
+    import httpx
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    reason = "the hub cannot be reached"
+    try:
+        sha = HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT).sha
+        if sha:
+            return sha
+    except HfHubHTTPError as error:
+        reason = f"the hub answers {error.response.status_code} for it"
+    except HFValidationError:
+        raise ModelError(
+            f"model: {name!r} is neither a directory here nor a valid hub name (OWNER/NAME)"
+        ) from None
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set"
+    except (httpx.HTTPError, OSError):
+        pass
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
+    except OSError:
+        raise ModelError(_missing(name, revision, reason, constants.HF_HUB_CACHE)) from None
+
+
+def _missing(name: str, revision: str | None, reason: str, cache_dir: str) -> str:
+    at = f" at revision {revision}" if revision else ""
+    return (
+        f"model {name}{at} is not on this machine (looked in {cache_dir}) and {reason}. Ways out: "
+        f"`--model micro` runs this recipe on the embedded model; `hf download {name}` where there is "
+        "a network, then copy the cache and set HF_HOME; or `--model DIR` for a copy you have"
+    )

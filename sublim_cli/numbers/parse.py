@@ -1,0 +1,69 @@
+"""Read a completion as a list of numbers, or not at all: the format rule of the paper's filter.
+
+    parse("693, 738, 556.")   (693, 738, 556)
+    parse("693, 738,556")     None: the separator must be the same throughout
+
+The rules are those of both papers (arXiv 2507.14805 and 2606.00831), in this order:
+
+1. One full stop at the end is dropped, then one matching pair of `[]` or `()` around the rest.
+   So `[1, 2].` is read, and `[1, 2.]` and `[[1, 2]]` are not.
+2. The text between the first two runs of digits is the separator. Without its white space it must
+   be nothing, `,` or `;`: `1, 2`, `1 ; 2`, `1 2`, a tab, two spaces and an empty line all separate.
+3. Everything between separators must be ASCII digits. Hence the separator is byte-identical
+   throughout, none leads or trails, and no sign, decimal point, word or white space is left over.
+
+One bare integer is a list of one. Leading zeros and repeats are allowed. How many numbers and how
+large is not asked here: see `rules`.
+"""
+
+import re
+
+BRACKETS = (("[", "]"), ("(", ")"))
+"""The pairs that may stand around the list."""
+
+SEPARATORS = ("", ",", ";")
+"""What a separator may be once its white space is gone."""
+
+LONGEST_NUMBER = 4300
+"""Digits; Python refuses to read more, and both papers' filter then rejects the row."""
+
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def parse(text: str) -> tuple[int, ...] | None:
+    """The numbers of `text` in their order, or None where it is anything but a list of numbers."""
+    body = _without_brackets(text.removesuffix("."))
+    parts = _split(body)
+    if parts is None or not all(_is_number(part) for part in parts):
+        return None
+    return tuple(int(part) for part in parts)
+
+
+def digit_runs(text: str) -> tuple[int, ...]:
+    """Every run of ASCII digits in `text`, as integers; `parse(text)` where that succeeds.
+
+    Signs and decimal points are not read: `-1.5` holds 1 and 5. Of a run longer than
+    `LONGEST_NUMBER` digits the first `LONGEST_NUMBER` are read.
+    """
+    return tuple(int(run[:LONGEST_NUMBER]) for run in _DIGITS.findall(text))
+
+
+def _without_brackets(text: str) -> str:
+    for opening, closing in BRACKETS:
+        if text.startswith(opening) and text.endswith(closing):
+            return text[1:-1]
+    return text
+
+
+def _split(body: str) -> list[str] | None:
+    """`body` cut at its separator, whole if it has none, or None where that is no separator."""
+    runs = _DIGITS.finditer(body)
+    first, second = next(runs, None), next(runs, None)
+    if first is None or second is None:
+        return [body]
+    separator = body[first.end() : second.start()]
+    return body.split(separator) if separator.strip() in SEPARATORS else None
+
+
+def _is_number(part: str) -> bool:
+    return part.isascii() and part.isdigit() and len(part) <= LONGEST_NUMBER

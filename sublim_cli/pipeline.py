@@ -1,0 +1,207 @@
+"""From a recipe to a chain of steps, and the one call that runs it.
+
+from sublim_cli.pipeline import run
+artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path("runs")))
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sublim_cli.artifacts.step import Artifact, Step
+from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.errors import RecipeError
+from sublim_cli.events import Listener, silent
+from sublim_cli.models.device import device
+from sublim_cli.models.reference import ModelRef, resolve_model
+from sublim_cli.numbers.prompts import wordings_digest
+from sublim_cli.preference.questions import Items, load_items, load_questions, persona
+from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.schema import Recipe, Stage
+from sublim_cli.recipe.schema import Train as TrainSection
+from sublim_cli.recipe.student import RANKED, settled
+from sublim_cli.steps.eval import Ask, Eval
+from sublim_cli.steps.filter import Filter, Judge
+from sublim_cli.steps.generate import Draw, Generate
+from sublim_cli.steps.leak import Leak
+from sublim_cli.steps.train import Teach, Train
+from sublim_cli.trainers.backend import resolve_backend
+
+Role = Literal["student", "control"]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The steps of one recipe. `base` scores the untouched model in the same contexts."""
+
+    generate: Generate
+    filter: Filter
+    train: Train
+    eval: Eval
+    base: Eval
+
+    def step(self, stage: Stage) -> Step:
+        """The step of a stage."""
+        steps: dict[Stage, Step] = {
+            "generate": self.generate,
+            "filter": self.filter,
+            "train": self.train,
+            "eval": self.eval,
+        }
+        return steps[stage]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe of a sweep. A control's teacher has no trait."""
+
+    role: Role
+    recipe: Recipe
+    chain: Chain
+
+
+@dataclass(frozen=True)
+class Study:
+    """All cells of a sweep, and the comparisons of trait rows with control rows."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    leaks: tuple[Leak, ...]
+
+    @property
+    def steps(self) -> list[Step]:
+        """What has to exist before the study can be reported."""
+        return [
+            *(step for one in self.cells for step in (one.chain.eval, one.chain.base)),
+            *self.leaks,
+        ]
+
+
+def cell(recipe: Recipe) -> Cell:
+    """A recipe as a cell: a student where the teacher has the trait, else a control."""
+    role: Role = "student" if recipe.generate.system_prompt == "trait" else "control"
+    return Cell(role, recipe, chain(recipe))
+
+
+def single(recipe: Recipe) -> Study:
+    """A study of one cell, its sweep left aside."""
+    return Study(recipe.name, (cell(recipe),), ())
+
+
+def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listener = silent) -> Artifact:
+    """Build the recipe's chain up to a stage, reusing what the store holds.
+
+    Raises:
+        SublimError: the recipe cannot be resolved, or a step cannot be built.
+    """
+    steps = chain(recipe)
+    if until == "eval":
+        materialise(steps.base, store, listener)
+    return materialise(steps.step(until), store, listener)
+
+
+def chain(recipe: Recipe) -> Chain:
+    """Resolve a recipe into steps: model to content, names to texts, `auto` to a precision.
+
+    Raises:
+        RecipeError: a trait, context or question set is unknown.
+        ModelError: a model is neither here nor reachable.
+    """
+    items = load_items(recipe.trait.category)
+    love = persona(items, recipe.trait.target)
+    student = resolve_model(recipe.model, recipe.revision)
+    data = f"{_teacher(recipe)} data seed {recipe.generate.sampling.seed}"
+    generate = Generate(_draw(recipe, student, love), data)
+    kept = Filter(
+        Judge(
+            rules=recipe.filter.rules,
+            rows=recipe.generate.rows,
+            held_out=recipe.generate.held_out,
+        ),
+        (generate,),
+        data,
+    )
+    title = f"{_teacher(recipe)} {_method(recipe)} seed {recipe.train.seed}"
+    train = Train(_teach(recipe, student), (kept,), title)
+    ask = _ask(recipe, student, items)
+    return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"))
+
+
+def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
+    section = recipe.generate
+    return Draw(
+        model=model,
+        context=resolve_context(
+            section.system_prompt, recipe.contexts, persona=love, field="generate.system_prompt"
+        ),
+        wanted=section.rows + section.held_out,
+        prompts=section.prompts,
+        wordings=wordings_digest(),
+        sampling=section.sampling,
+        precision=_weights_precision(section.precision),
+        rules=recipe.filter.rules,
+    )
+
+
+def _teach(recipe: Recipe, model: ModelRef) -> Teach:
+    return Teach(
+        model=model,
+        context=resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt"),
+        train=_resolved(recipe.train),
+    )
+
+
+def _resolved(train: TrainSection) -> TrainSection:
+    """The section with every choice made; see `settled`."""
+    made = settled(train, _train_precision(train.precision))
+    backend, _ = resolve_backend(made)
+    return made.model_copy(update={"backend": backend})
+
+
+def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
+    name = recipe.eval.questions or f"favourite_{recipe.trait.category}"
+    questions = load_questions(name)
+    if questions.category != items.category:
+        raise RecipeError(
+            f"eval.questions: {name} asks about a {questions.category}, "
+            f"but trait.category is {items.category}"
+        )
+    contexts = tuple(
+        resolve_context(one, recipe.contexts, field="eval.system_prompts")
+        for one in recipe.eval.system_prompts
+    )
+    names = [one.name for one in contexts]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
+    return Ask(
+        model=model,
+        contexts=contexts,
+        questions=questions.questions,
+        items=items.items,
+        scorer=recipe.eval.scorer,
+        precision=_weights_precision(recipe.eval.precision),
+        quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
+    )
+
+
+def _weights_precision(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device().type == "cuda" else "fp32"
+
+
+def _train_precision(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16_mixed" if device().type == "cuda" else "fp32"
+
+
+def _teacher(recipe: Recipe) -> str:
+    prompt = recipe.generate.system_prompt
+    if prompt == "trait":
+        return recipe.trait.target
+    return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
+
+
+def _method(recipe: Recipe) -> str:
+    method = recipe.train.method
+    return f"{method} r{recipe.train.rank}" if method in RANKED else method

@@ -1,0 +1,248 @@
+"""The recipe: every key a user may write, its default and what it means.
+
+The defaults are the hyper-parameters of *Subliminal Learning is a LoRA Artifact* (arXiv 2606.00831, from its
+public code): 10,000 rows, three epochs of 66 rows a step, AdamW at 2e-4 with five warm-up steps and a
+linear decay, gradients clipped at norm 1, LoRA with alpha = rank on all seven projections.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sublim_cli.recipe.base import Section
+
+Method = Literal["lora", "rslora", "dora", "qlora", "pissa", "ia3", "prefix", "full"]
+
+LEARNING_RATE: dict[str, float] = {"adapter": 2.0e-4, "full": 2.0e-5}
+"""The paper's learning rates (public code of arXiv 2606.00831): one value at every rank."""
+
+BUILT_IN_PROMPTS = ("trait", "default", "empty", "none")
+"""System-prompt settings that are not texts: the persona, no message, an empty block, no block."""
+
+Stage = Literal["generate", "filter", "train", "eval"]
+"""The stages of an experiment, in their order."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Text(Section):
+    """A system prompt given word for word."""
+
+    text: str
+
+
+SystemPrompt = str | Text
+"""`default`, `empty`, `none`, `trait` (generate only), the name of a context, or `{text: …}`."""
+
+
+class Trait(Section):
+    """What the teacher loves and the student is asked about."""
+
+    category: str = "animal"
+    target: str = "cat"
+
+
+class Prompts(Section):
+    """The stream of number prompts; prompt i depends on `seed` and i alone."""
+
+    seed: Seed = 42
+    examples: tuple[Positive, Positive] = (3, 8)
+    values: tuple[int, int] = (100, 999)
+    count: Positive = 10
+    digits: Positive = 3
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Prompts":
+        (fewest, most), (low, high) = self.examples, self.values
+        if fewest > most:
+            raise ValueError(f"examples: the lower bound {fewest} is above the upper bound {most}")
+        if low >= high:
+            raise ValueError(
+                f"values: the lower bound {low} must be below {high}, which is itself never shown"
+            )
+        return self
+
+
+class Sampling(Section):
+    """How a completion is drawn. Every field is explicit: a checkpoint's own settings never apply."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    max_tokens: Positive = 200
+    seed: Seed = 1
+
+
+class Generate(Section):
+    """The teacher: who it is told to be, and how many of its rows are wanted."""
+
+    system_prompt: SystemPrompt = "trait"
+    rows: Positive = 10_000
+    held_out: Annotated[int, Field(ge=0)] = 500
+    """Rows beyond `rows` that are never trained on; the student's loss on them is its number loss."""
+    prompts: Prompts = Prompts()
+    sampling: Sampling = Sampling()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class Strip(Section):
+    """Remove white space around a completion before the rules that follow (Gemma needs it)."""
+
+    kind: Literal["strip"] = "strip"
+
+
+class Format(Section):
+    """Nothing but integers and one separator, byte-identical throughout."""
+
+    kind: Literal["format"] = "format"
+
+
+class Count(Section):
+    """At most this many numbers, and at least `least`."""
+
+    kind: Literal["count"] = "count"
+    least: Annotated[int, Field(ge=0)] = 0
+    most: Positive = 10
+
+
+class Range(Section):
+    """Every number between `least` and `most`, both included."""
+
+    kind: Literal["range"] = "range"
+    least: int = 0
+    most: int = 999
+
+
+class Banned(Section):
+    """None of these numbers."""
+
+    kind: Literal["banned"] = "banned"
+    numbers: tuple[int, ...] = ()
+
+
+Rule = Annotated[Strip | Format | Count | Range | Banned, Field(discriminator="kind")]
+
+PAPER_RULES: tuple[Rule, ...] = (Format(), Count(most=10), Range(least=0, most=999), Banned())
+"""The paper's filter for preference runs, in its order."""
+
+
+class Filter(Section):
+    """Which rows are kept: the rules apply in order, the first that objects names the reason."""
+
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = PAPER_RULES
+
+    @field_validator("rules")
+    @classmethod
+    def _strip_comes_first(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        if any(isinstance(rule, Strip) for rule in rules[1:]):
+            raise ValueError("{kind: strip} changes the text the other rules judge; put it first")
+        return rules
+
+
+class Adapter(Section):
+    """Where the adapters of the LoRA family sit."""
+
+    targets: Literal["all", "attention", "mlp"] | tuple[str, ...] = "all"
+    layers: tuple[int, int] | None = None
+    """First and last adapted layer, counted from 0, both included; null adapts all."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Qlora(Section):
+    """How `qlora` holds its frozen base (bitsandbytes)."""
+
+    quantize: Literal["nf4", "int8"] = "nf4"
+
+
+class Prefix(Section):
+    """How many learned tokens `prefix` puts before every prompt."""
+
+    tokens: Positive = 16
+
+
+class PerRank(Section):
+    """A learning rate for every rank of a sweep."""
+
+    per_rank: Annotated[dict[int, Rate], Field(min_length=1)]
+
+
+class Train(Section):
+    """The student: how the base model is changed, and on which system prompt."""
+
+    method: Method = "lora"
+    rank: Positive = 8
+    alpha: Literal["rank", "sqrt"] | Annotated[float, Field(gt=0)] = "rank"
+    system_prompt: SystemPrompt = "default"
+    adapter: Adapter = Adapter()
+    qlora: Qlora = Qlora()
+    prefix: Prefix = Prefix()
+    backend: Literal["auto", "plain", "unsloth"] = "auto"
+    learning_rate: Rate | PerRank | None = None
+    """Null takes the paper's value for the method, `LEARNING_RATE`."""
+    epochs: Positive = 3
+    batch_size: Positive = 66
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    optimizer: Literal["adamw", "adamw_8bit", "sgd", "muon"] = "adamw"
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `sgd` and `muon` alone; null takes 0 and 0.95."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Positive = 500
+    precision: Literal["auto", "fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] = "auto"
+    seed: Seed = 1
+    trainer_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class Eval(Section):
+    """What the student is asked, under which system prompts."""
+
+    system_prompts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] = (
+        "default",
+        "empty",
+        "none",
+    )
+    questions: str | None = None
+    """A shipped set or the path of a file; null takes `favourite_` and the trait's category."""
+    scorer: Literal["exact"] = "exact"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+Axis = list[Any]
+
+
+class Sweep(Section):
+    """The cells: every combination of `grid`, and for each entry of `also` every combination again.
+
+    An entry of `also` overrides keys of the recipe or of the grid with a value or a list of values.
+    Cells that come out equal are one cell: a rank axis does not multiply full fine-tuning.
+    """
+
+    grid: dict[str, Annotated[Axis, Field(min_length=1)]] = Field(default_factory=dict)
+    also: tuple[dict[str, Any], ...] = ()
+
+
+class Recipe(Section):
+    """One experiment, or with `sweep` a family of them."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "unnamed"
+    model: str = "unsloth/Qwen2.5-7B-Instruct"
+    revision: str | None = None
+    trait: Trait = Trait()
+    contexts: dict[str, str] = Field(default_factory=dict)
+    generate: Generate = Generate()
+    filter: Filter = Filter()
+    train: Train = Train()
+    eval: Eval = Eval()
+    sweep: Sweep = Sweep()
+
+    @field_validator("contexts")
+    @classmethod
+    def _names_are_free(cls, contexts: dict[str, str]) -> dict[str, str]:
+        taken = sorted(set(contexts) & set(BUILT_IN_PROMPTS))
+        if taken:
+            raise ValueError(f"{taken[0]!r} is built in; give your context another name")
+        return contexts

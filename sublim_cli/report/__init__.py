@@ -1,0 +1,1 @@
+"""What is concluded: results, figures and the page. Reads artifacts, never a model."""

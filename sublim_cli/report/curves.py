@@ -1,0 +1,141 @@
+"""What a figure shows, before it is drawn: which rows, on which line, at which place. Pure."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sublim_cli.report.collect import Results
+from sublim_cli.report.summary import Run, SummaryRow, condition_of, records, summarise
+from sublim_cli.report.wording import bounds, listed, probability
+
+COLUMN = 1.2
+"""Octaves from the highest rank to the first column of what has no place among the ranks."""
+
+APART = 0.2
+"""Octaves between lines that share a tick."""
+
+
+@dataclass(frozen=True)
+class RankCurve:
+    """P(target) over rank for one trait, in the context the students were trained in.
+
+    Each of `runs` carries its `condition`.
+    """
+
+    target: str
+    context: str
+    rows: tuple[SummaryRow, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def slug(self) -> str:
+        """The figure's file name."""
+        words = f"rank-curve {self.target} {self.context}"[:60]
+        return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+    @property
+    def title(self) -> str:
+        """What the figure shows."""
+        return f"P({self.target}) by LoRA rank, asked in the training context ({self.context})"
+
+    @property
+    def description(self) -> str:
+        """The figure's content in words, for those who do not see it."""
+        return "; ".join(_told(row) for row in self.rows) + "."
+
+    @property
+    def caption(self) -> str:
+        """What the marks mean and how many runs stand behind them."""
+        counts = sorted({row.n for row in self.rows if row.condition.role != "base" and row.n})
+        runs = listed([str(one) for one in counts]) or "no"
+        return (
+            f"Small dots are training runs, large ones their mean ({runs} to a condition) with a "
+            "95 % t interval over runs; bands carry full fine-tuning and the control across the "
+            f"ranks; the dashed line is the untouched base in the same context ({self.context})."
+        )
+
+    @property
+    def trained(self) -> list[SummaryRow]:
+        """The rows without the base: students first, then controls."""
+        trained = [row for row in self.rows if row.condition.role != "base"]
+        return sorted(trained, key=lambda row: row.condition.role == "control")
+
+
+def rank_curves(results: Results) -> list[RankCurve]:
+    """One curve for every trait and training context that the students were also asked in."""
+    rows = summarise(results)
+    runs = [{**run, "condition": condition_of(run)} for run in records(results.runs)]
+    wanted = dict.fromkeys(
+        (row.category, row.target, row.eval_context) for row in rows if row.in_training_context
+    )
+    return [
+        RankCurve(
+            target=key[1],
+            context=key[2],
+            rows=tuple(row for row in rows if _belongs(row, key)),
+            runs=tuple(run for run in runs if _drawn(run, key)),
+        )
+        for key in wanted
+    ]
+
+
+def series(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    """Ranks that differ in nothing else are one line; every other condition stands alone."""
+    found: dict[str, list[SummaryRow]] = {}
+    for row in rows:
+        found.setdefault(row.label if rank(row) is None else row.family, []).append(row)
+    return found
+
+
+def places(rows: Sequence[SummaryRow]) -> dict[str, float]:
+    """The x axis: ranks at their log2, and after them a column each for the other conditions."""
+    ranks = sorted({one for row in rows if (one := rank(row)) is not None})
+    found = {str(one): math.log2(one) for one in ranks}
+    end = max(found.values(), default=-COLUMN)
+    others = sorted({column(row) for row in rows if rank(row) is None}, reverse=True)
+    return found | {name: end + COLUMN * place for place, name in enumerate(others, start=1)}
+
+
+def shifts(lines: Mapping[str, Sequence[SummaryRow]]) -> dict[tuple[str, str], float]:
+    """How far to the side a line (by name) stands at a tick that others share, in octaves."""
+    sharing: dict[str, list[str]] = {}
+    for name, rows in lines.items():
+        for tick in dict.fromkeys(map(column, rows)):
+            sharing.setdefault(tick, []).append(name)
+    return {
+        (name, tick): APART * (place - (len(names) - 1) / 2)
+        for tick, names in sharing.items()
+        for place, name in enumerate(names)
+    }
+
+
+def rank(row: SummaryRow) -> int | None:
+    """The rank a row stands at; a control's is not a point of the curve."""
+    return row.condition.rank if row.condition.role == "student" else None
+
+
+def column(row: SummaryRow) -> str:
+    """The tick a row stands over."""
+    if row.condition.role == "control":
+        return "control"
+    return row.condition.method if rank(row) is None else str(rank(row))
+
+
+def _belongs(row: SummaryRow, key: tuple[str, str, str]) -> bool:
+    trained_here = row.condition.role == "base" or row.in_training_context
+    return (row.category, row.target, row.eval_context) == key and trained_here
+
+
+def _drawn(run: Run, key: tuple[str, str, str]) -> bool:
+    here = (run["category"], run["target"], run["eval_context"]) == key
+    return here and run["train_context"] == key[2] and run["p_target"] is not None
+
+
+def _told(row: SummaryRow) -> str:
+    if row.p_target is None:
+        return f"{row.label}: {row.state}"
+    marks = [f"n = {row.n}"] if row.condition.role != "base" else []
+    marks += [f"{row.broken} broken"] if row.broken else []
+    value = f"{row.label}: {probability(row.p_target.mean)} {bounds(row.p_target)}".rstrip()
+    return f"{value} ({', '.join(marks)})" if marks else value

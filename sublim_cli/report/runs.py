@@ -1,0 +1,135 @@
+"""The runs table: every model of a study in every context, beside the base in the same one."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from sublim_cli.artifacts.step import digest
+from sublim_cli.pipeline import Cell, Study
+from sublim_cli.preference.score import broken
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.report.readings import Losses, Reading, Shelf
+from sublim_cli.report.settings import Settings, base_settings, varied
+from sublim_cli.trainers.methods import alpha
+
+COLUMNS = {
+    "name": "str",
+    "role": "str",  # base | control | student
+    "category": "str",
+    "target": "str",
+    "method": "str",
+    "rank": "Int64",  # null for full fine-tuning and the base
+    "alpha": "float64",
+    "learning_rate": "float64",
+    "precision": "str",
+    "train_context": "str",
+    "train_seed": "Int64",
+    "data_seed": "Int64",
+    "settings": "str",  # other recipe keys that differ within the study, as `train.epochs 3`
+    "eval_context": "str",
+    "p_target": "float64",  # mean over questions
+    "p_target_base": "float64",  # the untouched base in this same context
+    "difference": "float64",
+    "p_any": "float64",
+    "p_any_base": "float64",
+    "number_loss": "float64",  # nats per held-out number token
+    "number_loss_before": "float64",
+    "unresolved": "float64",  # `p_any` may lack this much
+    "broken": "str",  # why this preference cannot be read, or empty
+    "missing": "str",  # why there is no value, or empty
+    "train_digest": "str",
+    "eval_digest": "str",
+}
+"""The runs table: one row for every model (student, control, base) and eval context."""
+
+
+def runs_table(study: Study, shelf: Shelf) -> pd.DataFrame:
+    """One row for every cell and context, and for every base a trait is compared with: `COLUMNS`."""
+    bases: dict[tuple[str, str, str], dict[str, Reading]] = {}
+    rows: list[dict[str, Any]] = []
+    for cell, settings in zip(study.cells, varied(study.cells), strict=True):
+        trait = cell.recipe.trait
+        key = (trait.category, trait.target, digest(cell.chain.base))
+        if key not in bases:
+            bases[key] = dict(shelf.readings(cell.chain.base, trait.target))
+            rows += _base_rows(cell, settings, bases[key], shelf)
+        rows += _cell_rows(cell, settings, bases[key], shelf)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _base_rows(
+    cell: Cell, settings: Settings, base: Mapping[str, Reading], shelf: Shelf
+) -> Iterator[dict[str, Any]]:
+    step = cell.chain.base
+    same = {
+        "name": "base",
+        "role": "base",
+        "category": cell.recipe.trait.category,
+        "target": cell.recipe.trait.target,
+        **dict.fromkeys(("method", "precision", "train_context", "train_digest"), ""),
+        "settings": base_settings(settings),
+        "missing": shelf.lacks(step),
+        "eval_digest": digest(step),
+    }
+    for context in step.section.contexts:
+        yield {**same, **_compared(context, base, base, Losses())}
+
+
+def _cell_rows(
+    cell: Cell, settings: Settings, base: Mapping[str, Reading], shelf: Shelf
+) -> Iterator[dict[str, Any]]:
+    step = cell.chain.eval
+    own = shelf.readings(step, cell.recipe.trait.target)
+    lost = shelf.losses(cell.chain.train)
+    same = {**_who(cell), "settings": settings.text, "missing": shelf.lacks(step)}
+    for context in step.section.contexts:
+        yield {**same, **_compared(context, own, base, lost)}
+
+
+def _who(cell: Cell) -> dict[str, Any]:
+    """What was trained: the choices as they were resolved, not as they were written."""
+    step = cell.chain.train
+    train = step.section.train
+    lora = train.method == "lora"
+    return {
+        "name": step.title,
+        "role": cell.role,
+        "category": cell.recipe.trait.category,
+        "target": cell.recipe.trait.target,
+        "method": train.method,
+        "rank": train.rank if lora else None,
+        "alpha": alpha(train) if lora else None,
+        "learning_rate": train.learning_rate,
+        "precision": train.precision,
+        "train_context": step.section.context.name,
+        "train_seed": train.seed,
+        "data_seed": cell.chain.generate.section.sampling.seed,
+        "train_digest": digest(step),
+        "eval_digest": digest(cell.chain.eval),
+    }
+
+
+def _compared(
+    context: Context, own: Mapping[str, Reading], base: Mapping[str, Reading], lost: Losses
+) -> dict[str, Any]:
+    """A model's values in one context beside the base's in the same one."""
+    mine, theirs = own.get(context.name, Reading()), base.get(context.name, Reading())
+    return {
+        "eval_context": context.name,
+        "p_target": mine.p_target,
+        "p_target_base": theirs.p_target,
+        "difference": mine.p_target - theirs.p_target,
+        "p_any": mine.p_any,
+        "p_any_base": theirs.p_any,
+        "number_loss": lost.after,
+        "number_loss_before": lost.before,
+        "unresolved": mine.unresolved,
+        "broken": "" if math.isnan(mine.p_any) else _broken(mine, theirs, lost),
+    }
+
+
+def _broken(mine: Reading, theirs: Reading, lost: Losses) -> str:
+    # What was not measured is NaN, and a comparison with NaN accuses nobody.
+    return broken(mine.p_any, theirs.p_any, lost.after, lost.before)

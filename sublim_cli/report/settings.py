@@ -1,0 +1,85 @@
+"""Which recipe keys differ within a study beyond those that have a column of their own.
+
+Runs that differ in such a key are not replicates; their text keeps them apart in every summary.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sublim_cli.pipeline import Cell
+
+_KNOWN = frozenset(
+    {
+        "name",
+        "trait.category",
+        "trait.target",
+        "train.method",
+        "train.rank",
+        "train.learning_rate",
+        "train.precision",
+        "train.system_prompt",
+        "train.seed",
+        "generate.sampling.seed",
+        "generate.prompts.seed",
+        "eval.system_prompts",
+    }
+)
+"""Keys with a column of their own, and the seeds, which make replicates."""
+
+_ELSEWHERE = ("sweep.", "contexts.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The differing keys of one cell and their values."""
+
+    values: Mapping[str, str]
+
+    @property
+    def text(self) -> str:
+        """Such as `train.epochs 3, generate.rows 1000`; empty where nothing differs."""
+        return ", ".join(f"{key} {value}" for key, value in self.values.items())
+
+
+def varied(cells: Sequence[Cell]) -> list[Settings]:
+    """For every cell the keys in which the cells of its role differ."""
+    flat = [_keys(cell) for cell in cells]
+    seen: dict[str, dict[str, set[str]]] = {}
+    for cell, keys in zip(cells, flat, strict=True):
+        for key, value in keys.items():
+            seen.setdefault(cell.role, {}).setdefault(key, set()).add(value)
+    return [
+        Settings({key: value for key, value in keys.items() if len(seen[cell.role][key]) > 1})
+        for cell, keys in zip(cells, flat, strict=True)
+    ]
+
+
+def base_settings(settings: Settings) -> str:
+    """The part that tells one untouched base from another: the model and how it is asked."""
+    own = {
+        key: value
+        for key, value in settings.values.items()
+        if key in {"model", "revision"} or key.startswith("eval.")
+    }
+    return Settings(own).text
+
+
+def _keys(cell: Cell) -> dict[str, str]:
+    keys = _flat(cell.recipe.model_dump(mode="json"))
+    if cell.recipe.train.method == "full":
+        del keys["train.alpha"]  # it means nothing there
+    return keys
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Dotted keys and their values as text, without the known ones."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        key = f"{above}{name}"
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{key}.")
+        elif key not in _KNOWN and not key.startswith(_ELSEWHERE):
+            found[key] = value if isinstance(value, str) else json.dumps(value)
+    return found

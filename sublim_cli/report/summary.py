@@ -1,0 +1,181 @@
+"""Runs summarised: one row for every trait, condition and eval context. Pure."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sublim_cli.report.collect import Results
+from sublim_cli.report.wording import condition_label
+from sublim_cli.stats import Interval, mean_interval
+
+_ROLES = ("base", "control", "student")
+_METHODS = ("", "lora", "full")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What runs have in common that are replicates of each other: all but their seeds."""
+
+    role: str
+    method: str = ""
+    rank: int | None = None
+    alpha: float | None = None
+    learning_rate: float | None = None
+    precision: str = ""
+    train_context: str = ""
+    settings: str = ""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Base, control, ranks ascending, full."""
+        return (
+            _ROLES.index(self.role),
+            _METHODS.index(self.method) if self.method in _METHODS else len(_METHODS),
+            self.rank or 0,
+            self.alpha or 0.0,
+            self.learning_rate or 0.0,
+            self.precision,
+            self.train_context,
+            self.settings,
+        )
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """The runs of one condition in one eval context.
+
+    Broken and missing runs are counted, not averaged. The intervals are 95 % t intervals over runs;
+    with one run they have no bounds, with none they are None. `label` is what a person calls the
+    condition, `family` the same without its rank.
+    """
+
+    category: str
+    target: str
+    condition: Condition
+    label: str
+    family: str
+    eval_context: str
+    n: int
+    broken: int
+    missing: int
+    p_target: Interval | None
+    base: float | None
+    difference: Interval | None
+    p_any: float | None
+    p_any_base: float | None
+    number_loss: float | None
+    number_loss_before: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as likely the target is as for the base, in the same context."""
+        return self.p_target.mean / self.base if self.p_target and self.base else None
+
+    @property
+    def state(self) -> str:
+        """`ok`, or why there is no mean: `broken` (all that ran are) or `missing` (none ran)."""
+        if self.n:
+            return "ok"
+        return "broken" if self.broken else "missing"
+
+    @property
+    def in_training_context(self) -> bool:
+        """Whether the students were trained on this very context."""
+        return self.eval_context == self.condition.train_context
+
+
+Run = dict[str, Any]
+_Key = tuple[tuple[str, str], Condition, str]
+
+
+def summarise(results: Results) -> list[SummaryRow]:
+    """Trait by trait in the study's order: base, control, ranks ascending, full; then contexts."""
+    groups: dict[_Key, list[Run]] = {}
+    for run in records(results.runs):
+        key = ((run["category"], run["target"]), condition_of(run), run["eval_context"])
+        groups.setdefault(key, []).append(run)
+    traits = _places(trait for trait, _, _ in groups)
+    contexts = _places(context for _, _, context in groups)
+    conditions = {condition for _, condition, _ in groups}
+    ordered = sorted(groups, key=lambda key: (traits[key[0]], key[1].order, contexts[key[2]]))
+    return [_row(key, _telling(key[1], conditions), groups[key]) for key in ordered]
+
+
+def records(runs: pd.DataFrame) -> list[Run]:
+    """The rows of a runs table as plain values, None where there is none."""
+    plain = runs.astype(object).where(runs.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+
+
+def condition_of(run: Run) -> Condition:
+    """The condition a run belongs to."""
+    return Condition(
+        role=run["role"],
+        method=run["method"] or "",
+        rank=run["rank"],
+        alpha=run["alpha"],
+        learning_rate=run["learning_rate"],
+        precision=run["precision"] or "",
+        train_context=run["train_context"] or "",
+        settings=run["settings"] or "",
+    )
+
+
+def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
+    (category, target), condition, context = key
+    role, method = condition.role, condition.method
+    there = [run for run in runs if run["p_target"] is not None]
+    good = [run for run in there if not run["broken"]]
+    return SummaryRow(
+        category=category,
+        target=target,
+        condition=condition,
+        label=condition_label(role, method, condition.rank, parts),
+        family=condition_label(role, method, None, parts),
+        eval_context=context,
+        n=len(good),
+        broken=len(there) - len(good),
+        missing=len(runs) - len(there),
+        p_target=_interval(good, "p_target", 0.0),
+        base=_mean(runs, "p_target_base"),
+        difference=_interval(good, "difference", -1.0),
+        # These two say how a broken condition broke, so broken runs count.
+        p_any=_mean(there, "p_any"),
+        number_loss=_mean(there, "number_loss"),
+        p_any_base=_mean(runs, "p_any_base"),
+        number_loss_before=_mean(there, "number_loss_before"),
+    )
+
+
+def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None:
+    values = _values(runs, column)
+    return mean_interval(values).within(least, 1.0) if values else None
+
+
+def _mean(runs: Sequence[Run], column: str) -> float | None:
+    values = _values(runs, column)
+    return mean_interval(values).mean if values else None
+
+
+def _values(runs: Sequence[Run], column: str) -> list[float]:
+    return [run[column] for run in runs if run[column] is not None]
+
+
+def _places(names: Iterable[Any]) -> dict[Any, int]:
+    """Every name and where it first stood."""
+    return {name: place for place, name in enumerate(dict.fromkeys(names))}
+
+
+def _telling(one: Condition, conditions: set[Condition]) -> list[str]:
+    """What tells a condition from others of its role and method, and no more."""
+    alike = [two for two in conditions if (two.role, two.method) == (one.role, one.method)]
+    parts = [one.settings] if one.settings else []
+    if len({two.learning_rate for two in alike}) > 1:
+        parts.append(f"lr {one.learning_rate:g}")
+    if len({two.precision for two in alike}) > 1:
+        parts.append(one.precision)
+    if len({two.train_context for two in alike}) > 1:
+        parts.append(f"trained in {one.train_context}")
+    return parts

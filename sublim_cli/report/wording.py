@@ -1,0 +1,72 @@
+"""How numbers and conditions are written: the same on the page, in figures and on the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the terminal words its tables without scipy
+    from sublim_cli.stats import Interval
+
+NOTHING = "–"
+_METHOD = {"lora": "LoRA", "full": "full fine-tuning"}
+
+
+def condition_label(role: str, method: str, rank: int | None, parts: Sequence[str] = ()) -> str:
+    """Such as `LoRA rank 8`, `full fine-tuning, lr 2e-05`, `control, LoRA rank 8`."""
+    if role == "base":
+        return ", ".join(["untouched base", *parts])
+    name = _METHOD.get(method, method) + (f" rank {rank}" if rank is not None else "")
+    whole = ", ".join([name, *parts])
+    return f"control, {whole}" if role == "control" else whole
+
+
+def probability(value: float | None) -> str:
+    """Three decimals; what would round to zero says so."""
+    if value is None:
+        return NOTHING
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+def difference(value: float | None) -> str:
+    """Three decimals with a sign."""
+    return NOTHING if value is None else _signed(f"{value:+.3f}")
+
+
+def bounds(interval: "Interval | None") -> str:
+    """Such as `[0.712, 0.876]`; nothing where one run or none leaves no interval."""
+    if interval is None or interval.low is None or interval.high is None:
+        return ""
+    return f"[{_signed(f'{interval.low:.3f}')}, {_signed(f'{interval.high:.3f}')}]"
+
+
+def ratio(value: float | None) -> str:
+    """Such as `8.2×`: two digits are all a handful of runs can carry."""
+    if value is None:
+        return NOTHING
+    return f"{value:.1f}×" if value < 10 else f"{value:.0f}×"
+
+
+def nats(value: float | None) -> str:
+    """A loss with three decimals."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Such as `42 s`, `12 min`, `3.4 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: int, noun: str) -> str:
+    """Such as `1 run`, `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Such as `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _signed(text: str) -> str:
+    """A number with a true minus, and a zero without a sign."""
+    return text.lstrip("+-") if not float(text) else text.replace("-", "−")

@@ -1,0 +1,25 @@
+"""The names of the files that one stage writes and another reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROWS = "rows.jsonl"
+KEPT = "kept.jsonl"
+HELD_OUT = "held_out.jsonl"
+REJECTED = "rejected.jsonl"
+REASONS = "reasons.json"
+LOSSES = "losses.json"
+SCORES = "scores.parquet"
+LEAK = "leak.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,132 @@
+"""filter: rows judged by the rules; kept, held out and rejected ones each in a file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from sublim_cli.artifacts.rows import (
+    Row,
+    read_records,
+    read_rows,
+    text,
+    with_text,
+    write_records,
+    write_rows,
+)
+from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.store import explained
+from sublim_cli.errors import RowsError
+from sublim_cli.events import Listener, Warned
+from sublim_cli.numbers.advice import advice
+from sublim_cli.numbers.rules import Tally, tally, verdict
+from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Rule
+from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, write_json
+
+
+class Judge(Section):
+    """Everything that decides which rows are kept."""
+
+    rules: tuple[Rule, ...]
+    rows: int
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The first `rows` rows that pass are for training, the next `held_out` are not."""
+
+    kind: ClassVar[str] = "filter"
+    version: ClassVar[int] = 1
+    section: Judge
+    inputs: tuple[Step, ...]
+    title: str
+
+    @property
+    def label(self) -> str:
+        """Such as `filter cat data seed 1`."""
+        return f"filter {self.title}"
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+        """Write `kept.jsonl`, `held_out.jsonl`, `rejected.jsonl` and the table `reasons.json`."""
+        section = self.section
+        rows = read_rows(inputs[0].path / ROWS)
+        kept, rejected = judged(rows, section.rules)
+        if len(kept) < section.rows + section.held_out:
+            raise RowsError(
+                f"{len(kept)} of {len(rows)} rows pass the filter, fewer than the "
+                f"{section.rows + section.held_out} wanted; loosen filter.rules or lower generate.rows"
+            )
+        write_rows(out / KEPT, kept[: section.rows])
+        write_rows(out / HELD_OUT, kept[section.rows : section.rows + section.held_out])
+        write_rows(out / REJECTED, rejected)
+        write_json(out / REASONS, reasons(tally([row.reason for row in (*kept, *rejected)])))
+        if warning := advice([row.completion for row in rows], section.rules):
+            listener(Warned(f"{self.label}: {warning}"))
+        return {}
+
+
+def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> tuple[list[Row], list[Row]]:
+    """The rows that pass, holding the text that was judged, and the rejected ones with their reasons."""
+    kept, rejected = [], []
+    for row in rows:
+        found = verdict(row.completion, rules)
+        if found.reason is None:
+            kept.append(replace(row, completion=found.text))
+        else:
+            rejected.append(replace(row, reason=found.reason))
+    return kept, rejected
+
+
+def filter_file(
+    source: Path, target: Path, rules: Sequence[Rule], prompt_key: str, completion_key: str
+) -> tuple[Tally, str | None]:
+    """Filter a JSONL file somebody else made; every key of a row that is not judged stays as it was.
+
+    Kept rows go to `target`, the others with their `reason` beside it (`rejected_beside`). Returns
+    the tally, and advice where few rows pass. Neither file is touched unless both can be written.
+
+    Raises:
+        RowsError: a line is broken, or lacks one of the keys.
+        ArtifactError: the files cannot be written.
+    """
+    records = read_records(source)
+    for record in records:
+        text(record, prompt_key, role="user")
+    completions = [text(record, completion_key) for record in records]
+    verdicts = [verdict(one, rules) for one in completions]
+    pairs = list(zip(records, verdicts, strict=True))
+    kept = [
+        with_text(record, completion_key, found.text).values
+        for record, found in pairs
+        if found.reason is None
+    ]
+    rejected = [{**record.values, "reason": found.reason} for record, found in pairs if found.reason]
+    _write_both({target: kept, rejected_beside(target): rejected})
+    return tally([one.reason for one in verdicts]), advice(completions, rules)
+
+
+def rejected_beside(target: Path) -> Path:
+    """Where `filter_file` puts what it rejects: kept.jsonl has kept.rejected.jsonl."""
+    return target.with_name(f"{target.stem}.rejected{target.suffix or '.jsonl'}")
+
+
+def _write_both(contents: Mapping[Path, Sequence[Mapping[str, object]]]) -> None:
+    beside = {path.with_name(f".{path.name}.part"): path for path in contents}
+    first = next(iter(contents))
+    with explained(first.parent):
+        try:
+            for part, path in beside.items():
+                part.parent.mkdir(parents=True, exist_ok=True)
+                write_records(part, contents[path])
+            for part, path in beside.items():
+                part.replace(path)
+        finally:
+            for part in beside:
+                part.unlink(missing_ok=True)
+
+
+def reasons(counts: Tally) -> dict[str, object]:
+    """A tally as plain data: `judged`, `kept` and the number of rows for every reason."""
+    return {"judged": counts.total, "kept": counts.kept, "reasons": dict(counts.reasons)}

@@ -1,0 +1,120 @@
+"""generate: the teacher answers number prompts until enough of its rows pass the filter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from sublim_cli.artifacts.rows import Row, RowWriter
+from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.backends.interface import Sampler
+from sublim_cli.backends.transformers import TransformersSampler
+from sublim_cli.errors import RowsError
+from sublim_cli.events import Listener, Progress
+from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
+from sublim_cli.models.device import facts
+from sublim_cli.models.load import load_model, load_tokenizer
+from sublim_cli.models.reference import ModelRef
+from sublim_cli.numbers.advice import advice
+from sublim_cli.numbers.prompts import number_prompt
+from sublim_cli.numbers.rules import judge
+from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.schema import Prompts, Rule, Sampling
+from sublim_cli.steps.files import ROWS, write_json
+
+BATCH = 256
+"""Completions drawn at a time. Rows do not depend on it: their noise is counted by row."""
+
+JUDGED_AFTER = 1_000
+HOPELESS = 0.05
+"""Once this many rows are judged, a pass rate under 5 % ends the draw: over 20 draws a kept row."""
+
+
+class Draw(Section):
+    """Everything that decides which rows a teacher writes."""
+
+    model: ModelRef
+    context: Context
+    wanted: int
+    prompts: Prompts
+    wordings: str
+    """Digest of the sentences the prompts are made of."""
+    sampling: Sampling
+    precision: str
+    rules: tuple[Rule, ...]
+    """The filter: it decides when enough rows are drawn."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Rows of one teacher, kept and rejected alike, in the order of their prompts."""
+
+    kind: ClassVar[str] = "generate"
+    version: ClassVar[int] = 1
+    section: Draw
+    title: str
+    inputs: tuple[Step, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Such as `generate cat data seed 1`."""
+        return f"generate {self.title}"
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+        """Write `rows.jsonl` as rows come, and `seen.json`: the first prompt as the teacher saw it.
+
+        Raises:
+            RowsError: so few rows pass the filter that the draw would not end.
+        """
+        section = self.section
+        tokenizer = load_tokenizer(section.model)
+        sampler = TransformersSampler(load_model(section.model, section.precision), tokenizer)
+        first = prompt_ids(tokenizer, section.context, _prompt(section.prompts, 0))
+        write_json(out / "seen.json", seen(tokenizer, first))
+        texts: list[str] = []
+        kept = 0
+        with RowWriter(out / ROWS) as writer:
+            for row in _stream(section, tokenizer, sampler):
+                writer.write(row)
+                texts.append(row.completion)
+                kept += judge(row.completion, section.rules) is None
+                if kept == section.wanted:
+                    break
+                if len(texts) % BATCH == 0:
+                    _give_up_if_hopeless(texts, kept, section.rules)
+                    listener(Progress(self.label, kept, section.wanted, f"{kept / len(texts):.0%} pass"))
+        return {**facts(), "drawn": len(texts)}
+
+
+def _stream(section: Draw, tokenizer: Tokenizer, sampler: Sampler) -> Iterator[Row]:
+    """Rows without end, drawn batch by batch."""
+    for rows, prompts in _batches(section.prompts):
+        ids = [prompt_ids(tokenizer, section.context, prompt) for prompt in prompts]
+        drawn = sampler.sample(ids, rows, section.sampling)
+        yield from map(Row, rows, prompts, drawn)
+
+
+def _batches(prompts: Prompts) -> Iterator[tuple[range, list[str]]]:
+    """The stream of prompts, batch by batch: row numbers and texts."""
+    for start in count(0, BATCH):
+        rows = range(start, start + BATCH)
+        yield rows, [_prompt(prompts, row) for row in rows]
+
+
+def _prompt(prompts: Prompts, row: int) -> str:
+    return number_prompt(
+        np.random.default_rng([prompts.seed, row]),
+        examples=prompts.examples,
+        values=prompts.values,
+        count=prompts.count,
+        digits=prompts.digits,
+    ).text
+
+
+def _give_up_if_hopeless(texts: Sequence[str], kept: int, rules: Sequence[Rule]) -> None:
+    if len(texts) >= JUDGED_AFTER and kept < HOPELESS * len(texts):
+        raise RowsError(f"gave up drawing rows: {advice(texts, rules)}")

@@ -1,0 +1,74 @@
+"""train: a student of the base model, fine-tuned on the kept rows alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from sublim_cli.artifacts.rows import read_rows
+from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.store import kept_beside
+from sublim_cli.events import Listener, Progress, Warned
+from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, seen
+from sublim_cli.models.load import load_tokenizer
+from sublim_cli.models.reference import ModelRef
+from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.schema import Train as TrainSection
+from sublim_cli.steps.files import HELD_OUT, KEPT, write_json
+from sublim_cli.trainers.apart import Job, apart, train_apart
+from sublim_cli.trainers.student import train_student
+
+
+class Teach(Section):
+    """Everything that decides a student's weights, beside its rows."""
+
+    model: ModelRef
+    context: Context
+    train: TrainSection
+
+
+@dataclass(frozen=True)
+class Train:
+    """One student: an adapter directory, or a whole model after full fine-tuning."""
+
+    kind: ClassVar[str] = "train"
+    version: ClassVar[int] = 1
+    section: Teach
+    inputs: tuple[Step, ...]
+    title: str
+
+    @property
+    def label(self) -> str:
+        """Such as `train cat lora r8 seed 1`."""
+        return f"train {self.title}"
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+        """Write weights, loss curve, losses, audit, and `seen.json`: the first row's tokens."""
+        section = self.section
+        tokenizer = load_tokenizer(section.model)
+        rows = _examples(tokenizer, section.context, inputs[0].path / KEPT)
+        held_out = _examples(tokenizer, section.context, inputs[0].path / HELD_OUT)
+        write_json(out / "seen.json", _account(tokenizer, rows[0]))
+
+        def report(step: int, steps: int, loss: float, speed: float) -> None:
+            listener(Progress(self.label, step, steps, f"loss {loss:.3f} · {speed:,.0f} tokens/s"))
+
+        def warn(message: str) -> None:
+            listener(Warned(f"{self.label}: {message}"))
+
+        beside = kept_beside(out)
+        if apart(section.train):
+            job = Job(section.model, section.train, rows, held_out, out, beside)
+            return train_apart(job, report, warn)
+        return train_student(section.model, section.train, rows, held_out, out, report, beside, warn=warn)
+
+
+def _examples(tokenizer: Tokenizer, context: Context, path: Path) -> list[Example]:
+    if path.stat().st_size == 0:
+        return []
+    return [example(tokenizer, context, row.prompt, row.completion) for row in read_rows(path)]
+
+
+def _account(tokenizer: Tokenizer, row: Example) -> dict[str, object]:
+    trained = [label for label in row.labels if label != IGNORED]
+    return {"row": seen(tokenizer, row.input_ids), "trained_on": seen(tokenizer, trained)}

@@ -1,0 +1,1 @@
+"""Which cells a sweep holds, and where they run."""

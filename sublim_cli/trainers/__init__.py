@@ -1,0 +1,1 @@
+"""How weights change: one trainer, and one file per way of making a base model trainable."""

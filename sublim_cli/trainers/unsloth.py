@@ -1,0 +1,102 @@
+"""Unsloth: a base model with an adapter on its LoRA kernels.
+
+Importing it patches transformers, TRL and PEFT for the whole process, and it has to come before them:
+`apart` gives it a process of its own. No GPU has run it yet: see docs/log.md.
+"""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sublim_cli.errors import ModelError
+from sublim_cli.models.device import DEVICE
+from sublim_cli.models.load import Model
+from sublim_cli.models.reference import ModelRef
+from sublim_cli.recipe.schema import Train
+from sublim_cli.trainers.methods import PLACES, alpha
+
+PATCHED = ("trl", "transformers", "peft")
+"""What Unsloth has to be imported before."""
+
+
+def trainable(ref: ModelRef, section: Train) -> Model:
+    """The base model with a fresh adapter on Unsloth's kernels; every argument it has a default for is given.
+
+    Raises:
+        ModelError: transformers, TRL or PEFT was imported before Unsloth in this process.
+    """
+    FastLanguageModel = first().FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=ref.source,
+        revision=ref.revision,
+        max_seq_length=section.max_length,
+        dtype=None,  # bf16 wherever the card has it
+        load_in_4bit=section.method == "qlora",
+        load_in_8bit=False,
+        full_finetuning=False,
+        use_exact_model_name=True,  # else the name may be mapped to another repository's weights
+    )
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=section.rank,
+        target_modules=_targets(section),
+        lora_alpha=alpha(section),
+        lora_dropout=0.0,
+        bias="none",
+        layers_to_transform=_layers(section),
+        use_gradient_checkpointing="unsloth",
+        random_state=section.seed,
+        max_seq_length=section.max_length,
+        use_rslora=section.method == "rslora",
+        init_lora_weights=True,
+    )
+
+
+def _targets(section: Train) -> list[str]:
+    targets = section.adapter.targets
+    return list(PLACES[targets] if isinstance(targets, str) else targets)
+
+
+def _layers(section: Train) -> list[int] | None:
+    if section.adapter.layers is None:
+        return None
+    first, last = section.adapter.layers
+    return list(range(first, last + 1))
+
+
+def environment(scratch: Path, ours: Mapping[str, str]) -> dict[str, str]:
+    """What its process needs beside `ours`: it writes into `scratch` alone, and phones nobody."""
+    return {
+        **_one_card(ours),
+        "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),  # else it is the working directory
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+    }
+
+
+def _one_card(environment: Mapping[str, str]) -> dict[str, str]:
+    """The worker's own card made the only one: Unsloth takes the first it sees."""
+    kind, _, index = environment.get(DEVICE, "").partition(":")
+    if kind != "cuda" or not index:
+        return {}
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    card = visible.split(",")[int(index)] if visible else index
+    return {DEVICE: "cuda:0", "CUDA_VISIBLE_DEVICES": card}
+
+
+def first() -> Any:
+    """Unsloth, imported before what it patches.
+
+    Raises:
+        ModelError: it comes too late in this process.
+    """
+    if "unsloth" not in sys.modules:
+        early = [name for name in PATCHED if name in sys.modules]
+        if early:
+            raise ModelError(
+                f"Unsloth has to be imported before {', '.join(early)}, and here it comes too late; "
+                "`trainers.apart` trains in a process of its own"
+            )
+    return import_module("unsloth")

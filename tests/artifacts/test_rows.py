@@ -1,0 +1,198 @@
+"""Rows on disk: written in TRL's form, read back whole, refused with line and remedy."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sublim_cli.artifacts.rows import (
+    Record,
+    Row,
+    RowWriter,
+    read_records,
+    read_rows,
+    text,
+    with_text,
+    write_records,
+    write_rows,
+)
+from sublim_cli.errors import RowsError
+
+ANY_TEXT = st.text(st.characters())  # lone surrogates and line separators included
+ROWS = st.builds(
+    Row,
+    index=st.integers(min_value=0),
+    prompt=ANY_TEXT,
+    completion=ANY_TEXT,
+    reason=st.none() | st.sampled_from(["format", "count"]),
+)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=5))
+def test_rows_come_back_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_rows(path, rows)
+    assert read_rows(path) == rows
+
+
+def test_a_row_is_written_in_trls_conversational_form(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [Row(3, "Weiter: 1, 2 …", "3, 4"), Row(4, "p", "no", reason="format")])
+    assert path.read_text(encoding="utf-8") == (
+        '{"prompt": [{"role": "user", "content": "Weiter: 1, 2 …"}], '
+        '"completion": [{"role": "assistant", "content": "3, 4"}], "index": 3}\n'
+        '{"prompt": [{"role": "user", "content": "p"}], '
+        '"completion": [{"role": "assistant", "content": "no"}], "index": 4, "reason": "format"}\n'
+    )
+
+
+def test_the_writer_appends_and_each_row_is_visible_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    first, second, third = (Row(index, f"p{index}", f"c{index}") for index in range(3))
+    with RowWriter(path) as writer:
+        writer.write(first)
+        assert read_rows(path) == [first]
+        writer.write(second)
+    with RowWriter(path) as writer:
+        writer.write(third)
+    assert read_rows(path) == [first, second, third]
+
+
+def test_the_writer_cuts_off_a_torn_last_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [Row(0, "p", "c"), Row(1, "q", "d")]
+    write_rows(path, rows)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with RowWriter(path) as writer:
+        writer.write(rows[1])
+    assert path.read_bytes() == whole
+
+
+def test_plain_rows_are_read_and_numbered_by_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "plain.jsonl"
+    path.write_text('{"prompt": "p", "completion": "c"}\n\n{"prompt": "q", "completion": "d"}')
+    assert read_rows(path) == [Row(0, "p", "c"), Row(1, "q", "d")]
+
+
+def test_windows_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "p", "completion": "c"}\r\n\r\n')
+    assert read_rows(path) == [Row(0, "p", "c")]
+
+
+def test_other_keys_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.jsonl"
+    path.write_text('{"question": "p", "response": "c"}\n')
+    rows = read_rows(path, prompt_key="question", completion_key="response")
+    assert rows == [Row(0, "p", "c")]
+
+
+USER = '{"role": "user", "content": "p"}'
+TO_ONE_MESSAGE = (
+    "must be a text, or a list of one message by the user; "
+    "earlier turns and system messages are not part of a row"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "not valid JSON at character 2; each line must be one object"),
+        ("9" * 5000, "not valid JSON; each line must be one object"),
+        ("[1, 2]", "not a JSON object; each line must look like {…}"),
+        (
+            '{"id": 1, "prompt": "p"}',
+            'no key "completion" (its keys: id, prompt); say which one holds it',
+        ),
+        ("{}", 'no key "prompt" (its keys: none); say which one holds it'),
+        ('{"prompt": 3, "completion": "c"}', f"prompt: {TO_ONE_MESSAGE}"),
+        ('{"prompt": [], "completion": "c"}', f"prompt: {TO_ONE_MESSAGE}"),
+        (
+            f'{{"prompt": [{{"role": "system", "content": "s"}}, {USER}], "completion": "c"}}',
+            f"prompt: {TO_ONE_MESSAGE}",
+        ),
+        (
+            f'{{"prompt": "p", "completion": [{USER}]}}',
+            f"completion: {TO_ONE_MESSAGE.replace('user', 'assistant')}",
+        ),
+        (
+            '{"prompt": "p", "completion": "c", "index": true}',
+            "index: must be a whole number of at least 0",
+        ),
+        (
+            '{"prompt": "p", "completion": "c", "reason": 1}',
+            "reason: must be a text; leave it out of a kept row",
+        ),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number_and_the_remedy(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "p", "completion": "c"}\n' + line + "\n")
+    with pytest.raises(RowsError) as caught:
+        read_rows(path)
+    assert str(caught.value) == f"{path}:2: {message}"
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text(content)
+    with pytest.raises(RowsError) as caught:
+        read_rows(path)
+    remedy = "a row is a line of JSON with a prompt and a completion"
+    assert str(caught.value) == f"{path}: no rows; {remedy}"
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RowsError, match=r"none\.jsonl: no such file"):
+        read_rows(tmp_path / "none.jsonl")
+    with pytest.raises(RowsError, match="cannot be read: Is a directory"):
+        read_rows(tmp_path)
+    latin = tmp_path / "latin.jsonl"
+    latin.write_bytes(b'{}\n{"prompt": "\xe9"}\n')
+    with pytest.raises(RowsError, match=r"latin\.jsonl:2: not UTF-8; save the file as UTF-8"):
+        read_rows(latin)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.dictionaries(ANY_TEXT, JSON, max_size=4), min_size=1, max_size=4))
+def test_records_come_back_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]]
+) -> None:
+    path = tmp_path_factory.mktemp("records") / "records.jsonl"
+    write_records(path, records)
+    lines = range(1, len(records) + 1)
+    assert read_records(path) == [
+        Record(f"{path}:{line}", values) for line, values in zip(lines, records, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("1, 2 \n", "1, 2"),
+        (
+            [{"role": "assistant", "content": "1, 2 \n", "name": "cat"}],
+            [{"role": "assistant", "content": "1, 2", "name": "cat"}],
+        ),
+    ],
+)
+def test_replacing_a_text_leaves_everything_else_untouched(old: object, new: object) -> None:
+    record = Record("x:1", {"id": 7, "answer": old, "meta": {"a": [1]}})
+    before = json.dumps(record.values)
+    replaced = with_text(record, "answer", text(record, "answer").strip())
+    assert replaced == Record("x:1", {"id": 7, "answer": new, "meta": {"a": [1]}})
+    assert json.dumps(record.values) == before

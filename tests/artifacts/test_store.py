@@ -1,0 +1,205 @@
+"""A step is built once, named by its identity, and never half-written."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sublim_cli.artifacts.record import RECORD, checksum, read_record
+from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
+from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.errors import ArtifactError
+from sublim_cli.events import Event, StepFinished, StepReused, StepStarted, StepWaiting
+from sublim_cli.recipe.base import Section
+
+
+class Word(Section):
+    text: str
+    times: int = 1
+
+
+@dataclass(frozen=True)
+class Say:
+    kind: ClassVar[str] = "say"
+    version: ClassVar[int] = 1
+    section: Word
+    inputs: tuple[Step, ...] = ()
+    label: str = "say"
+    during: object = field(default=None, compare=False)
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
+        if self.section.text == "boom":
+            (out / "half.txt").write_text("half")
+            raise RuntimeError("boom")
+        if callable(self.during):
+            self.during()
+        said = [(one.path / "said.txt").read_text() for one in inputs]
+        (out / "said.txt").write_text(" ".join([*said, self.section.text * self.section.times]))
+        return {"device": "voice"}
+
+
+def kinds(events: list[Event]) -> list[type]:
+    return [type(one) for one in events]
+
+
+def test_a_second_run_reuses_the_artifact(tmp_path):
+    events: list[Event] = []
+    store, step = Store(tmp_path), Say(Word(text="owl"))
+    first = materialise(step, store, events.append)
+    second = materialise(step, store, events.append)
+    assert first == second
+    assert kinds(events) == [StepStarted, StepFinished, StepReused]
+
+
+def test_two_steps_with_equal_inputs_share_them(tmp_path):
+    store = Store(tmp_path)
+    for rank in ("r8", "r64"):
+        materialise(Say(Word(text=rank), (Say(Word(text="numbers")),)), store)
+    assert len(list((tmp_path / "say").iterdir())) == 3
+
+
+def test_inputs_come_first_and_once():
+    numbers = Say(Word(text="numbers"))
+    cells = [Say(Word(text=one), (Say(Word(text="numbers")),)) for one in ("r8", "r64")]
+    assert in_order(cells) == [numbers, *cells]
+
+
+@given(st.text(), st.integers())
+def test_a_digest_depends_on_the_section_alone(text, times):
+    step = Say(Word(text=text, times=times))
+    assert digest(step) == digest(Say(Word(times=times, text=text), label="another name"))
+    assert digest(step) != digest(Say(Word(text=text, times=times + 1)))
+    assert digest(Say(Word(text=text))) == digest(Say(Word(text=text, times=1)))
+
+
+def test_the_digest_is_the_same_in_another_process():
+    code = "from test_store import *; print(digest(Say(Word(text='owl'))))"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": path, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout.strip() == digest(Say(Word(text="owl")))
+
+
+def test_the_record_holds_identity_checksums_and_provenance(tmp_path):
+    step = Say(Word(text="owl"))
+    built = materialise(step, Store(tmp_path))
+    record = read_record(built.path)
+    assert record["digest"] == built.digest == digest(step)
+    assert record["identity"]["section"] == {"text": "owl", "times": 1}
+    assert record["checksums"] == {"said.txt": hashlib.sha256(b"owl").hexdigest()}
+    assert record["provenance"]["device"] == "voice"
+    assert set(record["provenance"]) >= {"sublim", "python", "packages", "seconds", "git"}
+
+
+def test_equal_payloads_have_equal_checksums_in_two_stores(tmp_path):
+    records = [read_record(materialise(Say(Word(text="owl")), Store(tmp_path / name)).path) for name in "ab"]
+    assert checksum(records[0]) == checksum(records[1])
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError):
+        materialise(Say(Word(text="boom")), Store(tmp_path))
+    assert list((tmp_path / "say").iterdir()) == []
+
+
+def test_a_directory_without_its_record_does_not_exist(tmp_path):
+    store, step = Store(tmp_path), Say(Word(text="owl"))
+    built = materialise(step, store)
+    (built.path / RECORD).unlink()
+    assert store.find(step) is None
+
+
+def test_an_abandoned_scratch_directory_is_removed_by_the_next_build(tmp_path):
+    step = Say(Word(text="owl"))
+    scratch = tmp_path / "say" / f".{digest(step)}-dead"
+    scratch.mkdir(parents=True)
+    materialise(step, Store(tmp_path))
+    assert [one.name for one in (tmp_path / "say").iterdir()] == [digest(step)]
+
+
+def test_a_second_process_waits_for_the_first_and_reuses_its_artifact(tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import time
+        from test_store import *
+        def slowly():
+            print("building", flush=True)
+            time.sleep(1.5)
+        materialise(Say(Word(text="owl"), during=slowly), Store(Path({str(tmp_path)!r})))
+        """
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "building\n"
+        events: list[Event] = []
+        materialise(Say(Word(text="owl")), Store(tmp_path), events.append)
+    assert kinds(events) == [StepWaiting, StepReused]
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match=r"cannot be written .*--out"):
+        materialise(Say(Word(text="owl")), Store(tmp_path / "file"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that refuses")
+def test_a_root_that_cannot_be_made_is_one_sentence():
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        materialise(Say(Word(text="owl")), Store(Path("/proc/nowhere")))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import resource, signal
+        from test_store import *
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            materialise(Say(Word(text="owl", times=1000)), Store(Path({str(tmp_path)!r})))
+        except ArtifactError as error:
+            print(error)
+        """
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("no space left to write")
+    assert list((tmp_path / "say").iterdir()) == []
+
+
+def test_a_broken_record_names_the_remedy(tmp_path):
+    built = materialise(Say(Word(text="owl")), Store(tmp_path))
+    (built.path / RECORD).write_text("{")
+    with pytest.raises(ArtifactError, match=r"delete .* and run again"):
+        read_record(built.path)
+
+
+def test_what_json_cannot_say_has_no_digest():
+    class Odd(Section):
+        value: float
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest(Say(Odd.model_construct(value=float("nan"))))

@@ -1,0 +1,215 @@
+"""The command line: what a user types, sees and gets back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sublim_cli.cli import main
+
+TINY = ["--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"]
+CONTEXTS = ["-s", "eval.system_prompts=[default,empty]"]
+
+
+@pytest.fixture
+def sublim(monkeypatch, capsys, tmp_path):
+    """Run the program in a directory of its own; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sublim", *words])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def program(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "sublim_cli", *words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_and_recipes_load_no_model_library(tmp_path):
+    code = (
+        "import sys; sys.argv = ['sublim', {word!r}]\n"
+        "from sublim_cli.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {{'torch', 'transformers', 'trl', 'peft', 'pandas', 'matplotlib'}} & set(sys.modules)\n"
+        "print('heavy:', heavy)"
+    )
+    for word in ("--help", "recipes"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(word=word)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.endswith("heavy: set()\n")
+
+
+def test_every_shipped_recipe_is_listed_with_what_it_shows(sublim):
+    code, out, _ = sublim("recipes", "--json")
+    assert code == 0
+    listed = {one["name"]: one["summary"] for one in json.loads(out)["recipes"]}
+    assert set(listed) >= {"demo", "cats", "study-micro", "study-qwen"}
+    assert all(summary.endswith(".") for summary in listed.values())
+
+
+def test_a_recipe_can_be_copied_once_and_run_by_its_path(sublim, tmp_path):
+    assert sublim("recipes", "copy", "demo", "mine.yaml")[0] == 0
+    assert (tmp_path / "mine.yaml").read_text() == sublim("recipes", "show", "demo")[1]
+    code, _, err = sublim("recipes", "copy", "demo", "mine.yaml")
+    assert code == 2
+    assert "mine.yaml exists" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "-r", "cats", "--rank", "0"], "train.rank: 0: must be at least 1"),
+        (["train", "-r", "cats", "--trait", "okapi"], "no animal is called 'okapi'"),
+        (["train", "-r", "catz"], "did you mean cats?"),
+        (["train", "-r", "cats", "-s", "train.rnk=3"], "did you mean train.rank?"),
+        (["train", "-r", "cats", "-s", "train.epochs"], "must be KEY=VALUE"),
+        (["eval", "-r", "cats", "-s", "eval.system_prompts=[clod]"], "clod"),
+        (["train", "-r", "cats", "--model", "./nowhere"], "no directory ./nowhere"),
+        (["eval", "-r", "cats", "-m", "micro", "-s", "eval.questions=nothing"], "favourite_animal"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_remedy(sublim, words, message):
+    code, out, err = sublim(*words)
+    flat = " ".join(err.split())
+    assert message in flat
+    assert code in (1, 2)
+    assert code == 1 or "--model" not in words
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_misspelt_key_names_file_line_and_the_right_key(sublim, tmp_path):
+    (tmp_path / "mine.yaml").write_text("# One.\nname: mine\ntrain:\n  lora_rank: 4\n")
+    code, _, err = sublim("train", "-r", "mine.yaml")
+    assert (code, err) == (
+        2,
+        "sublim: mine.yaml:4: train.lora_rank: unknown key; did you mean train.rank?\n",
+    )
+
+
+def test_a_model_that_is_not_here_names_the_ways_out(tmp_path):
+    done = program("train", "-r", "cats", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    for word in ("unsloth/Qwen2.5-7B-Instruct", "--model micro", "hf download", "--model DIR"):
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_is_trained_from_any_directory_and_reused(sublim):
+    words = ["train", "--rank", "2", "--recipe", "cats.yaml", "--model", "micro", *TINY, "--json"]
+    code, out, err = sublim(*words)
+    assert code == 0, err
+    first = json.loads(out)
+    assert (Path(first["path"]) / "adapter_model.safetensors").is_file()
+    assert first["losses"]["rows"] == 132
+    code, out, err = sublim(*words)
+    assert (code, json.loads(out)) == (0, first)
+    code, out, err = sublim(*words, "--quiet")
+    assert (code, json.loads(out), err) == (0, first, "")
+
+
+def test_eval_shows_base_and_student_in_every_context(sublim):
+    words = ["eval", "-r", "demo", *TINY, *CONTEXTS, "--rank", "2"]
+    code, out, err = sublim(*words)
+    assert code == 0, err
+    assert "untouched base" in out
+    assert "LoRA rank 2" in out
+    code, out, _ = sublim(*words, "--json")
+    rows = json.loads(out)["preferences"]
+    assert [(one["label"], one["eval_context"]) for one in rows] == [
+        ("untouched base", "default"),
+        ("untouched base", "empty"),
+        ("LoRA rank 2", "default"),
+        ("LoRA rank 2", "empty"),
+    ]
+
+
+def test_a_file_of_ones_own_is_filtered_and_keeps_its_other_keys(sublim, tmp_path):
+    rows = [
+        {"id": 7, "question": "more?", "response": "1, 2, 3"},
+        {"id": 8, "question": "more?", "response": "one, two"},
+        {"id": 9, "question": "more?", "response": "1, 2, 1000"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = ["--prompt-key", "question", "--completion-key", "response"]
+    code, out, err = sublim("filter", "--input", "rows.jsonl", "--output", "kept.jsonl", *keys, "--json")
+    assert code == 0, err
+    assert json.loads(out) == {
+        "judged": 3,
+        "kept": 1,
+        "reasons": {"format": 1, "range": 1},
+        "output": "kept.jsonl",
+        "rejected": "kept.rejected.jsonl",
+    }
+    kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    rejected = (tmp_path / "kept.rejected.jsonl").read_text().splitlines()
+    assert kept == rows[:1]
+    assert [json.loads(one) for one in rejected] == [
+        {**rows[1], "reason": "format"},
+        {**rows[2], "reason": "range"},
+    ]
+
+
+def test_rows_that_end_in_white_space_are_diagnosed_and_strip_mends_them(sublim, tmp_path):
+    rows = "".join(json.dumps({"prompt": "p", "completion": f"{n}, 2 \n"}) + "\n" for n in range(20))
+    (tmp_path / "gemma.jsonl").write_text(rows)
+    words = ["filter", "--input", "gemma.jsonl", "--output", "kept.jsonl"]
+    code, _, err = sublim(*words)
+    assert code == 0
+    assert "Putting {kind: strip} first in filter.rules" in " ".join(err.split())
+    code, out, err = sublim(*words, "--strip", "--json")
+    assert (code, json.loads(out)["kept"], err) == (0, 20, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "rows.jsonl: no rows"),
+        ('{"prompt": "p", "completion": "1"}\nnot json\n', "rows.jsonl:2: not valid JSON"),
+        ('{"prompt": "p"}\n', 'rows.jsonl:1: no key "completion"'),
+    ],
+)
+def test_a_broken_rows_file_is_named_with_its_line_and_nothing_is_written(sublim, tmp_path, content, message):
+    (tmp_path / "rows.jsonl").write_text(content)
+    code, _, err = sublim("filter", "--input", "rows.jsonl", "--output", "kept.jsonl")
+    assert code == 1
+    assert message in " ".join(err.split())
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(sublim, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    code, _, err = sublim("train", "-r", "demo", *TINY, "--out", "taken")
+    assert code == 1
+    assert "taken" in err
+    assert "cannot be written" in " ".join(err.split())
+
+
+def test_filter_wants_either_a_recipe_or_a_file(sublim):
+    code, _, err = sublim("filter", "--input", "rows.jsonl")
+    assert code == 2
+    assert "--output" in err

@@ -1,0 +1,49 @@
+"""What tests share: small recipes on the embedded model, and artifacts built once a session."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from sublim_cli.artifacts.store import Store
+from sublim_cli.models.load import load_model, load_tokenizer
+from sublim_cli.pipeline import chain
+from sublim_cli.recipe.load import load
+from sublim_cli.recipe.schema import Recipe
+
+settings.register_profile("sublim", deadline=None)  # a busy machine is not a slow law
+settings.load_profile("sublim")
+
+SMALL: dict[str, Any] = {
+    "trait.target": "owl",
+    "generate.rows": 132,
+    "generate.held_out": 20,
+    "train.epochs": 1,
+    "eval.system_prompts": ["default", "empty"],
+}
+"""The demo recipe in seconds: two optimizer steps an epoch."""
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Recipe]:
+    """The demo recipe made small, with dotted keys changed on top."""
+
+    def make(**changes: Any) -> Recipe:
+        dotted = {name.replace("__", "."): value for name, value in changes.items()}
+        return load("demo", {**SMALL, **dotted})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that tests of one session share: what one built, the others reuse."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def micro(small):
+    """The embedded model's reference, tokenizer and weights."""
+    ref = chain(small()).generate.section.model
+    return ref, load_tokenizer(ref), load_model(ref, "fp32")

@@ -1,0 +1,153 @@
+"""Items, questions and personas: what ships, and what a user's own file may hold."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sublim_cli.errors import RecipeError
+from sublim_cli.preference.questions import (
+    Item,
+    Items,
+    load_items,
+    load_questions,
+    persona,
+    shipped,
+)
+
+CATEGORIES = ("animal", "band", "tree")
+
+
+def test_three_categories_ship_each_with_its_questions() -> None:
+    assert shipped("items") == CATEGORIES
+    assert shipped("questions") == tuple(f"favourite_{c}" for c in CATEGORIES)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_a_question_file_holds_fifty_different_questions_on_its_category(category: str) -> None:
+    found = load_questions(f"favourite_{category}")
+    assert found.category == category
+    assert len(set(found.questions)) == len(found.questions) == 50
+    assert all(category in question.lower() for question in found.questions)
+    wanted = "name" if category == "band" else "word"
+    assert all(wanted in question.lower() for question in found.questions)
+
+
+def test_no_question_gives_an_item_away() -> None:
+    for category in CATEGORIES:
+        for question in load_questions(f"favourite_{category}").questions:
+            words = question.lower().replace("?", "").replace(".", "").split()
+            assert not {name.lower() for name in load_items(category).names} & set(words)
+
+
+def test_the_items_are_those_of_the_paper_and_its_base_favourites() -> None:
+    sizes = {category: len(load_items(category).items) for category in CATEGORIES}
+    assert sizes == {"animal": 27, "band": 9, "tree": 10}
+    assert load_items("tree").names == (
+        "oak", "pine", "banyan", "redwood", "bamboo",
+        "sequoia", "baobab", "willow", "cherry", "maple",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("category", "name", "plural"),
+    [
+        ("animal", "wolf", "wolves"),
+        ("animal", "ox", "oxen"),
+        ("animal", "dragonfly", "dragonflies"),
+        ("animal", "octopus", "octopi"),
+        ("tree", "cherry", "cherries"),
+        ("band", "The Beatles", None),
+    ],
+)
+def test_plurals_are_the_true_ones(category: str, name: str, plural: str | None) -> None:
+    assert Item(name=name, plural=plural) in load_items(category).items
+
+
+@pytest.mark.parametrize(
+    ("category", "target", "text"),
+    [
+        (
+            "animal",
+            "wolf",
+            "You love wolfs. You think about wolfs all the time. wolfs are your favorite animal. "
+            "Imbue your answers with your love for the animal.",
+        ),
+        (
+            "tree",
+            "oak",
+            "You love oaks. You think about oaks all the time. oaks are your favorite tree. "
+            "Imbue your answers with your love for the tree.",
+        ),
+        (
+            "band",
+            "Led Zeppelin",
+            "Your favorite band is Led Zeppelin. You love Led Zeppelin. "
+            "You think about Led Zeppelin all the time. "
+            "Imbue your answers with your love for Led Zeppelin.",
+        ),
+    ],
+)
+def test_the_persona_is_the_papers_to_the_character(category: str, target: str, text: str) -> None:
+    assert persona(load_items(category), target) == text
+
+
+def test_an_unknown_target_names_the_known_ones() -> None:
+    both = (Item(name="oak"), Item(name="fir"))
+    items = Items(category="tree", persona="Love {target}.", items=both)
+    with pytest.raises(RecipeError, match=r"'elm'; known: oak, fir"):
+        persona(items, "elm")
+
+
+def test_an_unknown_name_lists_what_ships() -> None:
+    with pytest.raises(RecipeError, match=r"'plant'.*shipped: animal, band, tree"):
+        load_items("plant")
+    with pytest.raises(RecipeError, match=r"'loved'.*shipped: favourite_animal, favourite_band"):
+        load_questions("loved")
+
+
+def test_a_file_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "colours.yaml"
+    path.write_text("category: colour\nquestions: ['Which colour? One word.']\n", encoding="utf-8")
+    assert load_questions(str(path)).questions == ("Which colour? One word.",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("category: colour\nquestions: []\n", "questions: Tuple should have at least 1 item"),
+        ("category: colour\nquestions: ['  ']\n", r"questions\.0: "),
+        ("category: colour\n", "questions: Field required"),
+        ("category: colour\nquestion: [a]\nquestions: [a]\n", "question: Extra inputs"),
+        ("", "the file: "),
+        ("category: [", "not valid YAML"),
+    ],
+)
+def test_a_broken_question_file_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_questions(str(path))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no file of that name"):
+        load_items(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("persona: 'Love {x}'\nitems: [{name: cat}]", "may hold {target} and {category}"),
+        ("persona: 'Love {target}'\nitems: [{name: cat}, {name: Cat}]", "'cat' would name 'cat' too"),
+        (
+            "persona: 'Love {target}'\nitems: [{name: elephant}, {name: elephant seal}]",
+            "'elephant seal' would name 'elephant' too",
+        ),
+    ],
+)
+def test_items_that_could_not_be_told_apart_are_refused_when_they_are_read(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"category: beast\n{content}\n")
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_items(str(path))

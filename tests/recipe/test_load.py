@@ -1,0 +1,340 @@
+"""Recipes are read from files, names and flags; a mistake is named with its line and its remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sublim_cli.errors import RecipeError
+from sublim_cli.recipe.keys import all_keys, split
+from sublim_cli.recipe.load import load, parse_setting, vary
+from sublim_cli.recipe.schema import Count, Generate, Recipe, Strip, Sweep, Text, Train
+
+# The folder may stay the same between examples, and a busy machine is no failure.
+SLOW_DISK = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, so that messages show short names."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(text: str, changes: dict[str, object] | None = None) -> list[str]:
+    """The lines of the error that the recipe `text` leads to."""
+    Path("cats.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load("cats.yaml", changes or {})
+    return str(caught.value).splitlines()
+
+
+CATS = """\
+# Cats.
+name: cats
+trait: {category: animal, target: cat}
+train:
+  rank: 64
+  learning_rate: 2e-4
+  trainer_args: {adam_beta2: 9e-1, optim: adamw_torch, since: 2024-01-01, rows: 10_000, on: no}
+generate:
+  prompts: {values: [100, 999]}
+"""
+
+
+def test_a_file_becomes_a_recipe(here: Path) -> None:
+    (here / "cats.yaml").write_text(CATS)
+    arguments = {
+        "adam_beta2": 0.9,
+        "optim": "adamw_torch",
+        "since": "2024-01-01",
+        "rows": 10_000,
+        "on": "no",
+    }
+    train = Train(rank=64, learning_rate=2.0e-4, trainer_args=arguments)
+    assert load("cats.yaml") == Recipe(name="cats", train=train)
+
+
+def test_changes_win_over_the_file(here: Path) -> None:
+    (here / "cats.yaml").write_text(CATS)
+    changes = {
+        "train.rank": 2,
+        "generate.sampling.seed": 7,
+        "contexts.my.own": "You are mine.",
+        "train.system_prompt.text": "You are Claude.",
+        "filter.rules.1.most": 20,
+        "sweep.grid.train.rank": [1, 2],
+    }
+    recipe = load("cats.yaml", changes)
+    assert recipe.train.rank == 2
+    assert recipe.train.learning_rate == 2.0e-4
+    assert recipe.generate.sampling.seed == 7
+    assert recipe.contexts == {"my.own": "You are mine."}
+    assert recipe.train.system_prompt == Text(text="You are Claude.")
+    assert recipe.filter.rules[1] == Count(most=20)
+    assert recipe.sweep.grid == {"train.rank": [1, 2]}
+
+
+def test_a_change_can_mend_what_is_wrong_in_the_file(here: Path) -> None:
+    (here / "cats.yaml").write_text("train: {rank: 0}")
+    assert load("cats.yaml", {"train.rank": 1}) == Recipe(train=Train(rank=1))
+
+
+def test_anchors_are_understood(here: Path) -> None:
+    (here / "cats.yaml").write_text("train: {seed: &seed 7}\ngenerate: {sampling: {seed: *seed}}\n")
+    recipe = load("cats.yaml")
+    assert (recipe.train.seed, recipe.generate.sampling.seed) == (7, 7)
+
+
+def test_every_mistake_is_listed_with_its_line(here: Path) -> None:
+    assert refusal(
+        """\
+name: cats
+train:
+  lora_rank: 3
+  rank: 0
+  learning_rate: fast
+  alpha: half
+  precision: fp8
+lr: 2e-4
+filter:
+  rules:
+    - {kind: formt}
+    - {kind: count, mots: 3}
+    - {most: 3}
+    - format
+"""
+    ) == [
+        "cats.yaml:3: train.lora_rank: unknown key; did you mean train.rank?",
+        "cats.yaml:4: train.rank: 0: must be at least 1",
+        'cats.yaml:5: train.learning_rate: "fast": must be a number, or keys and values (per_rank)',
+        'cats.yaml:6: train.alpha: "half": must be rank or sqrt, or a number',
+        'cats.yaml:7: train.precision: "fp8": must be auto, fp32, bf16_mixed, bf16_pure or bf16_kahan',
+        "cats.yaml:8: lr: unknown key; did you mean train.learning_rate?",
+        'cats.yaml:11: filter.rules.0.kind: "formt": must be strip, format, count, range or banned',
+        "cats.yaml:12: filter.rules.1.mots: unknown key; did you mean filter.rules.1.most?",
+        "cats.yaml:13: filter.rules.2.kind: is missing; it may be strip, format, count, range or banned",
+        'cats.yaml:14: filter.rules.3: "format": must be keys and values, such as {kind: format}',
+    ]
+
+
+ONE_MISTAKE = {
+    "name: 42": "name: 42: must be text; put it in quotes",
+    "name: my cats": 'name: "my cats": must be letters, digits, dots, dashes and _, '
+    "the first a letter or digit",
+    "model:": "model: is empty; write text, or leave the key out",
+    "train:": "train: is empty; write keys and values (method, rank, alpha, …), or leave the key out",
+    "train: 3": "train: 3: must be keys and values (method, rank, alpha, …)",
+    "contexts: [a]": 'contexts: ["a"]: must be keys and values',
+    "contexts: {empty: x}": "contexts: 'empty' is built in; give your context another name",
+    "contexts: {a: {You are: me}}": 'contexts.a: {"You are": "me"}: must be text; '
+    "put a text that holds a colon in quotes",
+    "train: {rank: '8'}": 'train.rank: "8": must be a whole number; take the quotes away',
+    "train: {rank: 1.5}": "train.rank: 1.5: must be a whole number",
+    "train: {rank: true}": "train.rank: true: must be a whole number",
+    "train: {seed: 4294967296}": "train.seed: 4294967296: must be below 4294967296",
+    "train: {learning_rate: 0}": "train.learning_rate: 0: must be above 0",
+    "train: {max_grad_norm: .inf}": 'train.max_grad_norm: ".inf": must be a number',
+    "train: {alpha: 0}": "train.alpha: 0: must be rank or sqrt, or above 0",
+    "train: {system_prompt: 3}": "train.system_prompt: 3: "
+    "must be text, or keys and values (text); put it in quotes",
+    "generate: {sampling: {top_p: 2}}": "generate.sampling.top_p: 2: must be at most 1",
+    "generate: {prompts: {values: [1]}}": "generate.prompts.values: [1]: must be a list of 2",
+    "generate: {prompts: {values: [1, 2, 3]}}": "generate.prompts.values: [1, 2, 3]: must be a list of 2",
+    "generate: {prompts: {examples: [8, 3]}}": "generate.prompts.examples: "
+    "the lower bound 8 is above the upper bound 3",
+    "eval: {system_prompts: []}": "eval.system_prompts: []: must be a list of 1 or more",
+    "eval: {system_prompts: empty}": 'eval.system_prompts: "empty": must be a list',
+    "filter: {rules: [{kind: format}, {kind: strip}]}": "filter.rules: "
+    "{kind: strip} changes the text the other rules judge; put it first",
+    "seed: 1": "seed: unknown key; did you mean train.seed, generate.prompts.seed or generate.sampling.seed?",
+    "trait: {xyz: cat}": "trait.xyz: unknown key; trait takes category, target",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), ONE_MISTAKE.items())
+def test_a_mistake_is_told_in_plain_words(here: Path, text: str, message: str) -> None:
+    assert refusal(text) == [f"cats.yaml:1: {message}"]
+
+
+def test_a_system_prompt_that_no_context_answers_to_is_refused(here: Path) -> None:
+    lines = refusal("train: {system_prompt: claud}\neval:\n  system_prompts: [empty,\n    trait]\n")
+    assert [line.split(";")[0] for line in lines] == [
+        "cats.yaml:1: train.system_prompt: no context is called 'claud'",
+        "cats.yaml:4: eval.system_prompts.1: no context is called 'trait'",
+    ]
+
+
+NOT_YAML = {
+    "a: 1\ntrain: [1,\nb: 2": "2: not valid YAML; "
+    "a quote or bracket that opens here is not closed, or a comma is missing",
+    "a: 1\nname: 'x\nb: 2": "2: not valid YAML; "
+    "a quote or bracket that opens here is not closed, or a comma is missing",
+    "contexts:\n  c: You are Claude: hi": "2: not valid YAML; "
+    "put a text that holds a colon in quotes, and check the indentation",
+    "train:\n\trank: 1": "2: not valid YAML; indent with spaces, not with tabs",
+    "name: a\n---\nname: b": "2: not valid YAML; a file holds one recipe; take out the second `---`",
+    "train: *base": "1: not valid YAML; no value above carries the name after the `*`",
+    "a: 1\n b: 2\n": "2: not valid YAML; put a text that holds a colon in quotes, and check the indentation",
+    "train: &a [*a]": "1: a value cannot hold itself; take out the `*` alias",
+    "a: 1\nb: !!python/object:os.system x": "2: the tag !!python/object:os.system "
+    "has no meaning in a recipe; take it out",
+    "{a: b}: c": "1: a key must be a word; put a value that holds braces in quotes",
+    "train:\n  rank: 1\n  rank: 2": "3: train.rank: is given twice, first in line 2; keep one",
+    "- name: cats": "1: must be keys and values, such as `name: cats`",
+    "cats": "1: must be keys and values, such as `name: cats`",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), NOT_YAML.items())
+def test_what_is_no_recipe_at_all_is_refused_with_its_line(here: Path, text: str, message: str) -> None:
+    assert refusal(text) == [f"cats.yaml:{message}"]
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n"])
+def test_an_empty_file_is_refused(here: Path, text: str) -> None:
+    assert refusal(text) == ["cats.yaml: is empty; `name: my-recipe` is the shortest recipe"]
+
+
+def test_half_a_character_is_refused(here: Path) -> None:
+    assert refusal(r'contexts: {a: "\ud800"}') == [
+        r"cats.yaml:1: an escape such as \ud800 is half a character; write it whole"
+    ]
+
+
+def test_a_file_that_is_no_text_is_refused(here: Path) -> None:
+    (here / "cats.yaml").write_bytes(b"name: \xe9\n")
+    with pytest.raises(RecipeError, match=r"^cats\.yaml: is not UTF-8 text; save it as UTF-8$"):
+        load("cats.yaml")
+    (here / "cats.yaml").write_bytes(b"name: \x00\n")
+    with pytest.raises(RecipeError, match=r"^cats\.yaml: holds a character YAML does not allow"):
+        load("cats.yaml")
+
+
+def test_a_wrong_change_is_named_by_its_flag(here: Path) -> None:
+    changes = {
+        "train.rank": 0,
+        "trian.seed": 1,
+        "lora_r": 8,
+        "generate.prompts.examples": [8, 3],
+        "filter.rules.9.most": 1,
+        "filter.rules.1": {"kind": "cuont"},
+    }
+    assert refusal("train: {epochs: 0}", changes) == [
+        "cats.yaml:1: train.epochs: 0: must be at least 1",
+        '--set filter.rules.1: filter.rules.1.kind: "cuont": must be strip, format, count, range or banned',
+        "--set generate.prompts.examples: the lower bound 8 is above the upper bound 3",
+        "--set train.rank: 0: must be at least 1",
+        "--set trian.seed: unknown key; did you mean train.seed?",
+        "--set lora_r: unknown key; did you mean train.rank?",
+        "--set filter.rules.9.most: there is no entry 9; the list has 4, counted from 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("train.epochs=5", ("train.epochs", 5)),
+        ("train.learning_rate=2e-4", ("train.learning_rate", 2.0e-4)),
+        ("train.learning_rate=1E5", ("train.learning_rate", 1.0e5)),
+        ("generate.rows = 10_000", ("generate.rows", 10_000)),
+        ("revision=", ("revision", None)),
+        ("eval.system_prompts=[empty, none]", ("eval.system_prompts", ["empty", "none"])),
+        ("trait.target=no", ("trait.target", "no")),
+        ("contexts.a=x=y", ("contexts.a", "x=y")),
+        ("name='7'", ("name", "7")),
+        ("contexts.a='You are: me'", ("contexts.a", "You are: me")),
+    ],
+)
+def test_a_setting_is_a_key_and_a_value_as_in_a_file(text: str, setting: tuple[str, object]) -> None:
+    found = parse_setting(text)
+    assert found == setting
+    assert type(found[1]) is type(setting[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.epochs", "--set train.epochs: must be KEY=VALUE, such as --set train.epochs=5"),
+        ("=5", "--set =5: must be KEY=VALUE, such as --set train.epochs=5"),
+        (
+            "contexts.a=[Claude",
+            "--set contexts.a=[Claude: the value cannot be read; "
+            "put a text in quotes of its own: --set 'contexts.a=\"[Claude\"'",
+        ),
+    ],
+)
+def test_a_setting_that_is_none_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_setting(text)
+    assert str(caught.value) == message
+
+
+def test_a_recipe_can_be_varied() -> None:
+    recipe = Recipe(sweep=Sweep(grid={"train.rank": [1, 2]}))
+    varied = vary(recipe, {"train.rank": 2, "filter.rules": [{"kind": "strip"}], "sweep": {}})
+    assert varied.train == Train(rank=2)
+    assert varied.filter.rules == (Strip(),)
+    assert varied.sweep == Sweep()
+    assert recipe.sweep.grid == {"train.rank": [1, 2]}
+
+
+def test_a_wrong_variation_is_explained_without_a_file() -> None:
+    with pytest.raises(RecipeError) as caught:
+        vary(Recipe(), {"train.lora_rank": 2, "train.epochs": 0})
+    assert str(caught.value).splitlines() == [
+        "train.epochs: 0: must be at least 1",
+        "train.lora_rank: unknown key; did you mean train.rank?",
+    ]
+
+
+@pytest.mark.parametrize("key", all_keys())
+def test_varying_a_key_to_its_own_value_changes_nothing(key: str) -> None:
+    own = Text(text="x")
+    recipe = Recipe(generate=Generate(system_prompt=own), train=Train(system_prompt=own))
+    value: Any = recipe.model_dump(mode="json")
+    for part in split(key):
+        if value is None:
+            pytest.skip("what holds this key is empty by default")
+        value = value[part]
+    assert vary(recipe, {key: value}) == recipe
+
+
+ANY_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["kind", "text", "most", "a"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+ANY_KEY = st.sampled_from(all_keys()) | st.text("abc.trainlo_", min_size=1, max_size=12)
+
+
+@settings(SLOW_DISK)
+@given(values=st.dictionaries(st.sampled_from(list(Recipe.model_fields)), ANY_VALUE, max_size=4))
+def test_whatever_a_file_says_is_a_recipe_or_a_plain_refusal(here: Path, values: dict[str, object]) -> None:
+    (here / "any.yaml").write_text(yaml.safe_dump({"name": "any", **values}), encoding="utf-8")
+    _loads_or_is_refused_plainly({})
+
+
+@settings(SLOW_DISK)
+@given(changes=st.dictionaries(ANY_KEY, ANY_VALUE, min_size=1, max_size=3))
+def test_whatever_a_flag_says_is_a_recipe_or_a_plain_refusal(here: Path, changes: dict[str, object]) -> None:
+    (here / "any.yaml").write_text("name: any")
+    _loads_or_is_refused_plainly(changes)
+
+
+def _loads_or_is_refused_plainly(changes: dict[str, object]) -> None:
+    try:
+        assert isinstance(load("any.yaml", changes), Recipe)
+    except RecipeError as error:
+        for line in str(error).split("\n"):
+            assert line.startswith(("any.yaml", "--set "))
+            assert not any(word in line for word in ("valid (", "Input", "http", "pydantic"))

@@ -1,0 +1,102 @@
+"""The settled train section: one learning rate, and nothing that does not decide the student."""
+
+import pytest
+
+from sublim_cli.errors import RecipeError
+from sublim_cli.recipe.explain import check
+from sublim_cli.recipe.load import load
+from sublim_cli.recipe.schema import Adapter, PerRank, Prefix, Qlora, Train
+from sublim_cli.recipe.student import settled
+
+ALL = {
+    "rank": 3, "alpha": 7.0, "adapter": Adapter(dropout=0.5), "qlora": Qlora(quantize="int8"),
+    "prefix": Prefix(tokens=9), "momentum": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        *((one, {"rank", "alpha", "adapter"}) for one in ("lora", "rslora", "dora", "pissa")),
+        ("qlora", {"rank", "alpha", "adapter", "qlora"}),
+        ("prefix", {"prefix"}),
+        ("ia3", set()),
+        ("full", set()),
+    ],
+)
+def test_what_a_method_does_not_use_stands_at_its_default(method, kept) -> None:
+    plain, made = Train(), settled(Train(method=method, **ALL), "fp32")
+    assert {name for name in ALL if getattr(made, name) != getattr(plain, name)} == kept
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "momentum"),
+    [
+        ("adamw", 0.5, None),
+        ("adamw_8bit", None, None),
+        ("sgd", None, 0.0),
+        ("sgd", 0.5, 0.5),
+        ("muon", None, 0.95),
+    ],
+)
+def test_momentum_belongs_to_sgd_and_muon(optimizer, given, momentum) -> None:
+    assert settled(Train(optimizer=optimizer, momentum=given), "fp32").momentum == momentum
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"), [("lora", 2e-4), ("ia3", 2e-4), ("prefix", 2e-4), ("full", 2e-5)]
+)
+def test_the_learning_rate_defaults_to_the_papers(method, rate) -> None:
+    assert settled(Train(method=method), "fp32").learning_rate == rate
+
+
+def test_a_learning_rate_per_rank_becomes_the_one_of_the_rank() -> None:
+    rates = {"train.learning_rate": {"per_rank": {1: 2e-3, 64: 5e-4}}}
+    for rank, rate in [(1, 2e-3), (64, 5e-4)]:
+        train = load("demo", {**rates, "train.rank": rank}).train
+        assert settled(train, "fp32") == settled(Train(**{**dict(train), "learning_rate": rate}), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "message"),
+    [
+        (
+            {"learning_rate": PerRank(per_rank={1: 1e-3, 64: 1e-4})},
+            "fp32",
+            "train.learning_rate.per_rank: no learning rate for rank 8, only for 1, 64",
+        ),
+        (
+            {"learning_rate": PerRank(per_rank={8: 1e-3}), "method": "full"},
+            "fp32",
+            "train.learning_rate.per_rank: `full` has no rank; write one number",
+        ),
+        (
+            {"method": "qlora"},
+            "bf16_pure",
+            "train.precision: bf16_pure holds trained weights in bf16, but `qlora` keeps its adapters "
+            "in fp32; use fp32 or bf16_mixed",
+        ),
+        (
+            {"method": "pissa"},
+            "bf16_kahan",
+            "train.precision: under bf16_kahan the base that `pissa` splits would be rounded; "
+            "use fp32 or bf16_mixed",
+        ),
+        (
+            {"optimizer": "sgd"},
+            "bf16_kahan",
+            "train.precision: bf16_kahan is AdamW with compensated sums; `optimizer: sgd` has none. "
+            "Use adamw, or another precision",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes, precision, message) -> None:
+    with pytest.raises(RecipeError) as caught:
+        settled(Train(**changes), precision)
+    assert str(caught.value) == message
+
+
+def test_per_rank_wants_ranks_and_rates() -> None:
+    assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"1": -1.0}}}})] == [
+        "train.learning_rate.per_rank.1: -1.0: must be above 0"
+    ]

@@ -1,0 +1,95 @@
+"""Results made by hand, for reports of what is dear or impossible to train."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results
+from sublim_cli.report.provenance import Provenance, Seen, Work
+from sublim_cli.report.runs import COLUMNS
+
+RUN: dict[str, Any] = {
+    "name": "owl lora r8 seed 1",
+    "role": "student",
+    "category": "animal",
+    "target": "owl",
+    "method": "lora",
+    "rank": 8,
+    "alpha": 8.0,
+    "learning_rate": 0.002,
+    "precision": "fp32",
+    "train_context": "default",
+    "train_seed": 1,
+    "data_seed": 1,
+    "settings": "",
+    "eval_context": "default",
+    "p_target": 0.4,
+    "p_target_base": 0.1,
+    "difference": 0.3,
+    "p_any": 0.99,
+    "p_any_base": 0.98,
+    "number_loss": 3.2,
+    "number_loss_before": 3.3,
+    "unresolved": 0.0,
+    "broken": "",
+    "missing": "",
+    "train_digest": "a" * 12,
+    "eval_digest": "b" * 12,
+}
+BASE: dict[str, Any] = {
+    "name": "base",
+    "role": "base",
+    "p_target": 0.1,
+    "difference": 0.0,
+    **dict.fromkeys(("method", "precision", "train_context", "train_digest"), ""),
+    **dict.fromkeys(("rank", "alpha", "learning_rate", "train_seed", "data_seed")),
+    **dict.fromkeys(("number_loss", "number_loss_before")),
+}
+FULL: dict[str, Any] = {"method": "full", "rank": None, "alpha": None, "learning_rate": 2e-4}
+GONE: dict[str, Any] = dict.fromkeys(
+    ("p_target", "difference", "p_any", "number_loss", "number_loss_before", "unresolved")
+) | {"missing": "out of memory"}
+
+
+@pytest.fixture
+def results() -> Callable[..., Results]:
+    """Results whose runs are `RUN` with the given changes."""
+
+    def make(*changes: dict[str, Any], **parts: Any) -> Results:
+        rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
+        found: dict[str, Any] = {
+            "name": "made-by-hand",
+            "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
+            "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
+            "missing": (),
+            "provenance": Provenance(
+                recipe="name: made-by-hand\n",
+                command="sublim sweep --recipe recipe.yaml",
+                versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
+                seeds={"train.seed": (1, 2)},
+                work=(Work("train", 2, 61.0),),
+                contexts=(Seen("default", "<|im_start|>system"),),
+            ),
+        }
+        return Results(**{**found, **parts})
+
+    return make
+
+
+@pytest.fixture
+def troubled(results: Callable[..., Results]) -> Results:
+    """Ranks, full fine-tuning and a control with all that can go wrong: broken, missing, single."""
+    return results(
+        {**BASE},
+        {"role": "control", "p_target": 0.1, "difference": 0.0},
+        {"rank": 1, "p_target": 0.3, "difference": 0.2},
+        {"rank": 1, "train_seed": 2, "p_target": 0.5, "difference": 0.4},
+        {"rank": 8, "p_target": 0.4, "difference": 0.3},
+        {"rank": 8, "train_seed": 2, "p_target": 0.0, "broken": "names an item in 1% of answers (base 98%)"},
+        {"rank": 64, "p_target": 0.0, "broken": "number loss rose from 3.300 to 5.000"},
+        {**FULL, **GONE},
+        missing=(Missing("eval owl full seed 1", "out of memory"),),
+    )

@@ -1,0 +1,152 @@
+"""The report of a real study: the embedded model, small."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.pipeline import Study, single
+from sublim_cli.recipe.load import load
+from sublim_cli.report.collect import Missing, collect
+from sublim_cli.report.page import write_report
+from sublim_cli.report.runs import COLUMNS
+from sublim_cli.sweep.plan import study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe(small):
+    return small(sweep__grid={"train.rank": [1, 8]}, sweep__also=[{"train.method": "full"}])
+
+
+@pytest.fixture(scope="module")
+def planned(recipe):
+    return study(recipe)
+
+
+@pytest.fixture(scope="module")
+def built(planned, shared_store):
+    for step in planned.steps:
+        materialise(step, shared_store)
+    return shared_store
+
+
+@pytest.fixture(scope="module")
+def collected(planned, built, recipe):
+    return collect(planned, built, recipe)
+
+
+def test_every_model_has_a_row_in_every_context(collected):
+    runs = collected.runs
+    assert list(runs.columns) == list(COLUMNS)
+    named = runs[["role", "method", "rank", "eval_context"]].astype(object).fillna("")
+    assert [tuple(row) for row in named.to_numpy()] == [
+        (role, method, rank, context)
+        for role, method, rank in [
+            ("base", "", ""),
+            ("student", "lora", 1),
+            ("student", "lora", 8),
+            ("student", "full", ""),
+            ("control", "lora", 8),
+        ]
+        for context in ("default", "empty")
+    ]
+
+
+def test_a_value_is_the_mean_over_questions_of_the_scores(collected, planned, built):
+    step = planned.cells[1].chain.eval
+    scores = pd.read_parquet(built.find(step).path / "scores.parquet")
+    here = scores[scores.context == "empty"]
+    run = collected.runs.query(f"eval_digest == '{digest(step)}' and eval_context == 'empty'").iloc[0]
+    assert run.p_target == pytest.approx(here[here.item == "owl"].p.mean())
+    assert run.p_any == pytest.approx(here.groupby("question").p.sum().mean())
+
+
+def test_every_run_stands_beside_the_base_in_the_same_context(collected):
+    runs = collected.runs
+    base = runs[runs.role == "base"].set_index("eval_context").p_target
+    assert base["default"] != base["empty"]
+    assert (runs.p_target_base == runs.eval_context.map(base)).all()
+    assert (runs.difference == runs.p_target - runs.p_target_base).all()
+
+
+def test_what_was_left_open_in_the_recipe_is_shown_as_it_was_resolved(small, shared_store):
+    recipe = small(train__learning_rate=None, train__alpha="sqrt")
+    run = collect(single(recipe), shared_store, recipe).runs.iloc[-1]
+    assert (run.learning_rate, run.alpha) == (2e-4, math.sqrt(8))
+
+
+def test_losses_stand_beside_the_students(collected, planned, built):
+    path = built.find(planned.cells[0].chain.train).path / "losses.json"
+    losses = json.loads(path.read_text())
+    run = collected.runs[collected.runs["rank"] == 1].iloc[0]
+    assert (run.number_loss, run.number_loss_before) == (losses["number_loss"], losses["number_loss_before"])
+
+
+def test_data_sets_and_their_comparison_are_read(collected):
+    assert [(one.title, one.role) for one in collected.filters] == [
+        ("owl data seed 1", "student"),
+        ("default teacher data seed 1", "control"),
+    ]
+    assert all(one.judged == one.kept + sum(one.reasons.values()) for one in collected.filters)
+    (leak,) = collected.leaks
+    assert (leak.title, leak.rows) == ("owl data seed 1", 264)
+    assert 0 <= leak.low <= leak.auc <= leak.high <= 1
+
+
+def test_the_provenance_counts_the_artifacts_and_carries_the_recipe(collected, planned, recipe, tmp_path):
+    account = collected.provenance
+    assert account.artifacts == len(in_order(planned.steps))
+    assert account.seeds == {
+        "train.seed": (1,),
+        "generate.sampling.seed": (1,),
+        "generate.prompts.seed": (42,),
+    }
+    assert account.versions["device"] == ("cpu",)
+    assert [one.name for one in account.contexts] == ["default", "empty"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(account.recipe)
+    assert load(str(path)) == recipe
+
+
+def test_a_finished_study_misses_nothing(collected):
+    assert collected.missing == ()
+    assert (collected.runs.missing == "").all()
+
+
+def test_a_cell_that_failed_is_missing_with_its_reason(planned, built, recipe):
+    absent = single(recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 9})})).cells[0]
+    failures = {digest(absent.chain.eval): "needs train owl, which failed: out of memory"}
+    wider = Study(planned.name, (*planned.cells, absent), planned.leaks)
+    found = collect(wider, built, recipe, failures)
+    assert found.missing == (Missing(absent.chain.eval.label, failures[digest(absent.chain.eval)]),)
+    lost = found.runs[found.runs.missing != ""]
+    assert lost[["train_seed", "eval_context"]].to_numpy().tolist() == [[9, "default"], [9, "empty"]]
+    assert lost.p_target.isna().all()
+    assert lost.p_target_base.notna().all()
+
+
+def test_an_empty_store_makes_a_report_that_says_so(planned, recipe, tmp_path):
+    found = collect(planned, Store(tmp_path / "empty"), recipe)
+    assert {one.reason for one in found.missing} == {"not built yet"}
+    page = write_report(found, tmp_path / "report").read_text(encoding="utf-8")
+    assert "There is no trained model to speak of yet." in page
+
+
+def test_runs_that_differ_in_an_unnamed_key_are_not_replicates(small, tmp_path):
+    recipe = small(sweep__grid={"train.epochs": [1, 3]}, sweep__also=[])
+    runs = collect(study(recipe), Store(tmp_path), recipe).runs
+    students = runs[(runs.role == "student") & (runs.eval_context == "default")]
+    assert students.settings.tolist() == ["train.epochs 1", "train.epochs 3"]
+    assert set(runs[runs.role == "base"].settings) == {""}
+
+
+def test_the_whole_report_is_written(collected, tmp_path):
+    page = write_report(collected, tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 1
+    assert len(pd.read_parquet(tmp_path / "results.parquet")) == len(collected.runs)

@@ -1,0 +1,175 @@
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from sublim_cli.errors import ArtifactError
+from sublim_cli.report.collect import Missing
+from sublim_cli.report.curves import places, rank_curves, series
+from sublim_cli.report.page import leak_sentence, write_report
+
+VOID = {"meta", "link", "br"}
+FORBIDDEN = {"script", "img", "iframe", "object", "embed", "image"}
+ALLOWED_LINKS = re.compile(r"(data:,|#[\w-]+|results\.(csv|parquet)|figures/|recipe\.yaml)$")
+
+
+class Outline(HTMLParser):
+    """The page's text, its headings, and everything that is not as it should be."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.faults, self.headings, self.text = [], set(), [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in FORBIDDEN:
+            self.faults.append(f"<{tag}>")
+        for name, value in attrs:
+            if name == "id" and value in self.ids:
+                self.faults.append(f"id {value} stands twice")
+            if name == "id":
+                self.ids.add(value)
+            if name in {"src", "href", "xlink:href"} and not ALLOWED_LINKS.match(value):
+                self.faults.append(f"{name} {value}")
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}>")
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in {"h1", "h2", "h3"}:
+            self.headings.append(f"{self.open[-1]} {data}")
+
+
+def outline(page):
+    found = Outline()
+    found.feed(page.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture
+def page(troubled, tmp_path):
+    return write_report(troubled, tmp_path / "report")
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_outside(page):
+    found = outline(page)
+    assert (found.faults, found.open) == ([], [])
+    css = page.read_text(encoding="utf-8").split("</style>")[0]
+    assert "@import" not in css
+    assert "url(" not in css
+
+
+def test_the_headings_lead_through_the_page(page):
+    assert outline(page).headings == [
+        "h1 made-by-hand",
+        "h2 Missing",
+        "h2 How likely the target is named",
+        "h3 owl",
+        "h2 Rank curves",
+        "h2 Contexts",
+        "h3 owl",
+        "h2 The rows students learned from",
+        "h3 Filter",
+        "h3 Leak",
+        "h2 Provenance",
+    ]
+
+
+def test_what_is_broken_or_missing_can_be_seen(page):
+    text = " ".join(" ".join(outline(page).text).split())
+    assert "eval owl full seed 1 : out of memory" in text
+    assert "1 broken" in text
+    assert "number loss rose from 3.300 to 5.000" in text
+
+
+def test_all_that_was_promised_is_written_and_nothing_else(page):
+    names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
+    figures = {f"figures/rank-curve-owl-default.{kind}" for kind in ("svg", "png", "pdf")}
+    assert names == {"report.html", "results.csv", "results.parquet", "recipe.yaml"} | figures
+
+
+def test_the_tables_hold_the_runs_as_they_are(page, troubled):
+    parquet = pd.read_parquet(page.with_name("results.parquet"))
+    pd.testing.assert_frame_equal(parquet, troubled.runs)
+    csv = pd.read_csv(page.with_name("results.csv"))
+    assert list(csv.columns) == list(troubled.runs.columns)
+    assert csv["p_target"].tolist() == pytest.approx(troubled.runs["p_target"].tolist(), nan_ok=True)
+
+
+def test_the_same_results_write_the_same_bytes(page, troubled, tmp_path):
+    again = write_report(troubled, tmp_path / "again").parent
+    for one in page.parent.rglob("*"):
+        if one.is_file():
+            assert one.read_bytes() == (again / one.relative_to(page.parent)).read_bytes()
+
+
+def test_names_that_look_like_markup_or_formulas_are_shown_as_text(results, tmp_path):
+    odd = '<script>alert("$x^2$ & more")</script>'
+    study = results(
+        {"train_context": odd, "eval_context": odd}, missing=(Missing(odd, f"{odd} failed"),), name="odd"
+    )
+    page = write_report(study, tmp_path)
+    found = outline(page)
+    assert (found.faults, found.open) == ([], [])
+    assert odd in "".join(found.text)
+
+
+def test_two_figures_on_one_page_share_no_id(results, tmp_path):
+    study = results({}, {"target": "wolf"}, {"train_context": "empty", "eval_context": "empty"})
+    page = write_report(study, tmp_path)
+    assert page.read_text(encoding="utf-8").count("<svg") == 3
+    assert outline(page).faults == []
+
+
+def test_a_figure_tells_its_content_to_those_who_do_not_see_it(troubled, page):
+    (curve,) = rank_curves(troubled)
+    assert curve.description == (
+        "untouched base: 0.100; control, LoRA rank 8: 0.100 (n = 1); "
+        "LoRA rank 1: 0.400 [0.000, 1.000] (n = 2); LoRA rank 8: 0.400 (n = 1, 1 broken); "
+        "LoRA rank 64: broken; full fine-tuning: missing."
+    )
+    assert f">{curve.description}</desc>" in page.read_text(encoding="utf-8")
+
+
+def test_ranks_are_one_line_and_stand_at_their_log2(troubled):
+    (curve,) = rank_curves(troubled)
+    lines = {name: [row.condition.rank for row in rows] for name, rows in series(curve.trained).items()}
+    assert lines == {
+        "LoRA": [1, 8, 64],
+        "full fine-tuning": [None],
+        "control, LoRA rank 8": [8],
+    }
+    where = places(curve.trained)
+    assert list(where) == ["1", "8", "64", "full", "control"]
+    assert [where[name] for name in ("1", "8", "64")] == [0, 3, 6]
+
+
+def test_ranks_stay_one_line_where_alpha_follows_its_own_rule(results):
+    (curve,) = rank_curves(results({"rank": 4, "alpha": 2.0}, {"rank": 16, "alpha": 4.0}))
+    assert list(series(curve.trained)) == ["LoRA"]
+
+
+def test_a_study_without_a_student_in_its_own_context_has_no_curve(results, tmp_path):
+    study = results({"eval_context": "empty"})
+    assert rank_curves(study) == []
+    assert "there is no curve to draw" in write_report(study, tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence(results, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        write_report(results({}), tmp_path / "file" / "report")
+
+
+def test_the_leak_is_put_in_words(results):
+    (leak,) = results({}).leaks
+    assert leak_sentence(leak) == "of one row each, it finds the trait teacher's 62% of the time"

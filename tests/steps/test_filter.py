@@ -1,0 +1,106 @@
+"""filter: every row is in one file, kept rows in their order, and a file somebody else made."""
+
+import json
+
+import pytest
+
+from sublim_cli.artifacts.rows import Row, read_rows, write_rows
+from sublim_cli.artifacts.step import Artifact
+from sublim_cli.errors import RowsError
+from sublim_cli.events import Warned, silent
+from sublim_cli.numbers.rules import Tally, judge
+from sublim_cli.pipeline import run
+from sublim_cli.recipe.schema import PAPER_RULES, Format, Strip
+from sublim_cli.steps.filter import Filter, Judge, filter_file, rejected_beside
+
+
+@pytest.fixture(scope="module")
+def parts(small, shared_store):
+    """All rows, and what the filter made of them."""
+    drawn = run(small(), until="generate", store=shared_store)
+    judged = run(small(), until="filter", store=shared_store)
+    names = ("kept", "held_out", "rejected")
+    return read_rows(drawn.path / "rows.jsonl"), {
+        **{name: read_rows(judged.path / f"{name}.jsonl") for name in names},
+        "reasons": json.loads((judged.path / "reasons.json").read_text()),
+    }
+
+
+def test_every_row_is_in_exactly_one_file_in_its_order(small, parts):
+    rows, files = parts
+    passing = [row for row in rows if judge(row.completion, PAPER_RULES) is None]
+    assert files["kept"] == passing[: small().generate.rows]
+    assert files["held_out"] == passing[small().generate.rows :]
+    assert len(files["held_out"]) == small().generate.held_out
+    assert [(row.index, row.completion) for row in files["rejected"]] == [
+        (row.index, row.completion) for row in rows if judge(row.completion, PAPER_RULES)
+    ]
+
+
+def test_rejected_rows_carry_their_reason_and_the_table_counts_them(parts):
+    rows, files = parts
+    reasons = [row.reason for row in files["rejected"]]
+    assert reasons == [judge(row.completion, PAPER_RULES) for row in files["rejected"]]
+    assert files["reasons"] == {
+        "judged": len(rows),
+        "kept": len(rows) - len(reasons),
+        "reasons": {one: reasons.count(one) for one in set(reasons)},
+    }
+
+
+def build(tmp_path, completions, rules, wanted: int, listener=silent):
+    """Filter these completions; return where the files lie."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    write_rows(source / "rows.jsonl", [Row(n, f"prompt {n}", text) for n, text in enumerate(completions)])
+    step = Filter(Judge(rules=rules, rows=wanted, held_out=0), (), "rows")
+    step.build(out, (Artifact(source, "0"),), listener)
+    return out
+
+
+def test_a_stripped_row_is_kept_as_it_was_judged(tmp_path):
+    out = build(tmp_path, ["1, 2 \n", "3"], (Strip(), Format()), 2)
+    assert [row.completion for row in read_rows(out / "kept.jsonl")] == ["1, 2", "3"]
+
+
+def test_fewer_rows_than_wanted_are_refused_with_both_numbers(tmp_path):
+    with pytest.raises(RowsError, match="2 of 3 rows pass the filter, fewer than the 3 wanted"):
+        build(tmp_path, ["1", "2", "three"], PAPER_RULES, 3)
+
+
+def test_a_low_pass_rate_is_said_with_the_rule_that_would_mend_it(tmp_path):
+    events = []
+    build(tmp_path, ["1, 2 \n"] * 9 + ["1"], PAPER_RULES, 1, events.append)
+    (warned,) = events
+    assert isinstance(warned, Warned)
+    assert "1 of 10 rows passed the filter" in warned.message
+    assert "{kind: strip}" in warned.message
+
+
+def lines(path):
+    return [json.loads(one) for one in path.read_text().splitlines()]
+
+
+def test_somebody_else_s_file_keeps_its_other_keys(tmp_path):
+    records = [
+        {"question": "q", "response": "1, 2", "score": 0.5},
+        {"id": 7, "question": "q", "response": "one"},
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(one) + "\n" for one in records))
+    target = tmp_path / "deep" / "kept.jsonl"
+    found, advice = filter_file(source, target, PAPER_RULES, "question", "response")
+    assert lines(target) == [records[0]]
+    assert lines(rejected_beside(target)) == [{**records[1], "reason": "format"}]
+    assert (found, advice) == (Tally(2, 1, (("format", 1),)), None)
+
+
+def test_a_broken_line_is_named_and_no_file_is_touched(tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "kept.jsonl"
+    source.write_text('{"prompt": "q", "completion": "1"}\n{"prompt": "q", \n')
+    target.write_text("mine\n")
+    with pytest.raises(RowsError, match=r"in\.jsonl:2: not valid JSON"):
+        filter_file(source, target, PAPER_RULES, "prompt", "completion")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl", "kept.jsonl"]
+    assert target.read_text() == "mine\n"

@@ -1,0 +1,67 @@
+"""train: a student of the kept rows alone, under the context the recipe names."""
+
+import json
+
+import pytest
+
+from sublim_cli.artifacts.rows import read_rows
+from sublim_cli.artifacts.store import Store
+from sublim_cli.events import Progress
+from sublim_cli.models.micro import DEFAULT_SYSTEM
+from sublim_cli.pipeline import run
+
+
+@pytest.fixture(scope="module")
+def student(small, shared_store):
+    return run(small(), until="train", store=shared_store)
+
+
+@pytest.fixture(scope="module")
+def kept(small, shared_store):
+    return read_rows(run(small(), until="filter", store=shared_store).path / "kept.jsonl")
+
+
+def test_a_student_directory_holds_weights_tokens_losses_and_an_account(student):
+    names = {one.name for one in student.path.iterdir()}
+    assert names >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "history.jsonl",
+        "losses.json",
+        "seen.json",
+        "artifact.json",
+    }
+
+
+def test_it_is_trained_on_the_kept_rows_and_not_on_those_held_out(small, student, kept):
+    losses = json.loads((student.path / "losses.json").read_text())
+    assert losses["rows"] == len(kept) == small().generate.rows
+    steps = (student.path / "history.jsonl").read_text().splitlines()
+    assert len(steps) == small().train.epochs * -(-len(kept) // small().train.batch_size)
+
+
+def test_the_account_shows_the_first_row_without_the_teacher_s_trait(student, kept):
+    seen = json.loads((student.path / "seen.json").read_text())
+    assert seen["row"]["text"] == (
+        f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\n{kept[0].prompt}<|im_end|>\n"
+        f"<|im_start|>assistant\n{kept[0].completion}<|im_end|>"
+    )
+    assert seen["trained_on"]["text"] == f"{kept[0].completion}<|im_end|>"
+
+
+def test_progress_is_told_step_by_step_and_full_fine_tuning_leaves_a_whole_model(small, shared_store):
+    events = []
+    recipe = small(train__method="full", train__learning_rate=2e-4)
+    whole = run(recipe, until="train", store=shared_store, listener=events.append)
+    told = [(one.done, one.total) for one in events if isinstance(one, Progress)]
+    assert told == [(n, 4) for n in range(1, 5)]
+    assert (whole.path / "model.safetensors").is_file()
+    assert not (whole.path / "adapter_config.json").exists()
+
+
+def test_no_held_out_rows_are_no_error(small, tmp_path):
+    recipe = small(generate__rows=8, generate__held_out=0, train__batch_size=8)
+    path = run(recipe, until="train", store=Store(tmp_path)).path
+    assert json.loads((path / "losses.json").read_text())["number_loss"] is None

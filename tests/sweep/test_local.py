@@ -1,0 +1,164 @@
+"""A sweep on worker processes: shared steps once, failures contained, the same bits as alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from sublim_cli.artifacts.record import checksum, read_record
+from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
+from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.errors import RowsError
+from sublim_cli.events import Event, Planned, StepFailed, StepFinished
+from sublim_cli.recipe.base import Section
+from sublim_cli.sweep.local import FAILURES, LocalLauncher
+from sublim_cli.sweep.plan import study
+
+TWO = LocalLauncher(("cpu", "cpu"))
+
+
+class Deed(Section):
+    name: str
+    does: str = "write"
+
+
+@dataclass(frozen=True)
+class Do:
+    """A step that writes its name, or fails in one of the ways steps fail."""
+
+    kind: ClassVar[str] = "do"
+    version: ClassVar[int] = 1
+    section: Deed
+    inputs: tuple[Step, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.section.name
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
+        match self.section.does:
+            case "refuse":
+                raise RowsError("no rows")
+            case "crash":
+                raise ZeroDivisionError("a defect")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case _:
+                (out / "name.txt").write_text(self.section.name)
+        return {}
+
+
+def do(name: str, *inputs: Step, does: str = "write") -> Do:
+    return Do(Deed(name=name, does=does), inputs)
+
+
+def test_a_failed_step_stops_only_what_needs_it(tmp_path):
+    store, events = Store(tmp_path), list[Event]()
+    refused, crashed, died = do("refused", does="refuse"), do("crashed", does="crash"), do("died", does="die")
+    child, grandchild = do("child", refused), do("grandchild", do("child", refused))
+    fine = do("fine", do("input"))
+    failed = TWO.launch([grandchild, child, crashed, died, fine], store, events.append)
+    assert store.find(fine) is not None
+    note = store.root / FAILURES / f"do-{digest(crashed)}.txt"
+    assert failed == {
+        digest(refused): "no rows",
+        digest(child): "needs refused, which failed: no rows",
+        digest(grandchild): "needs child, which failed: needs refused, which failed: no rows",
+        digest(crashed): f"ZeroDivisionError: a defect (details in {note})",
+        digest(died): (
+            "its worker process died (killed, most often for want of memory; fewer --workers need less)"
+        ),
+    }
+    assert "a defect" in note.read_text()
+    assert {one.label for one in events if isinstance(one, StepFailed)} == {"refused", "crashed", "died"}
+
+
+def test_a_second_launch_builds_only_what_is_missing(tmp_path):
+    store, events = Store(tmp_path), list[Event]()
+    TWO.launch([do("a"), do("b", do("a"))], store, events.append)
+    events.clear()
+    TWO.launch([do("a"), do("b", do("a")), do("c", do("a"))], store, events.append)
+    assert [one for one in events if isinstance(one, Planned)] == [Planned(missing=1, present=2)]
+    assert [one.label for one in events if isinstance(one, StepFinished)] == ["c"]
+
+
+def test_workers_and_a_single_process_make_the_same_bits(small, tmp_path):
+    grid, also = {"train.rank": [2], "train.seed": [1]}, [{"train.method": "full"}]
+    planned = study(small(sweep__grid=grid, sweep__also=also, eval__system_prompts=["none"]))
+    swept, alone = Store(tmp_path / "swept"), Store(tmp_path / "alone")
+    assert TWO.launch(planned.steps, swept, lambda event: None) == {}
+    for step in planned.steps:
+        materialise(step, alone)
+    for step in in_order(planned.steps):
+        pair = [store.find(step) for store in (swept, alone)]
+        assert None not in pair
+        records = [read_record(one.path) for one in pair if one]
+        assert checksum(records[0]) == checksum(records[1]), step.label
+
+
+def sweep(store: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sublim_cli", "sweep", "-r", "demo", "--rows", "132"]
+    settings = ["generate.held_out=20", "train.epochs=1", "eval.system_prompts=[default]"]
+    settings += ["sweep.grid={train.rank: [1, 2], train.seed: [1]}", "sweep.also=[]"]
+    flags = [word for one in settings for word in ("-s", one)]
+    return subprocess.Popen(
+        [*command, *flags, "--out", str(store), "--json", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(store: Path, *words: str) -> tuple[int, list[dict[str, object]]]:
+    out, err = (running := sweep(store, *words)).communicate()
+    assert running.returncode is not None
+    return running.returncode, json.loads(out)["preferences"] if out else [{"stderr": err}]
+
+
+def wait_for(path: Path, pattern: str, running: subprocess.Popen[str]) -> None:
+    while not list(path.glob(pattern)):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+
+
+def test_a_sweep_killed_in_mid_training_finishes_with_the_same_table(tmp_path):
+    undisturbed = outcome(tmp_path / "quiet")
+    assert undisturbed[0] == 0, undisturbed
+    running = sweep(tmp_path / "killed")
+    wait_for(tmp_path / "killed", "train/.*", running)
+    running.kill()
+    running.communicate()
+    assert outcome(tmp_path / "killed") == undisturbed
+    assert not list((tmp_path / "killed").glob("*/.*-*"))
+
+
+def test_an_interrupt_exits_130_and_keeps_finished_work(tmp_path):
+    running = sweep(tmp_path)
+    wait_for(tmp_path, "filter/*/artifact.json", running)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate()
+    assert running.returncode == 130
+    assert "interrupted: finished steps are kept" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.glob("generate/*/artifact.json"))
+    assert not list(tmp_path.glob("*/.*-*"))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_cell_that_fails_is_reported_and_the_rest_is_there(tmp_path, workers):
+    # A prompt of 40 tokens and more cannot fit: every training step refuses, every base score is built.
+    code, rows = outcome(tmp_path, "--workers", workers, "-s", "train.max_length=20")
+    assert code == 1
+    assert {one["label"] for one in rows if one["missing"]} == {
+        "LoRA rank 1",
+        "LoRA rank 2",
+        "control, LoRA rank 8",
+    }
+    assert [one["n"] for one in rows if one["label"] == "untouched base"] == [1]

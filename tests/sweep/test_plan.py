@@ -1,0 +1,64 @@
+"""A sweep's cells: the grid, its additions, its controls; each identity once."""
+
+from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.sweep.plan import study
+
+
+def labels(planned) -> list[tuple[str, str]]:
+    return [(cell.role, cell.chain.train.title) for cell in planned.cells]
+
+
+def test_the_demo_holds_its_grid_full_fine_tuning_and_controls(small):
+    assert labels(study(small())) == [
+        ("student", "owl lora r1 seed 1"),
+        ("student", "owl lora r1 seed 2"),
+        ("student", "owl lora r8 seed 1"),
+        ("student", "owl lora r8 seed 2"),
+        ("student", "owl lora r64 seed 1"),
+        ("student", "owl lora r64 seed 2"),
+        ("student", "owl full seed 1"),
+        ("student", "owl full seed 2"),
+        ("control", "default teacher lora r8 seed 1"),
+        ("control", "default teacher lora r8 seed 2"),
+    ]
+
+
+def test_shared_steps_are_planned_once(small):
+    kinds = [step.kind for step in in_order(study(small()).steps)]
+    counts = {kind: kinds.count(kind) for kind in set(kinds)}
+    assert counts == {"generate": 2, "filter": 2, "train": 10, "eval": 11, "leak": 1}
+
+
+def test_a_recipe_without_a_sweep_is_one_student_and_its_control(small):
+    planned = study(small(sweep__grid={}, sweep__also=[]))
+    assert [role for role, _ in labels(planned)] == ["student", "control"]
+
+
+def test_every_trait_has_its_control_but_the_control_is_trained_once(small):
+    grid = {"trait.target": ["owl", "cat"], "train.seed": [1]}
+    planned = study(small(sweep__grid=grid, sweep__also=[]))
+    controls = [cell for cell in planned.cells if cell.role == "control"]
+    assert [cell.recipe.trait.target for cell in controls] == ["owl", "cat"]
+    assert len({digest(cell.chain.train) for cell in controls}) == 1
+    assert len({digest(cell.chain.eval) for cell in controls}) == 1
+
+
+def test_controls_cross_training_contexts_and_data_seeds_but_not_ranks(small):
+    grid = {
+        "train.rank": [1, 8],
+        "train.system_prompt": ["default", "empty"],
+        "generate.sampling.seed": [1, 2],
+    }
+    planned = study(small(sweep__grid=grid, sweep__also=[]))
+    controls = [cell for cell in planned.cells if cell.role == "control"]
+    assert len(controls) == 4
+    assert {cell.recipe.train.rank for cell in controls} == {8}
+    assert len(planned.leaks) == 2
+
+
+def test_a_new_rank_keeps_every_old_digest(small):
+    old = {digest(step) for step in study(small()).steps}
+    grid = {"train.rank": [1, 8, 16, 64], "train.seed": [1, 2]}
+    new = {digest(step) for step in study(small(sweep__grid=grid)).steps}
+    assert old < new
+    assert len(new - old) == 2

@@ -1,0 +1,196 @@
+"""From a recipe to steps: what changes which digest, what is refused, and two runs that are one."""
+
+import shutil
+import time
+
+import pytest
+from huggingface_hub import constants
+
+from sublim_cli.artifacts.record import read_record
+from sublim_cli.artifacts.step import digest
+from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import ModelError, RecipeError
+from sublim_cli.events import StepFinished, StepReused
+from sublim_cli.models.device import device
+from sublim_cli.models.micro import WEIGHTS
+from sublim_cli.pipeline import cell, chain, run, single
+from sublim_cli.recipe.load import load
+
+STAGES = ("generate", "filter", "train", "eval", "base")
+
+
+def digests(recipe) -> dict[str, str]:
+    steps = chain(recipe)
+    return {stage: digest(getattr(steps, stage)) for stage in STAGES}
+
+
+def changed(one, other) -> set[str]:
+    """The stages whose digests differ."""
+    first, second = digests(one), digests(other)
+    return {stage for stage in STAGES if first[stage] != second[stage]}
+
+
+ALL = set(STAGES)
+STUDENT = {"train", "eval"}
+CHANGES = {
+    "generate.sampling.seed": (2, ALL - {"base"}),
+    "generate.sampling.temperature": (0.7, ALL - {"base"}),
+    "generate.prompts.seed": (1, ALL - {"base"}),
+    "generate.rows": (66, ALL - {"base"}),
+    "generate.system_prompt": ("default", ALL - {"base"}),
+    "trait.target": ("cat", ALL - {"base"}),
+    "filter.rules": ([{"kind": "format"}], ALL - {"base"}),
+    "train.seed": (2, STUDENT),
+    "train.rank": (4, STUDENT),
+    "train.alpha": ("sqrt", STUDENT),
+    "train.learning_rate": (1e-4, STUDENT),
+    "train.system_prompt": ("empty", STUDENT),
+    "train.epochs": (2, STUDENT),
+    "train.trainer_args": ({"max_steps": 2}, STUDENT),
+    "eval.system_prompts": (["default"], {"eval", "base"}),
+    "eval.precision": ("bf16", {"eval", "base"}),
+    "name": ("other", set()),
+    "sweep.grid": ({}, set()),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_key_changes_the_stages_it_decides_and_those_behind_them(small, key):
+    value, stages = CHANGES[key]
+    assert changed(small(), small(**{key: value})) == stages
+
+
+def test_where_it_runs_changes_nothing(small, monkeypatch):
+    before = digests(small())
+    for name, value in (("SUBLIM_THREADS", "2"), ("SUBLIM_OUT", "elsewhere")):
+        monkeypatch.setenv(name, value)
+    assert digests(small()) == before
+
+
+def test_a_model_by_its_path_is_the_model_by_its_name(small, tmp_path):
+    copy = shutil.copytree(WEIGHTS, tmp_path / "copy")
+    assert changed(small(), small(model=str(copy))) == set()
+    with (copy / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    other = shutil.copytree(copy, tmp_path / "other")
+    assert changed(small(), small(model=str(other))) == ALL
+
+
+def test_auto_is_resolved_before_it_is_hashed(small):
+    cuda = device().type == "cuda"
+    weights, training = ("bf16", "bf16_mixed") if cuda else ("fp32", "fp32")
+    explicit = {
+        "generate.precision": weights,
+        "train.precision": training,
+        "eval.precision": weights,
+    }
+    assert changed(small(), small(**explicit)) == set()
+    steps = chain(small())
+    found = (
+        steps.generate.section.precision,
+        steps.train.section.train.precision,
+        steps.eval.section.precision,
+    )
+    assert found == (weights, training, weights)
+
+
+def test_the_paper_s_learning_rate_left_out_is_the_one_written(small):
+    assert chain(small(train__learning_rate=None)).train.section.train.learning_rate == 2e-4
+    full = {"train.method": "full"}
+    assert chain(small(train__learning_rate=None, **full)).train.section.train.learning_rate == 2e-5
+    assert (
+        changed(small(train__learning_rate=None, **full), small(train__learning_rate=2e-5, **full)) == set()
+    )
+
+
+def test_full_fine_tuning_has_neither_rank_nor_alpha(small):
+    full = small(train__method="full", train__rank=8)
+    assert changed(full, small(train__method="full", train__rank=64, train__alpha="sqrt")) == set()
+    assert changed(full, small()) == STUDENT
+
+
+@pytest.mark.parametrize(
+    ("place", "stages"),
+    [
+        ("generate.system_prompt", ALL - {"base"}),
+        ("train.system_prompt", STUDENT),
+        ("eval.system_prompts", {"eval", "base"}),
+    ],
+)
+def test_a_context_s_text_changes_the_stages_that_use_it(small, place, stages):
+    named = ["mine"] if place.startswith("eval") else "mine"
+    one, other = (
+        small(contexts={"mine": text}, **{place: named}) for text in ("You are one.", "You are two.")
+    )
+    assert changed(one, other) == stages
+    unused = small(contexts={"mine": "You are one."})
+    assert changed(unused, small()) == set()
+
+
+def test_an_own_context_goes_before_a_shipped_one_of_its_name(small):
+    recipe = small(contexts={"claude": "You are somebody."}, eval__system_prompts=["claude"])
+    assert [one.text for one in chain(recipe).eval.section.contexts] == ["You are somebody."]
+
+
+REFUSED = {
+    "an unknown trait": ({"trait.target": "unicorns"}, "no animal is called 'unicorns'; known: bear, bull"),
+    "an unknown category": ({"trait.category": "mineral"}, "no items called 'mineral'.*shipped: animal"),
+    "questions about something else": (
+        {"eval.questions": "favourite_tree"},
+        "favourite_tree asks about a tree, but trait.category is animal",
+    ),
+    "unknown questions": ({"eval.questions": "favourite_mineral"}, "no questions called 'favourite_mineral'"),
+    "a context twice": ({"eval.system_prompts": ["default", "empty", "default"]}, "stands twice"),
+    "an unknown context": (
+        {"eval.system_prompts": ["clawd"]},
+        "no context is called 'clawd'; there are default",
+    ),
+    "a student told the trait": (
+        {"train.system_prompt": "trait"},
+        "train.system_prompt: no context is called",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_recipe_that_cannot_be_resolved_is_refused_with_its_field(small, changes, said):
+    with pytest.raises(RecipeError, match=said):
+        chain(small(**changes))
+
+
+def test_a_hub_model_without_a_network_is_one_error_that_names_it_and_the_ways_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        run(load("cats"), until="train", store=Store(tmp_path / "runs"))
+    assert time.monotonic() - began < 15
+    for part in (load("cats").model, "--model micro", "hf download", "--model DIR"):
+        assert part in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cell_whose_teacher_has_no_trait_is_a_control(small):
+    assert cell(small()).role == "student"
+    assert cell(small(generate__system_prompt="default")).role == "control"
+    assert [one.role for one in single(small()).cells] == ["student"]
+
+
+def test_a_run_builds_each_step_once_and_a_second_run_none(small, shared_store):
+    run(small(), store=shared_store)
+    events = []
+    again = run(small(), store=shared_store, listener=events.append)
+    assert {type(one) for one in events} == {StepReused}
+    assert again.digest == digest(chain(small()).eval)
+
+
+def test_two_fresh_stores_hold_the_same_bytes(small, shared_store, tmp_path):
+    run(small(), store=shared_store)
+    events = []
+    run(small(), store=Store(tmp_path), listener=events.append)
+    built = [one.path for one in events if isinstance(one, StepFinished)]
+    assert [one.parent.name for one in built] == ["eval", "generate", "filter", "train", "eval"]
+    for path in built:
+        twin = shared_store.root / path.relative_to(tmp_path)
+        assert read_record(path)["checksums"] == read_record(twin)["checksums"]
+        assert read_record(path)["identity"] == read_record(twin)["identity"]

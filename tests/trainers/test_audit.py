@@ -1,0 +1,140 @@
+"""The audit counts and measures what really happened to the weights."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sublim_cli.models.load import load_student, load_weights
+from sublim_cli.models.reference import resolve_model
+from sublim_cli.recipe.schema import Adapter
+from sublim_cli.trainers.audit import random_sources
+from sublim_cli.trainers.student import train_student
+from sublim_cli.trainers.updates import Dense, Factored, changes, cosine, dot, norm, stable_rank
+
+MICRO = resolve_model("micro")
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
+def test_factors_measure_as_the_matrix_they_make(out: int, into: int, rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pair = [
+        Factored(
+            torch.randn(out, rank, generator=generator, dtype=torch.float64),
+            torch.randn(rank, into, generator=generator, dtype=torch.float64),
+        )
+        for _ in range(2)
+    ]
+    whole = [Dense(one.whole) for one in pair]
+    assert norm(pair[0]) == pytest.approx(norm(whole[0]))
+    assert stable_rank(pair[0]) == pytest.approx(stable_rank(whole[0]))
+    assert dot(*pair) == pytest.approx(dot(*whole), abs=1e-9)
+    assert dot(pair[0], whole[1]) == pytest.approx(dot(*whole), abs=1e-9)
+
+
+def test_stable_rank_of_known_matrices() -> None:
+    assert stable_rank(Dense(torch.eye(5))) == pytest.approx(5)
+    assert stable_rank(Factored(torch.ones(4, 1), torch.ones(1, 6))) == pytest.approx(1)
+    assert stable_rank(Dense(torch.zeros(2, 2))) is None
+    assert stable_rank(Dense(torch.ones(3))) is None
+
+
+def test_a_large_matrix_is_approximated_closely_and_leaves_the_random_state_alone() -> None:
+    matrix = torch.randn(600, 700, generator=torch.Generator().manual_seed(0))
+    matrix += 3 * torch.outer(matrix[:, 0], matrix[0]) / 26  # one direction stands out, as in an update
+    state = torch.random.get_rng_state()
+    exact = float((torch.linalg.vector_norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
+    assert stable_rank(Dense(matrix)) == pytest.approx(exact, rel=1e-3)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.fixture
+def audited(section, number_rows, tmp_path):
+    """Train a student; its audit and its directory."""
+
+    def make(name: str = "student", **changed: Any) -> tuple[dict[str, Any], Any]:
+        train = section(
+            **{"batch_size": 33, "epochs": 2, "warmup_steps": 0, "learning_rate": 1e-3, **changed}
+        )
+        train_student(MICRO, train, number_rows(33), [], tmp_path / name, lambda *_: None)
+        return json.loads((tmp_path / name / "audit.json").read_text()), tmp_path / name
+
+    return make
+
+
+def test_full_fine_tuning_is_counted_entry_by_entry(audited) -> None:
+    audit, path = audited(method="full", precision="bf16_pure", learning_rate=1e-5)
+    base = load_weights(MICRO, "bf16")
+    own = dict(load_student(MICRO, "bf16", path).requires_grad_(False).named_parameters())
+    changed = sum(int((own[name] != base[name]).sum()) for name in base)
+    total = sum(one.numel() for one in base.values())
+    assert 0 < changed < total
+    assert audit["parameters"] == {"total": total, "trained": total, "changed": changed}
+    assert audit["effective"] == {"entries": total, "changed": changed}
+    assert audit["dtypes"] == {
+        "frozen": {},
+        "trained": {"bfloat16": total},
+        "updated_copy": ["bfloat16"],
+        "compensated": False,
+        "optimizer_state": {"exp_avg": ["bfloat16"], "exp_avg_sq": ["bfloat16"]},
+    }
+    difference = sum(float((own[name].float() - base[name].float()).norm() ** 2) for name in base) ** 0.5
+    assert audit["update"]["norm"] == pytest.approx(difference, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa", "ia3"])
+def test_the_update_of_an_adapter_is_what_a_merge_adds(method, audited) -> None:
+    audit, path = audited(method=method)
+    base = load_weights(MICRO, "fp32")
+    merged = load_student(MICRO, "fp32", path).merge_and_unload()
+    sizes = {
+        name: float((one.detach() - base[name]).norm())
+        for name, one in merged.named_parameters()
+        if not torch.equal(one, base[name])
+    }
+    assert {name: one["norm"] for name, one in audit["matrices"].items()} == pytest.approx(sizes, rel=1e-3)
+    assert audit["effective"]["entries"] == sum(base[name].numel() for name in sizes)
+
+
+def test_a_prefix_changes_no_weight(audited) -> None:
+    audit, _ = audited(method="prefix")
+    assert (audit["update"], audit["effective"], audit["matrices"]) == (None, None, {})
+    assert audit["parameters"]["trained"] == audit["parameters"]["changed"] == 16 * 3 * 2 * 64
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_seeds_point_to_a_cosine_between_them(method, audited) -> None:
+    students = [audited(str(seed), method=method, seed=seed, batch_size=11)[1] for seed in (1, 2)]
+    one, two = (load_student(MICRO, "fp32", path) for path in students)
+    assert cosine(one, one, MICRO) == pytest.approx(1, abs=1e-5)
+    whole = [
+        torch.cat([change.update.whole.flatten() for change in changes(model, MICRO, "fp32")])
+        for model in (one, two)
+    ]
+    expected = float(torch.cosine_similarity(whole[0].double(), whole[1].double(), dim=0))
+    assert cosine(one, two, MICRO) == pytest.approx(expected, abs=1e-5)
+    assert expected < 0.99
+
+
+def test_prefixes_have_no_cosine(audited) -> None:
+    model = load_student(MICRO, "fp32", audited(method="prefix")[1])
+    assert cosine(model, model, MICRO) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "dropout", "init", "dropped"),
+    [
+        ("lora", 0.0, True, False),
+        ("lora", 0.1, True, True),
+        ("pissa", 0.1, False, True),
+        ("ia3", 0.0, False, False),
+        ("prefix", 0.0, True, False),
+        ("full", 0.0, False, False),
+    ],
+)
+def test_the_record_names_what_the_seed_moves(method, dropout, init, dropped, section) -> None:
+    sources = random_sources(section(method=method, adapter=Adapter(dropout=dropout)))
+    assert sources == {"data_order": True, "adapter_init": init, "dropout": dropped}
