@@ -27,6 +27,8 @@ EXPECTED = {
     "less_than_equal": "at most {le:.12g}",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "float_type": "a number",
     "finite_number": "a number that is not infinite",
     "bool_type": "true or false",
@@ -42,6 +44,9 @@ EXPECTED = {
 
 BOUNDS = ("greater_than", "less_than")
 """How the kinds of error begin that a value of the right type can have."""
+
+KEY = "[key]"
+"""What pydantic puts last in the `loc` of an error in a key, not in its value."""
 
 SECTIONS = ("model_type", "model_attributes_type", "dict_type")
 """The kinds of error of a value that stands where keys and values belong."""
@@ -137,6 +142,9 @@ def _without_key(sentence: str, where: Where) -> str:
 
 def _problem(where: Where, errors: Sequence[ErrorDetails], values: Mapping[str, object]) -> Problem:
     """One sentence for all that the branches of a union say of one value."""
+    keys = [error for error in errors if error["loc"][-1:] == (KEY,)]
+    if keys:
+        return Problem(where, f"the key must be {_expected(keys[0], where)}")
     first = errors[0]
     match first["type"]:
         case "extra_forbidden":

@@ -166,7 +166,7 @@ class Prefix(Section):
 class PerRank(Section):
     """A learning rate for every rank of a sweep."""
 
-    per_rank: Annotated[dict[int, Rate], Field(min_length=1)]
+    per_rank: Annotated[dict[Positive, Rate], Field(min_length=1)]
 
 
 class Train(Section):

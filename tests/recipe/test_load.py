@@ -15,7 +15,6 @@ from sublim_cli.recipe.schema import Count, Generate, Recipe, Strip, Sweep, Text
 
 # The folder may stay the same between examples, and a busy machine is no failure.
 SLOW_DISK = settings(
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -100,3 +100,10 @@ def test_per_rank_wants_ranks_and_rates() -> None:
     assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"1": -1.0}}}})] == [
         "train.learning_rate.per_rank.1: -1.0: must be above 0"
     ]
+    for value in (1e-4, "fast", None):
+        assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"low": value}}}})] == [
+            "train.learning_rate.per_rank.low: the key must be a whole number"
+        ]
+    assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"0": 1e-4}}}})] == [
+        "train.learning_rate.per_rank.0: the key must be at least 1"
+    ]
