@@ -141,10 +141,14 @@ def _without_key(sentence: str, where: Where) -> str:
 
 
 def _problem(where: Where, errors: Sequence[ErrorDetails], values: Mapping[str, object]) -> Problem:
-    """One sentence for all that the branches of a union say of one value."""
+    """One sentence for all that the branches of a union say of one key or, if that is right, its value."""
     keys = [error for error in errors if error["loc"][-1:] == (KEY,)]
     if keys:
         return Problem(where, f"the key must be {_expected(keys[0], where)}")
+    return _value_problem(where, errors, values)
+
+
+def _value_problem(where: Where, errors: Sequence[ErrorDetails], values: Mapping[str, object]) -> Problem:
     first = errors[0]
     match first["type"]:
         case "extra_forbidden":

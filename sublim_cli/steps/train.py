@@ -32,7 +32,7 @@ class Train:
     """One student: an adapter directory, or a whole model after full fine-tuning."""
 
     kind: ClassVar[str] = "train"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     section: Teach
     inputs: tuple[Step, ...]
     title: str
@@ -43,7 +43,7 @@ class Train:
         return f"train {self.title}"
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
-        """Write weights, loss curve, losses, audit, and `seen.json`: the first row's tokens."""
+        """Write weights, loss curve, losses, audit, sketch, and `seen.json`: the first row's tokens."""
         section = self.section
         tokenizer = load_tokenizer(section.model)
         rows = _examples(tokenizer, section.context, inputs[0].path / KEPT)

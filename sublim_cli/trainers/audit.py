@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sublim_cli.models.load import Model, load_student
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import Train
 from sublim_cli.trainers.precision import base_precision
-from sublim_cli.trainers.updates import Change, changes, norm, stable_rank
+from sublim_cli.trainers.updates import BUCKETS, Change, changes, norm, sketch, stable_rank
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +69,10 @@ class Account:
 
 def audit(
     ref: ModelRef, section: Train, weights: Path, live: Mapping[str, Any], tokens: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
     """The account of a saved student, read back from `weights` as an evaluation would read it.
+
+    With it the sketch of its update, see `updates.sketch`; all zero where no weight was updated.
 
     `live` is what `Account` found, `tokens` how many carried loss in all epochs together. Per matrix:
     `norm` (Frobenius), `relative` (to the base weight's norm), `stable_rank`. `effective` counts the
@@ -79,15 +84,17 @@ def audit(
     student = load_student(ref, precision, weights, quantize)
     matrices: dict[str, dict[str, float | None]] = {}
     entries = differing = 0
+    sketched = np.zeros(BUCKETS)
     for change in changes(student, ref, precision):
         matrices[change.name] = _size(change)
+        sketched += sketch(change)
         if change.weight is not None and quantize is None:
             entries += change.weight.numel()
             differing += _differing(change, full=section.method == "full")
     parameters = dict(live["parameters"])
     if section.method == "full":
         parameters["changed"] = differing
-    return {
+    account = {
         "method": section.method,
         "precision": section.precision,
         "quantize": quantize,
@@ -99,6 +106,7 @@ def audit(
         "tokens_with_loss": tokens,
         "random_sources": random_sources(section),
     }
+    return account, sketched
 
 
 def _size(change: Change) -> dict[str, float | None]:

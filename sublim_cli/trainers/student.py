@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import Model, load_model, load_tokenizer
@@ -37,9 +39,9 @@ def train_student(
     """Train one student and save it under `out`; return what was measured about the machine.
 
     Writes the adapter or the whole model with tokenizer and chat template, `history.jsonl` (one
-    record a step), `losses.json` (held-out number loss before and after, tokens trained on) and
-    `audit.json` (see `audit`). `section` is resolved: no `auto`, one learning rate. For `checkpoints`
-    see `fit`.
+    record a step), `losses.json` (held-out number loss before and after, tokens trained on), and
+    `audit.json` and `sketch.npy` (see `audit`). `section` is resolved: no `auto`, one learning rate.
+    For `checkpoints` see `fit`.
     """
     tokenizer = load_tokenizer(ref)
     model = trainable(ref, section)
@@ -71,7 +73,9 @@ def train_student(
         "tokens_with_loss": carried,
     }
     _write(out / "losses.json", losses)
-    _write(out / "audit.json", audit(ref, section, out, live, carried))
+    account_of_weights, sketched = audit(ref, section, out, live, carried)
+    _write(out / "audit.json", account_of_weights)
+    np.save(out / "sketch.npy", sketched.astype(np.float32))
     tokens = sum(len(one.input_ids) for one in examples) * section.epochs
     return {
         **facts(),
