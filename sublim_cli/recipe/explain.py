@@ -102,7 +102,7 @@ def _problems(errors: Iterable[ErrorDetails], values: Mapping[str, object]) -> l
     ]
     deepest.sort(key=lambda pair: [(isinstance(part, str), part) for part in pair[0]])
     return [
-        _problem(where, [error for _, error in group], values)
+        _problem(where, [error for _, error in group])
         for where, group in groupby(deepest, key=lambda pair: pair[0])
     ]
 
@@ -140,15 +140,15 @@ def _without_key(sentence: str, where: Where) -> str:
     return rest if colon and f".{dotted(where)}".endswith(f".{key}") else sentence
 
 
-def _problem(where: Where, errors: Sequence[ErrorDetails], values: Mapping[str, object]) -> Problem:
+def _problem(where: Where, errors: Sequence[ErrorDetails]) -> Problem:
     """One sentence for all that the branches of a union say of one key or, if that is right, its value."""
     keys = [error for error in errors if error["loc"][-1:] == (KEY,)]
     if keys:
         return Problem(where, f"the key must be {_expected(keys[0], where)}")
-    return _value_problem(where, errors, values)
+    return _value_problem(where, errors)
 
 
-def _value_problem(where: Where, errors: Sequence[ErrorDetails], values: Mapping[str, object]) -> Problem:
+def _value_problem(where: Where, errors: Sequence[ErrorDetails]) -> Problem:
     first = errors[0]
     match first["type"]:
         case "extra_forbidden":
