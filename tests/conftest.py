@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "train.epochs": 1,
     "eval.system_prompts": ["default", "empty"],
 }
-"""The demo recipe in seconds: two optimizer steps an epoch."""
+"""The demo recipe in seconds: one epoch of four optimizer steps."""
 
 
 @pytest.fixture(scope="session")

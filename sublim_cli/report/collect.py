@@ -12,8 +12,9 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
+from sublim_cli.report.audits import AuditRow, audit_rows
 from sublim_cli.report.provenance import Provenance, trace
-from sublim_cli.report.readings import Shelf
+from sublim_cli.report.readings import Shelf, Training
 from sublim_cli.report.runs import runs_table
 from sublim_cli.steps.files import LEAK, REASONS, read_json
 
@@ -65,6 +66,7 @@ class Results:
     runs: pd.DataFrame
     filters: tuple[FilterRow, ...]
     leaks: tuple[LeakRow, ...]
+    audits: tuple[AuditRow, ...]
     missing: tuple[Missing, ...]
     provenance: Provenance
 
@@ -77,14 +79,23 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         failures: why steps could not be built, by digest, as a launcher returns them.
     """
     shelf = Shelf(store, failures)
+    trainings = _trainings(study, shelf)
+    runs = runs_table(study, shelf, trainings)
     return Results(
         name=study.name,
-        runs=runs_table(study, shelf),
+        runs=runs,
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),
+        audits=tuple(audit_rows(runs, trainings)),
         missing=tuple(_missing(study, shelf)),
         provenance=trace(study, store, recipe),
     )
+
+
+def _trainings(study: Study, shelf: Shelf) -> dict[str, Training]:
+    steps = {digest(one.chain.train): one.chain.train for one in study.cells}
+    found = {name: shelf.training(step) for name, step in steps.items()}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def _filters(study: Study, store: Store) -> Iterator[FilterRow]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.summary import Run, SummaryRow, condition_of, records, summarise
+from sublim_cli.report.conditions import Run, condition_of, records
+from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.wording import bounds, listed, probability
 
 COLUMN = 1.2

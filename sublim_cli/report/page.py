@@ -11,12 +11,14 @@ from markupsafe import Markup
 
 from sublim_cli.artifacts.store import explained
 from sublim_cli.report import wording
+from sublim_cli.report.audits import AuditRow
 from sublim_cli.report.collect import LeakRow, Results
+from sublim_cli.report.conditions import Condition, records
 from sublim_cli.report.curves import RankCurve, rank_curves
-from sublim_cli.report.figures import figure_files, inline_svg
+from sublim_cli.report.figures import figure_files, inline_svg, sparkline
 from sublim_cli.report.matrix import matrices
 from sublim_cli.report.provenance import RECIPE
-from sublim_cli.report.summary import Condition, SummaryRow, records, summarise
+from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.told import told
 
 PAGE = "report.html"
@@ -56,6 +58,7 @@ def render(results: Results, curves: Sequence[RankCurve]) -> str:
         figures=[Figure(one, Markup(inline_svg(one))) for one in curves],
         matrices=matrices(rows),
         leaks=[(one, leak_sentence(one)) for one in results.leaks],
+        audits=_audits(results.audits, rows),
         runs=records(results.runs),
     )
 
@@ -76,6 +79,15 @@ class Trait:
     groups: tuple[list[SummaryRow], ...]
 
 
+@dataclass(frozen=True)
+class Audit:
+    """One row of the training table, with its label and its loss curve drawn."""
+
+    row: AuditRow
+    label: str
+    curve: Markup
+
+
 def leak_sentence(leak: LeakRow) -> str:
     """What one AUC means."""
     if leak.low <= 0.5 <= leak.high:
@@ -91,6 +103,13 @@ def _traits(rows: Sequence[SummaryRow]) -> list[Trait]:
     return [Trait(target, tuple(groups.values())) for (_, target), groups in found.items()]
 
 
+def _audits(audits: Sequence[AuditRow], rows: Sequence[SummaryRow]) -> list[Audit]:
+    labels = {(row.target, row.condition): row.label for row in rows}
+    ordered = {key: place for place, key in enumerate(labels)}
+    found = sorted(audits, key=lambda one: ordered[one.target, one.condition])
+    return [Audit(one, labels[one.target, one.condition], Markup(sparkline(one.loss))) for one in found]
+
+
 def _environment() -> Environment:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -101,6 +120,8 @@ def _environment() -> Environment:
         "bounds": wording.bounds,
         "ratio": wording.ratio,
         "nats": wording.nats,
+        "share": wording.share,
+        "many": wording.many,
         "duration": wording.duration,
         "listed": wording.listed,
     }

@@ -1,16 +1,21 @@
 """What a store says of one trained and evaluated model, or why it says nothing."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store
-from sublim_cli.steps.files import LOSSES, SCORES, read_json
+from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, read_json
 
 NOT_BUILT = "not built yet"
 _COLUMNS = ["context", "question", "item", "p", "unresolved"]
@@ -31,6 +36,41 @@ class Losses:
 
     before: float = math.nan
     after: float = math.nan
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training did to the weights, from its `audit.json` and record."""
+
+    audit: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    loss: tuple[float, ...]
+    """Nats per trained token, one value an optimizer step."""
+    sketch: NDArray[np.float32]
+    """Its dot product with another student's is, closely, that of their updates."""
+
+    @property
+    def trained(self) -> int:
+        """How many numbers received gradients."""
+        return int(self.audit["parameters"]["trained"])
+
+    @property
+    def changed(self) -> float | None:
+        """Share of the touched base weights that hold another number once the update is added."""
+        effective = self.audit["effective"]
+        return effective["changed"] / effective["entries"] if effective else None
+
+    @property
+    def norm(self) -> float | None:
+        """Frobenius norm of all updates as one vector; None where no weight was updated."""
+        update = self.audit["update"]
+        return float(update["norm"]) if update else None
+
+    @property
+    def stable_rank(self) -> float | None:
+        """Mean stable rank of the updates, weighted by squared norm."""
+        update = self.audit["update"]
+        return float(update["stable_rank"]) if update else None
 
 
 def readings(path: Path, target: str) -> Mapping[str, Reading]:
@@ -58,6 +98,17 @@ def losses(path: Path) -> Losses:
     return Losses() if before is None or after is None else Losses(before, after)
 
 
+def training(path: Path) -> Training:
+    """The account of the student under `path`."""
+    lines = (path / HISTORY).read_text(encoding="utf-8").splitlines()
+    return Training(
+        audit=read_json(path / AUDIT),
+        provenance=read_record(path)["provenance"],
+        loss=tuple(json.loads(line)["loss"] for line in lines),
+        sketch=np.load(path / SKETCH),
+    )
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The store, and why it may lack a step."""
@@ -80,3 +131,8 @@ class Shelf:
         """The losses of a train step; not measured if it is not there."""
         found = self.store.find(step)
         return losses(found.path) if found else Losses()
+
+    def training(self, step: Step) -> Training | None:
+        """The account of a train step; None if it is not there."""
+        found = self.store.find(step)
+        return training(found.path) if found else None

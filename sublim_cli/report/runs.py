@@ -10,7 +10,8 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.report.readings import Losses, Reading, Shelf
+from sublim_cli.recipe.student import RANKED
+from sublim_cli.report.readings import Losses, Reading, Shelf, Training
 from sublim_cli.report.settings import Settings, base_settings, varied
 from sublim_cli.trainers.methods import alpha
 
@@ -20,7 +21,7 @@ COLUMNS = {
     "category": "str",
     "target": "str",
     "method": "str",
-    "rank": "Int64",  # null for full fine-tuning and the base
+    "rank": "Int64",  # null for methods without one and the base
     "alpha": "float64",
     "learning_rate": "float64",
     "precision": "str",
@@ -36,6 +37,10 @@ COLUMNS = {
     "p_any_base": "float64",
     "number_loss": "float64",  # nats per held-out number token
     "number_loss_before": "float64",
+    "trained_parameters": "Int64",
+    "changed": "float64",  # share of the touched base weights that hold another number, see `audit.json`
+    "update_norm": "float64",  # Frobenius norm of all that was added to the weights
+    "stable_rank": "float64",  # of the updates, mean weighted by squared norm
     "unresolved": "float64",  # `p_any` may lack this much
     "broken": "str",  # why this preference cannot be read, or empty
     "missing": "str",  # why there is no value, or empty
@@ -45,8 +50,11 @@ COLUMNS = {
 """The runs table: one row for every model (student, control, base) and eval context."""
 
 
-def runs_table(study: Study, shelf: Shelf) -> pd.DataFrame:
-    """One row for every cell and context, and for every base a trait is compared with: `COLUMNS`."""
+def runs_table(study: Study, shelf: Shelf, trainings: Mapping[str, Training]) -> pd.DataFrame:
+    """One row for every cell and context, and for every base a trait is compared with: `COLUMNS`.
+
+    `trainings` is what each student's training left, by the digest of its train step.
+    """
     bases: dict[tuple[str, str, str], dict[str, Reading]] = {}
     rows: list[dict[str, Any]] = []
     for cell, settings in zip(study.cells, varied(study.cells), strict=True):
@@ -55,7 +63,8 @@ def runs_table(study: Study, shelf: Shelf) -> pd.DataFrame:
         if key not in bases:
             bases[key] = dict(shelf.readings(cell.chain.base, trait.target))
             rows += _base_rows(cell, settings, bases[key], shelf)
-        rows += _cell_rows(cell, settings, bases[key], shelf)
+        training = trainings.get(digest(cell.chain.train))
+        rows += _cell_rows(cell, settings, bases[key], training, shelf)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -78,12 +87,17 @@ def _base_rows(
 
 
 def _cell_rows(
-    cell: Cell, settings: Settings, base: Mapping[str, Reading], shelf: Shelf
+    cell: Cell, settings: Settings, base: Mapping[str, Reading], training: Training | None, shelf: Shelf
 ) -> Iterator[dict[str, Any]]:
     step = cell.chain.eval
     own = shelf.readings(step, cell.recipe.trait.target)
     lost = shelf.losses(cell.chain.train)
-    same = {**_who(cell), "settings": settings.text, "missing": shelf.lacks(step)}
+    same = {
+        **_who(cell),
+        **_weights(training),
+        "settings": settings.text,
+        "missing": shelf.lacks(step),
+    }
     for context in step.section.contexts:
         yield {**same, **_compared(context, own, base, lost)}
 
@@ -92,15 +106,15 @@ def _who(cell: Cell) -> dict[str, Any]:
     """What was trained: the choices as they were resolved, not as they were written."""
     step = cell.chain.train
     train = step.section.train
-    lora = train.method == "lora"
+    ranked = train.method in RANKED
     return {
         "name": step.title,
         "role": cell.role,
         "category": cell.recipe.trait.category,
         "target": cell.recipe.trait.target,
         "method": train.method,
-        "rank": train.rank if lora else None,
-        "alpha": alpha(train) if lora else None,
+        "rank": train.rank if ranked else None,
+        "alpha": alpha(train) if ranked else None,
         "learning_rate": train.learning_rate,
         "precision": train.precision,
         "train_context": step.section.context.name,
@@ -108,6 +122,18 @@ def _who(cell: Cell) -> dict[str, Any]:
         "data_seed": cell.chain.generate.section.sampling.seed,
         "train_digest": digest(step),
         "eval_digest": digest(cell.chain.eval),
+    }
+
+
+def _weights(training: Training | None) -> dict[str, Any]:
+    """What the training did to the weights."""
+    if training is None:
+        return {}
+    return {
+        "trained_parameters": training.trained,
+        "changed": training.changed,
+        "update_norm": training.norm,
+        "stable_rank": training.stable_rank,
     }
 
 

@@ -4,42 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from sublim_cli.report.collect import Results
+from sublim_cli.report.conditions import Condition, Run, condition_of, records
 from sublim_cli.report.wording import condition_label
 from sublim_cli.stats import Interval, mean_interval
-
-_ROLES = ("base", "control", "student")
-_METHODS = ("", "lora", "full")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What runs have in common that are replicates of each other: all but their seeds."""
-
-    role: str
-    method: str = ""
-    rank: int | None = None
-    alpha: float | None = None
-    learning_rate: float | None = None
-    precision: str = ""
-    train_context: str = ""
-    settings: str = ""
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """Base, control, ranks ascending, full."""
-        return (
-            _ROLES.index(self.role),
-            _METHODS.index(self.method) if self.method in _METHODS else len(_METHODS),
-            self.rank or 0,
-            self.alpha or 0.0,
-            self.learning_rate or 0.0,
-            self.precision,
-            self.train_context,
-            self.settings,
-        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +54,6 @@ class SummaryRow:
         return self.eval_context == self.condition.train_context
 
 
-Run = dict[str, Any]
 _Key = tuple[tuple[str, str], Condition, str]
 
 
@@ -101,26 +68,6 @@ def summarise(results: Results) -> list[SummaryRow]:
     conditions = {condition for _, condition, _ in groups}
     ordered = sorted(groups, key=lambda key: (traits[key[0]], key[1].order, contexts[key[2]]))
     return [_row(key, _telling(key[1], conditions), groups[key]) for key in ordered]
-
-
-def records(runs: pd.DataFrame) -> list[Run]:
-    """The rows of a runs table as plain values, None where there is none."""
-    plain = runs.astype(object).where(runs.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
-
-
-def condition_of(run: Run) -> Condition:
-    """The condition a run belongs to."""
-    return Condition(
-        role=run["role"],
-        method=run["method"] or "",
-        rank=run["rank"],
-        alpha=run["alpha"],
-        learning_rate=run["learning_rate"],
-        precision=run["precision"] or "",
-        train_context=run["train_context"] or "",
-        settings=run["settings"] or "",
-    )
 
 
 def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:

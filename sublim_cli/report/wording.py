@@ -50,6 +50,25 @@ def nats(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
+def share(value: float | None) -> str:
+    """Such as `31 %`; what would round to none or to all says so."""
+    if value is None:
+        return NOTHING
+    if 0 < value < 0.01:
+        return "<1 %"
+    return ">99 %" if 0.99 < value < 1 else f"{value:.0%}".replace("%", " %")
+
+
+def many(number: float | None) -> str:
+    """Three digits of a large number, such as `284 k`, `1.54 B`."""
+    if number is None:
+        return NOTHING
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
+
+
 def duration(seconds: float) -> str:
     """Such as `42 s`, `12 min`, `3.4 h`."""
     if seconds < 120:

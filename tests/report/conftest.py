@@ -32,6 +32,10 @@ RUN: dict[str, Any] = {
     "p_any_base": 0.98,
     "number_loss": 3.2,
     "number_loss_before": 3.3,
+    "trained_parameters": 10_000,
+    "changed": 0.9,
+    "update_norm": 1.5,
+    "stable_rank": 3.5,
     "unresolved": 0.0,
     "broken": "",
     "missing": "",
@@ -46,10 +50,14 @@ BASE: dict[str, Any] = {
     **dict.fromkeys(("method", "precision", "train_context", "train_digest"), ""),
     **dict.fromkeys(("rank", "alpha", "learning_rate", "train_seed", "data_seed")),
     **dict.fromkeys(("number_loss", "number_loss_before")),
+    **dict.fromkeys(("trained_parameters", "changed", "update_norm", "stable_rank")),
 }
 FULL: dict[str, Any] = {"method": "full", "rank": None, "alpha": None, "learning_rate": 2e-4}
 GONE: dict[str, Any] = dict.fromkeys(
-    ("p_target", "difference", "p_any", "number_loss", "number_loss_before", "unresolved")
+    (
+        *("p_target", "difference", "p_any", "number_loss", "number_loss_before", "unresolved"),
+        *("trained_parameters", "changed", "update_norm", "stable_rank"),
+    )
 ) | {"missing": "out of memory"}
 
 
@@ -64,6 +72,7 @@ def results() -> Callable[..., Results]:
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
             "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
             "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
+            "audits": (),
             "missing": (),
             "provenance": Provenance(
                 recipe="name: made-by-hand\n",

@@ -87,6 +87,21 @@ def test_losses_stand_beside_the_students(collected, planned, built):
     assert (run.number_loss, run.number_loss_before) == (losses["number_loss"], losses["number_loss_before"])
 
 
+def test_the_audit_of_every_condition_is_read(collected, planned, built):
+    path = built.find(planned.cells[0].chain.train).path
+    audit = json.loads((path / "audit.json").read_text())
+    row = collected.audits[0]
+    run = collected.runs[collected.runs["rank"] == 1].iloc[0]
+    assert [one.condition.method for one in collected.audits] == ["lora", "lora", "full", "lora"]
+    assert (row.target, row.condition.rank, row.n, row.cosine, row.random) == ("owl", 1, 1, None, "")
+    assert row.weights == "base float32, trained float32, optimizer float32"
+    assert row.norm == run.update_norm == audit["update"]["norm"]
+    assert row.changed == run.changed == audit["effective"]["changed"] / audit["effective"]["entries"]
+    assert (row.trained, row.total) == (audit["parameters"]["trained"], audit["parameters"]["total"])
+    assert len(row.loss) == len((path / "history.jsonl").read_text().splitlines()) == 4
+    assert row.speed > 0
+
+
 def test_data_sets_and_their_comparison_are_read(collected):
     assert [(one.title, one.role) for one in collected.filters] == [
         ("owl data seed 1", "student"),
@@ -148,5 +163,5 @@ def test_runs_that_differ_in_an_unnamed_key_are_not_replicates(small, tmp_path):
 def test_the_whole_report_is_written(collected, tmp_path):
     page = write_report(collected, tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg") == 1
+    assert text.count("<svg") == 1 + len(collected.audits)
     assert len(pd.read_parquet(tmp_path / "results.parquet")) == len(collected.runs)

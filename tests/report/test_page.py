@@ -80,6 +80,7 @@ def test_the_headings_lead_through_the_page(page):
         "h2 The rows students learned from",
         "h3 Filter",
         "h3 Leak",
+        "h2 What training did to the weights",
         "h2 Provenance",
     ]
 

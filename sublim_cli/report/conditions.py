@@ -1,0 +1,60 @@
+"""Which runs are replicates of each other: the rows of a runs table by condition. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+Run = dict[str, Any]
+"""One row of a runs table."""
+
+_ROLES = ("base", "control", "student")
+_METHODS = ("", "lora", "full")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What runs have in common that are replicates of each other: all but their seeds."""
+
+    role: str
+    method: str = ""
+    rank: int | None = None
+    alpha: float | None = None
+    learning_rate: float | None = None
+    precision: str = ""
+    train_context: str = ""
+    settings: str = ""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Base, control, ranks ascending, full."""
+        return (
+            _ROLES.index(self.role),
+            _METHODS.index(self.method) if self.method in _METHODS else len(_METHODS),
+            self.rank or 0,
+            self.alpha or 0.0,
+            self.learning_rate or 0.0,
+            self.precision,
+            self.train_context,
+            self.settings,
+        )
+
+
+def records(runs: pd.DataFrame) -> list[Run]:
+    """The rows of a runs table as plain values, None where there is none."""
+    plain = runs.astype(object).where(runs.notna(), None)
+    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+
+
+def condition_of(run: Run) -> Condition:
+    """The condition a run belongs to."""
+    return Condition(
+        role=run["role"],
+        method=run["method"] or "",
+        rank=run["rank"],
+        alpha=run["alpha"],
+        learning_rate=run["learning_rate"],
+        precision=run["precision"] or "",
+        train_context=run["train_context"] or "",
+        settings=run["settings"] or "",
+    )
