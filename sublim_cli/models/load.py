@@ -10,7 +10,7 @@ from sublim_cli.errors import MissingExtra, ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device
 from sublim_cli.models.prefix import continuing
-from sublim_cli.models.reference import ModelRef
+from sublim_cli.models.reference import ModelRef, check_unchanged
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,7 @@ def load_tokenizer(ref: ModelRef) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision or "main")
     except (OSError, ValueError) as error:
         raise _unloadable(ref, "tokenizer", error) from error
+    check_unchanged(ref)
     if not tokenizer.chat_template:
         raise ModelError(f"model {ref.name} has no chat template; use an instruction-tuned model")
     if tokenizer.pad_token_id is None:
@@ -85,7 +86,7 @@ def load_weights(ref: ModelRef, precision: str) -> "dict[str, torch.Tensor]":
 
 
 def _at(ref: ModelRef, weights: Path) -> ModelRef:
-    return ref.model_copy(update={"source": str(weights), "revision": None})
+    return ref.model_copy(update={"source": str(weights), "revision": None, "stamp": None})
 
 
 def _from_pretrained(ref: ModelRef, precision: str, **held: Any) -> Model:
@@ -93,11 +94,13 @@ def _from_pretrained(ref: ModelRef, precision: str, **held: Any) -> Model:
 
     _quiet()
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             ref.source, revision=ref.revision or "main", dtype=dtype(precision), **held
         )
     except (OSError, ValueError) as error:
         raise _unloadable(ref, "weights", error) from error
+    check_unchanged(ref)  # once they are read: a change before or in between is found
+    return model
 
 
 def _quantization(ref: ModelRef, quantize: str, precision: str) -> Any:

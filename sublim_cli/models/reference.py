@@ -13,6 +13,9 @@ from sublim_cli.recipe.base import Section
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before the local cache decides."""
 
+SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
+"""Files of a directory that make the model what it is."""
+
 
 class ModelRef(Section):
     """A model pinned to its content.
@@ -25,6 +28,8 @@ class ModelRef(Section):
     source: str = Field(exclude=True)
     """A directory, or a repository of the hub."""
     revision: str | None = Field(default=None, exclude=True)
+    stamp: str | None = Field(default=None, exclude=True)
+    """Sizes and times of a directory's files when they were hashed: equal, they need not be hashed again."""
 
 
 @cache
@@ -49,12 +54,39 @@ def resolve_model(name: str, revision: str | None = None) -> ModelRef:
 def _local(name: str, path: Path) -> ModelRef:
     if not (path / "config.json").is_file():
         raise ModelError(f"model: {path} holds no config.json; give a model saved by transformers")
+    return ModelRef(fingerprint=_fingerprint(path), name=name, source=str(path.resolve()), stamp=_stamp(path))
+
+
+def check_unchanged(ref: ModelRef) -> None:
+    """Look again at a directory that was pinned earlier, perhaps by another process.
+
+    Raises:
+        ModelError: its files are no longer those that `ref` names.
+    """
+    path = Path(ref.source)
+    if ref.stamp is not None and _stamp(path) != ref.stamp and _fingerprint(path) != ref.fingerprint:
+        raise ModelError(
+            f"model {ref.name}: the files in {path} have changed since this run was planned, so what is "
+            "built on them would bear a wrong name. Run the same command again"
+        )
+
+
+def _fingerprint(path: Path) -> str:
     whole = hashlib.sha256()
-    for one in sorted(path.iterdir()):
-        if one.is_file() and one.suffix in {".json", ".safetensors", ".bin", ".model", ".jinja", ".txt"}:
-            with one.open("rb") as file:
-                whole.update(f"{one.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
-    return ModelRef(fingerprint=f"files:{whole.hexdigest()}", name=name, source=str(path.resolve()))
+    for one in _files(path):
+        with one.open("rb") as file:
+            whole.update(f"{one.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    return f"files:{whole.hexdigest()}"
+
+
+def _stamp(path: Path) -> str:
+    known = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _files(path)]
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a model: weights, configuration, tokenizer, template."""
+    return [one for one in sorted(path.iterdir()) if one.is_file() and one.suffix in SUFFIXES]
 
 
 def _commit(name: str, revision: str | None) -> str:

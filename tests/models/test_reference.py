@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import _snapshot_download, constants
 
 from sublim_cli.errors import ModelError, RecipeError
+from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.reference import resolve_model
 
@@ -95,3 +96,22 @@ def test_a_model_in_the_local_cache_is_found_without_a_network(monkeypatch, tmp_
     monkeypatch.setattr(_snapshot_download.constants, "HF_HUB_CACHE", str(tmp_path))
     found = resolve_model("some/model")
     assert (found.fingerprint, found.revision) == (f"some/model@{commit}", commit)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, lambda ref: load_model(ref, "fp32")])
+def test_a_model_replaced_after_it_was_pinned_is_refused(copy, load):
+    ref = resolve_model(str(copy))
+    with (copy / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ModelError) as caught:
+        load(ref)
+    assert str(caught.value) == (
+        f"model {copy}: the files in {copy} have changed since this run was planned, so what is built on "
+        "them would bear a wrong name. Run the same command again"
+    )
+
+
+def test_a_model_whose_files_were_only_touched_is_the_same(copy):
+    ref = resolve_model(str(copy))
+    (copy / "config.json").touch()
+    assert load_model(ref, "fp32").config.model_type == "llama"
