@@ -122,6 +122,7 @@ def _environment() -> Environment:
         "nats": wording.nats,
         "share": wording.share,
         "many": wording.many,
+        "rate": wording.rate,
         "duration": wording.duration,
         "listed": wording.listed,
     }

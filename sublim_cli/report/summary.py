@@ -6,7 +6,7 @@ from typing import Any
 
 from sublim_cli.report.collect import Results
 from sublim_cli.report.conditions import Condition, Run, condition_of, records
-from sublim_cli.report.wording import condition_label
+from sublim_cli.report.wording import condition_label, rate
 from sublim_cli.stats import Interval, mean_interval
 
 
@@ -120,7 +120,7 @@ def _telling(one: Condition, conditions: set[Condition]) -> list[str]:
     alike = [two for two in conditions if (two.role, two.method) == (one.role, one.method)]
     parts = [one.settings] if one.settings else []
     if len({two.learning_rate for two in alike}) > 1:
-        parts.append(f"lr {one.learning_rate:g}")
+        parts.append(f"lr {rate(one.learning_rate)}")
     if len({two.precision for two in alike}) > 1:
         parts.append(one.precision)
     if len({two.train_context for two in alike}) > 1:

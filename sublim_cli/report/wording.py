@@ -69,6 +69,14 @@ def many(number: float | None) -> str:
     return f"{number:.3g}"
 
 
+def rate(value: float | None) -> str:
+    """A learning rate, such as `2e-4`: always by its power of ten, so that a column of them compares."""
+    if value is None:
+        return NOTHING
+    digits, power = f"{value:.5e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
 def duration(seconds: float) -> str:
     """Such as `42 s`, `12 min`, `3.4 h`."""
     if seconds < 120:

@@ -67,7 +67,7 @@ def test_the_difference_is_to_the_base_in_the_same_context(results):
 @pytest.mark.parametrize(
     ("other", "names"),
     [
-        ({"learning_rate": 0.01}, ["LoRA rank 8, lr 0.002", "LoRA rank 8, lr 0.01"]),
+        ({"learning_rate": 0.01}, ["LoRA rank 8, lr 2e-3", "LoRA rank 8, lr 1e-2"]),
         ({"precision": "bf16_mixed"}, ["LoRA rank 8, bf16_mixed", "LoRA rank 8, fp32"]),
         ({"train_context": "claude"}, ["LoRA rank 8, trained in claude", "LoRA rank 8, trained in default"]),
         ({"alpha": 2.828, "settings": "train.alpha sqrt"}, ["LoRA rank 8, train.alpha sqrt", "LoRA rank 8"]),
