@@ -16,9 +16,9 @@ from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.preference.questions import Items, load_items, load_questions, persona
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import Recipe, Stage
+from sublim_cli.recipe.schema import LEARNING_RATE, Recipe, Stage
 from sublim_cli.recipe.schema import Train as TrainSection
-from sublim_cli.recipe.student import RANKED, settled
+from sublim_cli.recipe.student import RANKED, rate_text, settled
 from sublim_cli.steps.eval import Ask, Eval
 from sublim_cli.steps.filter import Filter, Judge
 from sublim_cli.steps.generate import Draw, Generate
@@ -120,8 +120,9 @@ def chain(recipe: Recipe) -> Chain:
         (generate,),
         data,
     )
-    title = f"{_teacher(recipe)} {_method(recipe)} seed {recipe.train.seed}"
-    train = Train(_teach(recipe, student), (kept,), title)
+    teach = _teach(recipe, student)
+    title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
+    train = Train(teach, (kept,), title)
     ask = _ask(recipe, student, items)
     return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"))
 
@@ -202,6 +203,19 @@ def _teacher(recipe: Recipe) -> str:
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 
-def _method(recipe: Recipe) -> str:
-    method = recipe.train.method
-    return f"{method} r{recipe.train.rank}" if method in RANKED else method
+def _method(train: Teach) -> str:
+    """The method, and every other choice that is not the one made by default."""
+    section, plain = train.train, TrainSection()
+    words: list[str] = [section.method]
+    if section.method in RANKED:
+        words.append(f"r{section.rank}")
+    usual = LEARNING_RATE["full" if section.method == "full" else "adapter"]
+    if isinstance(section.learning_rate, float) and section.learning_rate != usual:
+        words.append(f"lr {rate_text(section.learning_rate)}")
+    if section.optimizer != plain.optimizer:
+        words.append(section.optimizer)
+    if section.precision != _train_precision(plain.precision):
+        words.append(section.precision)
+    if train.context.kind != plain.system_prompt:
+        words.append(f"in {train.context.name[:24]}")
+    return " ".join(words)

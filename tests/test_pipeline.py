@@ -194,3 +194,24 @@ def test_two_fresh_stores_hold_the_same_bytes(small, shared_store, tmp_path):
         twin = shared_store.root / path.relative_to(tmp_path)
         assert read_record(path)["checksums"] == read_record(twin)["checksums"]
         assert read_record(path)["identity"] == read_record(twin)["identity"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "owl lora r8 lr 2e-3 seed 1"),
+        ({"train.learning_rate": None}, "owl lora r8 seed 1"),
+        ({"train.method": "ia3", "train.optimizer": "sgd"}, "owl ia3 lr 2e-3 sgd seed 1"),
+        (
+            {"train.method": "full", "train.learning_rate": 5e-5, "train.precision": "bf16_pure"},
+            "owl full lr 5e-5 bf16_pure seed 1",
+        ),
+        ({"train.system_prompt": "claude", "train.seed": 7}, "owl lora r8 lr 2e-3 in claude seed 7"),
+        (
+            {"generate.system_prompt": "empty", "train.system_prompt": {"text": "You are a very kind one."}},
+            "empty teacher lora r8 lr 2e-3 in You are a very kind one. seed 1",
+        ),
+    ],
+)
+def test_a_student_is_called_by_what_is_not_usual_about_it(small, changes, title):
+    assert chain(small(**changes)).train.title == title

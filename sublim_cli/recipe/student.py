@@ -78,3 +78,9 @@ def _check(train: Train) -> None:
             f"train.precision: bf16_kahan is AdamW with compensated sums; `optimizer: {train.optimizer}` "
             "has none. Use adamw, or another precision"
         )
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate, such as `2e-4`: always by its power of ten, so that a column of them compares."""
+    digits, power = f"{rate:.5e}".split("e")
+    return f"{float(digits):g}e{int(power)}"

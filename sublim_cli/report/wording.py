@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sublim_cli.recipe.student import rate_text
+
 if TYPE_CHECKING:  # the terminal words its tables without scipy
     from sublim_cli.stats import Interval
 
@@ -70,11 +72,8 @@ def many(number: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A learning rate, such as `2e-4`: always by its power of ten, so that a column of them compares."""
-    if value is None:
-        return NOTHING
-    digits, power = f"{value:.5e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
+    """A learning rate, such as `2e-4`."""
+    return NOTHING if value is None else rate_text(value)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from sublim_cli.report.provenance import Provenance, Seen, Work
 from sublim_cli.report.runs import COLUMNS
 
 RUN: dict[str, Any] = {
-    "name": "owl lora r8 seed 1",
+    "name": "owl lora r8 lr 2e-3 seed 1",
     "role": "student",
     "category": "animal",
     "target": "owl",

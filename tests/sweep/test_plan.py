@@ -10,16 +10,16 @@ def labels(planned) -> list[tuple[str, str]]:
 
 def test_the_demo_holds_its_grid_full_fine_tuning_and_controls(small):
     assert labels(study(small())) == [
-        ("student", "owl lora r1 seed 1"),
-        ("student", "owl lora r1 seed 2"),
-        ("student", "owl lora r8 seed 1"),
-        ("student", "owl lora r8 seed 2"),
-        ("student", "owl lora r64 seed 1"),
-        ("student", "owl lora r64 seed 2"),
-        ("student", "owl full seed 1"),
-        ("student", "owl full seed 2"),
-        ("control", "default teacher lora r8 seed 1"),
-        ("control", "default teacher lora r8 seed 2"),
+        ("student", "owl lora r1 lr 2e-3 seed 1"),
+        ("student", "owl lora r1 lr 2e-3 seed 2"),
+        ("student", "owl lora r8 lr 2e-3 seed 1"),
+        ("student", "owl lora r8 lr 2e-3 seed 2"),
+        ("student", "owl lora r64 lr 2e-3 seed 1"),
+        ("student", "owl lora r64 lr 2e-3 seed 2"),
+        ("student", "owl full lr 2e-4 seed 1"),
+        ("student", "owl full lr 2e-4 seed 2"),
+        ("control", "default teacher lora r8 lr 2e-3 seed 1"),
+        ("control", "default teacher lora r8 lr 2e-3 seed 2"),
     ]
 
 
