@@ -57,7 +57,7 @@ def checkpointer(every: Every, processes: int = 1) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last = time.monotonic()
             if processes > 1:
-                PartialState().wait_for_everyone()  # each writes its random state, and its shard if it has one
+                PartialState().wait_for_everyone()  # each writes its random state, and its shard
             if state.is_world_process_zero:
                 _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 

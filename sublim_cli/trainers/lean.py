@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sublim_cli.models.chat import IGNORED
 from sublim_cli.models.load import Model
 from sublim_cli.trainers.memory import Halving
-from sublim_cli.trainers.sharded import complete, sharded
+from sublim_cli.trainers.sharded import shardable, sharded
 
 if TYPE_CHECKING:
     import torch
@@ -21,24 +21,12 @@ def lean(base: type) -> Any:
     no loss; token accuracy and entropy, each of which waits for the device.
     """
 
-    class Lean(base):  # type: ignore[misc]  # a class known at run time alone
+    class Lean(shardable(base)):  # type: ignore[misc]  # a class known at run time alone
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
             self.model_accepts_loss_kwargs = True  # have the step's tokens counted and handed over
             self.halving = Halving(self.model, alone=self.args.world_size == 1 and not sharded())
             self.add_callback(_beginning(self.halving))
-
-        def create_accelerator_and_postprocess(self) -> None:
-            super().create_accelerator_and_postprocess()
-            if sharded():
-                complete(self.accelerator)
-                self.is_fsdp_enabled = True
-
-        def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
-            """Autocast for a sharded model, whose forward accelerate leaves without it."""
-            if not (self.is_fsdp_enabled and self.args.bf16):
-                return super().autocast_smart_context_manager(cache_enabled)
-            return _autocast(self.args.device.type)
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
             def backward(batch: Any) -> Any:
@@ -58,13 +46,6 @@ def lean(base: type) -> Any:
             """None: a checkpoint is for this run's successor alone."""
 
     return Lean
-
-
-def _autocast(device: str) -> Any:
-    """bf16 compute over fp32 weights; a copy of a weight goes with the weight when it is sharded again."""
-    import torch
-
-    return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def _beginning(halving: Halving) -> Any:

@@ -47,8 +47,8 @@ def check_shardable(section: Train) -> None:
         return
     if section.method != "full" or section.backend != "plain":
         raise RecipeError(
-            f"--accelerate: a student is sharded (FSDP) with `train.method: full` and `train.backend: plain`, "
-            f"not {section.method} on {section.backend}; recipes/accelerate/data-parallel.yaml shares its rows"
+            "--accelerate: a student is sharded (FSDP) with `train.method: full` and `train.backend: plain`, "
+            f"not {section.method} on {section.backend}; recipes/accelerate/data-parallel.yaml shares rows"
         )
     if section.optimizer == "adamw_8bit" and section.precision != "bf16_kahan":
         raise RecipeError(
@@ -78,22 +78,46 @@ def check_checkpoint(checkpoint: Path | None) -> None:
     )
 
 
-def complete(accelerator: Any) -> None:
-    """Have `accelerator` shard on a CPU as on GPUs, and compute sharded as it computes unsharded.
+def shardable(base: type) -> Any:
+    """`base`, a transformers Trainer, that shards on a CPU as on GPUs and computes as it does unsharded."""
 
-    On a CPU accelerate 1.15 builds the settings from the environment and then drops them
-    (`AcceleratorState.__init__` keeps them for GPUs alone), so they are put where it looks for them.
-    Its precision for bf16 would also sum gradients in bf16 and keep the residual stream in bf16; the
-    student would depend on where it was trained. Shards are gathered in fp32 instead, and autocast
-    does what it does without sharding.
+    class Shardable(base):  # type: ignore[misc]  # a class known at run time alone
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if sharded():
+                _complete(self.accelerator.state)
+                self.is_fsdp_enabled = True
+
+        def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+            """Autocast for a sharded model, whose forward accelerate leaves without it."""
+            if sharded() and self.args.bf16:
+                return _autocast(self.args.device.type)
+            return super().autocast_smart_context_manager(cache_enabled)
+
+    return Shardable
+
+
+def _complete(state: Any) -> None:
+    """Put right what accelerate 1.15 knows of sharding in `state`, an AcceleratorState.
+
+    On a CPU it builds the settings from the environment and then drops them (its constructor keeps them
+    for GPUs alone), so they are put where it looks for them. Its precision for bf16 would sum gradients
+    in bf16 and keep the residual stream in bf16: the student would depend on where it was trained.
+    Shards are gathered in fp32 instead, and autocast does what it does without sharding.
     """
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    state = accelerator.state
     if getattr(state, "fsdp_plugin", None) is None:
         state.distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
     state.fsdp_plugin.mixed_precision_policy = None
+
+
+def _autocast(device: str) -> Any:
+    """bf16 compute over fp32 weights; a copy of a weight goes with the weight when it is sharded again."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
 
 
 def first() -> bool:
@@ -112,4 +136,4 @@ def gathered(model: Model) -> dict[str, Any]:
     weights = get_model_state_dict(model, options=options)
     named = {name: id(one) for name, one in model.named_parameters(remove_duplicate=False)}
     own = {place: weights[name] for name, place in named.items() if name in weights}
-    return {name: own.get(named.get(name), one) for name, one in weights.items()}
+    return {name: own[named[name]] if name in named else one for name, one in weights.items()}

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def fact(artifact: Artifact, name: str) -> Any:
 def pair(small, tmp_path_factory):
     """The same student trained by one process, and in shards by two: changes -> (whole, sharded)."""
 
+    @cache
     def make(**changes: Any) -> tuple[Artifact, Artifact]:
         recipe = small(
             **{"train__method": "full", "train__batch_size": 22, "train__learning_rate": 2e-4, **changes}
@@ -94,7 +96,7 @@ def test_a_sharded_student_is_the_one_that_a_single_process_trains(pair, optimiz
 
 @pytest.mark.slow
 def test_the_audit_of_a_sharded_student_is_that_of_a_whole_one(pair):
-    audits = [read(one, "audit.json") for one in pair()]
+    audits = [read(one, "audit.json") for one in pair(train__optimizer="adamw")]
     whole, sharded = audits
     assert sharded["dtypes"] == whole["dtypes"]
     assert sharded["update"] == pytest.approx(whole["update"], rel=1e-3)
@@ -107,19 +109,19 @@ def test_the_audit_of_a_sharded_student_is_that_of_a_whole_one(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16_mixed", 1e-2), ("bf16_kahan", 1e-2)])
-def test_a_sharded_student_in_bf16_differs_by_its_rounding(pair, precision, tolerance):
+@pytest.mark.parametrize("precision", ["bf16_mixed", "bf16_kahan"])
+def test_a_sharded_student_in_bf16_differs_by_its_rounding(pair, precision):
     whole, sharded = pair(train__precision=precision)
-    assert losses(sharded) == pytest.approx(losses(whole), abs=tolerance)
+    assert losses(sharded) == pytest.approx(losses(whole), abs=1e-2)
     assert read(sharded, "audit.json")["dtypes"] == read(whole, "audit.json")["dtypes"]
 
 
 @pytest.mark.slow
 def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
     def words(store: Path) -> list[str]:
-        size = "generate.rows=132 generate.held_out=20 train.method=full train.batch_size=4 train.epochs=2".split()
-        sets = [word for one in size for word in ("--set", one)]
-        how = ["--accelerate", str(CONFIGS / "fsdp2-cpu2.yaml"), "--checkpoint-every", "10"]
+        size = ["generate.rows=66", "generate.held_out=20", "train.batch_size=6", "train.epochs=2"]
+        sets = [word for one in ["train.method=full", *size] for word in ("--set", one)]
+        how = ["--accelerate", str(CONFIGS / "fsdp2-cpu2.yaml"), "--checkpoint-every", "5"]
         return [
             sys.executable,
             "-m",
@@ -141,10 +143,10 @@ def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
 
     undisturbed = finished(tmp_path / "one")
     with subprocess.Popen(words(tmp_path / "two"), stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any((tmp_path / "two").glob(f"train/.*/checkpoint-10/{WHOLE}")):
+        while process.poll() is None and not any((tmp_path / "two").glob(f"train/.*/checkpoint-5/{WHOLE}")):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     resumed = finished(tmp_path / "two")
-    assert read_record(resumed)["provenance"]["resumed_from_step"] >= 10
+    assert read_record(resumed)["provenance"]["resumed_from_step"] in (5, 10)
     assert checksums(resumed) == checksums(undisturbed)

@@ -87,7 +87,7 @@ def test_a_training_with_every_optimizer_resumes_bit_by_bit(
 
 def command(out: Path, *more: str) -> list[str]:
     """A training of 100 steps of four rows, as it is typed."""
-    size = "generate.rows=200 generate.held_out=20 train.epochs=2 train.batch_size=4".split()
+    size = ["generate.rows=200", "generate.held_out=20", "train.epochs=2", "train.batch_size=4"]
     settings = [word for one in (*size, *more) for word in ("--set", one)]
     every = ["--checkpoint-every", "40"]
     return [
