@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sublim_cli.artifacts.record import checksums, read_record
 from sublim_cli.artifacts.step import Artifact
 from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import RecipeError
 from sublim_cli.pipeline import run
 from sublim_cli.trainers.checkpoints import WHOLE
 from sublim_cli.trainers.runtime import ACCELERATE
@@ -150,3 +151,11 @@ def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
     resumed = finished(tmp_path / "two")
     assert read_record(resumed)["provenance"]["resumed_from_step"] in (5, 10)
     assert checksums(resumed) == checksums(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_adapter_in_shards_is_refused_in_a_sentence(tmp_path, small, monkeypatch):
+    monkeypatch.setenv(ACCELERATE, str(CONFIGS / "fsdp2-cpu2.yaml"))
+    with pytest.raises(RecipeError, match=r"^--accelerate: a student is sharded \(FSDP\) with"):
+        run(small(train__method="lora", train__batch_size=22), until="train", store=Store(tmp_path))
+    assert not list(tmp_path.glob("train/*"))
