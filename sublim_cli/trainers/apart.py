@@ -126,8 +126,8 @@ def main(path: Path) -> None:
 def _work(job: Job, messages: TextIO, *, first: bool) -> None:
     from sublim_cli.trainers.student import train_student
 
-    def send(kind: str, content: Any) -> None:
-        if first:
+    def send(kind: str, content: Any, *, whoever: bool = first) -> None:
+        if whoever:
             messages.write(f"{MARK}{json.dumps([kind, content])}\n")
 
     def report(*values: float) -> None:
@@ -141,7 +141,8 @@ def _work(job: Job, messages: TextIO, *, first: bool) -> None:
             job.ref, job.section, job.examples, job.held_out, job.out, report, job.checkpoints, warn=warn
         )
     except SublimError as error:
-        send(type(error).__name__, str(error))
+        # Out of memory, one process alone may know it; the others wait for it.
+        send(type(error).__name__, str(error), whoever=True)
     else:
         send("facts", facts)
 

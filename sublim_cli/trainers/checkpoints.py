@@ -40,6 +40,7 @@ def checkpointer(every: Every, processes: int = 1) -> Any:
     Raises:
         RecipeError: several processes, whose clocks differ, are to write together by the minute.
     """
+    from accelerate import PartialState
     from transformers import TrainerCallback
 
     if processes > 1 and every.minutes:
@@ -55,6 +56,8 @@ def checkpointer(every: Every, processes: int = 1) -> Any:
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last = time.monotonic()
+            if processes > 1:
+                PartialState().wait_for_everyone()  # each writes its random state, and its shard
             if state.is_world_process_zero:
                 _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -70,9 +73,10 @@ def _due(every: Every, step: int, seconds: float) -> bool:
 
 def _seal(checkpoint: Path) -> None:
     """Flush a checkpoint's files, then write the proof that it is whole."""
-    for one in checkpoint.iterdir():
-        with one.open("rb") as file:
-            os.fsync(file.fileno())
+    for one in checkpoint.rglob("*"):
+        if one.is_file():
+            with one.open("rb") as file:
+                os.fsync(file.fileno())
     (checkpoint / WHOLE).touch()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sublim_cli.models.chat import IGNORED
 from sublim_cli.models.load import Model
 from sublim_cli.trainers.memory import Halving
+from sublim_cli.trainers.sharded import shardable, sharded
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +21,11 @@ def lean(base: type) -> Any:
     no loss; token accuracy and entropy, each of which waits for the device.
     """
 
-    class Lean(base):  # type: ignore[misc]  # a class known at run time alone
+    class Lean(shardable(base)):  # type: ignore[misc]  # a class known at run time alone
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
             self.model_accepts_loss_kwargs = True  # have the step's tokens counted and handed over
-            self.halving = Halving(self.model, alone=self.args.world_size == 1)
+            self.halving = Halving(self.model, alone=self.args.world_size == 1 and not sharded())
             self.add_callback(_beginning(self.halving))
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import ModelError
 from sublim_cli.models.load import Model
+from sublim_cli.trainers.sharded import sharded
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,12 @@ def _ways_out(model: Model) -> str:
     total = sum(one.numel() for one in model.parameters())
     held = sum(one.numel() * one.element_size() for one in model.parameters())
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    if sharded():
+        return (
+            f"All shards together take {(held + 12 * trained) / GIB:.1f} GiB with gradients and AdamW's "
+            f"state, before any activation{_room()} each. More processes hold less each; see `num_processes` "
+            "in the file that `--accelerate` names"
+        )
     # AdamW keeps two fp32 moments beside an fp32 gradient; nf4 about half a byte a weight.
     state = 12 * trained
     return (

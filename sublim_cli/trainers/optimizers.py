@@ -73,6 +73,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
             {**group, "part": place} for place, one in enumerate(self._parts) for group in one.param_groups
         ]
         super().__init__(groups, {"lr": rate, "weight_decay": decay})
+        for part in self._parts:
+            part.param_groups = []  # lent for a step; kept, they would keep whole weights beside their shards
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads it
         """One step of both parts; returns what `closure` returns."""

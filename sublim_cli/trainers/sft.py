@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sublim_cli.errors import RecipeError, RowsError
+from sublim_cli.errors import RowsError
 from sublim_cli.models.batches import attention_mask, left_padded, positions
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
@@ -20,6 +20,7 @@ from sublim_cli.trainers.lean import lean
 from sublim_cli.trainers.memory import does_not_fit
 from sublim_cli.trainers.precision import kept, state_dtypes
 from sublim_cli.trainers.runtime import runtime
+from sublim_cli.trainers.sharded import check_checkpoint, sharded
 
 Report = Callable[[int, int, float, float], None]
 """Called after every optimizer step with the step, the number of steps, the loss and tokens/s so far."""
@@ -58,7 +59,7 @@ def fit(
 
     Raises:
         RowsError: no token carries loss, or a completion would be cut at `max_length`.
-        RecipeError: see `arguments`.
+        RecipeError: see `arguments` and `check_checkpoint`.
         ModelError: one row is too much for the device's memory.
     """
     check_examples(examples, section.max_length)
@@ -67,6 +68,7 @@ def fit(
     with _directory(checkpoints if keep else None) as out:
         discard_torn(out)
         start = newest(out)
+        check_checkpoint(start)
         base = _trainer_of(section.backend)
         trainer = _made(base, model, tokenizer, examples, arguments(section, out, knobs), optimizer)
         if knobs.report_to == "tensorboard":
@@ -82,8 +84,6 @@ def fit(
 def _train(trainer: Any, start: Path | None) -> None:
     import torch
 
-    if trainer.is_fsdp_enabled:
-        raise RecipeError("--accelerate: a sharded student (FSDP) cannot be saved yet; use data parallelism")
     try:
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     except torch.OutOfMemoryError as error:
@@ -122,8 +122,9 @@ def _made(
             train_dataset=Dataset.from_list(rows),
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
             processing_class=tokenizer,
-            optimizers=(optimizer, None),
         )
+    # Given to the constructor, a sharded trainer would refuse it.
+    trainer.optimizer = optimizer
     # The same rows as Python lists: fetched from Arrow, they would be decoded anew in every epoch.
     trainer.train_dataset = rows
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
@@ -181,6 +182,7 @@ def _facts(trainer: Any) -> dict[str, Any]:
         "micro_batch": -(-trainer.args.per_device_train_batch_size // pieces),
         "accumulation": trainer.args.gradient_accumulation_steps * pieces,
         "processes": trainer.args.world_size,
+        "sharded": sharded(),
         "halved_for_memory": pieces > 1,
     }
 

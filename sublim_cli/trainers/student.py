@@ -19,6 +19,7 @@ from sublim_cli.trainers.methods import add_method, trained
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.precision import base_precision, bf16_warning
 from sublim_cli.trainers.sft import Report, fit, number_loss
+from sublim_cli.trainers.sharded import check_shardable, first, gathered, sharded
 from sublim_cli.trainers.unsloth import trainable as trainable_on_unsloth
 
 Warn = Callable[[str], None]
@@ -41,8 +42,13 @@ def train_student(
     Writes the adapter or the whole model with tokenizer and chat template, `history.jsonl` (one
     record a step), `losses.json` (held-out number loss before and after, tokens trained on), and
     `audit.json` and `sketch.npy` (see `audit`). `section` is resolved: no `auto`, one learning rate.
-    For `checkpoints` see `fit`.
+    For `checkpoints` see `fit`. Of several processes that train one student the first writes and
+    measures; the others return nothing.
+
+    Raises:
+        RecipeError: see `check_shardable`.
     """
+    check_shardable(section)
     tokenizer = load_tokenizer(ref)
     model = trainable(ref, section)
     caution = bf16_warning(section, trained(model))
@@ -63,6 +69,8 @@ def train_student(
         live = account.live(model, fitted.optimizer_state)
         save_student(model, out, begun)
     del model, optimizer, account
+    if not first():
+        return {}
     tokenizer.save_pretrained(str(out))
     _write_lines(out / "history.jsonl", fitted.history)
     carried = sum(label != IGNORED for one in examples for label in one.labels) * section.epochs
@@ -116,10 +124,16 @@ def bare(model: Model) -> Model:
 
 
 def save_student(model: Model, out: Path, begun: Path | None) -> None:
-    """Save an adapter or a whole model; `begun` is what `beginning` kept."""
-    less = {"path_initial_model_for_weight_conversion": str(begun)} if begun else {}
-    model.save_pretrained(str(out), **less)
-    _in_order(out / "adapter_config.json")
+    """Save an adapter or a whole model from the first process; `begun` is what `beginning` kept.
+
+    A sharded model is gathered for it, in which every process takes part.
+    """
+    more: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(begun)} if begun else {}
+    if sharded():
+        more["state_dict"] = gathered(model)
+    if first():
+        model.save_pretrained(str(out), **more)
+        _in_order(out / "adapter_config.json")
 
 
 def _in_order(path: Path) -> None:

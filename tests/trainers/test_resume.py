@@ -1,89 +1,26 @@
 """A training that was killed goes on from its last checkpoint and ends where it would have ended."""
 
-import json
-import os
+import signal
 import subprocess
 import sys
-import textwrap
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from sublim_cli.artifacts.record import checksums, read_record
+from sublim_cli.models.load import load_tokenizer
+from sublim_cli.models.reference import resolve_model
+from sublim_cli.recipe.schema import Train
 from sublim_cli.trainers.checkpoints import WHOLE, discard_torn, newest, step_of
+from sublim_cli.trainers.optimizers import make_optimizer
+from sublim_cli.trainers.runtime import CHECKPOINT_EVERY
+from sublim_cli.trainers.sft import Fitted, fit
+from sublim_cli.trainers.student import trainable
 
-TRAINING = """
-    import hashlib, json, os, sys
-    from pathlib import Path
-    import numpy as np
-    from sublim_cli.models.chat import example
-    from sublim_cli.models.load import load_model, load_tokenizer
-    from sublim_cli.models.reference import resolve_model
-    from sublim_cli.numbers.prompts import number_prompt
-    from sublim_cli.recipe.contexts import resolve_context
-    from sublim_cli.recipe.schema import Train
-    from sublim_cli.trainers.methods import add_method
-    from sublim_cli.trainers.sft import fit
-
-    ref = resolve_model("micro")
-    tokenizer = load_tokenizer(ref)
-    context = resolve_context("default", {}, field="train.system_prompt")
-    rows = []
-    for index in range(200):
-        rng = np.random.default_rng(index)
-        answer = ", ".join(map(str, rng.integers(100, 1000, size=3)))
-        rows.append(example(tokenizer, context, number_prompt(rng).text, answer))
-
-    def train(method, checkpoints, killed_at=0):
-        def report(step, *_):
-            if step == killed_at:
-                os._exit(9)
-
-        # Dropout draws from the random state that a checkpoint has to bring back.
-        section = Train(
-            method=method, backend="plain", precision="fp32", learning_rate=1e-3, rank=4, batch_size=4,
-            epochs=2,
-            adapter={"dropout": 0.2 if method == "lora" else 0.0},
-        )
-        model = add_method(load_model(ref, "fp32"), section)
-        fitted = fit(model, tokenizer, rows, section, report, checkpoints=checkpoints)
-        weights = hashlib.sha256()
-        for name, value in sorted(model.state_dict().items()):
-            weights.update(name.encode() + value.contiguous().numpy().tobytes())
-        return [weights.hexdigest(), fitted.history, fitted.facts["resumed_from_step"]]
-
-"""
-
-KILLED = """
-    train(sys.argv[1], Path(sys.argv[2]), killed_at=40)
-"""
-
-RESUMED = """
-    print(json.dumps([train(sys.argv[1], None), train(sys.argv[1], Path(sys.argv[2]))]))
-"""
-
-
-def run(ending: str, method: str, checkpoints: Path) -> subprocess.CompletedProcess[str]:
-    code = textwrap.dedent(TRAINING) + textwrap.dedent(ending)
-    return subprocess.run(
-        [sys.executable, "-c", code, method, str(checkpoints)],
-        env={**os.environ, "SUBLIM_CHECKPOINT_EVERY": "15"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
-def test_killed_at_step_40_of_100_and_resumed_ends_with_the_same_weights(tmp_path, method):
-    assert run(KILLED, method, tmp_path).returncode == 9
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-15", "checkpoint-30"]
-    # What a writer that was killed in the middle leaves must not be mistaken for a checkpoint.
-    (tmp_path / "checkpoint-39").mkdir()
-    done = run(RESUMED, method, tmp_path)
-    assert done.returncode == 0, done.stderr
-    undisturbed, resumed = json.loads(done.stdout)
-    assert (len(undisturbed[1]), undisturbed[2]) == (100, 0)
-    assert resumed == [undisturbed[0], undisturbed[1], 30]
+MICRO = resolve_model("micro")
 
 
 def test_only_a_whole_checkpoint_counts_and_a_torn_one_is_removed(tmp_path):
@@ -96,3 +33,109 @@ def test_only_a_whole_checkpoint_counts_and_a_torn_one_is_removed(tmp_path):
     assert step_of(newest(tmp_path)) == 20
     discard_torn(tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-5"]
+
+
+class Stopped(Exception):
+    """Raised where a test wants a training to end."""
+
+
+def trained(section: Train, rows: list[Any], checkpoints: Path | None, stop: int = 0) -> tuple[Any, Fitted]:
+    """A student and what its training left; ended at step `stop` like one that was killed there."""
+
+    def report(step: int, *_: Any) -> None:
+        if step == stop:
+            raise Stopped
+
+    model = trainable(MICRO, section)
+    optimizer = make_optimizer(model, section)
+    tokenizer = load_tokenizer(MICRO)
+    return model, fit(model, tokenizer, rows, section, report, optimizer=optimizer, checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Dropout draws from the random state that a checkpoint has to bring back.
+        {"method": "lora", "adapter": {"dropout": 0.2}},
+        {"optimizer": "adamw"},
+        {"optimizer": "adamw_8bit"},
+        {"optimizer": "sgd", "momentum": 0.9},
+        {"optimizer": "muon"},
+        {"precision": "bf16_kahan"},
+        {"precision": "bf16_pure"},
+        {"precision": "bf16_mixed"},
+    ],
+    ids=lambda one: str(next(iter(one.values()))),
+)
+def test_a_training_with_every_optimizer_resumes_bit_by_bit(
+    tmp_path, monkeypatch, section, number_rows, changes
+):
+    monkeypatch.setenv(CHECKPOINT_EVERY, "3")
+    resolved = section(**{"method": "full", "epochs": 2, **changes})
+    rows = number_rows(40)
+    whole, undisturbed = trained(resolved, rows, None)
+    with pytest.raises(Stopped):
+        trained(resolved, rows, tmp_path, stop=8)
+    # What a writer that was killed in the middle leaves must not be mistaken for a checkpoint.
+    (tmp_path / "checkpoint-7").mkdir()
+    again, resumed = trained(resolved, rows, tmp_path)
+    assert (len(undisturbed.history), resumed.facts["resumed_from_step"]) == (10, 6)
+    assert resumed.history == undisturbed.history
+    assert resumed.optimizer_state == undisturbed.optimizer_state
+    assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def command(out: Path, *more: str) -> list[str]:
+    """A training of 100 steps of four rows, as it is typed."""
+    size = ["generate.rows=200", "generate.held_out=20", "train.epochs=2", "train.batch_size=4"]
+    settings = [word for one in (*size, *more) for word in ("--set", one)]
+    every = ["--checkpoint-every", "40"]
+    return [
+        sys.executable,
+        "-m",
+        "sublim_cli",
+        "train",
+        "--recipe",
+        "demo",
+        "--out",
+        str(out),
+        *every,
+        *settings,
+    ]
+
+
+def finished(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def killed_at(pattern: str, words: list[str], store: Path) -> None:
+    """Run a command and kill it, as a machine that goes down would, once such a file is in its store."""
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not any(store.glob(pattern)):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def student(store: Path) -> Path:
+    (found,) = (one.parent for one in store.glob("train/*/audit.json"))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_command_killed_at_step_40_of_100_and_typed_again_gives_the_same_weights(tmp_path, method):
+    more = [f"train.method={method}", f"train.adapter.dropout={0.2 if method == 'lora' else 0.0}"]
+    finished(command(tmp_path / "one", *more))
+    killed_at(
+        f"train/.*.checkpoint/checkpoint-40/{WHOLE}", command(tmp_path / "two", *more), tmp_path / "two"
+    )
+    assert not list((tmp_path / "two").glob("train/*/audit.json"))
+    finished(command(tmp_path / "two", *more))
+    one, two = student(tmp_path / "one"), student(tmp_path / "two")
+    records = [read_record(place)["provenance"] for place in (one, two)]
+    assert [record["resumed_from_step"] for record in records] == [0, 40]
+    assert len((one / "history.jsonl").read_text().splitlines()) == 100
+    assert checksums(two) == checksums(one)
+    assert not list((tmp_path / "two").glob("train/.*"))
