@@ -75,10 +75,8 @@ class Screen:
                 self._end(event)
             case StepWaiting(label):
                 self._say(f"[dim]… {escape(label)}: another process is building it[/]")
-            case Warned(message):
-                self._once(message, f"[yellow]![/] {escape(message)}")
-            case Chosen(message):
-                self._once(message, f"[dim]· {escape(message)}[/]")
+            case Warned() | Chosen():
+                self._once(event)
 
     def _expect(self, missing: int, present: int) -> None:
         self.reused += present
@@ -112,11 +110,12 @@ class Screen:
             self.built += 1
             self._say(f"[green]✓[/] {name} [dim]{event.seconds:.0f} s[/]")
 
-    def _once(self, message: str, line: str) -> None:
+    def _once(self, event: Warned | Chosen) -> None:
         """Say what every cell of a sweep would say again."""
-        if message not in self._told:
-            self._told.add(message)
-            self._say(line)
+        if event.message not in self._told:
+            self._told.add(event.message)
+            text = escape(event.message)
+            self._say(f"[yellow]![/] {text}" if isinstance(event, Warned) else f"[dim]· {text}[/]")
 
     def _say(self, line: str) -> None:
         if not self.quiet:
