@@ -8,7 +8,7 @@ downloaded. Rows are the paper's in shape: sublim's number prompts, ten random n
 way trains in a process of its own, on the same batches in the same order, for some warm-up steps and then
 some timed ones; what does not fit, is not installed or finds no time left says so in the table.
 
-Tokens are those of the rows, without padding. MFU is the model's floating-point operations per second
+Rates are those of the median timed step. Tokens are those of the rows, without padding. MFU is the model's floating-point operations per second
 over the card's peak in dense bf16 (PaLM, arXiv 2204.02311, appendix B): a token of a row of T tokens costs
 6 N + 12 L H Q T operations in full fine-tuning, N weights of its matrices, L layers, H heads of width Q.
 Under a frozen base no gradients of its weights are needed: 4 N, and 6 for each adapter weight. The output
@@ -470,7 +470,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for rehearsals")
     parser.add_argument("--peak-tflops", type=float, help="the card's dense bf16 peak, if MFU is unknown")
     parser.add_argument("--scratch", type=Path, help="where models are made; 7B takes 15 GB")
-    parser.add_argument("--save", action="store_true", help=f"write the table to benchmarks/{RESULTS.name}/")
+    parser.add_argument(
+        "--save", type=Path, nargs="?", const=RESULTS, help="write table and data (here, or to a directory)"
+    )
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.shape = given.shape or ["0.5B", "1.5B", "7B"]
@@ -500,24 +502,26 @@ def main() -> int:
     print(f"{title}\n\n{HEAD}")
     with tempfile.TemporaryDirectory(prefix="sublim-", dir=given.scratch) as scratch:
         found = benchmark(given, Path(scratch), whole_gib)
-    if given.save:
-        save(name, day, title, found, given.peak_tflops)
+    if given.save is not None:
+        save(given.save, name, day, title, found, given.peak_tflops)
     return 0
 
 
-def save(name: str, day: str, title: str, found: Sequence[tuple[Way, Measured]], peak: float | None) -> None:
+def save(
+    where: Path, name: str, day: str, title: str, found: Sequence[tuple[Way, Measured]], peak: float | None
+) -> None:
     """Write the table and everything measured, named by card and day."""
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"gpu_training-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{day}"
+    where.mkdir(parents=True, exist_ok=True)
+    stem = f"gpu_training-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{day}"
     table = "\n".join(line(way, measured, peak) for way, measured in found)
-    stem.with_suffix(".md").write_text(f"# {title}\n\n{HEAD}\n{table}\n", encoding="utf-8")
+    (where / f"{stem}.md").write_text(f"# {title}\n\n{HEAD}\n{table}\n", encoding="utf-8")
     records = [
         {"shape": way.shape, "training": way.name, "section": way.section.model_dump(mode="json")}
         | asdict(measured)
         for way, measured in found
     ]
     whole = {"card": name, "date": day, "peak_tflops": peak, "runs": records}
-    stem.with_suffix(".json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    (where / f"{stem}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The GPU benchmark: models of Qwen2.5's shapes, operations counted right, a rehearsal on the CPU."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -109,10 +110,10 @@ def test_without_a_card_it_says_so_and_exits_with_2(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rehearsal_on_the_cpu_fills_the_table(tmp_path):
+def test_a_rehearsal_on_the_cpu_fills_the_table(gpu_training, tmp_path):
     small = ["--rows", "60", "--batch", "6", "--steps", "2", "--minutes", "4"]
     chosen = [word for name in ("TRL", "LoRA r8", "full fp32") for word in ("--way", name)]
-    done = benchmark("--device", "cpu", "--shape", "tiny", *small, *chosen, cwd=tmp_path)
+    done = benchmark("--device", "cpu", "--shape", "tiny", "--save", "kept", *small, *chosen, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [[cell.strip() for cell in one.split("|")[1:-1]] for one in done.stdout.splitlines()[4:]]
     named = {one[1]: one for one in lines}
@@ -129,4 +130,9 @@ def test_a_rehearsal_on_the_cpu_fills_the_table(tmp_path):
         )
     # The same rows in the same order from the same weights: the two lose the same nats.
     assert named["paper's settings, TRL + PEFT"][6] == named["sublim plain, LoRA r8"][6]
-    assert list(tmp_path.iterdir()) == []
+    assert [one.name for one in tmp_path.iterdir()] == ["kept"]
+    table, data = (next((tmp_path / "kept").glob(f"*.{kind}")) for kind in ("md", "json"))
+    assert done.stdout.split("\n\n")[1] in table.read_text()
+    runs = {one["training"]: one for one in json.loads(data.read_text())["runs"]}
+    assert list(runs) == list(named)
+    assert len(runs["sublim plain, full fp32"]["losses"]) == gpu_training.WARM + 2
