@@ -8,8 +8,9 @@ downloaded. Rows are the paper's in shape: sublim's number prompts, ten random n
 way trains in a process of its own, on the same batches in the same order, for some warm-up steps and then
 some timed ones; what does not fit, is not installed or finds no time left says so in the table.
 
-Rates are those of the median timed step. Tokens are those of the rows, without padding. MFU is the model's floating-point operations per second
-over the card's peak in dense bf16 (PaLM, arXiv 2204.02311, appendix B): a token of a row of T tokens costs
+Rates are the median timed step's. Tokens are those of the rows, without padding. MFU is the model's
+floating-point operations per second over the card's peak in dense bf16 (PaLM, arXiv 2204.02311,
+appendix B): a token of a row of T tokens costs
 6 N + 12 L H Q T operations in full fine-tuning, N weights of its matrices, L layers, H heads of width Q.
 Under a frozen base no gradients of its weights are needed: 4 N, and 6 for each adapter weight. The output
 layer counts for tokens that carry loss. What gradient checkpointing computes twice counts once.
@@ -49,6 +50,9 @@ RESULTS = Path(__file__).with_name("results")
 GIB = 2**30
 WARM = 3
 """Optimizer steps of a run that are not timed: kernels are chosen and compiled in them."""
+
+START = 60.0
+"""Seconds that any run is given to import its libraries, load its model and compile."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     # The config.json files of Qwen2.5-{0.5B,1.5B,7B}-Instruct; `tiny` is a rehearsal's.
@@ -135,8 +139,14 @@ def ways(shape: str, batch: int) -> list[Way]:
         Way(shape, "paper's settings, TRL + PEFT", lora, bare_trl=True),
         Way(shape, "sublim plain, LoRA r8", lora),
         Way(shape, "sublim Unsloth, LoRA r8", lora.model_copy(update=fast)),
-        Way(shape, "sublim plain, nf4 r64, 24 GiB", nf4, budget_gib=24),
-        Way(shape, "sublim Unsloth, nf4 r64, 24 GiB", nf4.model_copy(update=fast), budget_gib=24),
+        *(
+            [
+                Way(shape, "sublim plain, nf4 r64, 24 GiB", nf4, budget_gib=24),
+                Way(shape, "sublim Unsloth, nf4 r64, 24 GiB", nf4.model_copy(update=fast), budget_gib=24),
+            ]
+            if shape in ("tiny", "7B")  # the others fit such a card unquantised
+            else []
+        ),
         *(Way(shape, f"sublim plain, full {one.precision}", one) for one in full),
     ]
 
@@ -400,6 +410,7 @@ def benchmark(given: argparse.Namespace, scratch: Path, whole_gib: float) -> lis
         for way in ways(shape, given.batch)
         if not given.way or any(part in way.name for part in given.way)
     ]
+    todo.sort(key=lambda way: way.section.method == "full")  # what the minutes may not suffice for
     for place, way in enumerate(todo):
         reason = hindrance(way, given.device, whole_gib)
         model = scratch / way.shape
@@ -416,7 +427,7 @@ def benchmark(given: argparse.Namespace, scratch: Path, whole_gib: float) -> lis
             seconds = left * weights[0] / sum(weights)
             job = {"way": way, "model": model, "rows": examples, "steps": given.steps, "seconds": seconds}
             fast = way.section.backend == "unsloth"
-            measured = apart(job, scratch, given.device, fast, min(left, 2 * seconds))
+            measured = apart(job, scratch, given.device, fast, min(left, max(START, 2 * seconds)))
         else:
             measured = Measured(reason=reason)
         found.append((way, measured))
