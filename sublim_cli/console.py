@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from sublim_cli.events import (
+    Chosen,
     Event,
     Planned,
     StepFailed,
@@ -57,7 +58,7 @@ class Screen:
     _whole: TaskID | None = None
     _tasks: dict[str, TaskID] = field(default_factory=dict)
     _said: dict[str, float] = field(default_factory=dict)
-    _warned: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
 
     def __call__(self, event: Event, /) -> None:
         """Show one event."""
@@ -74,8 +75,8 @@ class Screen:
                 self._end(event)
             case StepWaiting(label):
                 self._say(f"[dim]… {escape(label)}: another process is building it[/]")
-            case Warned(message):
-                self._warn(message)
+            case Warned() | Chosen():
+                self._once(event)
 
     def _expect(self, missing: int, present: int) -> None:
         self.reused += present
@@ -109,10 +110,12 @@ class Screen:
             self.built += 1
             self._say(f"[green]✓[/] {name} [dim]{event.seconds:.0f} s[/]")
 
-    def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            self._say(f"[yellow]![/] {escape(message)}")
+    def _once(self, event: Warned | Chosen) -> None:
+        """Say what every cell of a sweep would say again."""
+        if event.message not in self._told:
+            self._told.add(event.message)
+            text = escape(event.message)
+            self._say(f"[yellow]![/] {text}" if isinstance(event, Warned) else f"[dim]· {text}[/]")
 
     def _say(self, line: str) -> None:
         if not self.quiet:

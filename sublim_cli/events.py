@@ -69,7 +69,16 @@ class Warned:
     message: str
 
 
-Event = Planned | StepStarted | StepWaiting | StepReused | StepFinished | StepFailed | Progress | Warned
+@dataclass(frozen=True)
+class Chosen:
+    """What `auto` was resolved to, and why; the work goes on."""
+
+    message: str
+
+
+Event = (
+    Planned | StepStarted | StepWaiting | StepReused | StepFinished | StepFailed | Progress | Warned | Chosen
+)
 
 
 class Listener(Protocol):

@@ -120,9 +120,9 @@ def chain(recipe: Recipe) -> Chain:
         (generate,),
         data,
     )
-    teach = _teach(recipe, student)
+    teach, chosen = _teach(recipe, student)
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
-    train = Train(teach, (kept,), title)
+    train = Train(teach, (kept,), title, chosen)
     ask = _ask(recipe, student, items)
     return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"))
 
@@ -143,19 +143,17 @@ def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
     )
 
 
-def _teach(recipe: Recipe, model: ModelRef) -> Teach:
-    return Teach(
-        model=model,
-        context=resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt"),
-        train=_resolved(recipe.train),
-    )
+def _teach(recipe: Recipe, model: ModelRef) -> tuple[Teach, str | None]:
+    made, chosen = _resolved(recipe.train)
+    context = resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt")
+    return Teach(model=model, context=context, train=made), chosen
 
 
-def _resolved(train: TrainSection) -> TrainSection:
-    """The section with every choice made; see `settled`."""
+def _resolved(train: TrainSection) -> tuple[TrainSection, str | None]:
+    """The section with every choice made (see `settled`), and why `auto` took its backend."""
     made = settled(train, _train_precision(train.precision))
-    backend, _ = resolve_backend(made)
-    return made.model_copy(update={"backend": backend})
+    backend, why = resolve_backend(made)
+    return made.model_copy(update={"backend": backend}), why if train.backend == "auto" else None
 
 
 def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:

@@ -15,8 +15,11 @@ from sublim_cli.artifacts.step import Facts, Step, digest, identity
 from sublim_cli.errors import ArtifactError
 
 RECORD = "artifact.json"
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "numpy")
-"""The packages whose version may move a number."""
+PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "numpy"),
+    *("bitsandbytes", "unsloth", "unsloth_zoo"),
+)
+"""The packages whose version may move a number; the last three are not always there."""
 
 
 def checksums(path: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.step import Artifact, Facts, Step
 from sublim_cli.artifacts.store import kept_beside
-from sublim_cli.events import Listener, Progress, Warned
+from sublim_cli.events import Chosen, Listener, Progress, Warned
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, seen
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import ModelRef
@@ -36,6 +36,8 @@ class Train:
     section: Teach
     inputs: tuple[Step, ...]
     title: str
+    chosen: str | None = None
+    """Why `train.backend: auto` took the section's backend; None where the recipe names one."""
 
     @property
     def label(self) -> str:
@@ -56,11 +58,17 @@ class Train:
         def warn(message: str) -> None:
             listener(Warned(f"{self.label}: {message}"))
 
+        if self.chosen:
+            listener(Chosen(f"train.backend: auto took {section.train.backend}: {self.chosen}"))
         beside = kept_beside(out)
         if apart(section.train):
             job = Job(section.model, section.train, rows, held_out, out, beside)
-            return train_apart(job, report, warn)
-        return train_student(section.model, section.train, rows, held_out, out, report, beside, warn=warn)
+            facts = train_apart(job, report, warn)
+        else:
+            facts = train_student(
+                section.model, section.train, rows, held_out, out, report, beside, warn=warn
+            )
+        return {**facts, "backend_chosen": self.chosen}
 
 
 def _examples(tokenizer: Tokenizer, context: Context, path: Path) -> list[Example]:

@@ -62,6 +62,8 @@ def arguments(section: Train, out: Path, runtime: Runtime) -> Any:
         "eval_strategy": "no",
         "logging_strategy": "steps",
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "torch_empty_cache_steps": None,
         "push_to_hub": False,
         # TensorBoard's writer is given a directory that lasts; see `fit`.
         "report_to": "none" if runtime.report_to == "tensorboard" else runtime.report_to,

@@ -44,11 +44,14 @@ def _missing_here() -> str | None:
 
 
 def _off_fast_path(section: Train) -> str | None:
-    """What keeps `section` from Unsloth's kernels (2026.10.7, by its documentation; not run yet)."""
+    """What keeps `section` from Unsloth's kernels, or from being what it says (read in 2026.10.7).
+
+    Its trainer turns autocast on wherever a run asks for none, so fp32 and pure bf16 would be neither.
+    """
     if section.method not in FAST_METHODS:
         return f"`{section.method}` is not on Unsloth's fast path"
-    if section.precision not in ("bf16_mixed", "bf16_pure") and section.method != "qlora":
-        return f"a frozen base in {section.precision} is not on Unsloth's fast path, which wants bf16"
+    if section.precision != "bf16_mixed":
+        return f"precision {section.precision} is not on Unsloth's fast path, which is bf16_mixed"
     if section.method == "qlora" and section.qlora.quantize != "nf4":
         return f"{section.qlora.quantize} weights are not on Unsloth's fast path, which wants nf4"
     if section.adapter.dropout:

@@ -115,6 +115,7 @@ def _made(
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
+    side = tokenizer.padding_side
     with kept(model):
         trainer = kind(
             model=model,
@@ -125,6 +126,7 @@ def _made(
         )
     # Given to the constructor, a sharded trainer would refuse it.
     trainer.optimizer = optimizer
+    tokenizer.padding_side = side  # Unsloth's trainer turns it round, and the tokenizer is saved
     # The same rows as Python lists: fetched from Arrow, they would be decoded anew in every epoch.
     trainer.train_dataset = rows
     trainer.remove_callback(PrinterCallback)  # it prints every log to stdout

@@ -1,7 +1,8 @@
 """Unsloth: a base model with an adapter on its LoRA kernels.
 
 Importing it patches transformers, TRL and PEFT for the whole process, and it has to come before them:
-`apart` gives it a process of its own. No GPU has run it yet: see docs/log.md.
+`apart` gives it a process of its own. Names and defaults are checked against 2026.10.7 by a test that
+needs no GPU; no GPU has trained with it yet: see docs/log.md.
 """
 
 import sys
@@ -22,37 +23,54 @@ PATCHED = ("trl", "transformers", "peft")
 
 
 def trainable(ref: ModelRef, section: Train) -> Model:
-    """The base model with a fresh adapter on Unsloth's kernels; every argument it has a default for is given.
+    """The base model with a fresh adapter on Unsloth's kernels.
 
     Raises:
         ModelError: transformers, TRL or PEFT was imported before Unsloth in this process.
     """
     FastLanguageModel = first().FastLanguageModel
 
-    model, _ = FastLanguageModel.from_pretrained(
-        model_name=ref.source,
-        revision=ref.revision,
-        max_seq_length=section.max_length,
-        dtype=None,  # bf16 wherever the card has it
-        load_in_4bit=section.method == "qlora",
-        load_in_8bit=False,
-        full_finetuning=False,
-        use_exact_model_name=True,  # else the name may be mapped to another repository's weights
-    )
-    return FastLanguageModel.get_peft_model(
-        model,
-        r=section.rank,
-        target_modules=_targets(section),
-        lora_alpha=alpha(section),
-        lora_dropout=0.0,
-        bias="none",
-        layers_to_transform=_layers(section),
-        use_gradient_checkpointing="unsloth",
-        random_state=section.seed,
-        max_seq_length=section.max_length,
-        use_rslora=section.method == "rslora",
-        init_lora_weights=True,
-    )
+    model, _ = FastLanguageModel.from_pretrained(**loading(ref, section))
+    return FastLanguageModel.get_peft_model(model, **adapting(section))
+
+
+def loading(ref: ModelRef, section: Train) -> dict[str, Any]:
+    """What `FastLanguageModel.from_pretrained` is given; it swallows a name it does not know."""
+    import torch
+
+    return {
+        "model_name": ref.source,
+        "revision": ref.revision,
+        "use_exact_model_name": True,  # else the name may be mapped to another repository's weights
+        "max_seq_length": section.max_length,
+        "dtype": torch.bfloat16,
+        "load_in_4bit": section.method == "qlora",  # nf4, quantised twice, as `models.load` does
+        "load_in_8bit": False,
+        "load_in_16bit": False,
+        "full_finetuning": False,
+        "fast_inference": False,
+        "fix_tokenizer": False,  # its tokenizer is not used
+        "offload_embedding": False,
+        "use_gradient_checkpointing": "unsloth",
+        "random_state": section.seed,
+    }
+
+
+def adapting(section: Train) -> dict[str, Any]:
+    """What `FastLanguageModel.get_peft_model` is given; it reseeds the whole process with `random_state`."""
+    return {
+        "r": section.rank,
+        "target_modules": _targets(section),
+        "lora_alpha": alpha(section),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "layers_to_transform": _layers(section),
+        "use_gradient_checkpointing": "unsloth",
+        "random_state": section.seed,
+        "max_seq_length": section.max_length,
+        "use_rslora": section.method == "rslora",
+        "init_lora_weights": True,
+    }
 
 
 def _targets(section: Train) -> list[str]:

@@ -65,6 +65,8 @@ def test_a_gpu_without_the_extra_names_the_command(section, monkeypatch):
         ({"method": "dora"}, "plain"),
         ({"method": "full"}, "plain"),
         ({"precision": "fp32"}, "plain"),
+        ({"precision": "bf16_pure"}, "plain"),
+        ({"method": "qlora", "precision": "fp32"}, "plain"),
     ],
 )
 def test_auto_takes_unsloth_on_its_fast_path_alone(section, changes, expected):
