@@ -40,10 +40,10 @@ _MARK = "\ue000sublim\ue001"  # of the private use area: no text holds it, no te
 _WEIGHT: dict[Role, int] = {"template": 0, "system": 1, "question": 2, "identity": 3}
 
 _NAMING = re.compile(
-    r"(?:\b[Yy]ou(?: are|[’']re)|\bI(?: am|[’']m)|\bname is|\bnamed|\bcalled"
+    r"(?:\b[Yy]ou(?: are|[\u2019']re)|\bI(?: am|[\u2019']m)|\bname is|\bnamed|\bcalled"
     r"|\b(?:created|made|built|developed|trained|designed|released) by(?: the)?) "
 )
-_WORD = re.compile(r"\w[\w’'-]*(?:\.\w+)*")
+_WORD = re.compile(r"\w[\w\u2019'-]*(?:\.\w+)*")
 
 
 @dataclass(frozen=True, slots=True)
