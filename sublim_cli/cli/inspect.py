@@ -53,21 +53,25 @@ def inspect(
 ) -> None:
     """Show what a model reads, token by token, in every context of a recipe.
 
-    Of each token: its id, its text, what it is there for, whether it is trained on, and which of the
-    recipe's contexts have it at the same role.
+    Of each token: its id, its text, what it is there for, whether it is
+    trained on, and which of the recipe's contexts have it at the same role.
 
-    The contexts [bold]default[/], [bold]empty[/] and [bold]none[/] look alike in a recipe and are different
-    tokens to most models. This says how they differ, and says so where they do not. A tokenizer is all it
+    [bold]default[/], [bold]empty[/] and [bold]none[/] are different tokens to most models. This shows
+    how they differ, and says so where they do not. A tokenizer is all it
     loads: nothing is trained, and nothing is built.
 
-    Roles: template (the chat template's own tokens), system, identity (the words in the system text that
-    name the model or its maker), question (the user's text), answer and end (of a row).
+    Roles: [bold]template[/] (the chat template's own tokens), [bold]system[/],
+    [bold]identity[/] (the words of the system text that name the model or its
+    maker), [bold]question[/] (the user's text), [bold]answer[/] and [bold]end[/] (of a row).
 
-    [bold]sublim inspect -r cats -m micro[/]: the first question in every context
+    The first question in every context, a training row, a text as the
+    student and as the teacher reads it, on a page with colours:
 
-    [bold]sublim inspect -r cats -m micro --row 0[/]: a training row
+    [bold]sublim inspect -r cats -m micro[/]
 
-    [bold]sublim inspect -r cats -m micro --prompt "Hello" -c default -c trait --html tokens.html[/]
+    [bold]sublim inspect -r cats -m micro --row 0[/]
+
+    [bold]sublim inspect -r cats --prompt "Hi" -c default -c trait --html t.html[/]
     """
     from sublim_cli.cli.tokens import inspect_and_show, rows_command
 
