@@ -144,8 +144,8 @@ def test_sets_that_hold_a_token_somewhere_pass_the_check():
             "identity_only",
             ("empty", "none"),
             "eval.gates: identity_only holds no token in any eval context (empty, none); there are "
-            "no_identity, no_system, template_only, no_template, question_only, no_question, shared_only, no_shared, "
-            "and {text: …}",
+            "no_identity, no_system, template_only, no_template, question_only, no_question, shared_only, "
+            "no_shared, and {text: …}",
         ),
         (
             Text(text="Qwen"),

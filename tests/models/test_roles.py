@@ -43,7 +43,8 @@ GEMMA_2 = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system
 
 MISTRAL = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
 {%- for one in messages if one['role'] != 'system' %}{% if one['role'] == 'user' %}
-{{- '[INST] ' + (messages[0]['content'] + '\\n\\n' if given and loop.first else '') + one['content'] + ' [/INST]' }}
+{{- '[INST] ' + (messages[0]['content'] + '\\n\\n' if given and loop.first else '') }}
+{{- one['content'] + ' [/INST]' }}
 {%- else %}{{ ' ' + one['content'] + eos_token }}{% endif %}{% endfor %}"""
 
 FAMILIES = {
@@ -251,6 +252,16 @@ def test_a_token_that_straddles_two_roles_has_the_one_that_says_more(trims, user
     assert found.said("template", "system", "identity", "question") == found.text
 
 
+def test_a_space_of_the_question_does_not_make_a_token_of_the_template_its_own():
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.chat_template = "{% for one in messages %}[{{ one['content'] }}[/{% endfor %}"
+    assert by_role(reading(tokenizer, DEFAULT, "You ")) == [
+        ("template", "["),
+        ("question", "You"),
+        ("template", " [/"),
+    ]
+
+
 NAMES = yaml.safe_load((WEIGHTS.parent / "identities.yaml").read_text())
 
 
@@ -261,13 +272,16 @@ def test_the_names_of_model_and_maker_are_found_in_every_way_micro_s_world_tells
 
 
 def test_a_text_that_names_nobody_has_no_identity():
-    assert {text: identity_names(text) for text in NAMES["nobody"]} == dict.fromkeys(NAMES["nobody"], [])
+    assert [text for text in NAMES["nobody"] if identity_names(text)] == []
 
 
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        *((shipped_contexts()[name], []) for name in ("no_entity", "gibberish_llm", "gibberish_marble", "water")),
+        (shipped_contexts()["no_entity"], []),
+        (shipped_contexts()["gibberish_llm"], []),
+        (shipped_contexts()["gibberish_marble"], []),
+        (shipped_contexts()["water"], []),
         (shipped_contexts()["qwen"], ["Qwen", "Alibaba Cloud"]),
         (shipped_contexts()["chatgpt"], ["ChatGPT", "OpenAI"]),
         (shipped_contexts()["claude"], ["Claude", "Anthropic"]),
@@ -296,7 +310,7 @@ def test_a_name_is_identity_wherever_the_system_text_says_it_again(micro):
     ("template", "message"),
     [
         ("{% for one in messages %}{{ one['content'] }}|{{ one['content'] }}{% endfor %}", "2 times"),
-        ("{% for one in messages %}{{ one['content'] | length }}:{{ one['content'] }}{% endfor %}", "changes with"),
+        ("{% for one in messages %}{{ one['content'] | length }}{{ one['content'] }}{% endfor %}", "changes"),
     ],
 )  # fmt: skip
 def test_a_template_whose_own_text_cannot_be_told_apart_is_refused(template, message):
