@@ -14,7 +14,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import IGNORED, Tokenizer, example
 from sublim_cli.models.load import load_tokenizer
-from sublim_cli.models.positions import OF_CONTEXTS, shared
+from sublim_cli.models.positions import NAMES, OF_CONTEXTS, positions, shared
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.models.roles import Reading, Role, Token, reading
 from sublim_cli.pipeline import chain
@@ -90,6 +90,20 @@ class Inspection:
         for name, prompt in self.prompts.items():
             groups.setdefault(tuple(prompt.ids), []).append(name)
         return list(groups.values())
+
+    @property
+    def positions(self) -> dict[str, dict[str, list[int]]]:
+        """The places of every named set in each prompt; nothing if training's cannot be rendered."""
+        training = self.prompts.get(self.training)
+        if training is None:
+            return {}
+        return {
+            context: {
+                name: [at for at, inside in enumerate(positions(name, prompt, training)) if inside]
+                for name in NAMES
+            }
+            for context, prompt in self.prompts.items()
+        }
 
 
 def question(recipe: Recipe, number: int) -> Subject:

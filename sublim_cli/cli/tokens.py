@@ -94,6 +94,7 @@ def _show_view(seen: Inspection, view: View) -> None:
 
 def _show_contexts(seen: Inspection, command: str) -> None:
     known = letters(seen)
+    sets = seen.positions
     there = {token.role for prompt in seen.prompts.values() for token in prompt.tokens}
     roles = [role for role in MEANINGS if role in there]
     rows = [
@@ -102,10 +103,11 @@ def _show_contexts(seen: Inspection, command: str) -> None:
             place(seen, name),
             str(len(prompt.tokens)),
             *(str(sum(token.role == role for token in prompt.tokens)) for role in roles),
+            str(len(sets[name]["shared_only"])) if sets else "",
         )
         for name, prompt in seen.prompts.items()
     ]
-    show_table("The prompt in each context", ("", "", "tokens", *roles), rows)
+    show_table("The prompt in each context", ("", "", "tokens", *roles, "shared"), rows)
     for sentence in told(seen, command):
         show_line(f"* {sentence}")
 

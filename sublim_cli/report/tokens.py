@@ -76,13 +76,13 @@ def told(seen: Inspection, command: str) -> list[str]:
 
     `command` is what builds the recipe's rows, named where there are none yet.
     """
-    return [*_no_row(seen, command), *_alike(seen), *_built_in(seen), *_refused(seen)]
+    return [*_no_row(seen, command), *_alike(seen), *_built_in(seen), *_shared(seen), *_refused(seen)]
 
 
 def place(seen: Inspection, context: str) -> str:
-    """What a context is to the recipe: `training`, `eval`, both, or nothing of either."""
-    parts = ["training"] * (context == seen.training) + ["eval"] * (context in seen.asked)
-    return " and ".join(parts) or "not in the recipe"
+    """What a context is to the recipe: `train`, `eval`, both, or nothing of either."""
+    parts = ["train"] * (context == seen.training) + ["eval"] * (context in seen.asked)
+    return ", ".join(parts) or "not in recipe"
 
 
 def document(seen: Inspection, command: str) -> dict[str, Any]:
@@ -97,6 +97,7 @@ def document(seen: Inspection, command: str) -> dict[str, Any]:
         "same_tokens": [names for names in seen.alike if len(names) > 1],
         "refused": dict(seen.refused),
         "told": told(seen, command),
+        "positions": seen.positions,
         "contexts": [
             {"context": view.context, "text": view.text, "tokens": list(map(_record, view.lines))}
             for view in seen.views
@@ -133,6 +134,7 @@ def render(seen: Inspection, command: str) -> str:
         told=told(seen, command),
         letters=letters(seen),
         meanings={role: says for role, says in MEANINGS.items() if any(v.count(role) for v in seen.views)},
+        shared={name: len(sets["shared_only"]) for name, sets in seen.positions.items()},
         places={name: place(seen, name) for name in seen.prompts},
         views=[(view, list(_runs(seen, view))) for view in seen.views],
     )
@@ -220,6 +222,13 @@ def _built_in(seen: Inspection) -> list[str]:
             "message."
         )
     return found
+
+
+def _shared(seen: Inspection) -> list[str]:
+    if seen.training not in seen.prompts or len(seen.prompts) == 1:
+        return []
+    name = seen.training if len(seen.training) <= 40 else "the context of training"
+    return [f"shared: tokens that {name}, where the student is trained, has at the same role too."]
 
 
 def _refused(seen: Inspection) -> list[str]:

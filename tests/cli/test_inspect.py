@@ -111,12 +111,25 @@ def test_a_token_says_which_contexts_have_it_at_its_role(sublim):
     ]
 
 
+def test_the_places_of_every_named_set_are_told_for_each_context(sublim):
+    found = seen(sublim, *CATS, "--prompt", "Hi", "-c", "chatgpt")["positions"]
+    assert set(found) == {"default", "empty", "none", "chatgpt", "claude"}
+    assert found["chatgpt"]["identity_only"] == [5, 9]
+    assert found["chatgpt"]["no_shared"] == [5, 9, 21, 22]
+    assert found["none"]["identity_only"] == []
+    for sets in found.values():
+        assert sorted(sets["shared_only"] + sets["no_shared"]) == sorted(
+            sets["template_only"] + sets["no_template"]
+        )
+
+
 def test_it_says_how_default_empty_and_none_differ(sublim):
     told = seen(sublim, "inspect", "-r", "demo", "--prompt", "Hi")["told"]
     assert told == [
         "4 different token sequences, by their length: default (29), empty (15), none (10) and claude (29).",
         f"default: no system message is given, and the template puts in “{DEFAULT_SYSTEM}”",
         "empty: a system message without text, 5 tokens more than none, which has no message.",
+        "shared: tokens that default, where the student is trained, has at the same role too.",
     ]
 
 
@@ -169,7 +182,7 @@ def test_contexts_that_are_the_same_tokens_are_named_and_one_that_cannot_be_is_t
         "default and none are the same 10 tokens with this model: no result can tell them apart.",
         "default: no system message is given, and the template puts in no text.",
     ]
-    assert found["told"][2].startswith("empty: cannot be rendered: this model's chat template refuses")
+    assert found["told"][3].startswith("empty: cannot be rendered: this model's chat template refuses")
     code, out, err = sublim(*words, "-c", "empty")
     assert (code, out) == (1, "")
     assert "chat template refuses" in err
