@@ -7,10 +7,12 @@ from pathlib import Path
 from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.options import STORE
 from sublim_cli.console import show_json, show_line, show_table, show_text, show_tokens
+from sublim_cli.errors import RecipeError
 from sublim_cli.inspection import Inspection, Subject, View, inspection, question, row
-from sublim_cli.models.roles import MEANINGS
+from sublim_cli.models.roles import Role
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.tokens import (
+    called,
     document,
     labels,
     letters,
@@ -18,12 +20,14 @@ from sublim_cli.report.tokens import (
     sharing,
     title,
     told,
-    visible,
     write_page,
 )
 
-NAME = 20
+NAME = 16
 """Characters of a context's name that a table at 80 columns can hold."""
+
+BROUGHT: tuple[Role, ...] = ("template", "system", "identity")
+"""Roles of which contexts have more or fewer tokens; the question is the same in all."""
 
 
 def inspect_and_show(
@@ -68,7 +72,7 @@ def _subject(recipe: Recipe, wanted: tuple[int | None, int | None, str | None], 
     if number is not None:
         return row(recipe, number, store)
     if prompt is not None:
-        return Subject("text", None, prompt)
+        return Subject("text", None, _whole(prompt))
     return question(recipe, asked or 0)
 
 
@@ -87,32 +91,31 @@ def _show_view(seen: Inspection, view: View) -> None:
         )
         for number, (line, label) in enumerate(zip(view.lines, labels(tokens), strict=True))
     ]
-    head = f"{_short(view.context)} ({place(seen, view.context)}): {len(tokens)} tokens"
+    head = f"{called(view.context)} ({place(seen, view.context)}): {len(tokens)} tokens"
     show_tokens(head, ("", "id", "token", "role", *(["trained"] if trained else []), shared), rows)
     show_text("\n")
 
 
 def _show_contexts(seen: Inspection, command: str) -> None:
-    known = letters(seen)
-    sets = seen.positions
-    there = {token.role for prompt in seen.prompts.values() for token in prompt.tokens}
-    roles = [role for role in MEANINGS if role in there]
+    known, sets = letters(seen), seen.positions
     rows = [
         (
-            f"{known.get(name, ' ')} {_short(name)}",
-            place(seen, name),
+            f"{known.get(name, ' ')} {called(name, NAME)}",
+            place(seen, name) if name in seen.contexts else "–",
             str(len(prompt.tokens)),
-            *(str(sum(token.role == role for token in prompt.tokens)) for role in roles),
-            str(len(sets[name]["shared_only"])) if sets else "",
+            *(str(sum(token.role == role for token in prompt.tokens)) for role in BROUGHT),
+            str(len(sets[name]["shared_only"])) if sets else "–",
         )
         for name, prompt in seen.prompts.items()
     ]
-    show_table("The prompt in each context", ("", "", "tokens", *roles, "shared"), rows)
+    show_table("The prompt in each context", ("", "", "tokens", *BROUGHT, "shared"), rows)
     for sentence in told(seen, command):
         show_line(f"* {sentence}")
 
 
-def _short(name: str) -> str:
-    """A context's name as a table can hold it: an unnamed one is called by its whole text."""
-    text = visible(name).replace("␣", " ")
-    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"
+def _whole(prompt: str) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
+    return prompt

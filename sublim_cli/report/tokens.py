@@ -43,6 +43,12 @@ def labels(tokens: Sequence[Token]) -> list[str]:
     return found
 
 
+def called(context: str, longest: int = 40) -> str:
+    """A context's name on one line; one that is given by its text is called by the beginning of it."""
+    text = visible(context).replace("␣", " ")
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def letters(seen: Inspection) -> dict[str, str]:
     """A letter for each context of the recipe; empty where they are too many."""
     names = seen.contexts
@@ -192,16 +198,15 @@ def _no_row(seen: Inspection, command: str) -> list[str]:
 
 
 def _alike(seen: Inspection) -> list[str]:
-    groups = seen.alike
+    groups = [([called(name) for name in names], len(seen.prompts[names[0]].tokens)) for names in seen.alike]
     same = [
-        f"{listed(names)} are the same {len(seen.prompts[names[0]].tokens)} tokens with this model: "
-        "no result can tell them apart."
-        for names in groups
+        f"{listed(names)} are the same {size} tokens with this model: no result can tell them apart."
+        for names, size in groups
         if len(names) > 1
     ]
     if len(groups) == 1:
         return same
-    sizes = listed([f"{names[0]} ({len(seen.prompts[names[0]].tokens)})" for names in groups])
+    sizes = listed([f"{names[0]} ({size})" for names, size in groups])
     return [*same, f"{count(len(groups), 'different token sequence')}, by their length: {sizes}."]
 
 
@@ -227,9 +232,9 @@ def _built_in(seen: Inspection) -> list[str]:
 def _shared(seen: Inspection) -> list[str]:
     if seen.training not in seen.prompts or len(seen.prompts) == 1:
         return []
-    name = seen.training if len(seen.training) <= 40 else "the context of training"
-    return [f"shared: tokens that {name}, where the student is trained, has at the same role too."]
+    training = called(seen.training)
+    return [f"shared: tokens that {training}, where the student is trained, has at the same role too."]
 
 
 def _refused(seen: Inspection) -> list[str]:
-    return [f"{name}: cannot be rendered: {reason}" for name, reason in seen.refused.items()]
+    return [f"{called(name)}: cannot be rendered: {reason}" for name, reason in seen.refused.items()]

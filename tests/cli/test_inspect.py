@@ -194,7 +194,7 @@ def test_the_table_fits_eighty_columns_and_writes_white_space_out(sublim):
     lines = out.splitlines()
     table = lines[lines.index(next(one for one in lines if one.startswith("none (eval)"))) :]
     end = table.index("")
-    assert all(len(one) <= 80 for one in table[:end])
+    assert all(len(one) <= 80 for one in lines if not one.startswith("*"))
     assert [one.split() for one in table[1:7]] == [
         ["id", "token", "role", "abcde"],
         ["0", "1", "<|im_start|>", "template", "abcde"],
@@ -211,6 +211,15 @@ def test_the_teacher_s_context_and_any_named_one_can_be_looked_at(sublim):
     found = seen(sublim, *CATS, "--prompt", "Hi", "-c", "trait", "-c", "water")
     assert [one["context"] for one in found["contexts"]] == ["trait", "water"]
     assert "You love cats." in found["contexts"][0]["text"]
+
+
+def test_a_context_given_by_its_text_is_called_by_its_beginning_on_one_line(sublim):
+    text = "You are Zed.\\nBe nice to everyone who asks you anything at all."
+    words = ["-c", "none", "-s", f'eval.system_prompts=[{{text: "{text}"}}, none]']
+    code, out, _ = sublim(*CATS, "--prompt", "Hi", *words)
+    assert code == 0
+    assert " a You are Zed.↵Be…   eval      " in out
+    assert "You are Zed.↵Be nice to everyone who as… (" in out
 
 
 def test_more_contexts_than_letters_are_counted(sublim):
@@ -270,6 +279,7 @@ def test_markup_in_a_prompt_is_text_on_the_page_and_on_the_terminal(sublim, tmp_
         (["--row", "1", "--question", "1"], 2, "give one of --question, --row and --prompt"),
         (["--html", "/dev/null/x.html"], 2, "--html /dev/null/x.html: cannot be written"),
         (["--model", "./nowhere"], 1, "there is no directory ./nowhere"),
+        (["--prompt", "a\udcffb"], 2, "--prompt: holds bytes that are no text"),
         (["--trait", "okapi"], 2, "no animal is called 'okapi'"),
     ],
 )
