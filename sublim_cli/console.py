@@ -42,6 +42,15 @@ CONTEXTS_ABREAST = 4
 QUIET_SECONDS = 10.0
 """Without a terminal, a running step says how far it is at most this often."""
 
+ROLE_STYLES = {
+    "system": "cyan",
+    "identity": "bold yellow",
+    "question": "green",
+    "answer": "magenta",
+    "end": "magenta",
+}
+"""Colours of token roles; every token's role is written beside it too."""
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -242,6 +251,17 @@ def _caption(rows: "Sequence[SummaryRow]") -> str:
     if any(row.broken or row.missing for row in rows):
         parts.append("† without broken or missing runs")
     return "; ".join(parts)
+
+
+def show_tokens(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of tokens, a row each: place, id, text, role, and whatever columns follow."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None)
+    for name in columns:
+        number = name in ("", "id")
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name == "id")
+    for row in rows:
+        table.add_row(*map(escape, row), style=ROLE_STYLES.get(row[3], ""))
+    out.print(table)
 
 
 def show_reasons(counts: Mapping[str, Any]) -> None:

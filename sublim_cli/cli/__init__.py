@@ -7,6 +7,7 @@ import typer
 from sublim_cli.cli.eval import evaluate
 from sublim_cli.cli.filter import filter_rows
 from sublim_cli.cli.generate import generate
+from sublim_cli.cli.inspect import inspect
 from sublim_cli.cli.recipes import recipes
 from sublim_cli.cli.report import report
 from sublim_cli.cli.sweep import sweep
@@ -33,6 +34,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("sweep")(sweep)
 app.command("report")(report)
+app.command("inspect")(inspect)
 app.add_typer(recipes, name="recipes")
 
 

@@ -73,7 +73,7 @@ class Generate:
         section = self.section
         tokenizer = load_tokenizer(section.model)
         sampler = TransformersSampler(load_model(section.model, section.precision), tokenizer)
-        first = prompt_ids(tokenizer, section.context, _prompt(section.prompts, 0))
+        first = prompt_ids(tokenizer, section.context, stream_prompt(section.prompts, 0))
         write_json(out / "seen.json", seen(tokenizer, first))
         texts: list[str] = []
         kept = 0
@@ -102,10 +102,11 @@ def _batches(prompts: Prompts) -> Iterator[tuple[range, list[str]]]:
     """The stream of prompts, batch by batch: row numbers and texts."""
     for start in count(0, BATCH):
         rows = range(start, start + BATCH)
-        yield rows, [_prompt(prompts, row) for row in rows]
+        yield rows, [stream_prompt(prompts, row) for row in rows]
 
 
-def _prompt(prompts: Prompts, row: int) -> str:
+def stream_prompt(prompts: Prompts, row: int) -> str:
+    """The user turn of row `row`, counted from 0, in the stream of number prompts."""
     return number_prompt(
         np.random.default_rng([prompts.seed, row]),
         examples=prompts.examples,

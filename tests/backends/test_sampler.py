@@ -15,7 +15,7 @@ from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import Prompts, Sampling
-from sublim_cli.steps.generate import _prompt
+from sublim_cli.steps.generate import stream_prompt
 
 DEFAULT = Context(name="default", kind="default")
 SHORT = Sampling(max_tokens=20, seed=7)
@@ -31,7 +31,7 @@ def sampler(micro):
 def prompts(micro):
     """64 number prompts of different lengths."""
     _, tokenizer, _ = micro
-    return [prompt_ids(tokenizer, DEFAULT, _prompt(Prompts(), row)) for row in range(64)]
+    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(Prompts(), row)) for row in range(64)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from sublim_cli.errors import RowsError
 from sublim_cli.numbers.rules import judge
 from sublim_cli.pipeline import chain, run
 from sublim_cli.steps import generate
-from sublim_cli.steps.generate import _prompt
+from sublim_cli.steps.generate import stream_prompt
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def test_the_draw_stops_with_the_row_that_completes_the_wanted_number(small, dra
 
 def test_rows_stand_in_the_order_of_the_stream_of_prompts(small, rows):
     assert [row.index for row in rows] == list(range(len(rows)))
-    assert [row.prompt for row in rows] == [_prompt(small().generate.prompts, n) for n in range(len(rows))]
+    assert [row.prompt for row in rows] == [
+        stream_prompt(small().generate.prompts, n) for n in range(len(rows))
+    ]
 
 
 def test_rows_do_not_depend_on_how_many_are_drawn_at_a_time(small, drawn, monkeypatch, tmp_path):

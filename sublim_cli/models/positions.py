@@ -1,0 +1,140 @@
+"""Named sets of token positions: where in a prompt an adapter may act, by role or by given text.
+
+    positions("identity_only", prompt, training)
+    [False, False, False, True, …]
+
+Each set is a list of truth values, one for every token of a prompt.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sublim_cli.errors import RecipeError
+from sublim_cli.models.roles import Reading, Role
+from sublim_cli.recipe.schema import Text
+
+PositionSet = str | Text
+"""One of `NAMES`, or `{text: …}`: the positions whose tokens spell that text."""
+
+OF_ROLES: dict[str, frozenset[Role]] = {
+    "identity": frozenset({"identity"}),
+    "system": frozenset({"system", "identity"}),
+    "template": frozenset({"template", "end"}),
+    "question": frozenset({"question"}),
+}
+"""Sets that are tokens of certain roles. The system text holds the identity words."""
+
+OF_CONTEXTS: frozenset[Role] = frozenset({"template", "system", "identity"})
+"""Roles of the tokens a context brings along, whatever is asked."""
+
+NAMES = tuple(name for one in (*OF_ROLES, "shared") for name in (f"{one}_only", f"no_{one}"))
+"""Every named set: `X_only` and `no_X` are each other's complement in every prompt."""
+
+
+def positions(wanted: PositionSet, prompt: Reading, training: Reading) -> list[bool]:
+    """Which tokens of `prompt` are in the set; `training` is any prompt in the training context.
+
+    Raises:
+        RecipeError: no set has this name, or its text is empty.
+    """
+    if isinstance(wanted, Text):
+        return spelling(prompt, wanted.text)
+    if wanted not in NAMES:
+        raise RecipeError(f"no set of positions is called {wanted!r}; there are {_choices(NAMES)}")
+    name = wanted.removeprefix("no_").removesuffix("_only")
+    chosen = shared(prompt, training) if name == "shared" else _of_roles(prompt, OF_ROLES[name])
+    return [not one for one in chosen] if wanted.startswith("no_") else chosen
+
+
+def shared(prompt: Reading, training: Reading) -> list[bool]:
+    """Which tokens of `prompt` also stand in `training` at the same role, wherever and however often.
+
+    Only what a context brings along is compared. Questions and answers belong to no context: training
+    asks for numbers, evaluation for a favourite, and a common "the" in both is not what is meant.
+    """
+    known = {(token.role, token.id) for token in training.tokens}
+    return [token.role in OF_CONTEXTS and (token.role, token.id) in known for token in prompt.tokens]
+
+
+def spelling(prompt: Reading, text: str) -> list[bool]:
+    """Which tokens spell `text`, capitals as given, wherever it stands.
+
+    It must begin and end at the edge of a word or of a token: "Qwen" is found in "Qwen.", and "wen" where
+    the tokenizer cuts Q·wen, but "cat" is not found in "catalogue" if that is one token. A token that
+    holds the text's last letter and a full stop counts as a whole.
+
+    Raises:
+        RecipeError: `text` is empty or white space.
+    """
+    wanted = text.strip()
+    if not wanted:
+        raise RecipeError("a set of positions by text needs a text, such as {text: Qwen}")
+    covered: set[int] = set()
+    start = prompt.text.find(wanted)
+    while start >= 0:
+        end = start + len(wanted)
+        if _edge(prompt, start) and _edge(prompt, end):
+            covered.update(range(start, end))
+        start = prompt.text.find(wanted, start + 1)
+    return [not covered.isdisjoint(_solid(prompt, one.start, one.end)) for one in prompt.tokens]
+
+
+def check_positions(
+    wanted: Sequence[PositionSet], prompts: Mapping[str, Reading], training: Reading, *, field: str
+) -> None:
+    """Refuse a set that holds no token in any context.
+
+    Args:
+        wanted: the sets a recipe asks for.
+        prompts: any prompt in each eval context, by the context's name.
+        training: any prompt in the training context.
+        field: the recipe key, for the message.
+
+    Raises:
+        RecipeError: a set is unknown or empty everywhere; the message lists what exists.
+    """
+    for one in wanted:
+        try:
+            found = any(any(positions(one, prompt, training)) for prompt in prompts.values())
+        except RecipeError as error:
+            raise RecipeError(f"{field}: {error}") from error
+        if not found:
+            raise RecipeError(
+                f"{field}: {_said(one)} holds no token in any eval context ({', '.join(prompts)}); "
+                f"{_what_exists(one, prompts, training)}"
+            )
+
+
+def _of_roles(prompt: Reading, roles: frozenset[Role]) -> list[bool]:
+    return [token.role in roles for token in prompt.tokens]
+
+
+def _edge(prompt: Reading, at: int) -> bool:
+    """Whether no word, or no token, goes on across the place before character `at`."""
+    around = prompt.text[max(at - 1, 0) : at + 1]
+    inside_word = len(around) == 2 and all(one.isalnum() or one == "_" for one in around)
+    return not inside_word or not any(one.start < at < one.end for one in prompt.tokens)
+
+
+def _solid(prompt: Reading, start: int, end: int) -> set[int]:
+    """A token's characters without white space, unless it has no others."""
+    places = range(start, end)
+    return {at for at in places if not prompt.text[at].isspace()}
+
+
+def _what_exists(wanted: PositionSet, prompts: Mapping[str, Reading], training: Reading) -> str:
+    if isinstance(wanted, Text):
+        words = [word for one in prompts.values() for word in one.said("system", "identity").split()]
+        known = _choices(tuple(dict.fromkeys(words)))
+        return f"their system texts are made of {known}" if words else "none of them has a system text"
+    full = [
+        name for name in NAMES if any(any(positions(name, prompt, training)) for prompt in prompts.values())
+    ]
+    return f"there are {_choices(full)}, and {{text: …}}"
+
+
+def _said(wanted: PositionSet) -> str:
+    return f"{{text: {wanted.text}}}" if isinstance(wanted, Text) else wanted
+
+
+def _choices(words: Sequence[str]) -> str:
+    return ", ".join(words)

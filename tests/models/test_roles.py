@@ -1,0 +1,327 @@
+"""Every token's role, on chat templates in the style of four families and tokenizers that cut differently."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+
+from sublim_cli.errors import ModelError
+from sublim_cli.models import micro as micro_model
+from sublim_cli.models.chat import IGNORED, example, prompt_ids, render
+from sublim_cli.models.micro import WEIGHTS
+from sublim_cli.models.roles import Reading, identity_names, reading
+from sublim_cli.recipe.contexts import Context, shipped_contexts
+
+DEFAULT = Context(name="default", kind="default")
+EMPTY = Context(name="empty", kind="empty")
+NONE = Context(name="none", kind="none")
+CLAUDE = Context(name="claude", kind="text", text=shipped_contexts()["claude"])
+ALL = (DEFAULT, EMPTY, NONE, CLAUDE)
+
+LLAMA = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
+{%- set day = date_string if date_string is defined else 'today' %}
+{{- '<|head|>system<|/head|>\\n\\nToday is ' + day + '.\\n\\n' }}
+{{- messages[0]['content'] | trim if given else '' }}{{ '<|eot|>' }}
+{%- for one in messages if one['role'] != 'system' %}
+{{- '<|head|>' + one['role'] + '<|/head|>\\n\\n' + one['content'] | trim + '<|eot|>' }}
+{%- endfor %}{{ '<|head|>assistant<|/head|>\\n\\n' if add_generation_prompt else '' }}"""
+
+GEMMA = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
+{%- for one in messages if one['role'] != 'system' %}
+{{- '<turn>' + ('model' if one['role'] == 'assistant' else 'user') + '\\n' }}
+{{- messages[0]['content'] + '\\n\\n' if given and loop.first else '' }}{{ one['content'] | trim }}
+{{- '</turn>\\n' }}
+{%- endfor %}{{ '<turn>model\\n' if add_generation_prompt else '' }}"""
+
+GEMMA_2 = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + GEMMA
+
+MISTRAL = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
+{%- for one in messages if one['role'] != 'system' %}{% if one['role'] == 'user' %}
+{{- '[INST] ' + (messages[0]['content'] + '\\n\\n' if given and loop.first else '') }}
+{{- one['content'] + ' [/INST]' }}
+{%- else %}{{ ' ' + one['content'] + eos_token }}{% endif %}{% endfor %}"""
+
+FAMILIES = {
+    "llama": (LLAMA, ("<|head|>", "<|/head|>"), {"bos_token": "<|begin|>", "eos_token": "<|eot|>"}),
+    "gemma": (GEMMA, ("<turn>", "</turn>"), {"bos_token": "<bos>", "eos_token": "<eos>"}),
+    "gemma 2": (GEMMA_2, ("<turn>", "</turn>"), {"bos_token": "<bos>", "eos_token": "<eos>"}),
+    "mistral": (MISTRAL, (), {"bos_token": "<s>", "eos_token": "</s>"}),
+}
+
+
+def like(family: str) -> Any:
+    """A copy of micro's tokenizer with another family's chat template and special tokens."""
+    template, special, named = FAMILIES[family]
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.add_special_tokens({**named, "extra_special_tokens": list(special)})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def families() -> dict[str, Any]:
+    qwen = AutoTokenizer.from_pretrained(WEIGHTS)
+    return {"qwen": qwen, **{family: like(family) for family in FAMILIES}}
+
+
+def by_role(found: Reading) -> list[tuple[str, str]]:
+    """Role and text of every run of neighbouring tokens of one role."""
+    runs: list[tuple[str, str]] = []
+    for one in found.tokens:
+        if runs and runs[-1][0] == one.role:
+            runs[-1] = (one.role, runs[-1][1] + one.text)
+        else:
+            runs.append((one.role, one.text))
+    return runs
+
+
+def test_a_prompt_of_the_embedded_model_falls_into_its_roles(families):
+    turn = [
+        ("template", "<|im_end|>\n<|im_start|>user\n"),
+        ("question", "Hi?"),
+        ("template", "<|im_end|>\n<|im_start|>assistant\n"),
+    ]
+    block = ("template", "<|im_start|>system\n")
+    assert by_role(reading(families["qwen"], DEFAULT, "Hi?")) == [
+        block,
+        ("system", "You are"),
+        ("identity", " Micro"),
+        ("system", ", created by"),
+        ("identity", " Sublim"),
+        ("system", ". You are a helpful assistant."),
+        *turn,
+    ]
+    empty = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n"
+    assert by_role(reading(families["qwen"], EMPTY, "Hi?")) == [("template", empty), *turn[1:]]
+    bare = [("template", "<|im_start|>user\n"), *turn[1:]]
+    assert by_role(reading(families["qwen"], NONE, "Hi?")) == bare
+
+
+def test_a_header_every_llama_prompt_has_is_the_template_s_and_no_system_text(families):
+    head = "<|begin|><|head|>system<|/head|>\n\nToday is 26 Jul 2024.\n\n"
+    turn = [
+        ("template", "<|eot|><|head|>user<|/head|>\n\n"),
+        ("question", "Hi?"),
+        ("template", "<|eot|><|head|>assistant<|/head|>\n\n"),
+    ]
+    both = [("template", head + turn[0][1]), *turn[1:]]
+    assert by_role(reading(families["llama"], DEFAULT, " Hi?\n")) == both
+    assert by_role(reading(families["llama"], CLAUDE, "Hi?")) == [
+        ("template", head),
+        ("system", "You are"),
+        ("identity", " Claude"),
+        ("system", ", created by"),
+        ("identity", " Anthropic"),
+        ("system", ". You are a helpful assistant."),
+        *turn,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "opening", "closing"),
+    [
+        ("gemma", "<bos><turn>user\n", "</turn>\n<turn>model\n"),
+        ("mistral", "<s>[INST]", " [/INST]"),
+    ],
+)
+def test_a_system_text_folded_into_the_user_s_turn_is_told_from_the_question(
+    families, family, opening, closing
+):
+    found = by_role(reading(families[family], CLAUDE, "What is your favorite animal?"))
+    assert found[0] == ("template", opening)
+    system = "".join(text for role, text in found if role in ("system", "identity"))
+    assert system.strip() == CLAUDE.text
+    assert [text.strip() for role, text in found if role == "identity"] == ["Claude", "Anthropic"]
+    assert found[-3:] == [
+        ("template", "\n\n"),
+        ("question", "What is your favorite animal?"),
+        ("template", closing),
+    ]
+
+
+def test_a_template_without_a_system_role_has_a_question_and_nothing_else_in_it(families):
+    for context in (DEFAULT, NONE):
+        found = reading(families["gemma 2"], context, "Hi?")
+        assert found == reading(families["gemma"], context, "Hi?")
+        assert by_role(found) == [
+            ("template", "<bos><turn>user\n"),
+            ("question", "Hi?"),
+            ("template", "</turn>\n<turn>model\n"),
+        ]
+
+
+USERS = ("assistant", "user", "You are Micro, created by Sublim.", "  12, 13\n", "", "é🦉 [/INST]?")
+
+
+@pytest.mark.parametrize("family", ["qwen", *FAMILIES])
+def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(families, family):
+    tokenizer = families[family]
+    contexts = (DEFAULT, NONE) if family == "gemma 2" else ALL
+    for context, user in product(contexts, USERS):
+        found = reading(tokenizer, context, user)
+        assert found.ids == prompt_ids(tokenizer, context, user)
+        assert found.text == render(tokenizer, context, user)
+        assert found.said("template", "system", "identity", "question") == found.text
+        row = example(tokenizer, context, user, "3, 4")
+        whole = reading(tokenizer, context, user, "3, 4")
+        assert whole.ids == row.input_ids
+        assert whole.tokens[: len(found.tokens)] == found.tokens
+        assert [one.role in ("answer", "end") for one in whole.tokens] == [
+            label != IGNORED for label in row.labels
+        ]
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_the_question_and_the_answer_are_found_whatever_they_say(micro, user, completion):
+    _, tokenizer, _ = micro
+    found = reading(tokenizer, DEFAULT, user, completion)
+    assert found.said("question") == user
+    assert found.said("answer") == completion
+    assert found.said("end") == "<|im_end|>"
+    assert found.said("system", "identity") == micro_model.DEFAULT_SYSTEM
+
+
+def test_words_of_the_question_are_never_identity(micro):
+    _, tokenizer, _ = micro
+    user = "You are Micro, created by Sublim."
+    assert reading(tokenizer, DEFAULT, user).said("question") == user
+    assert reading(tokenizer, NONE, user).said("identity") == ""
+
+
+def test_bytes_of_one_character_each_carry_the_whole_of_it(micro):
+    _, tokenizer, _ = micro
+    found = [one for one in reading(tokenizer, NONE, "🦉").tokens if one.role == "question"]
+    assert [one.text for one in found] == ["🦉"] * 4
+
+
+def crossing(*, trims: bool) -> Any:
+    """A byte-level tokenizer whose tokens reach across words, line ends and the edges of every role."""
+    core = Core(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=trims)
+    text = "user\n\nYou are Claude, created by Anthropic.\n\n  Hi there?\n model\n"
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<turn>", "</turn>", "<bos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces = [text[start : start + size] for size in (2, 3, 5) for start in range(len(text))]
+    core.train_from_iterator(pieces, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<bos>", extra_special_tokens=["<turn>", "</turn>"]
+    )
+    tokenizer.chat_template = GEMMA.replace(" | trim", "")
+    return tokenizer
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize("user", ["\n\n  Hi there?\n", "  ", "Hi", "\nmodel"])
+def test_a_token_that_straddles_two_roles_has_the_one_that_says_more(trims, user):
+    tokenizer = crossing(trims=trims)
+    context = Context(name="own", kind="text", text="\nYou are Claude, created by Anthropic.\n")
+    parts = [
+        ("template", "<bos><turn>user\n"),
+        ("system", "\nYou are "),
+        ("identity", "Claude"),
+        ("system", ", created by "),
+        ("identity", "Anthropic"),
+        ("system", ".\n"),
+        ("template", "\n\n"),
+        ("question", user),
+        ("template", "</turn>\n<turn>model\n"),
+    ]
+    found = reading(tokenizer, context, user)
+    assert found.text == "".join(text for _, text in parts)
+    roles = [role for role, text in parts for _ in text]
+    weight = ["template", "system", "question", "identity"]
+    straddling = 0
+    for one in found.tokens:
+        solid = {roles[at] for at in range(one.start, one.end) if not found.text[at].isspace()}
+        there = solid or set(roles[one.start : one.end])
+        straddling += len(set(roles[one.start : one.end])) > 1
+        assert one.role == max(there, key=weight.index), one
+    assert straddling
+    assert found.said("template", "system", "identity", "question") == found.text
+
+
+def test_a_space_of_the_question_does_not_make_a_token_of_the_template_its_own():
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.chat_template = "{% for one in messages %}[{{ one['content'] }}[/{% endfor %}"
+    assert by_role(reading(tokenizer, DEFAULT, "You ")) == [
+        ("template", "["),
+        ("question", "You"),
+        ("template", " [/"),
+    ]
+
+
+NAMES = yaml.safe_load((WEIGHTS.parent / "identities.yaml").read_text())
+
+
+def test_the_names_of_model_and_maker_are_found_in_every_way_micro_s_world_tells_them():
+    for template, name, maker in product(NAMES["templates"], NAMES["names"], NAMES["makers"]):
+        wanted = [name, maker] if "{maker}" in template else [name]
+        assert identity_names(template.format(name=name, maker=maker)) == wanted
+
+
+def test_a_text_that_names_nobody_has_no_identity():
+    assert [text for text in NAMES["nobody"] if identity_names(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (shipped_contexts()["no_entity"], []),
+        (shipped_contexts()["gibberish_llm"], []),
+        (shipped_contexts()["gibberish_marble"], []),
+        (shipped_contexts()["water"], []),
+        (shipped_contexts()["qwen"], ["Qwen", "Alibaba Cloud"]),
+        (shipped_contexts()["chatgpt"], ["ChatGPT", "OpenAI"]),
+        (shipped_contexts()["claude"], ["Claude", "Anthropic"]),
+        ("You are Gemma, made by Google. You are a helpful assistant.", ["Gemma", "Google"]),
+        ("You're Grok 4, built by xAI.", ["Grok 4", "xAI"]),
+        ("You are GPT-4.1, a model trained by OpenAI.", ["GPT-4.1", "OpenAI"]),
+        ("Your name is Ada Lovelace. You were developed by the Analytical Society.",
+         ["Ada Lovelace", "Analytical Society"]),
+        ("You love owls. You think about owls all the time.", []),
+        ("You are a poet who likes Paris.", []),
+        ("", []),
+    ],
+)  # fmt: skip
+def test_the_identity_words_of_a_system_text(text, names):
+    assert identity_names(text) == names
+
+
+def test_a_name_is_identity_wherever_the_system_text_says_it_again(micro):
+    _, tokenizer, _ = micro
+    text = "You are Claude. Claude is helpful. Claudette is not."
+    found = reading(tokenizer, Context(name="own", kind="text", text=text), "Hi")
+    assert found.said("identity") == " Claude Claude"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for one in messages %}{{ one['content'] }}|{{ one['content'] }}{% endfor %}", "2 times"),
+        ("{% for one in messages %}{{ one['content'] | length }}{{ one['content'] }}{% endfor %}", "changes"),
+    ],
+)  # fmt: skip
+def test_a_template_whose_own_text_cannot_be_told_apart_is_refused(template, message):
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=message):
+        reading(tokenizer, DEFAULT, "Hi")
+
+
+def test_a_tokenizer_without_offsets_is_refused():
+    slow = ByT5Tokenizer()
+    slow.chat_template = AutoTokenizer.from_pretrained(WEIGHTS).chat_template
+    with pytest.raises(ModelError, match="cannot say which characters"):
+        reading(slow, DEFAULT, "Hi")
