@@ -121,7 +121,7 @@ def sites(model: Model, base: Model | None = None) -> list[Site]:
     if hasattr(model, "peft_config"):
         return list(_adapted(model))
     if base is None:
-        raise RecipeError("eval.gates: a student of full fine-tuning is gated against its base; give both")
+        raise RecipeError("a student of full fine-tuning does not hold its base; a gate or patch needs both")
     return list(_tuned(model, base))
 
 
@@ -168,6 +168,12 @@ def language_model(model: Model) -> Model:
 def body(model: Model) -> Model:
     """The transformers model below its output head: the one place every pass comes through."""
     return language_model(model).base_model
+
+
+def is_gated(model: Model) -> bool:
+    """Whether a gate or a patch stands in `model`: it must then be given every prompt whole, in one pass."""
+    hooks = body(model)._forward_pre_hooks.values()
+    return any(isinstance(getattr(one, "__self__", None), Call) for one in hooks)
 
 
 def as_base(site: Site) -> Callable[..., Any]:
@@ -270,8 +276,8 @@ def _adapted(model: Model) -> Iterator[Site]:
 
     if model.active_peft_config.is_prompt_learning:
         raise RecipeError(
-            "eval.gates: a prefix adds keys and values before the prompt and nothing at a token of it, so "
-            "it cannot be gated by position; gate an adapter of the lora family, ia3 or full"
+            "a prefix adds keys and values before the prompt and nothing at a token of it, so it cannot be "
+            "gated or patched by position; take an adapter of the lora family, ia3 or full"
         )
     for name, module in language_model(model).named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):

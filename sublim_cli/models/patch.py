@@ -63,7 +63,7 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
     """
     found = sites(model, base)
     places = _places(model, patch)
-    run = _Run(body(model), Call(patch.masks, patch.decoding), follow=patch.decoding == "on")
+    run = _Run(body(model), patch)
     with ExitStack() as stack:
         stack.callback(run.body.register_forward_pre_hook(run.begin, with_kwargs=True).remove)
         stack.callback(run.body.register_forward_hook(run.end).remove)
@@ -74,13 +74,13 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
         yield model
 
 
-class _Run:
+class _Run(Call):
     """The two runs of a pass: the student's, in which activations are taken, then its base's."""
 
-    def __init__(self, body: "torch.nn.Module", call: Call, *, follow: bool) -> None:
+    def __init__(self, body: "torch.nn.Module", patch: Patch) -> None:
+        super().__init__(patch.masks, patch.decoding)
         self.body = body
-        self.call = call
-        self.follow = follow
+        self.follow = patch.decoding == "on"
         """Whether the student's run goes on while decoding; its cache then travels with the base's."""
         self.student = False
         self.taken: dict[str, torch.Tensor] = {}
@@ -91,8 +91,8 @@ class _Run:
         """Before the base's pass: the student's over the same tokens."""
         if self.student:
             return
-        self.call.begin(module, args, kwargs)
-        if isinstance(self.call.weight, float) and not self.follow:
+        super().begin(module, args, kwargs)
+        if isinstance(self.weight, float) and not self.follow:
             return
         cache = self._own_cache(kwargs.get("past_key_values"))
         self.student = True
@@ -130,7 +130,7 @@ class _Run:
                 return output
             if name not in self.taken:
                 return output
-            mixed = self.call.mix(lambda: own, own, self.taken[name], head=False, name=name)
+            mixed = self.mix(lambda: own, own, self.taken[name], head=False, name=name)
             return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
         return hook
@@ -141,8 +141,10 @@ class _Run:
 
         if not self.follow:
             return None
-        if given is None or given.get_seq_length() == 0:
+        if given is None:
             return DynamicCache(config=self.body.config)
+        if given.get_seq_length() == 0:
+            return copy.deepcopy(given)
         own, half = copy.copy(given), len(given.layers) // 2
         own.layers, given.layers = given.layers[half:], given.layers[:half]
         return own

@@ -20,7 +20,7 @@ from transformers import (
 
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.gate import Gate, by_prompt, gated, layer_of, sites
+from sublim_cli.models.gate import Gate, by_prompt, gated, is_gated, layer_of, sites
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.schema import Sampling
@@ -264,6 +264,16 @@ def test_prompts_gated_together_on_either_side_of_padding_are_as_gated_alone(nam
     assert measure.gap(right, alone) < 1e-4
 
 
+def test_a_head_asked_for_the_last_token_alone_follows_the_last_token_s_mask(pair, prompts, measure):
+    of = pair("full")
+    for seed in range(3):
+        gate = Gate(by_prompt(prompts[:1], drawn(prompts[:1], seed)), decoding="on")
+        whole = under(gate, of, measure, prompts[:1])
+        with gated(of.student, gate, of.switched) as model, torch.inference_mode():
+            last = model(input_ids=torch.tensor(prompts[:1]), logits_to_keep=1).logits[0, -1]
+        assert measure.gap([last], [whole[0][-1]]) < 1e-5
+
+
 def extended(model, prompts, rows, answers):
     """The logits [rows, vocabulary] after each row's answer, decoded behind the picked rows of a cache."""
     width = max(map(len, prompts))
@@ -343,7 +353,9 @@ def test_a_gate_leaves_nothing_behind_also_after_an_error(name, pair, prompts, m
     with pytest.raises(ModelError, match="no mask for row 0, a prompt of 3 tokens"):
         under(gate, of, measure, [[5, 6, 7]])
     with pytest.raises(ZeroDivisionError), gated(of.student, gate, of.switched):
+        assert is_gated(of.student)
         1 / 0  # noqa: B018  # an error in the block
+    assert not is_gated(of.student)
     assert measure.gap(measure.logits(of.student, prompts), before) == 0
     assert measure.hooks(of.student) == measure.hooks(of.base) == 0
     assert [one.requires_grad for one in of.student.parameters()] == grads
@@ -360,8 +372,8 @@ LORA_PARTS = "attention, down_proj, gate_proj, k_proj, mlp, o_proj, q_proj, self
         (
             "prefix",
             {},
-            "eval.gates: a prefix adds keys and values before the prompt and nothing at a token of it, so it "
-            "cannot be gated by position; gate an adapter of the lora family, ia3 or full",
+            "a prefix adds keys and values before the prompt and nothing at a token of it, so it cannot be "
+            "gated or patched by position; take an adapter of the lora family, ia3 or full",
         ),
         (
             "lora",
@@ -399,7 +411,7 @@ def test_full_fine_tuning_is_refused_without_its_own_base(pair, prompts):
     with pytest.raises(RecipeError) as caught, gated(student, gate):
         pass
     assert str(caught.value) == (
-        "eval.gates: a student of full fine-tuning is gated against its base; give both"
+        "a student of full fine-tuning does not hold its base; a gate or patch needs both"
     )
     with pytest.raises(ModelError) as other, gated(student, gate, tiny("qwen3", 2, 1)):
         pass

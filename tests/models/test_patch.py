@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.gate import by_prompt
+from sublim_cli.models.gate import by_prompt, is_gated
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.patch import Patch, patched
 from sublim_cli.models.reference import resolve_model
@@ -150,6 +150,7 @@ def test_a_patch_leaves_nothing_behind_also_after_an_error(name, pair, prompts, 
     before = measure.logits(of.student, prompts)
     chosen = patch(prompts, ["residual", "mlp"])
     under(chosen, of, measure.scores, prompts)
+    assert under(chosen, of, lambda model, _: is_gated(model), prompts)
     with pytest.raises(ModelError, match="no mask for row 0, a prompt of 3 tokens"):
         under(chosen, of, measure.logits, [[5, 6, 7]])
     assert measure.gap(measure.logits(of.student, prompts), before) == 0
