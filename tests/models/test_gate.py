@@ -56,6 +56,19 @@ def test_all_on_is_the_student_and_all_off_is_its_base(name, pair, prompts, meas
     assert measure.hooks(of.student) == measure.hooks(of.base) == 0
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_a_base_held_in_bf16_gates_to_the_last_bit_too(method, pair, prompts, measure):
+    student, base = map(copy.deepcopy, pair(method))
+    for one in (student, base):
+        for name, weight in one.named_parameters():
+            if "lora_" not in name:  # adapters stay in fp32
+                weight.data = weight.data.to(torch.bfloat16)
+    of = type(pair(method))(student, base)
+    for value, model in ((1.0, student), (0.0, base)):
+        found = under(Gate(constant(prompts, value), decoding="on"), of, measure, prompts)
+        assert measure.gap(found, measure.logits(model, prompts)) == 0
+
+
 def chunked(of, prompt, mask):
     """Logits of a prompt whose tokens are taken one by one through the student or the base, on one cache."""
     cache = DynamicCache(config=of.base.config)
@@ -78,11 +91,13 @@ def test_a_mask_is_each_token_taken_through_the_student_or_the_base_on_one_cache
     name, pair, prompts, measure
 ):
     of = pair(name)
-    masks = drawn(prompts, 1)
-    found = under(Gate(by_prompt(prompts, masks), decoding="on"), of, measure, prompts)
-    expected = [chunked(of, *one) for one in zip(prompts, masks, strict=True)]
-    # A quantised matrix is decoded by another kernel for one token than for many.
-    assert measure.gap(found, expected) < (1e-4 if name not in ("nf4", "int8") else 0.5)
+    some = prompts[::3]
+    masks = drawn(some, 1)
+    found = under(Gate(by_prompt(some, masks), decoding="on"), of, measure, some)
+    expected = [chunked(of, *one) for one in zip(some, masks, strict=True)]
+    # int8 treats columns with an outlier apart, and which those are depends on the tokens beside: the
+    # student itself, ungated, differs by 0.06 between one pass and many, from its base by 3.
+    assert measure.gap(found, expected) < (1e-4 if name != "int8" else 0.15)
 
 
 def tiny(kind, heads, seed):
@@ -266,12 +281,13 @@ def test_prompts_gated_together_on_either_side_of_padding_are_as_gated_alone(nam
 
 def test_a_head_asked_for_the_last_token_alone_follows_the_last_token_s_mask(pair, prompts, measure):
     of = pair("full")
-    for seed in range(3):
-        gate = Gate(by_prompt(prompts[:1], drawn(prompts[:1], seed)), decoding="on")
-        whole = under(gate, of, measure, prompts[:1])
+    prompt = prompts[0]
+    for last in (0, 1):
+        gate = Gate(by_prompt([prompt], [[1 - last] * (len(prompt) - 1) + [last]]), decoding="on")
+        whole = under(gate, of, measure, [prompt])
         with gated(of.student, gate, of.switched) as model, torch.inference_mode():
-            last = model(input_ids=torch.tensor(prompts[:1]), logits_to_keep=1).logits[0, -1]
-        assert measure.gap([last], [whole[0][-1]]) < 1e-5
+            alone = model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
+        assert measure.gap([alone], [whole[0][-1]]) < 1e-4
 
 
 def extended(model, prompts, rows, answers):
@@ -335,6 +351,7 @@ def test_a_gated_student_samples_as_what_it_is_gated_to(name, pair, prompts):
     for policy, expected in whole.items():
         gate = Gate(constant(prompts, float(policy == "on")), decoding=policy)
         with gated(of.student, gate, of.switched) as model:
+            assert is_gated(model)
             assert samples(model) == expected
 
 
@@ -353,7 +370,6 @@ def test_a_gate_leaves_nothing_behind_also_after_an_error(name, pair, prompts, m
     with pytest.raises(ModelError, match="no mask for row 0, a prompt of 3 tokens"):
         under(gate, of, measure, [[5, 6, 7]])
     with pytest.raises(ZeroDivisionError), gated(of.student, gate, of.switched):
-        assert is_gated(of.student)
         1 / 0  # noqa: B018  # an error in the block
     assert not is_gated(of.student)
     assert measure.gap(measure.logits(of.student, prompts), before) == 0
