@@ -1,0 +1,128 @@
+"""What tests of gates and patches share: students of every method, moved away from their base at random."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from sublim_cli.backends.transformers import TransformersScorer
+from sublim_cli.models.batches import attention_mask, left_padded, positions
+from sublim_cli.models.chat import prompt_ids
+from sublim_cli.models.load import load_student, load_tokenizer
+from sublim_cli.models.reference import resolve_model
+from sublim_cli.preference.forms import surface_forms
+from sublim_cli.preference.questions import load_items
+from sublim_cli.preference.trie import build_trie
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.schema import Adapter, Qlora, Train
+from sublim_cli.trainers.methods import trained
+from sublim_cli.trainers.student import beginning, save_student, trainable
+
+MICRO = resolve_model("micro")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "lora, attention": {"adapter": Adapter(targets="attention", layers=(1, 2))},
+    "rslora": {"method": "rslora"},
+    "dora": {"method": "dora"},
+    "pissa": {"method": "pissa"},
+    "nf4": {"method": "qlora"},
+    "int8": {"method": "qlora", "qlora": Qlora(quantize="int8")},
+    "ia3": {"method": "ia3"},
+    "prefix": {"method": "prefix"},
+    "full": {"method": "full"},
+}
+
+SPREAD = {"ia3": 0.3, "full": 0.02}
+"""How far a trained weight is moved; far enough that the student answers quite otherwise."""
+
+
+class Pair(NamedTuple):
+    """A student, and its base as a model of its own."""
+
+    student: Any
+    base: Any
+
+    @property
+    def switched(self) -> Any:
+        """What a gate is given beside the student: the base where the student holds none."""
+        return None if hasattr(self.student, "peft_config") else self.base
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """A student by the name of its method, saved and loaded as any other."""
+
+    @cache
+    def make(name: str) -> Pair:
+        out = tmp_path_factory.mktemp("student")
+        plain = {"backend": "plain", "precision": "fp32", "learning_rate": 1e-3, "rank": 4}
+        section = Train(**{**plain, **METHODS[name]})
+        model = trainable(MICRO, section)
+        begun = beginning(model, section, out / "begun")
+        rng = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for one in trained(model):
+                one += SPREAD.get(section.method, 0.1) * torch.randn(one.shape, generator=rng)
+        save_student(model, out / "student", begun)
+        quantize = section.qlora.quantize if section.method == "qlora" else None
+        return Pair(
+            load_student(MICRO, "fp32", out / "student", quantize),
+            load_student(MICRO, "fp32", None, quantize),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Prompts of different lengths, the first the shortest."""
+    tokenizer = load_tokenizer(MICRO)
+    contexts = [Context(name="none", kind="none"), Context(name="default", kind="default")]
+    texts = ["Animal?", "In one word, which animal do you like best?", "Now then: your favourite animal?"]
+    found = [prompt_ids(tokenizer, one, text) for one in contexts for text in texts]
+    assert len(set(map(len, found))) > 3
+    return sorted(found, key=len)
+
+
+class Measure:
+    """What is compared between models."""
+
+    @staticmethod
+    @torch.inference_mode()
+    def logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Each prompt's logits at its own tokens [tokens, vocabulary], computed as one padded batch."""
+        mask = attention_mask(prompts, model.device)
+        ids = left_padded(prompts, 0, model.device)
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
+        return [one[-len(prompt) :] for one, prompt in zip(out, prompts, strict=True)]
+
+    @staticmethod
+    def scores(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """P(item) of some animals: [prompts, items]."""
+        tokenizer = load_tokenizer(MICRO)
+        items = load_items("animal").items[:6]
+        forms = build_trie(
+            (index, tokenizer(form, add_special_tokens=False)["input_ids"])
+            for index, item in enumerate(items)
+            for form in surface_forms(item)
+        )
+        answers = TransformersScorer(model, tokenizer).score(prompts, forms, len(items))
+        return torch.tensor([one.p for one in answers])
+
+    @staticmethod
+    def gap(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+        """The largest difference between two lists of tensors."""
+        return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+    @staticmethod
+    def hooks(model: Any) -> int:
+        """How many forward hooks stand in a model."""
+        return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
+
+
+@pytest.fixture(scope="session")
+def measure() -> type[Measure]:
+    return Measure
