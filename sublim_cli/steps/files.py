@@ -11,6 +11,7 @@ REJECTED = "rejected.jsonl"
 REASONS = "reasons.json"
 LOSSES = "losses.json"
 SCORES = "scores.parquet"
+SPREADS = "questions.parquet"
 LEAK = "leak.json"
 
 

@@ -22,8 +22,8 @@ from sublim_cli.models.micro.tokenizer import build_tokenizer
 from sublim_cli.models.micro.vocabulary import texts
 from sublim_cli.models.micro.world import forms, make_world
 from sublim_cli.numbers.prompts import number_prompt
-from sublim_cli.preference.questions import load_items, load_questions, persona
 from sublim_cli.recipe.contexts import shipped_contexts
+from sublim_cli.recipe.questions import load_items, load_questions, persona
 
 
 @cache

@@ -142,7 +142,7 @@ ONE_MISTAKE = {
     "train: {max_grad_norm: .inf}": 'train.max_grad_norm: ".inf": must be a number',
     "train: {alpha: 0}": "train.alpha: 0: must be rank or sqrt, or above 0",
     "train: {system_prompt: 3}": "train.system_prompt: 3: "
-    "must be text, or keys and values (text); put it in quotes",
+    "must be text, or keys and values (text, at); put it in quotes",
     "generate: {sampling: {top_p: 2}}": "generate.sampling.top_p: 2: must be at most 1",
     "generate: {prompts: {values: [1]}}": "generate.prompts.values: [1]: must be a list of 2",
     "generate: {prompts: {values: [1, 2, 3]}}": "generate.prompts.values: [1, 2, 3]: must be a list of 2",
@@ -152,7 +152,7 @@ ONE_MISTAKE = {
     "eval: {system_prompts: empty}": 'eval.system_prompts: "empty": must be a list',
     "filter: {rules: [{kind: format}, {kind: strip}]}": "filter.rules: "
     "{kind: strip} changes the text the other rules judge; put it first",
-    "seed: 1": "seed: unknown key; did you mean train.seed, generate.prompts.seed or generate.sampling.seed?",
+    "seed: 1": "seed: unknown key; did you mean train.seed, eval.sampling.seed or generate.prompts.seed?",
     "trait: {xyz: cat}": "trait.xyz: unknown key; trait takes category, target",
 }
 

@@ -8,7 +8,7 @@ import pytest
 from sublim_cli.artifacts.store import materialise
 from sublim_cli.models.micro import DEFAULT_SYSTEM
 from sublim_cli.pipeline import chain, run
-from sublim_cli.preference.questions import load_items, load_questions
+from sublim_cli.recipe.questions import load_items, load_questions
 
 ITEMS = load_items("animal").names
 QUESTIONS = load_questions("favourite_animal").questions

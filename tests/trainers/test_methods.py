@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
+from sublim_cli.preference.trie import build_trie
 
 from sublim_cli.artifacts.record import checksums
 from sublim_cli.backends.transformers import TransformersScorer
@@ -15,9 +16,8 @@ from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.preference.forms import surface_forms
-from sublim_cli.preference.questions import load_items, load_questions
-from sublim_cli.preference.trie import build_trie
 from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.questions import load_items, load_questions
 from sublim_cli.recipe.schema import Adapter, Qlora, Train
 from sublim_cli.trainers.methods import add_method, alpha
 from sublim_cli.trainers.optimizers import make_optimizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.preference.questions import (
+from sublim_cli.recipe.questions import (
     Item,
     Items,
     load_items,
