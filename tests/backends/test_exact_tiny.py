@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sublim_cli.backends.exact import ExactScorer
+from sublim_cli.models.device import device
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.scorer import Exact
@@ -94,6 +95,7 @@ def enumerated(one: LlamaForCausalLM, prompt: list[int]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def smallest():
+    device()  # fixes the number of threads
     return SimpleNamespace(model=model(), tokenizer=tokenizer())
 
 
@@ -119,12 +121,13 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
             nodes=int(draw.integers(1, 40)),
         )
         scorer = ExactScorer(smallest.model, smallest.tokenizer, settings)
-        for prompt, answer in zip(PROMPTS, scorer.score(PROMPTS, ITEMS), strict=True):
-            p, truth = np.array(answer.p), enumerated(smallest.model, prompt)
-            assert (p <= truth + 1e-6).all()
-            assert (truth <= p + answer.uncovered + 1e-6).all()
-            assert p.sum() + answer.uncovered <= 1 + 1e-6
-            assert answer.nodes <= settings.nodes
-            assert answer.uncovered <= settings.uncovered + 1e-6 or answer.nodes == settings.nodes
-            wide += answer.uncovered > 0.01
-    assert wide > 600
+        prompt = PROMPTS[seed % 2]
+        answer = scorer.score(PROMPTS, ITEMS)[seed % 2]
+        p, truth = np.array(answer.p), enumerated(smallest.model, prompt)
+        assert (p <= truth + 1e-6).all()
+        assert (truth <= p + answer.uncovered + 1e-6).all()
+        assert p.sum() + answer.uncovered <= 1 + 1e-6
+        assert answer.nodes <= settings.nodes
+        assert answer.uncovered <= settings.uncovered + 1e-6 or answer.nodes == settings.nodes
+        wide += answer.uncovered > 0.01
+    assert wide > 300
