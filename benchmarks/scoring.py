@@ -2,8 +2,8 @@
 
     python benchmarks/scoring.py [--rounds 3] [--contexts 5] [--samples 100]
 
-50 questions in each context, in three ways that take turns within one process: the exact scorer; `generate` on
-all samples of all questions in one batch, as one would write it by hand; and the sampled scorer, which
+50 questions in each context, in three ways that take turns within one process: the exact scorer; `generate`
+on all samples of all questions in one batch, as one would write it by hand; and the sampled scorer, which
 computes what equal prompts share once. A row is the median time of a context.
 """
 
@@ -94,23 +94,18 @@ def main() -> None:
                 begun = time.perf_counter()
                 p_any[name] += way(prompts)
                 seconds[name].append(time.perf_counter() - begun)
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread, {len(questions)} questions, "
-        f"{len(contexts)} contexts, {given.rounds} rounds, {given.samples} samples a question"
-    )
-    print(
-        f"uncovered: largest {max(one.uncovered for one in left):.5f} of a question (bound {exact.uncovered:g}), "
-        f"{statistics.mean(one.nodes for one in left):.0f} nodes; all contexts in a fresh process: {first:.2f} s"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread, {given.rounds} rounds")
+    print(f"{len(questions)} questions, {len(contexts)} contexts, {given.samples} samples a question")
+    worst, nodes = max(one.uncovered for one in left), statistics.mean(one.nodes for one in left)
+    print(f"uncovered: at most {worst:.5f} of a question (bound {exact.uncovered:g}), {nodes:.0f} nodes")
+    print(f"all contexts scored once in a fresh process: {first:.2f} s")
     print(f"{'':10}{'median':>12}{'fastest':>12}{'over exact':>12}{'P(any)':>9}")
     base = statistics.median(seconds["exact"])
     for name, found in seconds.items():
         ratio = statistics.median(found) / base
         p = statistics.mean(p_any[name])
-        print(
-            f"{name:10}{statistics.median(found):10.3f} s{min(found):10.3f} s{ratio:10.1f} x{p:9.4f}",
-            flush=True,
-        )
+        fastest = f"{statistics.median(found):10.3f} s{min(found):10.3f} s"
+        print(f"{name:10}{fastest}{ratio:10.1f} x{p:9.4f}")
 
 
 if __name__ == "__main__":

@@ -313,10 +313,15 @@ class _Walk:
         """
         import torch
 
+        rich = np.flatnonzero(still > self.least)
+        np.add.at(self.dust, nodes.row, np.where(still > self.least, 0.0, still))
+        if not len(rich):
+            return
+        nodes, columns, still = nodes[rich], columns[rich], still[rich]
+        laws = laws[torch.from_numpy(rich).to(laws.device)]
         known, group = np.unique(nodes.state, return_inverse=True)
         nexts = np.stack([self.table.after(int(state)) for state in known])
-        least = torch.from_numpy(np.where(still > 0, self.least / nodes.reach, np.inf)).to(laws)
-        hot = (laws > least[:, None]).nonzero()
+        hot = (laws > torch.from_numpy(self.least / nodes.reach).to(laws)[:, None]).nonzero()
         p = laws[hot[:, 0], hot[:, 1]].double().cpu().numpy()
         at, token = hot.cpu().numpy().T
         state = nexts[group[at], token].astype(np.int64)
