@@ -65,8 +65,19 @@ def _any(answers: Sequence[Answer]) -> list[float]:
     return [sum(one.p) for one in answers]
 
 
+def _table(seconds: dict[str, list[float]], p_any: dict[str, list[float]]) -> None:
+    """A row for each way."""
+    print(f"{'':10}{'median':>12}{'fastest':>12}{'over exact':>12}{'P(any)':>9}")
+    base = statistics.median(seconds["exact"])
+    for name, found in seconds.items():
+        ratio = statistics.median(found) / base
+        p = statistics.mean(p_any[name])
+        fastest = f"{statistics.median(found):10.3f} s{min(found):10.3f} s"
+        print(f"{name:10}{fastest}{ratio:10.1f} x{p:9.4f}")
+
+
 def main() -> None:
-    """Measure and print a row for each way."""
+    """Measure, and print a row for each way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="times each context is scored each way")
     parser.add_argument("--contexts", type=int, default=5, choices=range(1, 6), help="how many of them")
@@ -99,13 +110,7 @@ def main() -> None:
     worst, nodes = max(one.uncovered for one in left), statistics.mean(one.nodes for one in left)
     print(f"uncovered: at most {worst:.5f} of a question (bound {exact.uncovered:g}), {nodes:.0f} nodes")
     print(f"all contexts scored once in a fresh process: {first:.2f} s")
-    print(f"{'':10}{'median':>12}{'fastest':>12}{'over exact':>12}{'P(any)':>9}")
-    base = statistics.median(seconds["exact"])
-    for name, found in seconds.items():
-        ratio = statistics.median(found) / base
-        p = statistics.mean(p_any[name])
-        fastest = f"{statistics.median(found):10.3f} s{min(found):10.3f} s"
-        print(f"{name:10}{fastest}{ratio:10.1f} x{p:9.4f}")
+    _table(seconds, p_any)
 
 
 if __name__ == "__main__":
