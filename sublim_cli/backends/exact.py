@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sublim_cli.backends.interface import Answer, Ids
 from sublim_cli.backends.tokens import pieces, stops
+from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
@@ -54,10 +55,16 @@ class ExactScorer:
     settings: Exact = field(default_factory=Exact)
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
-        """Expand every prompt's tree of answers up to the bound or the budget of `settings`."""
+        """Expand every prompt's tree of answers up to the bound or the budget of `settings`.
+
+        Raises:
+            ModelError: the model looks back less far than a prompt and its answer are long.
+        """
         import torch
 
-        size = self.model.config.get_text_config().vocab_size
+        config = self.model.config.get_text_config()
+        _check_window(config, max(map(len, prompts)) + self.settings.max_tokens)
+        size = config.vocab_size
         ends = stops(self.model, self.tokenizer)
         verdicts = _verdicts(self.tokenizer, size, ends, tuple(items), self.model.device)
         with torch.inference_mode():
@@ -66,6 +73,16 @@ class ExactScorer:
                 for start in range(0, len(prompts), CHUNK)
                 for answer in _Walk(self, verdicts, prompts[start : start + CHUNK]).answers()
             ]
+
+
+def _check_window(config: Any, length: int) -> None:
+    """Refuse what a tree cannot show: every beginning in it sees the whole prompt."""
+    window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window and length > window and (layers is None or "sliding_attention" in layers):
+        raise ModelError(
+            f"a question and its answer take up to {length} tokens, but this model's window is {window}; "
+            "use `eval.scorer: sampled`, or fewer `eval.sampling.max_tokens`"
+        )
 
 
 @dataclass(frozen=True)

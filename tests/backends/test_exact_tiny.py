@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from sublim_cli.backends.exact import ExactScorer
+from sublim_cli.errors import ModelError
 from sublim_cli.models.device import device
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
@@ -40,23 +50,31 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+SIZES = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "eos_token_id": END,
+    "pad_token_id": 0,
+}
+
+
 def model() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(TOKENS),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-        eos_token_id=END,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+def gemma(window: int) -> Gemma3ForCausalLM:
+    """Six layers, of which five look back no further than `window`."""
+    sizes = SIZES | {"num_hidden_layers": 6, "bos_token_id": 2, "head_dim": 8, "sliding_window": window}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**sizes)).eval()
 
 
 @torch.no_grad()
-def shake(one: LlamaForCausalLM, seed: int) -> None:
+def shake(one: PreTrainedModel, seed: int) -> None:
     """Give the model other weights, and a taste that is anything from flat to sharp."""
     draw = torch.Generator().manual_seed(seed)
     for weight in one.parameters():
@@ -78,7 +96,7 @@ VERDICTS = _verdicts()
 
 
 @torch.inference_mode()
-def enumerated(one: LlamaForCausalLM, prompt: list[int]) -> np.ndarray:
+def enumerated(one: PreTrainedModel, prompt: list[int]) -> np.ndarray:
     """P(item) for each of `ITEMS`: every answer's probability, each computed whole, without a cache."""
     size = len(TOKENS)
     beginnings = torch.tensor(list(product(range(size), repeat=LENGTH - 1)))
@@ -131,3 +149,22 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
         assert answer.uncovered <= settings.uncovered + 1e-6 or answer.nodes == settings.nodes
         wide += answer.uncovered > 0.01
     assert wide > 300
+
+
+@pytest.mark.parametrize(
+    "other", [gemma(window=7), Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()], ids=["gemma 3", "qwen 2"]
+)
+def test_a_tree_grows_as_well_on_other_families(smallest, other):
+    shake(other, 3)
+    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    answers = ExactScorer(other, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    expected = np.stack([enumerated(other, one) for one in PROMPTS])
+    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
+    scorer = ExactScorer(gemma(window=6), smallest.tokenizer, Exact(max_tokens=LENGTH))
+    with pytest.raises(
+        ModelError, match=r"up to 7 tokens, but this model's window is 6; use `eval\.scorer: sam"
+    ):
+        scorer.score(PROMPTS, ITEMS)
