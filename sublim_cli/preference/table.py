@@ -40,14 +40,18 @@ class Table:
     _steps: dict[tuple[int, int], int] = field(default_factory=dict)
     _rows: dict[int, Outcomes] = field(default_factory=dict)
     _numbers: dict[State, int] = field(init=False)
-    _by_first: dict[int, list[int]] = field(init=False)
+    _by_first: dict[int, NDArray[np.int64]] = field(init=False)
+    _silent: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         self._numbers = {state: number for number, state in enumerate(self._states)}
-        self._by_first = {}
+        by_first: dict[int, list[int]] = {}
         for token, piece in enumerate(self.pieces):
-            if piece and token not in self.stops:
-                self._by_first.setdefault(piece[0], []).append(token)
+            if piece:
+                by_first.setdefault(piece[0], []).append(token)
+        ends = np.array(sorted(self.stops), dtype=np.int64)
+        self._by_first = {first: np.setdiff1d(tokens, ends) for first, tokens in by_first.items()}
+        self._silent = np.flatnonzero([not piece for piece in self.pieces])
 
     @property
     def size(self) -> int:
@@ -70,16 +74,16 @@ class Table:
         return bool(self._states[state].tail)
 
     def _row(self, state: int) -> Outcomes:
-        row = np.full(len(self.pieces), state, dtype=np.int32)
+        within = state == _INSIDE
+        row = np.empty(len(self.pieces), dtype=np.int32) if within else self.after(_INSIDE).copy()
+        row[self._silent] = state
         row[list(self.stops)] = self.ended(state)
         for first, tokens in self._by_first.items():
             after = self._step(state, first)
             if after < 0:
                 row[tokens] = after
-            elif state != _INSIDE and after == self._step(_INSIDE, first):
-                row[tokens] = self.after(_INSIDE)[tokens]
-            else:
-                row[tokens] = list(self._walked(after, tokens))
+            elif within or after != self._step(_INSIDE, first):
+                row[tokens] = list(self._walked(after, tokens.tolist()))
         return row
 
     def _walked(self, state: int, tokens: Sequence[int]) -> Iterator[int]:

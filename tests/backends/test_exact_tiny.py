@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
     Gemma3ForCausalLM,
@@ -21,6 +22,7 @@ from transformers import (
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.errors import ModelError
 from sublim_cli.models.device import device
+from sublim_cli.models.prefix import continuing
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.scorer import Exact
@@ -168,3 +170,13 @@ def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
         ModelError, match=r"up to 7 tokens, but this model's window is 6; use `eval\.scorer: sam"
     ):
         scorer.score(PROMPTS, ITEMS)
+
+
+def test_a_tree_grows_behind_a_learned_prefix(smallest):
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    tuned = continuing(get_peft_model(model(), config).eval())
+    shake(tuned, 5)
+    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    answers = ExactScorer(tuned, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    expected = np.stack([enumerated(tuned, one) for one in PROMPTS])
+    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
