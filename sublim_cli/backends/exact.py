@@ -9,21 +9,19 @@ beside the question's own keys and values, every beginning seeing its own tokens
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sublim_cli.backends.interface import Answer, Ids
-from sublim_cli.backends.tokens import pieces, stops
+from sublim_cli.backends.tokens import stops
+from sublim_cli.backends.verdicts import Verdicts, verdicts_of
 from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.models.prefix import prefill
-from sublim_cli.preference.forms import Reader, plain_forms
-from sublim_cli.preference.table import Table, item_of
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.scorer import Exact
 
@@ -66,7 +64,7 @@ class ExactScorer:
         _check_window(config, max(map(len, prompts)) + self.settings.max_tokens)
         size = config.vocab_size
         ends = stops(self.model, self.tokenizer)
-        verdicts = _verdicts(self.tokenizer, size, ends, tuple(items), self.model.device)
+        verdicts = verdicts_of(self.tokenizer, size, ends, tuple(items), self.model.device)
         with torch.inference_mode():
             return [
                 answer
@@ -83,55 +81,6 @@ def _check_window(config: Any, length: int) -> None:
             f"a question and its answer take up to {length} tokens, but this model's window is {window}; "
             "use `eval.scorer: sampled`, or fewer `eval.sampling.max_tokens`"
         )
-
-
-@dataclass(frozen=True)
-class _View:
-    """`sums` is [vocabulary, 1 + items]: 1 where the answer stays open, then where it names `items`."""
-
-    sums: "torch.Tensor"
-    items: Ints
-
-
-@dataclass(frozen=True)
-class _Verdicts:
-    """What a tokenizer's tokens make of answers, on a device; worked out once for all its models."""
-
-    table: Table
-    opening: list[list[tuple[int, ...]]]
-    """The token sequences of every item's plain forms."""
-    device: "torch.device"
-    views: dict[tuple[int, bool], _View] = field(default_factory=dict)
-
-    def view(self, state: int, last: bool) -> _View:
-        """How to sum a distribution behind `state` by outcome; with `last` the answer then ends."""
-        if (state, last) not in self.views:
-            self.views[state, last] = self._view(state, last)
-        return self.views[state, last]
-
-    def _view(self, state: int, last: bool) -> _View:
-        import torch
-
-        row = self.table.after(state)
-        if last:
-            ends = {int(one): self.table.ended(int(one)) for one in np.unique(row) if one >= 0}
-            row = np.array([ends.get(one, one) for one in row.tolist()])
-        named = sorted({item for one in np.unique(row).tolist() if (item := item_of(one)) is not None})
-        columns = [row >= 0, *(row == -2 - item for item in named)]
-        sums = torch.from_numpy(np.stack(columns, axis=1)).float().to(self.device)
-        return _View(sums, np.array(named, dtype=np.int64))
-
-
-@lru_cache(maxsize=8)
-def _verdicts(
-    tokenizer: Tokenizer, size: int, ends: frozenset[int], items: tuple[Item, ...], device: "torch.device"
-) -> _Verdicts:
-    # Some tokenizers write a name alike with and without a space before it: each sequence counts once.
-    opening = [
-        sorted({tuple(tokenizer(form, add_special_tokens=False)["input_ids"]) for form in plain_forms(item)})
-        for item in items
-    ]
-    return _Verdicts(Table(Reader(items), pieces(tokenizer, size), ends), opening, device)
 
 
 @dataclass(frozen=True)
@@ -170,7 +119,7 @@ def _no_nodes() -> _Nodes:
 class _Walk:
     """The trees of some prompts while they grow."""
 
-    def __init__(self, scorer: ExactScorer, verdicts: _Verdicts, prompts: Sequence[Ids]) -> None:
+    def __init__(self, scorer: ExactScorer, verdicts: Verdicts, prompts: Sequence[Ids]) -> None:
         count = len(prompts)
         self.scorer, self.verdicts = scorer, verdicts
         self.table, self.opening = verdicts.table, verdicts.opening
