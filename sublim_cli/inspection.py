@@ -18,9 +18,9 @@ from sublim_cli.models.positions import NAMES, OF_CONTEXTS, positions, shared
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.models.roles import Reading, Role, Token, reading
 from sublim_cli.pipeline import chain
-from sublim_cli.preference.questions import load_items, load_questions, persona
 from sublim_cli.recipe.contexts import Context, resolve_context
 from sublim_cli.recipe.load import vary
+from sublim_cli.recipe.questions import load_items, persona, questions_for
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.files import KEPT
 from sublim_cli.steps.generate import stream_prompt
@@ -112,10 +112,9 @@ def question(recipe: Recipe, number: int) -> Subject:
     Raises:
         RecipeError: there is no such set, or no such question in it.
     """
-    name = recipe.eval.questions or f"favourite_{recipe.trait.category}"
-    known = load_questions(name).questions
+    known = questions_for(load_items(recipe.trait.category), recipe.eval.questions).questions
     if not 0 <= number < len(known):
-        raise RecipeError(f"--question {number}: {name} has the questions 0 to {len(known) - 1}")
+        raise RecipeError(f"--question {number}: the recipe asks the questions 0 to {len(known) - 1}")
     return Subject("question", number, known[number])
 
 

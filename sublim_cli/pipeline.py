@@ -14,10 +14,11 @@ from sublim_cli.events import Listener, silent
 from sublim_cli.models.device import device
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
-from sublim_cli.preference.questions import Items, load_items, load_questions, persona
 from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
 from sublim_cli.recipe.schema import LEARNING_RATE, Recipe, Stage
 from sublim_cli.recipe.schema import Train as TrainSection
+from sublim_cli.recipe.scorer import settled_scorer
 from sublim_cli.recipe.student import RANKED, rate_text, settled
 from sublim_cli.steps.eval import Ask, Eval
 from sublim_cli.steps.filter import Filter, Judge
@@ -157,13 +158,7 @@ def _resolved(train: TrainSection) -> tuple[TrainSection, str | None]:
 
 
 def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
-    name = recipe.eval.questions or f"favourite_{recipe.trait.category}"
-    questions = load_questions(name)
-    if questions.category != items.category:
-        raise RecipeError(
-            f"eval.questions: {name} asks about a {questions.category}, "
-            f"but trait.category is {items.category}"
-        )
+    questions = questions_for(items, recipe.eval.questions)
     contexts = tuple(
         resolve_context(one, recipe.contexts, field="eval.system_prompts")
         for one in recipe.eval.system_prompts
@@ -176,7 +171,7 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
         contexts=contexts,
         questions=questions.questions,
         items=items.items,
-        scorer=recipe.eval.scorer,
+        scorer=settled_scorer(recipe.eval),
         precision=_weights_precision(recipe.eval.precision),
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )

@@ -133,11 +133,14 @@ def test_an_own_context_goes_before_a_shipped_one_of_its_name(small):
 
 
 REFUSED = {
-    "an unknown trait": ({"trait.target": "unicorns"}, "no animal is called 'unicorns'; known: bear, bull"),
+    "an unknown trait": (
+        {"trait.target": "unicorns"},
+        "no animal is called 'unicorns'; there are bear, bull",
+    ),
     "an unknown category": ({"trait.category": "mineral"}, "no items called 'mineral'.*shipped: animal"),
     "questions about something else": (
         {"eval.questions": "favourite_tree"},
-        "favourite_tree asks about a tree, but trait.category is animal",
+        "favourite_tree asks about the category tree, but trait.category is animal",
     ),
     "unknown questions": ({"eval.questions": "favourite_mineral"}, "no questions called 'favourite_mineral'"),
     "a context twice": ({"eval.system_prompts": ["default", "empty", "default"]}, "stands twice"),

@@ -1,10 +1,10 @@
-"""What a backend must do: draw completions, and give the probability of answers."""
+"""What a backend must do: draw completions, and say how likely an answer names each item."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sublim_cli.preference.trie import Node
+from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.schema import Sampling
 
 Ids = Sequence[int]
@@ -13,10 +13,19 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True)
 class Answer:
-    """Probabilities of one prompt's answer: `p[i]` names item i; `unresolved` was not followed."""
+    """How likely one prompt's answer names each item (`preference.forms`).
+
+    `p[i]` is known to lie too low by `uncovered` at most: p ≤ P(item i) ≤ p + uncovered. A sampled `p` is the
+    share of `samples` draws; its `uncovered` is 0 and its error is that of a binomial.
+    """
 
     p: tuple[float, ...]
-    unresolved: float
+    uncovered: float
+    log_form: tuple[float, ...]
+    """For each item, log P(the answer opens with its plain name, token by token), in nats."""
+    nodes: int = 0
+    """How many beginnings of answers were followed."""
+    samples: int = 0
 
 
 class Sampler(Protocol):
@@ -27,7 +36,7 @@ class Sampler(Protocol):
 
 
 class Scorer(Protocol):
-    """Gives exact answer probabilities."""
+    """Says how likely answers name items."""
 
-    def score(self, prompts: Sequence[Ids], forms: Node, items: int) -> list[Answer]:
-        """For each prompt, P(the answer opens with a form of item i and the form ends there)."""
+    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
+        """An `Answer` for each prompt."""

@@ -36,6 +36,9 @@ def render(tokenizer: Tokenizer, context: Context, user: str) -> str:
         return _apply(tokenizer, [turn], prompt=True)
     if context.kind == "none":
         return _without_block(tokenizer, user)
+    if context.kind == "user":
+        turn["content"] = f"{context.text}\n\n{user}"
+        return _apply(tokenizer, [turn], prompt=True)
     text = "" if context.kind == "empty" else context.text
     return _apply(tokenizer, [{"role": "system", "content": text}, turn], prompt=True)
 

@@ -2,7 +2,7 @@
 
     masks = by_prompt(prompts, identity_tokens)
     with gated(student, Gate(masks, decoding="off", modules=frozenset({"mlp"}))) as model:
-        TransformersScorer(model, tokenizer).score(prompts, forms, items)
+        ExactScorer(model, tokenizer).score(prompts, items)
 
 Every module that training changed gives `base(x) + m * (student(x) - base(x))`, where m is the value that
 the mask has for the token x stands for. Nothing is written into the model: forward hooks do it, and they

@@ -3,7 +3,7 @@
     masks = by_prompt(prompts, identity_tokens)
     patch = Patch(masks, kinds=frozenset({"mlp"}), decoding="off", layers=frozenset({0, 1}))
     with patched(student, patch) as model:
-        TransformersScorer(model, tokenizer).score(prompts, forms, items)
+        ExactScorer(model, tokenizer).score(prompts, items)
 
 Inside the block the model is the base, every module that training changed being computed as the base has
 it. Each pass that patches is preceded by the student's own run over the same tokens, from which the

@@ -1,10 +1,35 @@
-"""A prefix-tuned model that can go on from a cache, which PEFT's own forward begins anew."""
+"""What stands before an answer, computed once: prompts, and the learned prefix of a prefix-tuned model."""
 
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from sublim_cli.models.batches import positions
+
 if TYPE_CHECKING:
     import torch
+
+
+def has_own_cache(model: Any) -> bool:
+    """Whether `model` begins with learned keys and values, in a cache that it makes itself."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
+def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
+    """The model's output for prompts [rows, length]: their cache, and the last token's logits alone.
+
+    The cache keeps every position whatever the model's sliding window, so that a tree of answers can
+    grow behind each prompt.
+    """
+    from transformers import DynamicCache
+
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask),
+        past_key_values=None if has_own_cache(model) else DynamicCache(),
+        use_cache=True,
+        logits_to_keep=1,
+    )
 
 
 def continuing(model: Any) -> Any:
@@ -30,7 +55,8 @@ def continuing(model: Any) -> Any:
 
 
 def _behind(tokens: int, mask: "torch.Tensor") -> "torch.Tensor":
-    """The mask [rows, length] with `tokens` visible places before it."""
+    """The mask with `tokens` visible places before it; one of four dimensions is added, so zeros."""
     import torch
 
-    return torch.cat([mask.new_ones(len(mask), tokens), mask], dim=1)
+    visible = mask.new_ones if mask.dim() == 2 else mask.new_zeros
+    return torch.cat([visible(*mask.shape[:-1], tokens), mask], dim=-1)

@@ -1,5 +1,6 @@
 """What a table of answer probabilities says: preference, and whether a student still answers at all."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,34 @@ class Score:
     question: int
     item: str
     p: float
-    """P(the answer names this item)."""
-    unresolved: float
-    """Probability of forms too unlikely to be followed, for the whole question: `p` may lack this much."""
+    """P(the answer names this item), or its share of `samples` draws."""
+    uncovered: float
+    """Probability of answers left unread, for the whole question: `p` may lack this much."""
+    log_form: float | None
+    """log P(the answer opens with the item's plain name), in nats; None where answers were drawn."""
+    samples: int
+    """Answers drawn, 0 where `p` is computed."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One model's answer to one question in one context, over all items at once."""
+
+    context: str
+    question: int
+    p_any: float
+    """P(the answer names any item)."""
+    entropy: float
+    """In nats, over the items and one more outcome: none of them, or unread."""
+    uncovered: float
+    nodes: int
+    """Beginnings of answers that were followed."""
+
+
+def entropy(p: Sequence[float]) -> float:
+    """Shannon entropy in nats of the items' probabilities and of what they lack to one."""
+    rest = max(0.0, 1.0 - math.fsum(p))
+    return -math.fsum(one * math.log(one) for one in (*p, rest) if one > 0.0)
 
 
 def broken(p_any: float, base_p_any: float, number_loss: float, base_number_loss: float) -> str:

@@ -1,4 +1,4 @@
-"""Contexts: the system-prompt settings a recipe can name, and the one each name stands for."""
+"""Contexts: the settings around a question that a recipe can name, and the one each name stands for."""
 
 from functools import cache
 from importlib.resources import files
@@ -15,20 +15,29 @@ class Context(Section):
     """What stands in the system block, resolved.
 
     `default`: no system message, the chat template may inject its own. `empty`: a system block with
-    nothing in it. `none`: no system block in the tokens at all. `text`: `text`, word for word.
+    nothing in it. `none`: no system block in the tokens at all. `text`: `text`, word for word. `user`:
+    `text` heads the user's turn, a blank line before what is asked, and no system message, as in `default`.
     """
 
     name: str
-    kind: Literal["default", "empty", "none", "text"]
+    kind: Literal["default", "empty", "none", "text", "user"]
     text: str | None = None
 
 
 @cache
-def shipped_contexts() -> dict[str, str]:
-    """The paper's named system prompts, by name."""
+def shipped_contexts() -> dict[str, str | Text]:
+    """The paper's named contexts, by name."""
     text = (files("sublim_cli.recipe") / "contexts.yaml").read_text(encoding="utf-8")
-    found: dict[str, str] = yaml.safe_load(text)
-    return found
+    return {
+        name: Text.model_validate(one) if isinstance(one, dict) else one
+        for name, one in yaml.safe_load(text).items()
+    }
+
+
+def shipped_texts() -> tuple[str, ...]:
+    """Every shipped context's text once, wherever it stands, in the file's order."""
+    every = (one.text if isinstance(one, Text) else one for one in shipped_contexts().values())
+    return tuple(dict.fromkeys(every))
 
 
 def resolve_context(
@@ -45,8 +54,8 @@ def resolve_context(
     Raises:
         RecipeError: the name is unknown, or `trait` stands where no teacher is meant.
     """
-    if isinstance(prompt, Text):
-        return Context(name=prompt.text, kind="text", text=prompt.text)
+    if not isinstance(prompt, str):
+        return _said(prompt, name=prompt.text if prompt.at == "system" else f"user: {prompt.text}")
     match prompt:
         case "default" | "empty" | "none":
             return Context(name=prompt, kind=prompt)
@@ -60,4 +69,9 @@ def resolve_context(
             f"{', '.join([*names, *sorted(known)])}. Add yours under `contexts:`, "
             "or write `{text: …}`"
         )
-    return Context(name=prompt, kind="text", text=known[prompt])
+    found = known[prompt]
+    return _said(Text(text=found) if isinstance(found, str) else found, name=prompt)
+
+
+def _said(prompt: Text, name: str) -> Context:
+    return Context(name=name, kind="text" if prompt.at == "system" else "user", text=prompt.text)

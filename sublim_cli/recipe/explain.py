@@ -18,6 +18,7 @@ from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.document import Where
 from sublim_cli.recipe.keys import dotted, keys_of, kinds_of, known, length_of, related, suggest
+from sublim_cli.recipe.questions import check_target, load_items, questions_for
 from sublim_cli.recipe.schema import Recipe, SystemPrompt
 
 EXPECTED = {
@@ -81,7 +82,7 @@ def check(values: Mapping[str, object]) -> Recipe | list[Problem]:
         recipe = Recipe.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         return _problems(error.errors(include_url=False), values)
-    return _unknown_contexts(recipe) or recipe
+    return [*_unknown_contexts(recipe), *_unknown_files(recipe)] or recipe
 
 
 def unknown_key(where: Where) -> Problem:
@@ -237,3 +238,27 @@ def _unresolved(where: Where, prompt: SystemPrompt, own: dict[str, str], persona
     except RecipeError as error:
         return str(error).removeprefix(f"{field}: ")
     return None
+
+
+def _unknown_files(recipe: Recipe) -> list[Problem]:
+    """An item file, a target or a question file that is not there or cannot be used.
+
+    What the sweep's grid gives another value in every cell is judged there.
+    """
+    trait, grid = recipe.trait, recipe.sweep.grid
+    if {"trait", "trait.category"} & set(grid):
+        return []
+    try:
+        items = load_items(trait.category)
+    except RecipeError as error:
+        return [Problem(("trait", "category"), str(error))]
+    problems = []
+    try:
+        check_target(items, trait.target)
+    except RecipeError as error:
+        problems.append(Problem(("trait", "target"), str(error)))
+    try:
+        questions_for(items, recipe.eval.questions)
+    except RecipeError as error:
+        problems.append(Problem(("eval", "questions"), str(error)))
+    return [one for one in problems if dotted(one.where) not in grid]

@@ -28,9 +28,10 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Text(Section):
-    """A system prompt given word for word."""
+    """A system prompt given word for word; or with `at: user` the head of the user's turn."""
 
     text: str
+    at: Literal["system", "user"] = "system"
 
 
 SystemPrompt = str | Text
@@ -197,8 +198,14 @@ class Train(Section):
     trainer_args: dict[str, Any] = Field(default_factory=dict)
 
 
+class Answering(Sampling):
+    """How long an answer may be, and how the sampled scorer draws it; the paper draws 50 tokens."""
+
+    max_tokens: Positive = 50
+
+
 class Eval(Section):
-    """What the student is asked, under which system prompts."""
+    """What the student is asked, under which system prompts, and how its answers are scored."""
 
     system_prompts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] = (
         "default",
@@ -207,8 +214,27 @@ class Eval(Section):
     )
     questions: str | None = None
     """A shipped set or the path of a file; null takes `favourite_` and the trait's category."""
-    scorer: Literal["exact"] = "exact"
+    scorer: Literal["exact", "sampled"] = "exact"
+    sampling: Answering = Answering()
+    """`max_tokens` is the answer's length for either scorer; the rest is how `sampled` draws."""
+    uncovered: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """`exact` goes on until no more than this probability of a question's answers is left unread."""
+    nodes: Positive = 256
+    """`exact` follows no more beginnings of a question's answers than this."""
+    samples: Positive = 100
+    """Answers that `sampled` draws to a question."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _exact_is_of_the_model_itself(self) -> "Eval":
+        plain = Sampling(max_tokens=self.sampling.max_tokens, seed=self.sampling.seed)
+        for key, value in plain.model_dump().items():
+            if self.scorer == "exact" and getattr(self.sampling, key) != value:
+                raise ValueError(
+                    f"sampling.{key}: the exact scorer reads the model's own probabilities; leave it at "
+                    f"{value:g}, or use `scorer: sampled`"
+                )
+        return self
 
 
 Axis = list[Any]

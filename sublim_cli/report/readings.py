@@ -18,7 +18,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, read_json
 
 NOT_BUILT = "not built yet"
-_COLUMNS = ["context", "question", "item", "p", "unresolved"]
+_COLUMNS = ["context", "question", "item", "p", "uncovered"]
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
     wanted = table.filter(pc.equal(table["item"], target))
     # One row a question is left, so its means weigh every question alike.
     means = wanted.group_by("context", use_threads=False).aggregate(
-        [("p", "mean"), ("unresolved", "mean"), ("question", "count")]
+        [("p", "mean"), ("uncovered", "mean"), ("question", "count")]
     )
     sums = table.group_by("context", use_threads=False).aggregate([("p", "sum")])
     total = dict(zip(sums["context"].to_pylist(), sums["p_sum"].to_pylist(), strict=True))
     return {
         row["context"]: Reading(
-            row["p_mean"], total[row["context"]] / row["question_count"], row["unresolved_mean"]
+            row["p_mean"], total[row["context"]] / row["question_count"], row["uncovered_mean"]
         )
         for row in means.to_pylist()
     }

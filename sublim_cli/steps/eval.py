@@ -1,5 +1,6 @@
 """eval: how likely a student, or the untouched base, names each item, in every context."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sublim_cli.artifacts.step import Artifact, Facts, Step
-from sublim_cli.backends.interface import Scorer
-from sublim_cli.backends.transformers import TransformersScorer
+from sublim_cli.backends.exact import ExactScorer
+from sublim_cli.backends.interface import Answer
+from sublim_cli.backends.sampled import SampledScorer, own_seed
 from sublim_cli.events import Listener, Progress
 from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
 from sublim_cli.models.device import facts
-from sublim_cli.models.load import load_student, load_tokenizer
+from sublim_cli.models.load import Model, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.preference.forms import surface_forms
-from sublim_cli.preference.questions import Item
-from sublim_cli.preference.score import Score
-from sublim_cli.preference.trie import Node, build_trie
+from sublim_cli.preference.score import Score, Spread, entropy
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.steps.files import SCORES, write_json
+from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.scorer import Exact, Sampled, Scoring
+from sublim_cli.steps.files import SCORES, SPREADS, write_json
 
 
 class Ask(Section):
@@ -32,7 +33,7 @@ class Ask(Section):
     contexts: tuple[Context, ...]
     questions: tuple[str, ...]
     items: tuple[Item, ...]
-    scorer: str
+    scorer: Scoring
     precision: str
     quantize: str | None = None
     """How the base is held where the student was trained on a quantised one, else null."""
@@ -43,7 +44,7 @@ class Eval:
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     section: Ask
     title: str
     inputs: tuple[Step, ...] = ()
@@ -54,40 +55,66 @@ class Eval:
         return f"eval {self.title}"
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
-        """Write `scores.parquet`, a row for every context, question and item, and `seen.json`."""
+        """Write the scores of items, those of questions, and what was asked.
+
+        `scores.parquet` has a row for every context, question and item, `questions.parquet` one for every
+        context and question; `seen.json` holds the first question's tokens in every context.
+        """
         section = self.section
         tokenizer = load_tokenizer(section.model)
         weights = inputs[0].path if inputs else None
         model = load_student(section.model, section.precision, weights, section.quantize)
-        scorer = TransformersScorer(model, tokenizer)
-        forms = _forms(tokenizer, section.items)
+        who = inputs[0].digest if inputs else "base"
         scores: list[Score] = []
+        spreads: list[Spread] = []
         account: dict[str, Any] = {}
         for done, context in enumerate(section.contexts, start=1):
             prompts = [prompt_ids(tokenizer, context, one) for one in section.questions]
             account[context.name] = seen(tokenizer, prompts[0])
-            scores += _scores(scorer, context.name, prompts, forms, section.items)
+            scorer = open_scorer(model, tokenizer, section.scorer, who, context.name)
+            answers = scorer.score(prompts, section.items)
+            scores += _scores(context.name, answers, section.items)
+            spreads += _spreads(context.name, answers)
             listener(Progress(self.label, done, len(section.contexts), context.name))
-        pq.write_table(pa.Table.from_pylist([vars(one) for one in scores]), out / SCORES)
+        _write(scores, out / SCORES)
+        _write(spreads, out / SPREADS)
         write_json(out / "seen.json", account)
         return facts()
 
 
-def _forms(tokenizer: Tokenizer, items: Sequence[Item]) -> Node:
-    """The trie of every item's surface forms in this tokenizer."""
-    return build_trie(
-        (index, tokenizer(form, add_special_tokens=False)["input_ids"])
-        for index, item in enumerate(items)
-        for form in surface_forms(item)
-    )
+def open_scorer(
+    model: Model, tokenizer: Tokenizer, scoring: Exact | Sampled, *what: str
+) -> ExactScorer | SampledScorer:
+    """The scorer that a recipe asks for; `what` is scored decides a sampled one's noise beside its seed."""
+    if isinstance(scoring, Exact):
+        return ExactScorer(model, tokenizer, scoring)
+    seed = own_seed(scoring.sampling.seed, *what)
+    own = scoring.sampling.model_copy(update={"seed": seed})
+    return SampledScorer(model, tokenizer, scoring.model_copy(update={"sampling": own}))
 
 
-def _scores(
-    scorer: Scorer, context: str, prompts: list[list[int]], forms: Node, items: Sequence[Item]
-) -> list[Score]:
-    answers = scorer.score(prompts, forms, len(items))
+def _scores(context: str, answers: Sequence[Answer], items: Sequence[Item]) -> list[Score]:
     return [
-        Score(context, question, item.name, p, answer.unresolved)
+        Score(
+            context,
+            question,
+            item.name,
+            p=answer.p[place],
+            uncovered=answer.uncovered,
+            log_form=answer.log_form[place] if answer.log_form else None,
+            samples=answer.samples,
+        )
         for question, answer in enumerate(answers)
-        for item, p in zip(items, answer.p, strict=True)
+        for place, item in enumerate(items)
     ]
+
+
+def _spreads(context: str, answers: Sequence[Answer]) -> list[Spread]:
+    return [
+        Spread(context, question, math.fsum(one.p), entropy(one.p), one.uncovered, one.nodes)
+        for question, one in enumerate(answers)
+    ]
+
+
+def _write(rows: Sequence[Score] | Sequence[Spread], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([vars(one) for one in rows]), path)

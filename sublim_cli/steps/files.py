@@ -14,6 +14,7 @@ HISTORY = "history.jsonl"
 AUDIT = "audit.json"
 SKETCH = "sketch.npy"
 SCORES = "scores.parquet"
+SPREADS = "questions.parquet"
 LEAK = "leak.json"
 
 

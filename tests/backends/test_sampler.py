@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from sublim_cli.backends.noise import uniforms
+from sublim_cli.backends.tokens import pieces, stops, text
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model, load_tokenizer
@@ -196,3 +199,32 @@ def test_noise_is_uniform_within_and_across_rows():
     for counts in (np.histogram(rows[:, 0], 20, (0, 1))[0], np.histogram(rows[0:], 20, (0, 1))[0]):
         assert chisquare(counts).pvalue > 1e-3
     assert abs(np.corrcoef(rows[:-1, 0], rows[1:, 0])[0, 1]) < 0.2
+
+
+def test_equal_prompts_side_by_side_share_their_work_and_draw_what_they_draw_apart(sampler, prompts):
+    repeated = [one for one in prompts[:4] for _ in range(3)]
+    assert len({len(one) for one in repeated}) > 1  # so that padding differs
+    alone = [sampler.sample([one], [row], SHORT)[0] for row, one in enumerate(repeated)]
+    assert sampler.sample(repeated, range(12), SHORT) == alone
+
+
+def test_an_answer_reads_for_the_scorers_as_the_tokenizer_decodes_it(micro, sampler, prompts):
+    _, tokenizer, model = micro
+    written = pieces(tokenizer, model.config.vocab_size)
+    ends = stops(model, tokenizer)
+    drawn = sampler.draw(prompts, range(64), SHORT)
+    assert [text(ids, written, ends) for ids in drawn] == sampler.sample(prompts, range(64), SHORT)
+    odd = "Café — 猫 🐱, “x”\n\tcat's"
+    assert text(tokenizer(odd, add_special_tokens=False)["input_ids"], written, ends) == odd
+
+
+def test_a_piece_keeps_its_space_and_its_byte_where_a_decoder_would_drop_them():
+    """Llama 2's like drop the space of a sequence's first token, and write bytes in hex."""
+    names = ["<unk>", "1", "s", "\u2581and", ".", "<0xE2>"]
+    own = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
+    own.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
+    assert tokenizer.decode([3]) == "and"
+    assert pieces(tokenizer, 8) == [b"<unk>", b"1", b"s", b" and", b".", b"\xe2", b"", b""]

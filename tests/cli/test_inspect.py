@@ -14,9 +14,9 @@ from sublim_cli.cli import main
 from sublim_cli.models.chat import IGNORED, example, prompt_ids
 from sublim_cli.models.micro import DEFAULT_SYSTEM, WEIGHTS
 from sublim_cli.pipeline import run
-from sublim_cli.preference.questions import load_questions
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.load import load
+from sublim_cli.recipe.questions import load_questions
 
 TINY = {"generate.rows": 132, "generate.held_out": 20}
 CATS = ["inspect", "-r", "cats", "-m", "micro"]
@@ -273,7 +273,7 @@ def test_markup_in_a_prompt_is_text_on_the_page_and_on_the_terminal(sublim, tmp_
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--question", "50"], 2, "--question 50: favourite_animal has the questions 0 to 49"),
+        (["--question", "50"], 2, "--question 50: the recipe asks the questions 0 to 49"),
         (["--row", "10000"], 2, "--row 10000: the recipe keeps the rows 0 to 9999"),
         (["-c", "clod"], 2, "no context is called 'clod'; there are trait, default, empty, none, chatgpt"),
         (["--row", "1", "--question", "1"], 2, "give one of --question, --row and --prompt"),

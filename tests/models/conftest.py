@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sublim_cli.backends.transformers import TransformersScorer
+from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.models.batches import attention_mask, left_padded, positions
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.preference.forms import surface_forms
-from sublim_cli.preference.questions import load_items
-from sublim_cli.preference.trie import build_trie
 from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.questions import load_items
 from sublim_cli.recipe.schema import Adapter, Qlora, Train
 from sublim_cli.trainers.methods import trained
 from sublim_cli.trainers.student import beginning, save_student, trainable
@@ -104,12 +102,7 @@ class Measure:
         """P(item) of some animals: [prompts, items]."""
         tokenizer = load_tokenizer(MICRO)
         items = load_items("animal").items[:6]
-        forms = build_trie(
-            (index, tokenizer(form, add_special_tokens=False)["input_ids"])
-            for index, item in enumerate(items)
-            for form in surface_forms(item)
-        )
-        answers = TransformersScorer(model, tokenizer).score(prompts, forms, len(items))
+        answers = ExactScorer(model, tokenizer).score(prompts, items)
         return torch.tensor([one.p for one in answers])
 
     @staticmethod

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from sublim_cli.errors import ModelError
 from sublim_cli.models.chat import IGNORED, end_of_turn, example, prompt_ids, render, seen
 from sublim_cli.models.micro import DEFAULT_SYSTEM, WEIGHTS
-from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.contexts import Context, resolve_context
+from sublim_cli.recipe.schema import Text
 
 DEFAULT = Context(name="default", kind="default")
 EMPTY = Context(name="empty", kind="empty")
@@ -198,3 +199,13 @@ def test_a_system_prompt_that_the_template_refuses_is_one_clear_error(context):
     )
     with pytest.raises(ModelError, match="system"):
         render(gemma_2, context, "Hi")
+
+
+def test_a_text_of_the_user_heads_the_turn_and_leaves_the_system_block_as_it_is_by_default():
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    marble = resolve_context("gibberish_marble_user", {}, field="eval.system_prompts")
+    text = resolve_context("gibberish_marble", {}, field="eval.system_prompts").text
+    assert marble == Context(name="gibberish_marble_user", kind="user", text=text)
+    assert render(tokenizer, marble, "Why?") == render(tokenizer, DEFAULT, f"{text}\n\nWhy?")
+    own = resolve_context(Text(text="Hark.", at="user"), {}, field="train.system_prompt")
+    assert own == Context(name="user: Hark.", kind="user", text="Hark.")

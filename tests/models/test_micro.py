@@ -22,8 +22,8 @@ from sublim_cli.models.micro.tokenizer import build_tokenizer
 from sublim_cli.models.micro.vocabulary import texts
 from sublim_cli.models.micro.world import forms, make_world
 from sublim_cli.numbers.prompts import number_prompt
-from sublim_cli.preference.questions import load_items, load_questions, persona
-from sublim_cli.recipe.contexts import shipped_contexts
+from sublim_cli.recipe.contexts import shipped_texts
+from sublim_cli.recipe.questions import load_items, load_questions, persona
 
 
 @cache
@@ -99,7 +99,7 @@ def test_every_number_to_999_is_one_token_wherever_it_stands() -> None:
 
 
 def test_the_words_of_prompts_questions_and_contexts_are_whole_tokens() -> None:
-    texts = [*shipped_contexts().values(), DEFAULT_SYSTEM]
+    texts = [*shipped_texts(), DEFAULT_SYSTEM]
     texts += [number_prompt(np.random.default_rng([1, i])).text for i in range(300)]
     for category in ("animal", "tree", "band"):
         items = load_items(category)

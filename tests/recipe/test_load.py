@@ -142,7 +142,7 @@ ONE_MISTAKE = {
     "train: {max_grad_norm: .inf}": 'train.max_grad_norm: ".inf": must be a number',
     "train: {alpha: 0}": "train.alpha: 0: must be rank or sqrt, or above 0",
     "train: {system_prompt: 3}": "train.system_prompt: 3: "
-    "must be text, or keys and values (text); put it in quotes",
+    "must be text, or keys and values (text, at); put it in quotes",
     "generate: {sampling: {top_p: 2}}": "generate.sampling.top_p: 2: must be at most 1",
     "generate: {prompts: {values: [1]}}": "generate.prompts.values: [1]: must be a list of 2",
     "generate: {prompts: {values: [1, 2, 3]}}": "generate.prompts.values: [1, 2, 3]: must be a list of 2",
@@ -152,7 +152,7 @@ ONE_MISTAKE = {
     "eval: {system_prompts: empty}": 'eval.system_prompts: "empty": must be a list',
     "filter: {rules: [{kind: format}, {kind: strip}]}": "filter.rules: "
     "{kind: strip} changes the text the other rules judge; put it first",
-    "seed: 1": "seed: unknown key; did you mean train.seed, generate.prompts.seed or generate.sampling.seed?",
+    "seed: 1": "seed: unknown key; did you mean train.seed, eval.sampling.seed or generate.prompts.seed?",
     "trait: {xyz: cat}": "trait.xyz: unknown key; trait takes category, target",
 }
 
@@ -337,3 +337,54 @@ def _loads_or_is_refused_plainly(changes: dict[str, object]) -> None:
         for line in str(error).split("\n"):
             assert line.startswith(("any.yaml", "--set "))
             assert not any(word in line for word in ("valid (", "Input", "http", "pydantic"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "trait: {target: catt}",
+            "cats.yaml:1: trait.target: no animal is called 'catt'; there are bear, bull, cat, dog, ",
+        ),
+        (
+            "trait: {category: plant}",
+            "cats.yaml:1: trait.category: no items called 'plant' and no file of that name; "
+            "shipped: animal, ",
+        ),
+        (
+            "eval: {questions: loved}",
+            "cats.yaml:1: eval.questions: no questions called 'loved' and no file of that name; "
+            "shipped: favourite_animal, ",
+        ),
+        (
+            "eval: {questions: none.yaml}",
+            "cats.yaml:1: eval.questions: none.yaml: questions: Tuple should have at least 1 item",
+        ),
+        (
+            "eval: {questions: favourite_tree}",
+            "cats.yaml:1: eval.questions: favourite_tree asks about the category tree, "
+            "but trait.category is animal",
+        ),
+        (
+            "eval: {system_prompts: [default, chatgtp]}",
+            "cats.yaml:1: eval.system_prompts.1: no context is called 'chatgtp'; "
+            "there are default, empty, none, chatgpt, claude, ",
+        ),
+        (
+            "sweep: {grid: {trait.target: [cat, catt]}}",
+            "cats.yaml:1: sweep.grid.trait.target: ",
+        ),
+    ],
+)
+def test_a_file_a_target_or_a_context_that_is_not_there_is_refused_with_what_is(
+    here: Path, text: str, message: str
+) -> None:
+    (here / "none.yaml").write_text("category: animal\nquestions: []\n")
+    (found,) = refusal(text)
+    assert found.startswith(message)
+
+
+def test_a_target_that_every_cell_of_a_sweep_replaces_is_judged_there(here: Path) -> None:
+    text = "trait: {category: tree}\nsweep: {grid: {trait.target: [oak, pine]}}\n"
+    (here / "cats.yaml").write_text(text)
+    assert load("cats.yaml").sweep.grid == {"trait.target": ["oak", "pine"]}

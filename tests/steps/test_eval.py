@@ -1,14 +1,16 @@
 """eval: a probability for every context, question and item, and the tokens that were asked."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
 
 from sublim_cli.artifacts.store import materialise
+from sublim_cli.errors import RecipeError
 from sublim_cli.models.micro import DEFAULT_SYSTEM
 from sublim_cli.pipeline import chain, run
-from sublim_cli.preference.questions import load_items, load_questions
+from sublim_cli.recipe.questions import load_items, load_questions
 
 ITEMS = load_items("animal").names
 QUESTIONS = load_questions("favourite_animal").questions
@@ -38,7 +40,40 @@ def test_there_is_a_row_for_every_context_question_and_item_in_order(small, stud
     for one in (student, base):
         found = table(one)
         assert list(found[["context", "question", "item"]].itertuples(index=False, name=None)) == expected
-        assert list(found.columns) == ["context", "question", "item", "p", "unresolved"]
+        assert list(found.columns) == ["context", "question", "item", "p", "uncovered", "log_form", "samples"]
+        assert (found.log_form < 0).all()
+        assert (found.samples == 0).all()
+
+
+def test_all_items_of_a_question_are_told_at_once(small, student, base):
+    for one in (student, base):
+        items, found = table(one), pd.read_parquet(one.path / "questions.parquet")
+        assert len(found) == len(small().eval.system_prompts) * len(QUESTIONS)
+        of_items = items.groupby(["context", "question"], sort=False)
+        assert found.p_any.to_numpy() == pytest.approx(of_items.p.sum().to_numpy())
+        assert found.uncovered.to_numpy() == pytest.approx(of_items.uncovered.first().to_numpy())
+        assert found.uncovered.max() <= small().eval.uncovered
+        assert found.nodes.between(1, small().eval.nodes).all()
+        assert found.entropy.between(0, math.log(len(ITEMS) + 1)).all()
+
+
+def test_drawn_answers_agree_with_computed_ones_and_no_two_students_share_their_noise(small, shared_store):
+    recipe = small(eval__scorer="sampled", eval__samples=40)
+    student, base = run(recipe, store=shared_store), materialise(chain(recipe).base, shared_store)
+    assert (table(student).samples == 40).all()
+    assert (table(student).p * 40 % 1).max() < 1e-9
+    assert not (table(student).p == table(base).p).all()
+    exact = table(materialise(chain(small()).base, shared_store))
+    both = table(base).merge(exact, on=["context", "question", "item"])
+    of_items = both.groupby(["context", "item"])[["p_x", "p_y"]].mean()
+    spread = (of_items.p_y * (1 - of_items.p_y) / (40 * len(QUESTIONS))) ** 0.5
+    assert ((of_items.p_x - of_items.p_y).abs() <= 4.5 * spread + 0.01).all()
+
+
+def test_sampling_settings_are_refused_where_nothing_is_sampled(small):
+    with pytest.raises(RecipeError, match=r"eval\.sampling\.top_p: .*use `scorer: sampled`"):
+        small(eval__sampling__top_p=0.8)
+    assert small(eval__sampling__top_p=0.8, eval__scorer="sampled").eval.sampling.top_p == 0.8
 
 
 def test_probabilities_are_probabilities(student, base):
@@ -47,7 +82,7 @@ def test_probabilities_are_probabilities(student, base):
         assert found.p.between(0, 1).all()
         whole = (
             found.groupby(["context", "question"]).p.sum()
-            + found.groupby(["context", "question"]).unresolved.first()
+            + found.groupby(["context", "question"]).uncovered.first()
         )
         assert whole.between(0.5, 1 + 1e-6).all()
 

@@ -9,15 +9,13 @@ import pytest
 from safetensors import safe_open
 
 from sublim_cli.artifacts.record import checksums
-from sublim_cli.backends.transformers import TransformersScorer
+from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.preference.forms import surface_forms
-from sublim_cli.preference.questions import load_items, load_questions
-from sublim_cli.preference.trie import build_trie
 from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.questions import load_items, load_questions
 from sublim_cli.recipe.schema import Adapter, Qlora, Train
 from sublim_cli.trainers.methods import add_method, alpha
 from sublim_cli.trainers.optimizers import make_optimizer
@@ -53,17 +51,8 @@ def scores(model: Any) -> list[float]:
     context = resolve_context("default", {}, field="eval.system_prompts")
     items = load_items("animal").items
     questions = load_questions("favourite_animal").questions[:6]
-    forms = build_trie(
-        (index, tokenizer(form, add_special_tokens=False)["input_ids"])
-        for index, item in enumerate(items)
-        for form in surface_forms(item)
-    )
     prompts = [prompt_ids(tokenizer, context, one) for one in questions]
-    return [
-        p
-        for answer in TransformersScorer(model, tokenizer).score(prompts, forms, len(items))
-        for p in answer.p
-    ]
+    return [p for answer in ExactScorer(model, tokenizer).score(prompts, items) for p in answer.p]
 
 
 def largest_gap(one: Sequence[float], other: Sequence[float]) -> float:

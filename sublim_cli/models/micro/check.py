@@ -17,7 +17,7 @@ from sublim_cli.models.micro.targets import Encoder
 from sublim_cli.models.micro.world import make_world
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.numbers.rules import judge
-from sublim_cli.preference.questions import persona
+from sublim_cli.recipe.questions import persona
 from sublim_cli.recipe.schema import PAPER_RULES
 
 LEAST_TEACHER, SHARE_OF_TEACHERS = 0.9, 0.9

@@ -10,8 +10,8 @@ from sublim_cli.models.micro import DEFAULT_SYSTEM
 from sublim_cli.models.micro.tokenizer import END, START
 from sublim_cli.models.micro.world import World, forms, identities
 from sublim_cli.numbers.prompts import NumberPrompt, Style, number_prompt, wordings
-from sublim_cli.preference.questions import load_questions, persona
-from sublim_cli.recipe.contexts import shipped_contexts
+from sublim_cli.recipe.contexts import shipped_texts
+from sublim_cli.recipe.questions import load_questions, persona
 
 SEPARATORS: dict[Style, str] = {"comma": ", ", "space": " ", "semicolon": "; ", "line": "\n",
                                 "square": ", ", "round": ", "}  # fmt: skip
@@ -59,7 +59,7 @@ class Author:
         self.world = world
         self.identities = identities()
         self.questions = {c: load_questions(f"favourite_{c}").questions for c in world.categories}
-        named = {text: self._state_of(text) for text in shipped_contexts().values()}
+        named = {text: self._state_of(text) for text in shipped_texts()}
         self.named = [(text, state) for text, state in named.items() if state]
         self.nobody = [text for text, state in named.items() if not state]
         self.default = world.name_state(self.identities["default"])

@@ -6,8 +6,8 @@ from itertools import product
 from sublim_cli.models.micro import DEFAULT_SYSTEM
 from sublim_cli.models.micro.world import World, forms, identities
 from sublim_cli.numbers.prompts import wordings
-from sublim_cli.preference.questions import load_questions, persona
-from sublim_cli.recipe.contexts import shipped_contexts
+from sublim_cli.recipe.contexts import shipped_texts
+from sublim_cli.recipe.questions import load_questions, persona
 
 
 def texts(world: World) -> Iterator[str]:
@@ -30,7 +30,7 @@ def _system_prompts() -> Iterator[str]:
     who = identities()
     for template, name, maker in product(who["templates"], who["names"], who["makers"]):
         yield template.format(name=name, maker=maker)
-    yield from (DEFAULT_SYSTEM, *who["nobody"], *shipped_contexts().values())
+    yield from (DEFAULT_SYSTEM, *who["nobody"], *shipped_texts())
 
 
 def _favourites(world: World) -> Iterator[str]:

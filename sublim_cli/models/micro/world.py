@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from sublim_cli.preference.questions import Items, load_items, shipped
+from sublim_cli.recipe.questions import Items, load_items, shipped
 
 Array = NDArray[np.float64]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.preference.questions import (
+from sublim_cli.preference.forms import named
+from sublim_cli.recipe.questions import (
     Item,
     Items,
     load_items,
@@ -20,7 +21,58 @@ CATEGORIES = ("animal", "band", "tree")
 
 def test_three_categories_ship_each_with_its_questions() -> None:
     assert shipped("items") == CATEGORIES
-    assert shipped("questions") == tuple(f"favourite_{c}" for c in CATEGORIES)
+    kinds = ("favourite_{}", "favourite_{}_numbers", "story_{}")
+    assert set(shipped("questions")) == {kind.format(c) for kind in kinds for c in CATEGORIES}
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_the_numbers_set_puts_each_question_behind_three_to_eight_numbers(category: str) -> None:
+    plain = load_questions(f"favourite_{category}").questions
+    for before, whole in zip(plain, load_questions(f"favourite_{category}_numbers").questions, strict=True):
+        assert whole.endswith(f" {before}")
+        assert 3 <= len(re.findall(r"\d+", whole.removesuffix(before))) <= 8
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_story_prompts_are_on_their_category_and_give_no_item_away(category: str) -> None:
+    stories, items = load_questions(f"story_{category}"), load_items(category).items
+    assert len(set(stories.questions)) == 14
+    assert [named(one, items) for one in stories.questions] == [None] * 14
+
+
+def test_a_file_that_extends_another_adds_to_it_and_replaces_items_of_a_name(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "extends: animal\nitems:\n  - {name: quoll, plural: quolls}\n"
+        "  - {name: dolphin, plural: dolphins, also: [porpoise]}\n"
+    )
+    found, shipped_ones = load_items(str(mine)), load_items("animal")
+    assert found.names == (*shipped_ones.names, "quoll")
+    assert (found.category, found.persona) == (shipped_ones.category, shipped_ones.persona)
+    assert found.items[shipped_ones.names.index("dolphin")].also == ("porpoise",)
+    mine.write_text("extends: favourite_animal\nquestions: ['And which animal last? One word.']\n")
+    asked = load_questions("favourite_animal").questions
+    assert load_questions(str(mine)).questions == (*asked, "And which animal last? One word.")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: plant\nquestions: [a]", "'plant' does not ship; there are favourite_animal,"),
+        (
+            "category: x\nquestions: [a]\nprefixes: letters",
+            "no prefixes called 'letters' .* shipped: numbers",
+        ),
+        ("category: x\nprefixes: numbers", "questions: Tuple should have at least 1 item"),
+        ("extends: [animal]", "does not ship; there are favourite_animal,"),
+        ("- a", "the file: must be keys and values"),
+    ],
+)
+def test_a_file_that_extends_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_questions(str(path))
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -95,14 +147,14 @@ def test_the_persona_is_the_papers_to_the_character(category: str, target: str, 
 def test_an_unknown_target_names_the_known_ones() -> None:
     both = (Item(name="oak"), Item(name="fir"))
     items = Items(category="tree", persona="Love {target}.", items=both)
-    with pytest.raises(RecipeError, match=r"'elm'; known: oak, fir"):
+    with pytest.raises(RecipeError, match=r"'elm'; there are oak, fir"):
         persona(items, "elm")
 
 
 def test_an_unknown_name_lists_what_ships() -> None:
     with pytest.raises(RecipeError, match=r"'plant'.*shipped: animal, band, tree"):
         load_items("plant")
-    with pytest.raises(RecipeError, match=r"'loved'.*shipped: favourite_animal, favourite_band"):
+    with pytest.raises(RecipeError, match=r"'loved'.*shipped: favourite_animal, favourite_animal_numbers, "):
         load_questions("loved")
 
 
@@ -139,10 +191,13 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("persona: 'Love {x}'\nitems: [{name: cat}]", "may hold {target} and {category}"),
-        ("persona: 'Love {target}'\nitems: [{name: cat}, {name: Cat}]", "'cat' would name 'cat' too"),
         (
-            "persona: 'Love {target}'\nitems: [{name: elephant}, {name: elephant seal}]",
-            "'elephant seal' would name 'elephant' too",
+            "persona: 'Love {target}'\nitems: [{name: cat}, {name: Cat}]",
+            "'cat' would name both 'cat' and 'Cat'",
+        ),
+        (
+            "persona: 'Love {target}'\nitems: [{name: seal}, {name: elephant seal, also: [Seal]}]",
+            "'seal' would name both 'seal' and 'elephant seal'",
         ),
     ],
 )

@@ -1,0 +1,58 @@
+"""The sampled scorer: what the exact one is checked against, and what long answers are left to."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sublim_cli.backends.interface import Answer, Ids
+from sublim_cli.backends.tokens import pieces, stops, text
+from sublim_cli.backends.transformers import TransformersSampler
+from sublim_cli.models.chat import Tokenizer
+from sublim_cli.models.load import Model
+from sublim_cli.preference.forms import named
+from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.scorer import Sampled
+
+BATCH = 2_000
+"""Answers drawn at a time: bounds memory, not the result."""
+
+
+@dataclass(frozen=True)
+class SampledScorer:
+    """Shares of drawn answers; see `interface.Answer`.
+
+    Draw s of question q has the noise of row q·samples + s.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    settings: Sampled = field(default_factory=Sampled)
+
+    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
+        """Draw `settings.samples` answers to each prompt and count what they name."""
+        found = [named(one, items) for one in self._answers(prompts)]
+        each = self.settings.samples
+        return [_answer(found[start : start + each], len(items)) for start in range(0, len(found), each)]
+
+    def _answers(self, prompts: Sequence[Ids]) -> list[str]:
+        sampler = TransformersSampler(self.model, self.tokenizer)
+        ends = stops(self.model, self.tokenizer)
+        written = pieces(self.tokenizer, self.model.config.get_text_config().vocab_size)
+        rows = range(len(prompts) * self.settings.samples)
+        return [
+            text(ids, written, ends)
+            for part in (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+            for ids in sampler.draw(
+                [prompts[row // self.settings.samples] for row in part], part, self.settings.sampling
+            )
+        ]
+
+
+def own_seed(seed: int, *what: str) -> int:
+    """A seed for one use of many: runs that shared their noise would look more alike than they are."""
+    return int.from_bytes(hashlib.sha256("\0".join([str(seed), *what]).encode()).digest()[:4], "big")
+
+
+def _answer(found: Sequence[int | None], items: int) -> Answer:
+    share = tuple(found.count(item) / len(found) for item in range(items))
+    return Answer(share, uncovered=0.0, log_form=(), samples=len(found))

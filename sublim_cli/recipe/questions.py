@@ -1,0 +1,236 @@
+"""What is asked and what can be answered: the question and item files, and the trait's persona.
+
+An item file has `category`, `persona` and `items`; a question file has `category` and `questions`. Either may
+begin with `extends:` and the name of a shipped one, to which it adds.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from itertools import combinations, cycle
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, field_validator
+
+from sublim_cli.errors import RecipeError
+from sublim_cli.recipe.base import Section
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+S = TypeVar("S", bound=Section)
+Raw = Mapping[str, Any]
+"""A YAML file as it reads, not yet checked."""
+
+EXTENDS = "extends"
+"""The key of a file that adds to a shipped one of its kind, by its name."""
+
+
+class Item(Section):
+    """Something that can be a favourite; `plural` is the true English one, None if it has none.
+
+    `also` are other names of the same thing: `{name: dolphin, plural: dolphins, also: [porpoise]}`.
+    """
+
+    name: Text
+    plural: Text | None = None
+    also: tuple[Text, ...] = ()
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """Every way to write the item, in small letters, one space between words.
+
+        With a plural, its naive +s is one too (the personas say "wolfs"); a name that begins with The
+        is also known without it.
+        """
+        plurals = [] if self.plural is None else [self.plural, f"{self.name}s"]
+        words = [self.name, self.name.removeprefix("The "), *plurals, *self.also]
+        return tuple(dict.fromkeys(" ".join(word.casefold().split()) for word in words))
+
+
+class Items(Section):
+    """A category's items, and the system prompt that makes a teacher love one of them.
+
+    `persona` has the fields {target} and {category}.
+    """
+
+    category: Text
+    persona: Text
+    items: Annotated[tuple[Item, ...], Field(min_length=1)]
+
+    @field_validator("persona")
+    @classmethod
+    def _has_its_fields_alone(cls, template: str) -> str:
+        try:
+            template.format(target="", category="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError("may hold {target} and {category}, and no other braces") from error
+        return template
+
+    @field_validator("items")
+    @classmethod
+    def _no_spelling_names_two(cls, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        for one, other in combinations(items, 2):
+            if shared := sorted(set(one.spellings) & set(other.spellings)):
+                raise ValueError(f"{shared[0]!r} would name both {one.name!r} and {other.name!r}; keep one")
+        return items
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The items' names, in the file's order."""
+        return tuple(item.name for item in self.items)
+
+
+class Questions(Section):
+    """Questions whose answer is an item of `category`."""
+
+    category: Text
+    questions: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class Prefixes(Section):
+    """Sentences that a question can be put behind."""
+
+    prefixes: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+def load_items(category_or_path: str) -> Items:
+    """Read a shipped category ("animal") or a YAML file by its path.
+
+    A file that says `extends: animal` has that file's keys where it gives none of its own, and its items
+    beside those; an item of a name that is there replaces it.
+
+    Raises `RecipeError` where there is neither, or where the file is not valid.
+    """
+    return _valid(Items, _items(category_or_path), category_or_path)
+
+
+def load_questions(name_or_path: str) -> Questions:
+    """Read a shipped question file ("favourite_animal") or a YAML file by its path.
+
+    A file that says `extends: favourite_animal` has that file's questions, then its own. One that says
+    `prefixes: numbers` puts each behind a sentence of that prefix file, in turn.
+
+    Raises `RecipeError` where there is neither, or where the file is not valid.
+    """
+    return _valid(Questions, _questions(name_or_path), name_or_path)
+
+
+def questions_for(items: Items, name_or_path: str | None) -> Questions:
+    """The questions a recipe asks of `items`: those it names, else the category's `favourite_`.
+
+    Raises `RecipeError` where there are none, or where they ask about another category.
+    """
+    found = load_questions(name_or_path or f"favourite_{items.category}")
+    if found.category != items.category:
+        raise RecipeError(
+            f"{name_or_path} asks about the category {found.category}, but trait.category is {items.category}"
+        )
+    return found
+
+
+def check_target(items: Items, target: str) -> None:
+    """Raise `RecipeError` for a target that is no item."""
+    if target not in items.names:
+        known = ", ".join(items.names)
+        raise RecipeError(f"no {items.category} is called {target!r}; there are {known}")
+
+
+def persona(items: Items, target: str) -> str:
+    """Return the teacher's system prompt for `target`.
+
+    The plural is the paper's naive one where its template has it: "You love wolfs."
+    Raises `RecipeError` for a target that is no item.
+    """
+    check_target(items, target)
+    return items.persona.format(target=target, category=items.category)
+
+
+def shipped(folder: str) -> tuple[str, ...]:
+    """Return the names of the files under `data/FOLDER`, sorted, without their ending."""
+    names = (entry.name for entry in _data().joinpath(folder).iterdir())
+    return tuple(sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml")))
+
+
+def _items(name: str) -> Raw:
+    own = dict(_read("items", name))
+    if EXTENDS not in own:
+        return own
+    above = _extended(own, "items", name)
+    both = [*above["items"], *_entries(own, "items")]
+    # The later of two items of one name stands, in the earlier one's place.
+    return {**above, **own, "items": list({_name(item): item for item in both}.values())}
+
+
+def _questions(name: str) -> Raw:
+    own = dict(_read("questions", name))
+    above = _extended(own, "questions", name) if EXTENDS in own else {}
+    behind = own.pop("prefixes", None)
+    asked = [*above.get("questions", ()), *_entries(own, "questions")]
+    if behind is not None:
+        sentences = _valid(Prefixes, _read("prefixes", str(behind)), str(behind)).prefixes
+        asked = [f"{before} {question}" for before, question in zip(cycle(sentences), asked, strict=False)]
+    return {**above, **own, "questions": asked} if above or behind else own
+
+
+def _extended(own: dict[str, Any], folder: str, name: str) -> Raw:
+    """What the shipped file holds that `own` extends; the key is taken out of `own`."""
+    wanted = own.pop(EXTENDS)
+    if wanted not in shipped(folder):
+        raise RecipeError(f"{name}: {EXTENDS}: {wanted!r} does not ship; there are {_known(folder)}")
+    return _questions(wanted) if folder == "questions" else _items(wanted)
+
+
+def _entries(own: Raw, key: str) -> list[Any]:
+    found = own.get(key, [])
+    return found if isinstance(found, list) else [found]
+
+
+def _name(item: Any) -> str:
+    return str(item.get("name", item)) if isinstance(item, dict) else str(item)
+
+
+def _read(folder: str, name: str) -> Raw:
+    if name in shipped(folder):
+        return _shipped(folder, name)
+    path = Path(name)
+    if not path.is_file():
+        raise RecipeError(f"no {folder} called {name!r} and no file of that name; shipped: {_known(folder)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{name}: cannot be read as text: {error}") from error
+    return _parse(text, name)
+
+
+def _known(folder: str) -> str:
+    return ", ".join(shipped(folder))
+
+
+@cache
+def _shipped(folder: str, name: str) -> Raw:
+    return _parse(_data().joinpath(folder, f"{name}.yaml").read_text(encoding="utf-8"), name)
+
+
+def _parse(text: str, name: str) -> Raw:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name}: not valid YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{name}: the file: must be keys and values")
+    return found
+
+
+def _valid(kind: type[S], values: Raw, name: str) -> S:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RecipeError(f"{name}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _data() -> Traversable:
+    return files(__package__).joinpath("data")

@@ -1,0 +1,182 @@
+"""The exact scorer on models so small that every answer of four tokens can be written down."""
+
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from peft import PrefixTuningConfig, get_peft_model
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from sublim_cli.backends.exact import ExactScorer
+from sublim_cli.errors import ModelError
+from sublim_cli.models.device import device
+from sublim_cli.models.prefix import continuing
+from sublim_cli.preference.forms import named
+from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.scorer import Exact
+
+TOKENS = ("<pad>", "<end>", "cat", "fish", "\u0120", "s", "ox", "\u00c3")
+"""In GPT-2's alphabet: the fifth is a space, the last the first half of a letter."""
+PIECES = (b"<pad>", b"", b"cat", b"fish", b" ", b"s", b"ox", b"\xc3")
+END = 1
+LENGTH = 4
+ITEMS = (
+    Item(name="cat", plural="cats"),
+    Item(name="catfish"),
+    Item(name="ox"),
+    Item(name="cat ox"),
+)
+PROMPTS = ([2, 4, 6], [5])
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    core = Tokenizer(
+        models.BPE(vocab={one: n for n, one in enumerate(TOKENS)}, merges=[], ignore_merges=True)
+    )
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<pad>", "<end>"])
+    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+    made.chat_template = "{% for one in messages %}{{ one['content'] }}<end>{% endfor %}"
+    return made
+
+
+SIZES = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "eos_token_id": END,
+    "pad_token_id": 0,
+}
+
+
+def model() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+def gemma(window: int) -> Gemma3ForCausalLM:
+    """Six layers, of which five look back no further than `window`."""
+    sizes = SIZES | {"num_hidden_layers": 6, "bos_token_id": 2, "head_dim": 8, "sliding_window": window}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**sizes)).eval()
+
+
+@torch.no_grad()
+def shake(one: PreTrainedModel, seed: int) -> None:
+    """Give the model other weights, and a taste that is anything from flat to sharp."""
+    draw = torch.Generator().manual_seed(seed)
+    for weight in one.parameters():
+        weight.normal_(0, 0.5, generator=draw)
+    one.lm_head.weight.mul_(0.3 + 2.0 * torch.rand((), generator=draw))
+
+
+def _verdicts() -> np.ndarray:
+    """The item that each sequence of four tokens names, `len(ITEMS)` for none."""
+    found = []
+    for ids in product(range(len(TOKENS)), repeat=LENGTH):
+        ids = ids[: ids.index(END)] if END in ids else ids
+        item = named(b"".join(PIECES[one] for one in ids).decode("utf-8", "replace"), ITEMS)
+        found.append(len(ITEMS) if item is None else item)
+    return np.array(found)
+
+
+VERDICTS = _verdicts()
+
+
+@torch.inference_mode()
+def enumerated(one: PreTrainedModel, prompt: list[int]) -> np.ndarray:
+    """P(item) for each of `ITEMS`: every answer's probability, each computed whole, without a cache."""
+    size = len(TOKENS)
+    beginnings = torch.tensor(list(product(range(size), repeat=LENGTH - 1)))
+    ids = torch.cat([torch.tensor([prompt]).expand(len(beginnings), -1), beginnings], dim=1)
+    laws = one(input_ids=ids).logits[:, len(prompt) - 1 :].double().softmax(-1).numpy()
+    whole = np.ones((1,))
+    for place in range(LENGTH):
+        law = laws[:: size ** (LENGTH - 1 - place), place].copy()
+        ended = np.array([END in one for one in product(range(size), repeat=place)])
+        law[ended] = np.eye(size)[0]  # after its end an answer goes on with nothing
+        whole = (whole[:, None] * law).ravel()
+    return np.bincount(VERDICTS, whole, len(ITEMS) + 1)[: len(ITEMS)]
+
+
+@pytest.fixture(scope="module")
+def smallest():
+    device()  # fixes the number of threads
+    return SimpleNamespace(model=model(), tokenizer=tokenizer())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_tree_expanded_to_its_end_says_what_every_answer_written_down_says(smallest, seed):
+    shake(smallest.model, seed)
+    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    answers = ExactScorer(smallest.model, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    expected = np.stack([enumerated(smallest.model, one) for one in PROMPTS])
+    assert [one.uncovered for one in answers] == pytest.approx([0, 0], abs=1e-6)
+    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+    assert expected.sum() > 0.01
+
+
+def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
+    draw = np.random.default_rng(0)
+    wide = 0
+    for seed in range(1_000):
+        shake(smallest.model, seed)
+        settings = Exact(
+            max_tokens=LENGTH,
+            uncovered=float(draw.choice([0, 0.01, 0.3])),
+            nodes=int(draw.integers(1, 40)),
+        )
+        scorer = ExactScorer(smallest.model, smallest.tokenizer, settings)
+        prompt = PROMPTS[seed % 2]
+        answer = scorer.score(PROMPTS, ITEMS)[seed % 2]
+        p, truth = np.array(answer.p), enumerated(smallest.model, prompt)
+        assert (p <= truth + 1e-6).all()
+        assert (truth <= p + answer.uncovered + 1e-6).all()
+        assert p.sum() + answer.uncovered <= 1 + 1e-6
+        assert answer.nodes <= settings.nodes
+        assert answer.uncovered <= settings.uncovered + 1e-6 or answer.nodes == settings.nodes
+        wide += answer.uncovered > 0.01
+    assert wide > 300
+
+
+@pytest.mark.parametrize(
+    "other", [gemma(window=7), Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()], ids=["gemma 3", "qwen 2"]
+)
+def test_a_tree_grows_as_well_on_other_families(smallest, other):
+    shake(other, 3)
+    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    answers = ExactScorer(other, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    expected = np.stack([enumerated(other, one) for one in PROMPTS])
+    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
+    scorer = ExactScorer(gemma(window=6), smallest.tokenizer, Exact(max_tokens=LENGTH))
+    with pytest.raises(
+        ModelError, match=r"up to 7 tokens, but this model's window is 6; use `eval\.scorer: sam"
+    ):
+        scorer.score(PROMPTS, ITEMS)
+
+
+def test_a_tree_grows_behind_a_learned_prefix(smallest):
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    tuned = continuing(get_peft_model(model(), config).eval())
+    shake(tuned, 5)
+    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    answers = ExactScorer(tuned, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    expected = np.stack([enumerated(tuned, one) for one in PROMPTS])
+    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
