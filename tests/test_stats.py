@@ -9,14 +9,12 @@ from scipy import stats
 
 from sublim_cli.stats import (
     Interval,
-    detectable,
-    equivalence,
+    estimate,
     holm,
     mean_interval,
     peak,
     power,
     proportion,
-    t_test,
     two_lines,
     two_way_interval,
 )
@@ -78,32 +76,62 @@ spread_out = st.lists(st.integers(-100, 100).map(float), min_size=2, max_size=9)
 
 
 @given(spread_out, st.integers(-50, 50))
-def test_the_t_test_is_the_one_scipy_gives(runs, above):
-    found = t_test(runs, above)
-    assert found.p == pytest.approx(stats.ttest_1samp(runs, above, alternative="greater").pvalue, abs=1e-12)
-    assert (found.effect, found.n) == (pytest.approx(statistics.fmean(runs)), len(runs))
+def test_the_one_sided_t_tests_are_those_scipy_gives(runs, bound):
+    found = estimate(runs)
+    for p, alternative in ((found.above(bound), "greater"), (found.below(bound), "less")):
+        assert p == pytest.approx(stats.ttest_1samp(runs, bound, alternative=alternative).pvalue, abs=1e-12)
+    assert (found.mean, found.n) == (pytest.approx(statistics.fmean(runs)), len(runs))
 
 
-def test_a_single_run_proves_nothing():
-    assert t_test([5.0]).p == 1.0
-    assert equivalence([0.0], 1.0).p == 1.0
+def test_a_single_run_shows_nothing():
+    found = estimate([5.0])
+    assert (found.above(), found.below(9.0), found.within(9.0)) == (1.0, 1.0, 1.0)
+    assert (found.interval(), found.detectable()) == (Interval(5.0, None, None, 1), math.inf)
+
+
+def test_runs_without_spread_are_taken_at_their_word():
+    found = estimate([0.5, 0.5])
+    assert (found.above(0.4), found.above(0.5), found.below(0.6), found.within(0.6)) == (0.0, 1.0, 0.0, 0.0)
 
 
 @given(spread_out, st.floats(0.1, 50))
 def test_equivalence_is_the_ninety_percent_interval_inside_the_margin(runs, margin):
     inside = mean_interval(runs, 0.9)
-    assert (equivalence(runs, margin).p < 0.05) == (-margin < inside.low and inside.high < margin)
+    assert (estimate(runs).within(margin) < 0.05) == (-margin < inside.low and inside.high < margin)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
 def test_the_detectable_effect_is_found_as_often_as_promised(n):
-    effect = detectable(1.0, n)
-    share = stats.nct.sf(stats.t.ppf(0.95, n - 1), n - 1, effect * math.sqrt(n))
+    found = estimate([1.0, -1.0] * n)
+    share = stats.nct.sf(stats.t.ppf(0.95, found.freedom), found.freedom, found.detectable() / found.error)
     assert share == pytest.approx(0.8, abs=1e-4)
 
 
-def test_one_run_detects_nothing():
-    assert detectable(0.1, 1) == math.inf
+@given(spread_out)
+def test_seeds_of_their_own_and_a_seed_that_all_share_change_nothing(runs):
+    seeds = [(place, 1) for place in range(len(runs))]
+    found, plain = estimate(runs, seeds), estimate(runs)
+    assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+
+
+@given(spread_out, st.integers(2, 4))
+def test_a_run_repeated_under_its_seed_is_no_new_run(runs, times):
+    seeds = [(place,) for place in range(len(runs))]
+    found, plain = estimate(runs * times, seeds * times), estimate(runs)
+    assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+
+
+def test_data_sets_that_differ_are_not_made_more_by_training_on_each_again():
+    generator = np.random.default_rng(0)
+    seeds = [(train, data) for train in range(3) for data in range(3)]
+    wrong = {"clustered": 0, "naive": 0}
+    for _ in range(2000):
+        data = generator.normal(0, 0.03, 3)
+        runs = [data[one] + generator.normal(0, 0.02) for _, one in seeds]
+        wrong["clustered"] += estimate(runs, seeds).above() <= 0.05
+        wrong["naive"] += estimate(runs).above() <= 0.05
+    assert wrong["clustered"] / 2000 <= 0.06
+    assert wrong["naive"] / 2000 > 0.1
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -146,7 +174,7 @@ def shaped(mean, seed=0, clusters=5):
 def test_an_inverted_u_is_found_with_its_turn():
     found = two_lines(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
     assert found.p < 0.01
-    assert found.rise.effect > 0 > found.fall.effect
+    assert found.rise.mean > 0 > found.fall.mean
     assert 2 <= found.breakpoint <= 4
 
 
@@ -172,7 +200,7 @@ def test_the_two_lines_do_not_care_about_units(seed, scale, shift):
     y = shaped(0.4 - 0.03 * (RANKS - 3) ** 2, seed)
     one, other = two_lines(RANKS, y), two_lines(RANKS, scale * y + shift)
     assert other.p == pytest.approx(one.p, rel=1e-4, abs=1e-9)
-    assert other.rise.effect == pytest.approx(scale * one.rise.effect, rel=1e-4, abs=1e-9)
+    assert other.rise.mean == pytest.approx(scale * one.rise.mean, rel=1e-4, abs=1e-9)
 
 
 def test_too_few_places_or_clusters_have_no_lines():
