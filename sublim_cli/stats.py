@@ -7,10 +7,11 @@ Pooling the answers of a few runs instead calls a null effect real most of the t
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtr, stdtr, stdtrit  # what scipy.stats.t is made of, without its import
+from scipy.special import nctdtrinc, stdtr, stdtrit  # what scipy.stats.t is made of, without its import
 
 Values = NDArray[np.float64]
 
@@ -102,15 +103,8 @@ class Estimate:
         """
         if math.isinf(self.error):
             return math.inf
-        critical = float(stdtrit(self.freedom, 1 - alpha))
-        low, high = 0.0, 2 * critical + 20.0
-        while high - low > 1e-6 * high:
-            middle = (low + high) / 2
-            if 1 - float(nctdtr(self.freedom, middle, critical)) < power:
-                low = middle
-            else:
-                high = middle
-        return high * self.error
+        critical = stdtrit(self.freedom, 1 - alpha)
+        return float(nctdtrinc(self.freedom, 1 - power, critical)) * self.error
 
 
 def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
@@ -249,11 +243,16 @@ def _t(slope: Estimate) -> float:
 def peak(x: Values, y: Values, level: float = 0.95, seed: int = 0) -> Interval:
     """The place of the highest mean, with an interval from resampled clusters: y is [clusters, places]."""
     clusters = len(y)
-    generator = np.random.Generator(np.random.Philox(seed))
-    weights = generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS)
-    places = x[np.argmax(weights @ y, axis=1)]
+    places = x[np.argmax(_resamples(clusters, seed) @ y, axis=1)]
     low, high = np.quantile(places, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     return Interval(float(x[np.argmax(y.mean(axis=0))]), float(low), float(high), clusters)
+
+
+@cache
+def _resamples(clusters: int, seed: int) -> Values:
+    """How often each cluster stands in each resample: [draws, clusters]."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    return generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS).astype(float)
 
 
 def power(simulate: Callable[[np.random.Generator], bool], draws: int = 2000, seed: int = 0) -> Interval:

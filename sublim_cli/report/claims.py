@@ -110,6 +110,11 @@ class Verdict:
     notes: tuple[str, ...] = ()
 
     @property
+    def used(self) -> int:
+        """Trainings that neither broke nor are missing."""
+        return self.planned - self.broken - self.missing
+
+    @property
     def number(self) -> str:
         """Such as `C1`."""
         return NUMBER[self.claim.kind]
@@ -148,7 +153,7 @@ def _verdict(claim: Claim, plan: Plan) -> Verdict:
         word="incomplete" if plan.lacks else _word(findings, claim.alpha),
         findings=tuple(findings),
         planned=len(plan.planned),
-        broken=len(plan.broken),
+        broken=len(plan.broken - plan.missing),
         missing=len(plan.missing),
         lacks=tuple(plan.lacks),
         notes=(*notes, *_seeds(plan)),
