@@ -61,12 +61,10 @@ class Plan:
     def contexts(self, claim: OfAdapters, target: str, rank: int) -> dict[str, list[str]]:
         """The contexts in which a trait's adapters of a rank were trained, and where each was asked."""
         found: dict[str, list[str]] = {}
-        for (role, place), conditions in self._placed.items():
-            if (
-                role == "student"
-                and place.target == target
-                and any(_fits(claim, one, rank) for one in conditions)
-            ):
+        for role, place in sorted(self._placed, key=lambda key: (key[0], key[1].trained, key[1].asked)):
+            conditions = self._placed[role, place]
+            mine = role == "student" and place.target == target
+            if mine and any(_fits(claim, one, rank) for one in conditions):
                 found.setdefault(place.trained, []).append(place.asked)
         return found
 
@@ -109,7 +107,7 @@ class Plan:
         """The runs of one cell; those that were not built go to `lacks`."""
         runs = self._placed[role, place][condition]
         absent = sum(run["p_target"] is None for run in runs)
-        label = condition_label(role, condition.method, condition.rank)
+        label = condition_label(role, condition.method, condition.rank, _tuning(condition))
         if absent:
             self.lack(f"{absent} of {count(len(runs), 'run')} of {label} on {place}")
         found: Values = {}
@@ -188,6 +186,11 @@ def _choice(found: Sequence[Condition]) -> str:
     }
     open_keys = [f"`{key}` ({listed(values)})" for key, values in keys.items() if len(values) > 1]
     return f"there are {len(found)} kinds; the claim must name its {listed(open_keys) or 'own'}"
+
+
+def _tuning(condition: Condition) -> list[str]:
+    """What tells conditions of full fine-tuning apart; adapters of one claim have one."""
+    return [f"lr {rate(condition.learning_rate)}", condition.precision] if condition.method == "full" else []
 
 
 def _same_settings(one: Condition, like: Condition) -> bool:
