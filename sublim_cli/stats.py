@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ Values = NDArray[np.float64]
 DRAWS = 4000
 """Resamples of a bootstrap. A bound of a 95 % interval has a standard error of 1 % of its width:
 sqrt(0.025 · 0.975 / 4000) / 0.058, the normal density there, against 3.92."""
+
+
+ALL_COMBINATIONS = 10_000
+"""More weights than this are drawn, not enumerated: five clusters have 7,776."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,9 @@ def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
     taken over the clusters of that seed. Where two sources are shared the two variances are added, and
     their overlap, which two-way clustering (Cameron, Gelbach and Miller 2011) takes away, stays in: so the
     sum is never negative and with a handful of clusters too large rather than too small. Its degrees of
-    freedom are Satterthwaite's (1946).
+    freedom are Satterthwaite's (1946). Simulated with 3 × 3 crossed seeds, whichever source varies: a
+    one-sided test at 0.05 rejects a true mean 0.015 to 0.052 of the time, and with three of the nine runs
+    gone 0.02 to 0.06. Taking the overlap away has 0.03 to 0.05, and 0.04 to 0.07 with runs gone.
 
     Args:
         values: one number per run, at least one.
@@ -125,11 +132,16 @@ def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
     if n < 2:
         return Estimate(mean, math.inf, 0, n)
     residuals = [value - mean for value in values]
-    sources = [one for one in zip(*seeds, strict=True) if 1 < len(set(one)) < n] or [tuple(range(n))]
+    sources = _shared(seeds, n) or [tuple(range(n))]
     parts = [_clustered(residuals, one) for one in sources]
     total = math.fsum(variance for variance, _ in parts)
     weights = math.fsum(variance**2 / freedom for variance, freedom in parts)
     return Estimate(mean, math.sqrt(total), total**2 / weights if weights else n - 1, n)
+
+
+def _shared(seeds: Sequence[Seeds], n: int) -> list[tuple[Hashable, ...]]:
+    """The sources of which some runs share a seed and not all do."""
+    return [one for one in zip(*seeds, strict=True) if 1 < len(set(one)) < n]
 
 
 def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[float, int]:
@@ -140,6 +152,77 @@ def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[
     squares = math.fsum(one * one for one in sums.values())
     clusters = len(sums)
     return clusters / (clusters - 1) * squares / len(residuals) ** 2, clusters - 1
+
+
+def wild_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
+    """The mean with an interval that assumes no normal distribution: the wild cluster bootstrap, inverted.
+
+    The bounds are the means that a bootstrap under that very mean does not reject (Cameron, Gelbach and
+    Miller 2008), with Webb's six-point weights (2014), all combinations of them where that is feasible.
+    Runs that share a seed are one cluster, of the source that has the fewest. It is a second opinion and
+    no better than the t interval: at 0.9 and with five runs it covers 0.86 of normal and 0.84 of exponential
+    means, t 0.89 and 0.84 (400 simulations each); with three it is several times as wide.
+
+    Args:
+        values: one number per run, at least one.
+        seeds: for every run its seeds, as for `estimate`.
+
+    Returns:
+        An interval without bounds where the clusters are too few to reject anything: the weights that are
+        all equal always stray as far, and they are 6 of 6 to the number of clusters.
+    """
+    n = len(values)
+    source = min(_shared(seeds, n), key=lambda one: len(set(one)), default=tuple(range(n)))
+    places = {seed: place for place, seed in enumerate(dict.fromkeys(source))}
+    sums, sizes = np.zeros(len(places)), np.zeros(len(places))
+    for value, seed in zip(values, source, strict=True):
+        sums[places[seed]] += value
+        sizes[places[seed]] += 1
+    mean = float(sums.sum() / n)
+    if 6.0 ** (1 - len(places)) > 1 - level:
+        return Interval(mean, None, None, n)
+    low, high = (_bound(sums, sizes, mean, side, 1 - level) for side in (-1, 1))
+    return Interval(mean, low, high, n)
+
+
+def _bound(sums: Values, sizes: Values, mean: float, side: int, alpha: float) -> float:
+    """The farthest mean to one side that is not rejected, by bisection."""
+    inside, outside = 0.0, float(np.abs(sums / sizes - mean).max()) or 1e-12
+    while _wild_p(sums, sizes, mean + side * outside) > alpha:
+        inside, outside = outside, 2 * outside
+    for _ in range(30):
+        middle = (inside + outside) / 2
+        if _wild_p(sums, sizes, mean + side * middle) > alpha:
+            inside = middle
+        else:
+            outside = middle
+    return mean + side * outside
+
+
+def _wild_p(sums: Values, sizes: Values, null: float) -> float:
+    """How often the bootstrap under a mean of `null` strays as far as the clusters did, in t."""
+    weights = _webb(len(sums))
+    seen = _strayed(np.ones((1, len(sums))), sums - sizes * null, sizes)
+    return float(np.mean(_strayed(weights, sums - sizes * null, sizes) >= seen * (1 - 1e-9)))
+
+
+def _strayed(weights: Values, sums: Values, sizes: Values) -> Values:
+    """|t| of the mean of weighted clusters: [draws]. Weights that are all equal stray without bound."""
+    weighted = weights * sums
+    mean = weighted.sum(axis=1, keepdims=True) / sizes.sum()
+    error = np.sqrt(((weighted - sizes * mean) ** 2).sum(axis=1)) + 1e-300
+    strayed: Values = np.abs(mean[:, 0]) / error
+    return strayed
+
+
+@cache
+def _webb(clusters: int) -> Values:
+    """Webb's weights for every draw and cluster: all combinations, or as many draws as a bootstrap has."""
+    points = [sign * math.sqrt(half / 2) for half in (1, 2, 3) for sign in (-1, 1)]
+    if 6**clusters <= ALL_COMBINATIONS:
+        return np.array(list(product(points, repeat=clusters)))
+    generator = np.random.Generator(np.random.Philox(0))
+    return generator.choice(points, size=(DRAWS, clusters))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

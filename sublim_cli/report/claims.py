@@ -77,8 +77,8 @@ class Finding:
 
     `effect` is a difference of P(target) with the interval at level 1 - 2 alpha that its one-sided tests
     belong to. `p` is that of the claim holding here and `p_against` that of its not holding, corrected as
-    the claim's rule says; `detectable` the smallest true effect these runs find four times in five.
-    `also` holds what else the rule looks at.
+    the claim's rule says; `detectable` the smallest true effect these runs find four times in five; `runs`
+    the effect of each run by (train seed, data seed). `also` holds what else the rule looks at.
     """
 
     target: str
@@ -87,6 +87,7 @@ class Finding:
     p: float
     p_against: float | None
     detectable: float | None
+    runs: Mapping[Seeds, float] = field(default_factory=dict)
     also: Mapping[str, Interval] = field(default_factory=dict)
 
     def word(self, alpha: float) -> Word:
@@ -198,7 +199,7 @@ def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int)
         claim,
         place.target,
         f"{label}, trained and asked in {place.trained}, minus the control",
-        control,
+        effects.control,
         p=max(control.above(), base.above()),
         against=control.below(claim.margin),
         also={"minus the base": base},
@@ -278,10 +279,11 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         return Finding(place.target, about, None, 1.0, 1.0, None)
     last = len(ranks) - 1
     above = [
-        [_difference(y, one, end, seeds) for one in range(len(ranks)) if one != end] for end in (0, last)
+        [mean_of(_differences(y, one, end, seeds)) for one in range(len(ranks)) if one != end]
+        for end in (0, last)
     ]
     top = peak(x, y)
-    falls = _difference(y, int(np.argmax(y.mean(axis=0))), last, seeds)
+    falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
     flat = min(max(one.below(claim.margin) for one in side) for side in above)
     found = _finding(
         claim,
@@ -296,8 +298,8 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
     return replace(found, also={**found.also, **turn})
 
 
-def _difference(y: Curves, one: int, other: int, seeds: Sequence[Seeds]) -> Estimate:
-    return mean_of(dict(zip(seeds, (y[:, one] - y[:, other]).tolist(), strict=True)))
+def _differences(y: Curves, one: int, other: int, seeds: Sequence[Seeds]) -> dict[Seeds, float]:
+    return dict(zip(seeds, (y[:, one] - y[:, other]).tolist(), strict=True))
 
 
 def _power(log: float | None) -> float | None:
@@ -321,13 +323,14 @@ def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condi
     if control is None:
         return None
     values = plan.values("student", place, condition)
-    effect = mean_of(plan.paired(values, control, place))
+    runs = plan.paired(values, control, place)
+    effect = mean_of(runs)
     told = [f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings]
     return _finding(
         claim,
         place.target,
         f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
-        effect,
+        runs,
         p=effect.within(claim.margin),
         against=effect.above(claim.margin),
         also={"minus the base": plan.base(values, place)},
@@ -379,7 +382,7 @@ def _elsewhere(claim: Contexts, place: Place, home: Mapping[Seeds, float], effec
         claim,
         place.target,
         f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
-        effect,
+        effects.control,
         p=max(effect.within(claim.margin), interaction.above()),
         against=effect.above(claim.margin),
         also={"interaction": interaction, "minus the base": effects.base},
@@ -390,13 +393,13 @@ def _finding(
     claim: Claim,
     target: str,
     about: str,
-    effect: Estimate,
+    runs: Mapping[Seeds, float],
     *,
     p: float,
     against: float,
     also: Mapping[str, Estimate],
 ) -> Finding:
-    level = 1 - 2 * claim.alpha
+    effect, level = mean_of(runs), 1 - 2 * claim.alpha
     return Finding(
         target=target,
         about=about,
@@ -404,6 +407,7 @@ def _finding(
         p=p,
         p_against=against,
         detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
+        runs=runs,
         also={name: one.interval(level) for name, one in also.items() if one.n},
     )
 

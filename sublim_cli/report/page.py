@@ -21,7 +21,7 @@ from sublim_cli.report.matrix import matrices
 from sublim_cli.report.provenance import RECIPE
 from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.told import told
-from sublim_cli.report.verdicts import document, p_text, runs_text, sentence
+from sublim_cli.report.verdicts import document, p_text, runs_text, sentence, wild
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -137,6 +137,7 @@ def _environment() -> Environment:
         "listed": wording.listed,
         "sentence": sentence,
         "plan": runs_text,
+        "wild": wild,
         "p": p_text,
     }
     return environment

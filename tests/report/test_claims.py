@@ -15,6 +15,7 @@ from sublim_cli.recipe.schema import Contexts, FullFineTuning, InvertedU, Transm
 from sublim_cli.report.claims import evaluate
 from sublim_cli.report.conditions import records
 from sublim_cli.report.verdicts import document, sentence
+from sublim_cli.stats import wild_interval
 
 CLAIMS = (Transmission(rank=4), InvertedU(), FullFineTuning(), Contexts(rank=4))
 TRAITS = ("owl", "wolf")
@@ -356,6 +357,11 @@ def test_the_document_of_a_study_made_by_hand(judged):
                 "about": "LoRA rank 8, trained and asked in default, minus the control",
                 "verdict": "supported",
                 "effect": interval,
+                "wild": vars(wild_interval([0.1, 0.2, 0.3], level=0.9)),
+                "runs": [
+                    {"train_seed": seed, "data_seed": 1, "effect": pytest.approx(seed / 10)}
+                    for seed in (1, 2, 3)
+                ],
                 "p": pytest.approx(stats.t.sf(0.2 / error, 2)),
                 "p_against": pytest.approx(stats.t.cdf((0.2 - 0.02) / error, 2)),
                 "also": {"minus the base": interval},
