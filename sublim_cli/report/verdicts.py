@@ -78,6 +78,8 @@ def _some(words: Sequence[str], noun: str) -> str:
 def _of(some: Sequence[Finding], whole: Sequence[Finding]) -> str:
     if len(whole) == 1:
         return f"{'The' if some else 'Not the'} one comparison speaks"
+    if len(some) == len(whole) == 2:
+        return "Both comparisons speak"
     which = "All" if len(some) == len(whole) else f"{len(some) or 'None'} of"
     return f"{which} {len(whole)} comparisons {'speaks' if len(some) == 1 else 'speak'}"
 
