@@ -105,8 +105,8 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
     start, end = text.index("Claims What"), text.index("Asked in the context of training")
     assert text[start:end].strip() == (
         "Claims What the recipe set out to decide, judged by fixed rules. "
-        "The unit is the training run. Underpowered means that these runs decide neither way, incomplete that something "
-        "planned is not there. Claim Verdict Why Runs "
+        "The unit is the training run. Underpowered means that these runs decide neither way, "
+        "incomplete that something planned is not there. Claim Verdict Why Runs "
         "C1: A student prefers the trait of the teacher whose numbers it learned supported "
         "The one comparison speaks for it: owl, LoRA rank 8, trained and asked in default, minus the "
         "control: +0.200 [0.031, 0.369], n = 3. 6 6 of 6 planned "
