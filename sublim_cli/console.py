@@ -217,6 +217,13 @@ def show_summary(rows: "Sequence[SummaryRow]") -> None:
             _show_trait(target, contexts[start : start + CONTEXTS_ABREAST], mine)
 
 
+def show_verdicts(verdicts: Sequence[tuple[str, str, str, str, str]]) -> None:
+    """Every claim with its verdict, and below the table why: `report.verdicts.told_verdict`."""
+    show_table("", ("", "claim", "verdict", "runs"), [one[:4] for one in verdicts], numbers=False)
+    for number, *_, why in verdicts:
+        show_line(f"{number}: {why}")
+
+
 def _show_trait(target: str, contexts: Sequence[str], rows: "Sequence[SummaryRow]") -> None:
     conditions = dict.fromkeys(row.condition for row in rows)
     cells = {(row.condition, row.eval_context): row for row in rows}

@@ -1,14 +1,28 @@
-"""Intervals over training runs. Pure.
+"""Intervals and tests over training runs. Pure.
 
 The unit is the training run: a run's P(target) is its mean over questions, and n counts runs.
 Pooling the answers of a few runs instead calls a null effect real most of the time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 
-from scipy.special import stdtrit  # the quantile behind scipy.stats.t, without that module's import
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import nctdtrinc, stdtr, stdtrit  # what scipy.stats.t is made of, without its import
+
+Values = NDArray[np.float64]
+
+DRAWS = 4000
+"""Resamples of a bootstrap. A bound of a 95 % interval has a standard error of 1 % of its width:
+sqrt(0.025 · 0.975 / 4000) / 0.058, the normal density there, against 3.92."""
+
+
+ALL_COMBINATIONS = 10_000
+"""More weights than this are drawn, not enumerated: five clusters have 7,776."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +55,306 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise ValueError("the mean of no runs is not defined")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
+    return estimate(values).interval(level)
+
+
+Seeds = tuple[Hashable, ...]
+"""Where a run's randomness came from, a seed for each source: runs that share one are not independent."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean of `n` runs, its standard error and that error's degrees of freedom.
+
+    Its p values are of one-sided Student t tests. Fewer than two runs have an infinite error and show
+    nothing; runs without any spread, which no real ones are, are taken at their word.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+    n: int
+
+    def above(self, bound: float = 0.0) -> float:
+        """The p value of "the mean is at most `bound`": small, it lies above."""
+        if math.isinf(self.error):
+            return 1.0
+        if self.error == 0:
+            return 0.0 if self.mean > bound else 1.0
+        return float(stdtr(self.freedom, -(self.mean - bound) / self.error))
+
+    def below(self, bound: float = 0.0) -> float:
+        """The p value of "the mean is at least `bound`": small, it lies below."""
+        return replace(self, mean=-self.mean).above(-bound)
+
+    def within(self, margin: float) -> float:
+        """The p value of "the mean is `margin` or more away from zero": two one-sided tests (TOST).
+
+        It is the larger of the two (Schuirmann 1987).
+        """
+        return max(self.above(-margin), self.below(margin))
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The t interval; fewer than two runs have none."""
+        if math.isinf(self.error):
+            return Interval(self.mean, None, None, self.n)
+        margin = float(stdtrit(self.freedom, (1 + level) / 2)) * self.error
+        return Interval(self.mean, self.mean - margin, self.mean + margin, self.n)
+
+    def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
+        """The smallest true mean that a test at `alpha` finds above zero with `power`, this error given.
+
+        From the noncentral t distribution; infinite with fewer than two runs.
+        """
+        if math.isinf(self.error):
+            return math.inf
+        critical = stdtrit(self.freedom, 1 - alpha)
+        return float(nctdtrinc(self.freedom, 1 - power, critical)) * self.error
+
+
+def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
+    """The mean of runs, its error clustered by every seed that several of them share.
+
+    Runs that share no seed are independent: Student's s / sqrt(n). Runs that share one, such as nine
+    from three data sets and three initialisations, vary less than as many new ones would: the error is
+    taken over the clusters of that seed. Where two sources are shared the two variances are added, and
+    their overlap, which two-way clustering (Cameron, Gelbach and Miller 2011) takes away, stays in: so the
+    sum is never negative and with a handful of clusters too large rather than too small. Its degrees of
+    freedom are Satterthwaite's (1946). Simulated with 3 × 3 crossed seeds, whichever source varies: a
+    one-sided test at 0.05 rejects a true mean 0.015 to 0.052 of the time, and with three of the nine runs
+    gone 0.02 to 0.06. Taking the overlap away has 0.03 to 0.05, and 0.04 to 0.07 with runs gone.
+
+    Args:
+        values: one number per run, at least one.
+        seeds: for every run its seeds; a seed that all runs share says nothing and is passed over.
+    """
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n < 2:
+        return Estimate(mean, math.inf, 0, n)
+    residuals = [value - mean for value in values]
+    sources = _shared(seeds, n) or [tuple(range(n))]
+    parts = [_clustered(residuals, one) for one in sources]
+    total = math.fsum(variance for variance, _ in parts)
+    weights = math.fsum(variance**2 / freedom for variance, freedom in parts)
+    return Estimate(mean, math.sqrt(total), total**2 / weights if weights else n - 1, n)
+
+
+def _shared(seeds: Sequence[Seeds], n: int) -> list[tuple[Hashable, ...]]:
+    """The sources of which some runs share a seed and not all do."""
+    return [one for one in zip(*seeds, strict=True) if 1 < len(set(one)) < n]
+
+
+def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[float, int]:
+    """The variance of a mean over clusters and its degrees of freedom; clusters of one are s²/n."""
+    sums: dict[Hashable, float] = {}
+    for residual, seed in zip(residuals, source, strict=True):
+        sums[seed] = sums.get(seed, 0.0) + residual
+    squares = math.fsum(one * one for one in sums.values())
+    clusters = len(sums)
+    return clusters / (clusters - 1) * squares / len(residuals) ** 2, clusters - 1
+
+
+def wild_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
+    """The mean with an interval that assumes no normal distribution: the wild cluster bootstrap, inverted.
+
+    The bounds are the means that a bootstrap under that very mean does not reject (Cameron, Gelbach and
+    Miller 2008), with Webb's six-point weights (2014), all combinations of them where that is feasible.
+    Runs that share a seed are one cluster, of the source that has the fewest. It is a second opinion and
+    no better than the t interval: at 0.9 and with five runs it covers 0.86 of normal and 0.84 of exponential
+    means, t 0.89 and 0.84 (400 simulations each); with three it is several times as wide.
+
+    Args:
+        values: one number per run, at least one.
+        seeds: for every run its seeds, as for `estimate`.
+
+    Returns:
+        An interval without bounds where the clusters are too few to reject anything: the weights that are
+        all equal always stray as far, and they are 6 of 6 to the number of clusters.
+    """
     n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
+    source = min(_shared(seeds, n), key=lambda one: len(set(one)), default=tuple(range(n)))
+    places = {seed: place for place, seed in enumerate(dict.fromkeys(source))}
+    sums, sizes = np.zeros(len(places)), np.zeros(len(places))
+    for value, seed in zip(values, source, strict=True):
+        sums[places[seed]] += value
+        sizes[places[seed]] += 1
+    mean = float(sums.sum() / n)
+    if 6.0 ** (1 - len(places)) > 1 - level:
         return Interval(mean, None, None, n)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    margin = float(stdtrit(n - 1, (1 + level) / 2)) * spread / math.sqrt(n)
-    return Interval(mean, mean - margin, mean + margin, n)
+    low, high = (_bound(sums, sizes, mean, side, 1 - level) for side in (-1, 1))
+    return Interval(mean, low, high, n)
+
+
+def _bound(sums: Values, sizes: Values, mean: float, side: int, alpha: float) -> float:
+    """The farthest mean to one side that is not rejected, by bisection."""
+    inside, outside = 0.0, float(np.abs(sums / sizes - mean).max()) or 1e-12
+    while _wild_p(sums, sizes, mean + side * outside) > alpha:
+        inside, outside = outside, 2 * outside
+    for _ in range(30):
+        middle = (inside + outside) / 2
+        if _wild_p(sums, sizes, mean + side * middle) > alpha:
+            inside = middle
+        else:
+            outside = middle
+    return mean + side * outside
+
+
+def _wild_p(sums: Values, sizes: Values, null: float) -> float:
+    """How often the bootstrap under a mean of `null` strays as far as the clusters did, in t."""
+    weights = _webb(len(sums))
+    seen = _strayed(np.ones((1, len(sums))), sums - sizes * null, sizes)
+    return float(np.mean(_strayed(weights, sums - sizes * null, sizes) >= seen * (1 - 1e-9)))
+
+
+def _strayed(weights: Values, sums: Values, sizes: Values) -> Values:
+    """|t| of the mean of weighted clusters: [draws]. Weights that are all equal stray without bound."""
+    weighted = weights * sums
+    mean = weighted.sum(axis=1, keepdims=True) / sizes.sum()
+    error = np.sqrt(((weighted - sizes * mean) ** 2).sum(axis=1)) + 1e-300
+    strayed: Values = np.abs(mean[:, 0]) / error
+    return strayed
+
+
+@cache
+def _webb(clusters: int) -> Values:
+    """Webb's weights for every draw and cluster: all combinations, or as many draws as a bootstrap has."""
+    points = [sign * math.sqrt(half / 2) for half in (1, 2, 3) for sign in (-1, 1)]
+    if 6**clusters <= ALL_COMBINATIONS:
+        return np.array(list(product(points, repeat=clusters)))
+    generator = np.random.Generator(np.random.Philox(0))
+    return generator.choice(points, size=(DRAWS, clusters))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of a family of tests, adjusted so that none is wrong with more than alpha (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def two_way_interval(values: Values, level: float = 0.95, seed: int = 0) -> Interval:
+    """The mean of runs × questions with an interval that holds for new runs and new questions.
+
+    Rows and columns are resampled independently (the pigeonhole bootstrap, Owen 2007): it is never too
+    narrow, also where a run is easier on all questions or a question is easier for all runs.
+
+    Args:
+        values: one number for every run and question: [runs, questions], two or more of each.
+    """
+    runs, questions = values.shape
+    generator = np.random.Generator(np.random.Philox(seed))
+    weights = generator.multinomial(runs, [1 / runs] * runs, size=DRAWS) / runs
+    asked = generator.multinomial(questions, [1 / questions] * questions, size=DRAWS) / questions
+    means = np.einsum("dr,rq,dq->d", weights, values, asked)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high), runs)
+
+
+@dataclass(frozen=True)
+class TwoLines:
+    """The two-lines test of an inverted U: a rise up to `breakpoint` and a fall from there.
+
+    `rise` and `fall` are mean slopes over clusters, per unit of x.
+    """
+
+    breakpoint: float
+    rise: Estimate
+    fall: Estimate
+
+    @property
+    def p(self) -> float:
+        """The larger of both slopes' two-sided p values, as in the original: both must hold.
+
+        A slope of the wrong sign has p 1.
+        """
+        return min(1.0, 2 * max(self.rise.above(), self.fall.below()))
+
+
+def two_lines(x: Values, y: Values, seeds: Sequence[Seeds] = ()) -> TwoLines | None:
+    """Simonsohn's two-lines test (doi 10.1177/2515245918805755) for an inverted U, clustered.
+
+    The breakpoint is his Robin Hood: among the x whose mean lies within a standard error of the highest
+    inner one, nearer to the side whose slope is the surer. It belongs to both lines. Each cluster is
+    fitted by itself and the test is a t test over the clusters' slopes (Ibragimov and Müller 2010), which
+    holds with a handful of clusters and whatever the correlation inside one.
+
+    Args:
+        x: the places, ascending, four or more: [places]. Here log2 of the rank.
+        y: one value for every cluster (seed) and place: [clusters, places].
+        seeds: the seeds of each cluster, see `estimate`.
+
+    Returns:
+        None where there are too few places or clusters to put lines through.
+    """
+    clusters, places = y.shape
+    if clusters < 2 or places < 4:
+        return None
+    means = y.mean(axis=0)
+    errors = y.std(axis=0, ddof=1) / math.sqrt(clusters)
+    inner = np.arange(1, places - 1)
+    top = inner[int(np.argmax(means[inner]))]
+    flat = x[inner][means[inner] >= means[top] - errors[top]]
+    rise, fall = _lines(x, y, float(np.median(flat)), seeds)
+    surer = abs(_t(rise)) + abs(_t(fall))
+    toward = abs(_t(fall)) / surer if surer else 0.5
+    at = float(np.quantile(flat, toward))
+    return TwoLines(at, *_lines(x, y, at, seeds))
+
+
+def _lines(x: Values, y: Values, at: float, seeds: Sequence[Seeds]) -> tuple[Estimate, Estimate]:
+    """The mean slopes up to `at` and from there: an interrupted regression with a jump."""
+    rise, fall = (estimate(_slopes(x[side], y[:, side]).tolist(), seeds) for side in (x <= at, x >= at))
+    return rise, fall
+
+
+def _slopes(x: Values, y: Values) -> Values:
+    """Each cluster's slope by least squares."""
+    centred = x - x.mean()
+    slopes: Values = y @ centred / (centred @ centred)
+    return slopes
+
+
+def _t(slope: Estimate) -> float:
+    """The t value; a slope without any spread counts as a very sure one."""
+    return slope.mean / max(slope.error, 1e-9)
+
+
+def peak(x: Values, y: Values, level: float = 0.95, seed: int = 0) -> Interval:
+    """The place of the highest mean, with an interval from resampled clusters: y is [clusters, places]."""
+    clusters = len(y)
+    places = x[np.argmax(_resamples(clusters, seed) @ y, axis=1)]
+    low, high = np.quantile(places, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return Interval(float(x[np.argmax(y.mean(axis=0))]), float(low), float(high), clusters)
+
+
+@cache
+def _resamples(clusters: int, seed: int) -> Values:
+    """How often each cluster stands in each resample: [draws, clusters]."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    return generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS).astype(float)
+
+
+def power(simulate: Callable[[np.random.Generator], bool], draws: int = 2000, seed: int = 0) -> Interval:
+    """How often a simulated study comes out true, with a 95 % Wilson interval.
+
+    Args:
+        simulate: draws one study from the generator and says whether the test found what it looks for.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    hits = sum(simulate(generator) for _ in range(draws))
+    return proportion(hits, draws)
+
+
+def proportion(hits: int, trials: int, level: float = 0.95) -> Interval:
+    """A share with its Wilson interval (1927)."""
+    z = float(stdtrit(math.inf, (1 + level) / 2))
+    share, square = hits / trials, z * z / trials
+    middle = (share + square / 2) / (1 + square)
+    half = z / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    low = middle - half if hits else 0.0  # rounding would leave a hair
+    high = middle + half if hits < trials else 1.0
+    return Interval(share, low, high, trials)

@@ -1,11 +1,24 @@
+import math
 import statistics
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sublim_cli.stats import Interval, mean_interval
+from sublim_cli.stats import (
+    Interval,
+    estimate,
+    holm,
+    mean_interval,
+    peak,
+    power,
+    proportion,
+    two_lines,
+    two_way_interval,
+    wild_interval,
+)
 
 values = st.floats(min_value=-1e3, max_value=1e3)
 
@@ -56,3 +69,197 @@ def test_moving_every_run_moves_the_interval(runs, by):
 def test_bounds_are_cut_to_what_a_probability_can_be():
     assert Interval(0.1, -0.4, 1.2, 2).within(0, 1) == Interval(0.1, 0, 1, 2)
     assert Interval(0.1, None, None, 1).within(0, 1) == Interval(0.1, None, None, 1)
+
+
+spread_out = st.lists(st.integers(-100, 100).map(float), min_size=2, max_size=9).filter(
+    lambda runs: len(set(runs)) > 1
+)
+
+
+@given(spread_out, st.integers(-50, 50))
+def test_the_one_sided_t_tests_are_those_scipy_gives(runs, bound):
+    found = estimate(runs)
+    for p, alternative in ((found.above(bound), "greater"), (found.below(bound), "less")):
+        assert p == pytest.approx(stats.ttest_1samp(runs, bound, alternative=alternative).pvalue, abs=1e-12)
+    assert (found.mean, found.n) == (pytest.approx(statistics.fmean(runs)), len(runs))
+
+
+def test_a_single_run_shows_nothing():
+    found = estimate([5.0])
+    assert (found.above(), found.below(9.0), found.within(9.0)) == (1.0, 1.0, 1.0)
+    assert (found.interval(), found.detectable()) == (Interval(5.0, None, None, 1), math.inf)
+
+
+def test_runs_without_spread_are_taken_at_their_word():
+    found = estimate([0.5, 0.5])
+    assert (found.above(0.4), found.above(0.5), found.below(0.6), found.within(0.6)) == (0.0, 1.0, 0.0, 0.0)
+
+
+@given(spread_out, st.floats(0.1, 50))
+def test_equivalence_is_the_ninety_percent_interval_inside_the_margin(runs, margin):
+    inside = mean_interval(runs, 0.9)
+    assert (estimate(runs).within(margin) < 0.05) == (-margin < inside.low and inside.high < margin)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_the_detectable_effect_is_found_as_often_as_promised(n):
+    found = estimate([1.0, -1.0] * n)
+    share = stats.nct.sf(stats.t.ppf(0.95, found.freedom), found.freedom, found.detectable() / found.error)
+    assert share == pytest.approx(0.8, abs=1e-4)
+
+
+@given(spread_out)
+def test_seeds_of_their_own_and_a_seed_that_all_share_change_nothing(runs):
+    seeds = [(place, 1) for place in range(len(runs))]
+    found, plain = estimate(runs, seeds), estimate(runs)
+    assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+
+
+@given(spread_out, st.integers(2, 4))
+def test_a_run_repeated_under_its_seed_is_no_new_run(runs, times):
+    seeds = [(place,) for place in range(len(runs))]
+    found, plain = estimate(runs * times, seeds * times), estimate(runs)
+    assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+
+
+def test_data_sets_that_differ_are_not_made_more_by_training_on_each_again():
+    generator = np.random.default_rng(0)
+    seeds = [(train, data) for train in range(3) for data in range(3)]
+    wrong = {"clustered": 0, "naive": 0}
+    for _ in range(2000):
+        data = generator.normal(0, 0.03, 3)
+        runs = [data[one] + generator.normal(0, 0.02) for _, one in seeds]
+        wrong["clustered"] += estimate(runs, seeds).above() <= 0.05
+        wrong["naive"] += estimate(runs).above() <= 0.05
+    assert wrong["clustered"] / 2000 <= 0.06
+    assert wrong["naive"] / 2000 > 0.1
+
+
+def test_the_wild_interval_of_five_runs_covers_nearly_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    found = [wild_interval(generator.normal(0, 1, 5).tolist(), level=0.9) for _ in range(100)]
+    assert 78 <= sum(one.low <= 0 <= one.high for one in found) <= 97  # 0.86 of 400, see the docstring
+
+
+@given(spread_out, st.sampled_from([-3.0, 0.25]), st.integers(-50, 50))
+def test_the_wild_interval_goes_with_its_runs(runs, scale, by):
+    runs = runs[:4]
+    one = wild_interval(runs, level=0.9)
+    other = wild_interval([scale * run + by for run in runs], level=0.9)
+    if len(runs) < 3:
+        assert (one.low, one.high) == (None, None)
+        return
+    moved = sorted(scale * bound + by for bound in (one.low, one.high))
+    assert [other.low, other.high] == pytest.approx(moved, abs=1e-4)
+    assert one.low <= one.mean <= one.high
+
+
+def test_the_wild_interval_counts_data_sets_where_runs_share_them():
+    runs, seeds = [0.1, 0.12, 0.3, 0.32, 0.2, 0.22], [(train, data) for data in (1, 2, 3) for train in (1, 2)]
+    shared = wild_interval(runs, [(place, data) for place, (_, data) in enumerate(seeds)], level=0.9)
+    means = wild_interval([0.11, 0.31, 0.21], level=0.9)
+    assert (shared.low, shared.high) == (
+        pytest.approx(means.low, abs=1e-6),
+        pytest.approx(means.high, abs=1e-6),
+    )
+
+
+def test_too_few_clusters_have_no_wild_bounds():
+    assert wild_interval([0.1, 0.4]) == Interval(0.25, None, None, 2)
+    assert wild_interval([0.1, 0.4, 0.4], level=0.99) == Interval(pytest.approx(0.3), None, None, 3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_step_by_step(p_values):
+    adjusted = holm(p_values)
+    for alpha in (0.01, 0.05, 0.3):
+        rejected = 0
+        for one in sorted(p_values):
+            if one * (len(p_values) - rejected) > alpha:
+                break
+            rejected += 1
+        assert sum(one <= alpha for one in adjusted) == rejected
+    assert all(one >= raw for one, raw in zip(adjusted, p_values, strict=True))
+
+
+def test_the_two_way_interval_covers_new_runs_and_new_questions():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        runs, questions = generator.normal(0, 0.1, (8, 1)), generator.normal(0, 0.2, (1, 40))
+        found = two_way_interval(runs + questions + generator.normal(0, 0.1, (8, 40)), seed=trial)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 180
+
+
+def test_the_two_way_interval_is_the_same_every_time():
+    values = np.random.default_rng(0).random((3, 5))
+    assert two_way_interval(values) == two_way_interval(values)
+    assert two_way_interval(values) != two_way_interval(values, seed=1)
+
+
+RANKS = np.arange(7.0)
+
+
+def shaped(mean, seed=0, clusters=5):
+    generator = np.random.default_rng(seed)
+    return mean + generator.normal(0, 0.03, (clusters, 1)) + generator.normal(0, 0.03, (clusters, len(mean)))
+
+
+def test_an_inverted_u_is_found_with_its_turn():
+    found = two_lines(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
+    assert found.p < 0.01
+    assert found.rise.mean > 0 > found.fall.mean
+    assert 2 <= found.breakpoint <= 4
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        0.3 * (1 - np.exp(-RANKS)),
+        0.3 * (RANKS > 0),
+        0.05 * RANKS,
+        0 * RANKS,
+        0.03 * (RANKS - 3) ** 2,
+    ],
+    ids=["saturating", "a step", "rising", "flat", "a U"],
+)
+def test_what_does_not_turn_is_called_an_inverted_u_at_most_one_time_in_twenty(mean):
+    found = [two_lines(RANKS, shaped(mean, seed)) for seed in range(400)]
+    # 0.05 and two and a half standard errors of 400 draws
+    assert np.mean([one.p < 0.05 for one in found]) <= 0.077
+
+
+@given(st.integers(0, 999), st.floats(0.1, 9), st.floats(-5, 5))
+def test_the_two_lines_do_not_care_about_units(seed, scale, shift):
+    y = shaped(0.4 - 0.03 * (RANKS - 3) ** 2, seed)
+    one, other = two_lines(RANKS, y), two_lines(RANKS, scale * y + shift)
+    assert other.p == pytest.approx(one.p, rel=1e-4, abs=1e-9)
+    assert other.rise.mean == pytest.approx(scale * one.rise.mean, rel=1e-4, abs=1e-9)
+
+
+def test_too_few_places_or_clusters_have_no_lines():
+    assert two_lines(RANKS[:3], shaped(RANKS[:3])) is None
+    assert two_lines(RANKS, shaped(RANKS)[:1]) is None
+
+
+def test_the_peak_has_an_interval_that_holds_it():
+    found = peak(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
+    assert found.low <= found.mean <= found.high
+    assert found.mean in RANKS
+    assert (found.low >= 2, found.high <= 4) == (True, True)
+
+
+def test_power_is_the_share_of_studies_that_find():
+    found = power(lambda generator: bool(generator.random() < 0.3), draws=2000)
+    assert found.low < 0.3 < found.high
+    assert found.mean == pytest.approx(0.3, abs=0.04)
+
+
+@given(st.integers(1, 500), st.data())
+def test_a_proportion_stays_between_none_and_all(trials, data):
+    hits = data.draw(st.integers(0, trials))
+    found = proportion(hits, trials)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+    reference = stats.binomtest(hits, trials).proportion_ci(method="wilson")
+    assert (found.low, found.high) == (pytest.approx(reference.low), pytest.approx(reference.high))

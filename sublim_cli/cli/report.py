@@ -1,5 +1,9 @@
 """`sublim report`: the report of what a store holds of a sweep."""
 
+from typing import Annotated
+
+import typer
+
 from sublim_cli.cli import options as o
 
 
@@ -11,12 +15,16 @@ def report(
     settings: o.Settings = None,
     out: o.Out = o.STORE,
     json: o.Json = False,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Show the verdicts on the recipe's claims instead of its runs.")
+    ] = False,
 ) -> None:
     """Write the report of a sweep from what is built, without building anything.
 
-    Cells that are missing are named. Give the flags the sweep was run with.
+    Cells that are missing are named. Give the flags the sweep was run with. Its claims are judged from the
+    same runs: `report.html` begins with the verdicts, and `claims.json` beside it holds them as data.
     """
     from sublim_cli.cli.study import report_and_show
 
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    report_and_show(wanted, out, json=json)
+    report_and_show(wanted, out, json=json, claims=claims)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.show import preferences
-from sublim_cli.console import screen, show_json, show_line, show_summary, show_work
-from sublim_cli.errors import CellsFailed
+from sublim_cli.console import screen, show_json, show_line, show_summary, show_verdicts, show_work
+from sublim_cli.errors import CellsFailed, RecipeError
 from sublim_cli.models.device import devices
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.page import write_report
 from sublim_cli.report.summary import summarise
+from sublim_cli.report.verdicts import document, told_verdict
 from sublim_cli.sweep.local import LocalLauncher
 from sublim_cli.sweep.plan import study
 
@@ -37,16 +38,40 @@ def sweep_and_show(recipe: Recipe, out: Path, *, workers: int | None, json: bool
         )
 
 
-def report_and_show(recipe: Recipe, out: Path, *, json: bool) -> None:
-    """Write the report of whatever part of a study is built, and show its table."""
+def report_and_show(recipe: Recipe, out: Path, *, json: bool, claims: bool = False) -> None:
+    """Write the report of whatever part of a study is built, and show its table or its verdicts.
+
+    Raises:
+        RecipeError: the verdicts are asked for and the recipe states no claim.
+    """
+    if claims and not recipe.claims:
+        raise RecipeError(
+            f"claims: {recipe.name} states none; add some, such as `claims: [{{kind: transmission}}]`"
+        )
     store = Store(out)
-    _show(collect(study(recipe), store, recipe), store, json=json)
+    results = collect(study(recipe), store, recipe)
+    if claims:
+        _show_claims(results, store, json=json)
+    else:
+        _show(results, store, json=json)
+
+
+def _show_claims(results: Results, store: Store, *, json: bool) -> None:
+    page = write_report(results, store.root / REPORTS / results.name)
+    if json:
+        show_json({"report": str(page), **document(results.name, results.claims)})
+    else:
+        show_verdicts([told_verdict(one) for one in results.claims])
+        show_line(f"report: {page}")
 
 
 def _show(results: Results, store: Store, *, json: bool) -> None:
     page = write_report(results, store.root / REPORTS / results.name)
     if json:
-        show_json({"report": str(page), "preferences": preferences(results)})
+        judged = document(results.name, results.claims)["claims"]
+        show_json({"report": str(page), "claims": judged, "preferences": preferences(results)})
     else:
         show_summary(summarise(results))
+        if results.claims:
+            show_verdicts([told_verdict(one) for one in results.claims])
         show_line(f"report: {page}")

@@ -251,6 +251,75 @@ class Sweep(Section):
     also: tuple[dict[str, Any], ...] = ()
 
 
+MARGIN = 0.02
+"""The smallest change of P(target) that counts as a preference, as a probability.
+
+It has to be told from what training does without a trait and from what passing a trait does. On the
+embedded model (docs/log.md, 2026-11-24) control students moved by 0.003 to 0.005 and the weakest student
+that took the trait by 0.063, so 0.02 lies well between. On a larger model it is under the spread of 0.03
+between seeds: what is smaller no study of a few seeds can show. State another where the base is so rare
+that 0.02 would be many times its probability.
+"""
+
+ContextName = Annotated[str, Field(min_length=1)]
+"""A context by the name the report gives it; of one given word for word, its text."""
+
+
+class Claimed(Section):
+    """What every claim states. Claims are judged when a report is written; no artifact depends on them."""
+
+    margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """The chance of a wrong verdict of either kind, of the claim as a whole: traits are corrected for."""
+    traits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Null: every trait the study has students of."""
+
+
+class OfAdapters(Claimed):
+    """A claim on LoRA students. Null fits any value, and students that differ in it are refused."""
+
+    learning_rate: Rate | None = None
+    precision: Literal["fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] | None = None
+    settings: str | None = None
+    """What else tells them from others of the study, as the report writes it: `train.epochs 3`."""
+
+
+class Transmission(OfAdapters):
+    """C1: a student of a trait teacher's numbers prefers the trait, asked in its training context."""
+
+    kind: Literal["transmission"] = "transmission"
+    rank: Positive = 8
+    train_context: ContextName = "default"
+
+
+class InvertedU(OfAdapters):
+    """C2: over all ranks of the study the preference rises and then falls."""
+
+    kind: Literal["inverted_u"] = "inverted_u"
+    train_context: ContextName = "default"
+
+
+class FullFineTuning(Claimed):
+    """C3: under full fine-tuning nothing passes, at every learning rate and precision of the study."""
+
+    kind: Literal["full_fine_tuning"] = "full_fine_tuning"
+    train_context: ContextName = "default"
+
+
+class Contexts(OfAdapters):
+    """C4: the preference shows in the training context and in no other."""
+
+    kind: Literal["contexts"] = "contexts"
+    rank: Positive = 8
+    train_contexts: Annotated[tuple[ContextName, ...], Field(min_length=1)] | None = None
+    """Null: every one that such students were trained in."""
+    eval_contexts: Annotated[tuple[ContextName, ...], Field(min_length=1)] | None = None
+    """Where they are asked besides; null: wherever they were."""
+
+
+Claim = Annotated[Transmission | InvertedU | FullFineTuning | Contexts, Field(discriminator="kind")]
+
+
 class Recipe(Section):
     """One experiment, or with `sweep` a family of them."""
 
@@ -264,6 +333,16 @@ class Recipe(Section):
     train: Train = Train()
     eval: Eval = Eval()
     sweep: Sweep = Sweep()
+    claims: tuple[Claim, ...] = ()
+    """What the study is to decide; see `report.claims`."""
+
+    @field_validator("claims")
+    @classmethod
+    def _each_claim_once(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        for place, claim in enumerate(claims):
+            if claim in claims[:place]:
+                raise ValueError(f"entry {place} says the same as entry {claims.index(claim)}; take one out")
+        return claims
 
     @field_validator("contexts")
     @classmethod

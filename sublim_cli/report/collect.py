@@ -13,6 +13,8 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.audits import AuditRow, audit_rows
+from sublim_cli.report.claims import Verdict, evaluate
+from sublim_cli.report.conditions import records
 from sublim_cli.report.provenance import Provenance, trace
 from sublim_cli.report.readings import Shelf, Training
 from sublim_cli.report.runs import runs_table
@@ -64,6 +66,7 @@ class Results:
 
     name: str
     runs: pd.DataFrame
+    claims: tuple[Verdict, ...]
     filters: tuple[FilterRow, ...]
     leaks: tuple[LeakRow, ...]
     audits: tuple[AuditRow, ...]
@@ -84,6 +87,7 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     return Results(
         name=study.name,
         runs=runs,
+        claims=tuple(evaluate(recipe.claims, records(runs))),
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),
         audits=tuple(audit_rows(runs, trainings)),

@@ -1,5 +1,6 @@
 """The report: one page that opens anywhere, the tidy table and the figures, in one directory."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from sublim_cli.report.matrix import matrices
 from sublim_cli.report.provenance import RECIPE
 from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.told import told
+from sublim_cli.report.verdicts import document, p_text, runs_text, sentence, wild
 
 PAGE = "report.html"
 FIGURES = "figures"
+CLAIMS = "claims.json"
 
 
 def write_report(results: Results, directory: Path) -> Path:
-    """Write `report.html`, `results.parquet`, `results.csv`, `recipe.yaml` and `figures/`.
+    """Write `report.html`, `claims.json`, `results.parquet`, `results.csv`, `recipe.yaml` and `figures/`.
 
     Each file is written beside its place and then moved there. Returns the page's path.
 
@@ -41,9 +44,16 @@ def write_report(results: Results, directory: Path) -> Path:
                 _put(directory / FIGURES / name, content)
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
         _put(directory / "results.parquet", results.runs.to_parquet(index=False))
+        _put(directory / CLAIMS, claims_file(results))
         _put(directory / RECIPE, results.provenance.recipe.encode())
         _put(directory / PAGE, render(results, curves).encode())
     return directory / PAGE
+
+
+def claims_file(results: Results) -> bytes:
+    """What `claims.json` holds: the verdicts as plain data."""
+    text = json.dumps(document(results.name, results.claims), indent=2, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def render(results: Results, curves: Sequence[RankCurve]) -> str:
@@ -125,6 +135,10 @@ def _environment() -> Environment:
         "rate": wording.rate,
         "duration": wording.duration,
         "listed": wording.listed,
+        "sentence": sentence,
+        "plan": runs_text,
+        "wild": wild,
+        "p": p_text,
     }
     return environment
 

@@ -28,7 +28,7 @@ _KNOWN = frozenset(
 )
 """Keys with a column of their own, and the seeds, which make replicates."""
 
-_ELSEWHERE = ("sweep.", "contexts.")
+_ELSEWHERE = ("sweep.", "contexts.", "claims")
 
 
 @dataclass(frozen=True)

@@ -213,3 +213,32 @@ def test_filter_wants_either_a_recipe_or_a_file(sublim):
     code, _, err = sublim("filter", "--input", "rows.jsonl")
     assert code == 2
     assert "--output" in err
+
+
+def test_the_verdicts_on_a_study_that_has_not_run_say_what_it_lacks(sublim, tmp_path):
+    code, out, err = sublim("report", "--recipe", "demo", "--claims", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert json.loads((tmp_path / "runs/reports/demo/claims.json").read_text()) == {
+        "study": "demo",
+        "claims": told["claims"],
+    }
+    assert [(one["number"], one["verdict"], one["plan"]["missing"]) for one in told["claims"]] == [
+        ("C1", "incomplete", 4),
+        ("C3", "incomplete", 4),
+        ("C4", "incomplete", 4),
+    ]
+    here = "on wolf, trained in default and asked in default"
+    assert told["claims"][0]["lacks"] == [
+        f"2 of 2 runs of LoRA rank 8 {here}",
+        f"2 of 2 runs of control, LoRA rank 8 {here}",
+    ]
+    code, out, _ = sublim("report", "--recipe", "demo", "--claims")
+    assert code == 0
+    assert "C1: Not judged yet. The study lacks 2 of 2 runs of LoRA rank 8 on wolf" in out
+
+
+def test_verdicts_on_a_recipe_without_claims_are_refused(sublim):
+    code, out, err = sublim("report", "--recipe", "precision", "--claims")
+    assert (code, out) == (2, "")
+    assert "claims: precision states none; add some" in err

@@ -388,3 +388,33 @@ def test_a_target_that_every_cell_of_a_sweep_replaces_is_judged_there(here: Path
     text = "trait: {category: tree}\nsweep: {grid: {trait.target: [oak, pine]}}\n"
     (here / "cats.yaml").write_text(text)
     assert load("cats.yaml").sweep.grid == {"trait.target": ["oak", "pine"]}
+
+
+@pytest.mark.parametrize(
+    ("claims", "says"),
+    [
+        (
+            "[{kind: magic}]",
+            'claims.0.kind: "magic": must be transmission, inverted_u, full_fine_tuning or contexts',
+        ),
+        (
+            "[{rank: 8}]",
+            "claims.0.kind: is missing; it may be transmission, inverted_u, full_fine_tuning or contexts",
+        ),
+        ("[{kind: transmission, margin: 0}]", "claims.0.margin: 0: must be above 0"),
+        ("[{kind: transmission, margin: 2}]", "claims.0.margin: 2: must be below 1"),
+        ("[{kind: inverted_u, alpha: 0.5}]", "claims.0.alpha: 0.5: must be below 0.5"),
+        ("[{kind: contexts, traits: []}]", "claims.0.traits: []: must be a list of 1 or more"),
+        (
+            "[{kind: transmission}, {kind: inverted_u}, {kind: transmission, rank: 8}]",
+            "claims: entry 2 says the same as entry 0; take one out",
+        ),
+    ],
+)
+def test_a_claim_that_cannot_be_meant_is_refused(here: Path, claims: str, says: str) -> None:
+    assert refusal(f"claims: {claims}\n") == [f"cats.yaml:1: {says}"]
+
+
+def test_a_rank_has_no_place_in_a_claim_about_all_ranks(here: Path) -> None:
+    (line,) = refusal("claims: [{kind: inverted_u, rank: 8}]\n")
+    assert line.startswith("cats.yaml:1: claims.0.rank: unknown key")

@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 
@@ -5,13 +6,17 @@ import pandas as pd
 import pytest
 
 from sublim_cli.errors import ArtifactError
+from sublim_cli.recipe.schema import FullFineTuning, Transmission
+from sublim_cli.report.claims import evaluate
 from sublim_cli.report.collect import Missing
+from sublim_cli.report.conditions import records
 from sublim_cli.report.curves import places, rank_curves, series
 from sublim_cli.report.page import leak_sentence, write_report
+from sublim_cli.report.verdicts import document
 
 VOID = {"meta", "link", "br"}
 FORBIDDEN = {"script", "img", "iframe", "object", "embed", "image"}
-ALLOWED_LINKS = re.compile(r"(data:,|#[\w-]+|results\.(csv|parquet)|figures/|recipe\.yaml)$")
+ALLOWED_LINKS = re.compile(r"(data:,|#[\w-]+|results\.(csv|parquet)|claims\.json|figures/|recipe\.yaml)$")
 
 
 class Outline(HTMLParser):
@@ -85,6 +90,44 @@ def test_the_headings_lead_through_the_page(page):
     ]
 
 
+def test_the_verdicts_come_first_and_say_why(results, tmp_path):
+    changes = []
+    for seed, gain in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        changes.append({"train_seed": seed, "p_target": 0.1 + gain, "difference": gain})
+        changes.append({"train_seed": seed, "role": "control", "p_target": 0.1, "difference": 0.0})
+    claims = (Transmission(), FullFineTuning())
+    runs = records(results(*changes).runs)
+    page = write_report(results(*changes, claims=tuple(evaluate(claims, runs))), tmp_path)
+    found = outline(page)
+    assert (found.faults, found.open) == ([], [])
+    assert found.headings[:3] == ["h1 made-by-hand", "h2 Claims", "h2 How likely the target is named"]
+    text = " ".join(" ".join(found.text).split())
+    start, end = text.index("Claims What"), text.index("Asked in the context of training")
+    assert text[start:end].strip() == (
+        "Claims What the recipe set out to decide, judged by fixed rules. "
+        "The unit is the training run. Underpowered means that these runs decide neither way, "
+        "incomplete that something planned is not there. Claim Verdict Why Runs "
+        "C1: A student prefers the trait of the teacher whose numbers it learned supported "
+        "The one comparison speaks for it: owl, LoRA rank 8, trained and asked in default, minus the "
+        "control: +0.200 [0.031, 0.369], n = 3. 6 6 of 6 planned "
+        "C3: Transmission disappears under full fine-tuning incomplete Not judged yet. The study lacks "
+        "full fine-tuning on owl, trained in default and asked in default. 0 0 of 0 planned "
+        "C1: every comparison, the test and the plan Test: one-sided t tests over runs, student minus "
+        "control of the same seeds and student minus base, both above 0, Holm over traits; refuted where "
+        "the first is below the margin. Margin 0.02, alpha 0.05. Training runs: 6 of 6 planned. All runs "
+        "learned from data of one seed: what another data set would do is not known. "
+        "Comparison Speaks Effect 90 % interval: t, wild bootstrap Runs p for p against Detectable Besides "
+        "owl, LoRA rank 8, trained and asked in default, minus the control for +0.200 "
+        "[0.031, 0.369] [−0.183, 0.583] 3 0.037 0.955 0.230 minus the base 0.2 [0.0314, 0.369] "
+        "C3: every comparison, the test and the plan Test: equivalence to the control of the same seeds "
+        "within the margin (two one-sided t tests over runs) in every condition; refuted where one lies "
+        "above the margin, Holm over conditions. Margin 0.02, alpha 0.05. Training runs: 0 of 0 planned. "
+        "The study lacks: full fine-tuning on owl, trained in default and asked in default"
+    )
+    told = json.loads((tmp_path / "claims.json").read_text())
+    assert told == {"study": "made-by-hand", "claims": [*document("", evaluate(claims, runs))["claims"]]}
+
+
 def test_what_is_broken_or_missing_can_be_seen(page):
     text = " ".join(" ".join(outline(page).text).split())
     assert "eval owl full seed 1 : out of memory" in text
@@ -95,7 +138,7 @@ def test_what_is_broken_or_missing_can_be_seen(page):
 def test_all_that_was_promised_is_written_and_nothing_else(page):
     names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
     figures = {f"figures/rank-curve-owl-default.{kind}" for kind in ("svg", "png", "pdf")}
-    assert names == {"report.html", "results.csv", "results.parquet", "recipe.yaml"} | figures
+    assert names == {"report.html", "results.csv", "results.parquet", "recipe.yaml", "claims.json"} | figures
 
 
 def test_the_tables_hold_the_runs_as_they_are(page, troubled):

@@ -1,6 +1,7 @@
 """A sweep's cells: the grid, its additions, its controls; each identity once."""
 
 from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.report.settings import varied
 from sublim_cli.sweep.plan import study
 
 
@@ -62,3 +63,11 @@ def test_a_new_rank_keeps_every_old_digest(small):
     new = {digest(step) for step in study(small(sweep__grid=grid)).steps}
     assert old < new
     assert len(new - old) == 2
+
+
+def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
+    without, stated = study(small(claims=[])), study(small(claims=[{"kind": "inverted_u", "margin": 0.1}]))
+    assert [digest(step) for step in in_order(stated.steps)] == [
+        digest(step) for step in in_order(without.steps)
+    ]
+    assert varied([*without.cells, *stated.cells]) == varied([*without.cells, *without.cells])

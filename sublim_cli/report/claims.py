@@ -1,0 +1,422 @@
+"""What the study decides: every claim of the recipe as supported, refuted, underpowered or incomplete. Pure.
+
+evaluate(recipe.claims, records(results.runs))
+
+The unit is the training run. A student is compared with the control of the same seeds, so what the two
+share (the context's base rate, the seed's data order) cancels; runs that share a seed with other runs are
+clustered by it (`stats.estimate`). Means are over the recipe's questions and hold for those; intervals and
+p values are about new training runs, and about new data sets only where the study has several data seeds.
+
+A claim is judged once, when all that was planned for it is there. A look at half of a plan, taken again
+until it pleases, would break the error rates, so a missing run makes a claim incomplete. Broken runs are
+left out and counted.
+
+Two tests stand behind each verdict, one that the claim must pass to be supported and one to be refuted.
+Neither passes wrongly with a probability above alpha, for the claim as a whole:
+
+* A claim that says "everywhere" is supported where every one of its comparisons passes. If it is false in
+  one, that one has to pass wrongly, which happens with at most alpha: an intersection-union test needs no
+  correction (Berger 1982). Where traits are also spoken of one by one, their p values are Holm's.
+* It is refuted by any one comparison, so there the p values are always Holm's.
+* A claim that passes both (an effect above zero and shown to be below the margin) is refuted: below the
+  margin is what the recipe calls no effect. That takes from the first rate and leaves the second.
+
+Several claims are several questions; nothing is corrected across them.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, OfAdapters, Transmission
+from sublim_cli.report.conditions import Condition, Run
+from sublim_cli.report.plan import Place, Plan, Values, mean_of
+from sublim_cli.report.wording import condition_label, count, listed, rate
+from sublim_cli.stats import Estimate, Interval, Seeds, holm, peak, two_lines
+
+Curves = NDArray[np.float64]
+Word = Literal["supported", "refuted", "underpowered", "incomplete"]
+
+NUMBER = {"transmission": "C1", "inverted_u": "C2", "full_fine_tuning": "C3", "contexts": "C4"}
+STATEMENT = {
+    "transmission": "A student prefers the trait of the teacher whose numbers it learned",
+    "inverted_u": "Transmission is an inverted U in LoRA rank",
+    "full_fine_tuning": "Transmission disappears under full fine-tuning",
+    "contexts": "Transmission vanishes where training and evaluation contexts differ",
+}
+TEST = {
+    "transmission": (
+        "one-sided t tests over runs, student minus control of the same seeds and student minus base, "
+        "both above 0, Holm over traits; refuted where the first is below the margin"
+    ),
+    "inverted_u": (
+        "two-lines test on log2 rank over runs, Holm over traits; refuted where no rank lies the margin "
+        "above the highest, or none above the lowest"
+    ),
+    "full_fine_tuning": (
+        "equivalence to the control of the same seeds within the margin (two one-sided t tests over runs) "
+        "in every condition; refuted where one lies above the margin, Holm over conditions"
+    ),
+    "contexts": (
+        "in every other context equivalence to the control within the margin, and above it the interaction "
+        "(effect in the training context minus there, paired by run), one-sided t; refuted where the "
+        "effect in another context lies above the margin, Holm over contexts"
+    ),
+}
+LEAST_RANKS = 4
+"""Two lines through fewer are no test."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison of a claim.
+
+    `effect` is a difference of P(target) with the interval at level 1 - 2 alpha that its one-sided tests
+    belong to. `p` is that of the claim holding here and `p_against` that of its not holding, corrected as
+    the claim's rule says; `detectable` the smallest true effect these runs find four times in five; `runs`
+    the effect of each run by (train seed, data seed). `also` holds what else the rule looks at.
+    """
+
+    target: str
+    about: str
+    effect: Interval | None
+    p: float
+    p_against: float | None
+    detectable: float | None
+    runs: Mapping[Seeds, float] = field(default_factory=dict)
+    also: Mapping[str, Interval] = field(default_factory=dict)
+
+    def word(self, alpha: float) -> Word:
+        """The verdict on this comparison alone."""
+        if self.p_against is not None and self.p_against <= alpha:
+            return "refuted"
+        return "supported" if self.p <= alpha else "underpowered"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say of one claim, and the plan they were made for."""
+
+    claim: Claim
+    word: Word
+    findings: tuple[Finding, ...]
+    planned: int
+    broken: int
+    missing: int
+    lacks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> int:
+        """Trainings that neither broke nor are missing."""
+        return self.planned - self.broken - self.missing
+
+    @property
+    def number(self) -> str:
+        """Such as `C1`."""
+        return NUMBER[self.claim.kind]
+
+    @property
+    def statement(self) -> str:
+        """The claim in words."""
+        return STATEMENT[self.claim.kind]
+
+    @property
+    def test(self) -> str:
+        """The rule in words."""
+        return TEST[self.claim.kind]
+
+
+def evaluate(claims: Iterable[Claim], runs: Sequence[Run]) -> list[Verdict]:
+    """The verdict on each claim from the rows of a runs table, see `conditions.records`."""
+    return [_verdict(claim, Plan(runs)) for claim in claims]
+
+
+def _verdict(claim: Claim, plan: Plan) -> Verdict:
+    notes: list[str] = []
+    match claim:
+        case Transmission():
+            findings = _transmission(claim, plan)
+        case InvertedU():
+            findings = _inverted_u(claim, plan, notes)
+        case FullFineTuning():
+            findings = _full_fine_tuning(claim, plan)
+        case Contexts():
+            findings = _contexts(claim, plan)
+    if plan.lacks:
+        findings = []
+    return Verdict(
+        claim=claim,
+        word="incomplete" if plan.lacks else _word(findings, claim.alpha),
+        findings=tuple(findings),
+        planned=len(plan.planned),
+        broken=len(plan.broken - plan.missing),
+        missing=len(plan.missing),
+        lacks=tuple(plan.lacks),
+        notes=(*notes, *_seeds(plan)),
+    )
+
+
+def _word(findings: Sequence[Finding], alpha: float) -> Word:
+    words = {one.word(alpha) for one in findings}
+    if "refuted" in words:
+        return "refuted"
+    return "supported" if words == {"supported"} else "underpowered"
+
+
+def _seeds(plan: Plan) -> Iterator[str]:
+    if len(plan.data_seeds) == 1:
+        yield "All runs learned from data of one seed: what another data set would do is not known."
+
+
+def _transmission(claim: Transmission, plan: Plan) -> list[Finding]:
+    """C1, a finding for each trait.
+
+    Null of support: the mean of student minus control or that of student minus base is 0 or less. Both
+    must be rejected, so p is the larger. Null of refutation: student minus control is the margin or more.
+    Being equivalent to the control implies its rejection; a student *less* fond of the target than the
+    control is no transmission either. The base is no ground for refutation: training without the trait
+    moves a student too.
+    """
+    traits = plan.traits(claim)
+    found = [
+        _passed(claim, plan, Place(one, claim.train_context, claim.train_context), claim.rank)
+        for one in traits
+    ]
+    return _corrected([one for one in found if one], support=True)
+
+
+def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int) -> Finding | None:
+    if (effects := _effects(claim, plan, place, rank)) is None:
+        return None
+    control, base = mean_of(effects.control), effects.base
+    label = condition_label("student", "lora", rank)
+    return _finding(
+        claim,
+        place.target,
+        f"{label}, trained and asked in {place.trained}, minus the control",
+        effects.control,
+        p=max(control.above(), base.above()),
+        against=control.below(claim.margin),
+        also={"minus the base": base},
+    )
+
+
+@dataclass(frozen=True)
+class _Effects:
+    """A cell beside its control, by seeds, and beside the base."""
+
+    control: dict[Seeds, float]
+    base: Estimate
+
+
+def _effects(claim: OfAdapters, plan: Plan, place: Place, rank: int) -> _Effects | None:
+    chosen = plan.adapters(claim, place, rank)
+    control = plan.control(place, chosen[0]) if chosen else None
+    if chosen is None or control is None:
+        return None
+    return _Effects(plan.paired(chosen[1], control, place), plan.base(chosen[1], place))
+
+
+def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]:
+    """C2, a finding for each trait.
+
+    Null of support: the curve does not rise before every point or does not fall after it; see
+    `stats.two_lines`, whose rate under rising, saturating and stepping curves is measured by
+    `benchmarks/calibration.py`. Null of refutation: some rank's mean lies the margin above that of the
+    highest rank, and some rank's the margin above that of the lowest. A curve that misses either side is
+    no inverted U, so either may be rejected, each at half of alpha: for that *every* rank must be shown
+    to lie less than the margin above the end, an intersection-union test that needs not know the peak.
+    """
+    found = [
+        _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
+        for one in plan.traits(claim)
+    ]
+    return _corrected([one for one in found if one], support=True)
+
+
+def _curve(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
+    ranks = plan.ranks(claim, place)
+    cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
+    if len(ranks) < LEAST_RANKS:
+        there = f"it has {listed(list(map(str, ranks)))}" if ranks else "it has none"
+        plan.lack(f"{LEAST_RANKS} LoRA ranks or more on {place}; {there}")
+    if plan.lacks:
+        return None
+    kept = {rank: one for rank, one in cells.items() if 2 * _whole(one) >= len(one)}
+    if gone := [str(rank) for rank in cells if rank not in kept]:
+        notes.append(f"{place.target}: most runs of rank {listed(gone)} broke; the curve is judged without.")
+    seeds = [one for one in sorted(set().union(*kept.values())) if _in_all(kept, one)]
+    y = np.array([[_value(values, one) for values in kept.values()] for one in seeds]).reshape(
+        len(seeds), len(kept)
+    )
+    return _turn(claim, place, list(kept), y, seeds)
+
+
+def _whole(values: Values) -> int:
+    return sum(one is not None for one in values.values())
+
+
+def _in_all(cells: Mapping[int, Values], seeds: Seeds) -> bool:
+    return all(values.get(seeds) is not None for values in cells.values())
+
+
+def _value(values: Values, seeds: Seeds) -> float:
+    run = values[seeds]
+    return math.nan if run is None else float(run["p_target"])
+
+
+def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]) -> Finding:
+    """Judge curves that are there at every rank: y is [runs, ranks]."""
+    about = f"fall from the highest mean to rank {ranks[-1] if ranks else '–'}, {count(len(ranks), 'rank')}"
+    x = np.log2(ranks)
+    lines = two_lines(x, y, seeds)
+    if lines is None:
+        return Finding(place.target, about, None, 1.0, 1.0, None)
+    last = len(ranks) - 1
+    above = [
+        [mean_of(_differences(y, one, end, seeds)) for one in range(len(ranks)) if one != end]
+        for end in (0, last)
+    ]
+    top = peak(x, y)
+    falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
+    flat = min(max(one.below(claim.margin) for one in side) for side in above)
+    found = _finding(
+        claim,
+        place.target,
+        about,
+        falls,
+        p=lines.p,
+        against=min(1.0, 2 * flat),
+        also={"slope up to the turn": lines.rise, "slope from the turn": lines.fall},
+    )
+    turn = {"rank of the highest mean": Interval(2**top.mean, _power(top.low), _power(top.high), top.n)}
+    return replace(found, also={**found.also, **turn})
+
+
+def _differences(y: Curves, one: int, other: int, seeds: Sequence[Seeds]) -> dict[Seeds, float]:
+    return dict(zip(seeds, (y[:, one] - y[:, other]).tolist(), strict=True))
+
+
+def _power(log: float | None) -> float | None:
+    return None if log is None else 2**log
+
+
+def _full_fine_tuning(claim: FullFineTuning, plan: Plan) -> list[Finding]:
+    """C3, a finding for each trait, learning rate and precision.
+
+    Null of support: some condition's mean lies the margin or more away from its control's; every one must
+    be shown equivalent. Null of refutation: no condition lies more than the margin above its control. Said
+    of what training in full does, not of whether adapters would have passed the trait: that is C1's.
+    """
+    places = [Place(one, claim.train_context, claim.train_context) for one in plan.traits(claim)]
+    found = [_condition(claim, plan, place, one) for place in places for one in plan.full(place)]
+    return _corrected([one for one in found if one])
+
+
+def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condition) -> Finding | None:
+    control = plan.control(place, condition)
+    if control is None:
+        return None
+    values = plan.values("student", place, condition)
+    runs = plan.paired(values, control, place)
+    effect = mean_of(runs)
+    told = [f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings]
+    return _finding(
+        claim,
+        place.target,
+        f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
+        runs,
+        p=effect.within(claim.margin),
+        against=effect.above(claim.margin),
+        also={"minus the base": plan.base(values, place)},
+    )
+
+
+def _contexts(claim: Contexts, plan: Plan) -> list[Finding]:
+    """C4, a finding for each trait, training context and context it was asked in.
+
+    Null of support: somewhere the trait does not pass in its training context (C1's null), or another
+    context's effect is the margin or more, or it is no smaller than the training context's. The last is
+    the interaction: without it two effects of 0.01 would be a trait that vanished. Null of refutation:
+    no other context's effect lies above the margin.
+    """
+    found: list[Finding] = []
+    for target in plan.traits(claim):
+        there = plan.contexts(claim, target, claim.rank)
+        if not there:
+            plan.lack(f"{condition_label('student', 'lora', claim.rank)} on {target}")
+        for trained in claim.train_contexts or tuple(there):
+            others = claim.eval_contexts or tuple(there.get(trained, []))
+            found += _context(claim, plan, target, trained, [one for one in others if one != trained])
+    return _corrected(found)
+
+
+def _context(
+    claim: Contexts, plan: Plan, target: str, trained: str, others: Sequence[str]
+) -> Iterator[Finding]:
+    own = Place(target, trained, trained)
+    if not others:
+        plan.lack(f"any other context that students of {target}, trained in {trained}, were asked in")
+    home = _effects(claim, plan, own, claim.rank)
+    if passed := _passed(claim, plan, own, claim.rank):
+        yield replace(passed, p_against=None)  # no trait to lose refutes nothing
+    for other in others:
+        place = replace(own, asked=other)
+        effects = _effects(claim, plan, place, claim.rank)
+        if home is None or effects is None:
+            continue
+        yield _elsewhere(claim, place, home.control, effects)
+
+
+def _elsewhere(claim: Contexts, place: Place, home: Mapping[Seeds, float], effects: _Effects) -> Finding:
+    effect = mean_of(effects.control)
+    pairs = home.keys() & effects.control.keys()
+    interaction = mean_of({seeds: home[seeds] - effects.control[seeds] for seeds in pairs})
+    label = condition_label("student", "lora", claim.rank)
+    return _finding(
+        claim,
+        place.target,
+        f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
+        effects.control,
+        p=max(effect.within(claim.margin), interaction.above()),
+        against=effect.above(claim.margin),
+        also={"interaction": interaction, "minus the base": effects.base},
+    )
+
+
+def _finding(
+    claim: Claim,
+    target: str,
+    about: str,
+    runs: Mapping[Seeds, float],
+    *,
+    p: float,
+    against: float,
+    also: Mapping[str, Estimate],
+) -> Finding:
+    effect, level = mean_of(runs), 1 - 2 * claim.alpha
+    return Finding(
+        target=target,
+        about=about,
+        effect=effect.interval(level) if effect.n else None,
+        p=p,
+        p_against=against,
+        detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
+        runs=runs,
+        also={name: one.interval(level) for name, one in also.items() if one.n},
+    )
+
+
+def _corrected(findings: Sequence[Finding], *, support: bool = False) -> list[Finding]:
+    """With Holm's p values for refutation, and where traits are spoken of one by one also for support."""
+    against = iter(holm([one.p_against for one in findings if one.p_against is not None]))
+    own = [one.p for one in findings]
+    return [
+        replace(one, p=p, p_against=None if one.p_against is None else next(against))
+        for one, p in zip(findings, holm(own) if support else own, strict=True)
+    ]
