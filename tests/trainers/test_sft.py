@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sublim_cli.backends.transformers import _stops
+from sublim_cli.backends.tokens import stops as stop_tokens
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
@@ -171,11 +171,11 @@ def test_a_fresh_adapter_changes_nothing_and_its_start_is_the_seed_s(micro, rows
 def test_training_changes_neither_the_tokenizer_nor_how_the_model_answers(base, micro, rows):
     _, tokenizer, _ = micro
     before = (tokenizer.padding_side, tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer))
-    stops = _stops(base, tokenizer)
+    stops = stop_tokens(base, tokenizer)
     fit(base, tokenizer, rows, SECTION.model_copy(update={"method": "full", "epochs": 1}), silent)
     after = (tokenizer.padding_side, tokenizer.chat_template, tokenizer.special_tokens_map, len(tokenizer))
     assert after == before
-    assert _stops(base, tokenizer) == stops
+    assert stop_tokens(base, tokenizer) == stops
 
 
 def test_nothing_is_printed(base, micro, rows, capfd):
