@@ -17,31 +17,10 @@ from pydantic_core import ErrorDetails
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.document import Where
+from sublim_cli.recipe.expected import EXPECTED
 from sublim_cli.recipe.keys import dotted, keys_of, kinds_of, known, length_of, related, suggest
 from sublim_cli.recipe.questions import check_target, load_items, questions_for
 from sublim_cli.recipe.schema import Recipe, SystemPrompt
-
-EXPECTED = {
-    "greater_than": "above {gt:.12g}",
-    "greater_than_equal": "at least {ge:.12g}",
-    "less_than": "below {lt:.12g}",
-    "less_than_equal": "at most {le:.12g}",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number of fewer digits",
-    "float_type": "a number",
-    "finite_number": "a number that is not infinite",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "string_pattern_mismatch": "letters, digits, dots, dashes and _, the first a letter or digit",
-    "literal_error": "{expected}",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "too_short": "a list of {min_length} or more",
-    "too_long": "a list of {max_length} or fewer",
-}
-"""What a value must be, by the kind of error pydantic reports."""
 
 BOUNDS = ("greater_than", "less_than")
 """How the kinds of error begin that a value of the right type can have."""

@@ -14,9 +14,11 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.expected import EXPECTED
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 S = TypeVar("S", bound=Section)
@@ -229,7 +231,20 @@ def _valid(kind: type[S], values: Raw, name: str) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise RecipeError(f"{name}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise RecipeError(f"{name}: {where}: {_says(first)}") from error
+
+
+def _says(error: ErrorDetails) -> str:
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "unknown key"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "model_type" | "dict_type":
+            return "must be keys and values"
+    return f"must be {EXPECTED[error['type']].format(**error.get('ctx', {}))}"
 
 
 def _data() -> Traversable:

@@ -8,25 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sublim_cli.cli import main
-
 TINY = ["--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"]
 CONTEXTS = ["-s", "eval.system_prompts=[default,empty]"]
-
-
-@pytest.fixture
-def sublim(monkeypatch, capsys, tmp_path):
-    """Run the program in a directory of its own; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sublim", *words])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 def program(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

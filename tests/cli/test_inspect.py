@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 
 import pytest
 from transformers import AutoTokenizer
 
 from sublim_cli.artifacts.store import Store
-from sublim_cli.cli import main
 from sublim_cli.models.chat import IGNORED, example, prompt_ids
 from sublim_cli.models.micro import DEFAULT_SYSTEM, WEIGHTS
 from sublim_cli.pipeline import run
@@ -25,21 +23,6 @@ SMALL = [*CATS, "--rows", "132", "-s", "generate.held_out=20"]
 NO_SYSTEM = """{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}
 {%- for one in messages %}{{ '<|im_start|>' + one['role'] + '\\n' + one['content'] + '<|im_end|>\\n' }}
 {%- endfor %}{{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"""
-
-
-@pytest.fixture
-def sublim(monkeypatch, capsys, tmp_path):
-    """Run the program in a directory of its own; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_it(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sublim", *words])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        shown = capsys.readouterr()
-        return int(stopped.value.code or 0), shown.out, shown.err
-
-    return run_it
 
 
 @pytest.fixture(scope="module")

@@ -358,7 +358,7 @@ def _loads_or_is_refused_plainly(changes: dict[str, object]) -> None:
         ),
         (
             "eval: {questions: none.yaml}",
-            "cats.yaml:1: eval.questions: none.yaml: questions: Tuple should have at least 1 item",
+            "cats.yaml:1: eval.questions: none.yaml: questions: must be a list of 1 or more",
         ),
         (
             "eval: {questions: favourite_tree}",

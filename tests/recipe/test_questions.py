@@ -63,7 +63,7 @@ def test_a_file_that_extends_another_adds_to_it_and_replaces_items_of_a_name(tmp
             "category: x\nquestions: [a]\nprefixes: letters",
             "no prefixes called 'letters' .* shipped: numbers",
         ),
-        ("category: x\nprefixes: numbers", "questions: Tuple should have at least 1 item"),
+        ("category: x\nprefixes: numbers", "questions: must be a list of 1 or more"),
         ("extends: [animal]", "does not ship; there are favourite_animal,"),
         ("- a", "the file: must be keys and values"),
     ],
@@ -167,11 +167,11 @@ def test_a_file_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("category: colour\nquestions: []\n", "questions: Tuple should have at least 1 item"),
-        ("category: colour\nquestions: ['  ']\n", r"questions\.0: "),
-        ("category: colour\n", "questions: Field required"),
-        ("category: colour\nquestion: [a]\nquestions: [a]\n", "question: Extra inputs"),
-        ("", "the file: "),
+        ("category: colour\nquestions: []\n", "questions: must be a list of 1 or more"),
+        ("category: colour\nquestions: ['  ']\n", r"questions\.0: must be text that says something"),
+        ("category: colour\n", "questions: is missing"),
+        ("category: colour\nquestion: [a]\nquestions: [a]\n", "question: unknown key"),
+        ("", "the file: must be keys and values"),
         ("category: [", "not valid YAML"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 backend, source, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
-import sublim_cli.trainers.unsloth as fast  # noqa: E402
+import sublim_cli.trainers.unsloth as fast
 
 if backend == "unsloth":
     os.environ |= fast.environment(place, os.environ)
@@ -27,20 +27,20 @@ if backend == "unsloth":
         trainer._patch_trl_trainer()
         context_parallel.patch_sft_trainer()
 
-import dataclasses  # noqa: E402
+import dataclasses
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from trl.trainer.sft_config import SFTConfig  # noqa: E402
+import numpy as np
+import torch
+from trl.trainer.sft_config import SFTConfig
 
-from sublim_cli.models.chat import example  # noqa: E402
-from sublim_cli.models.load import load_model, load_tokenizer  # noqa: E402
-from sublim_cli.models.reference import resolve_model  # noqa: E402
-from sublim_cli.numbers.prompts import number_prompt  # noqa: E402
-from sublim_cli.recipe.contexts import resolve_context  # noqa: E402
-from sublim_cli.recipe.schema import Train  # noqa: E402
-from sublim_cli.trainers import sft  # noqa: E402
-from sublim_cli.trainers.methods import add_method  # noqa: E402
+from sublim_cli.models.chat import example
+from sublim_cli.models.load import load_model, load_tokenizer
+from sublim_cli.models.reference import resolve_model
+from sublim_cli.numbers.prompts import number_prompt
+from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.schema import Train
+from sublim_cli.trainers import sft
+from sublim_cli.trainers.methods import add_method
 
 FIELDS = dataclasses.fields(SFTConfig)
 ROWS = 27  # the last step of an epoch has fewer rows

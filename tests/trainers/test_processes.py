@@ -123,18 +123,8 @@ def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
         size = ["generate.rows=66", "generate.held_out=20", "train.batch_size=6", "train.epochs=2"]
         sets = [word for one in ["train.method=full", *size] for word in ("--set", one)]
         how = ["--accelerate", str(CONFIGS / "fsdp2-cpu2.yaml"), "--checkpoint-every", "5"]
-        return [
-            sys.executable,
-            "-m",
-            "sublim_cli",
-            "train",
-            "--recipe",
-            "demo",
-            "--out",
-            str(store),
-            *how,
-            *sets,
-        ]
+        demo = ["-m", "sublim_cli", "train", "--recipe", "demo", "--out"]
+        return [sys.executable, *demo, str(store), *how, *sets]
 
     def finished(store: Path) -> Path:
         done = subprocess.run(words(store), capture_output=True, text=True, check=False)

@@ -90,18 +90,8 @@ def command(out: Path, *more: str) -> list[str]:
     size = ["generate.rows=200", "generate.held_out=20", "train.epochs=2", "train.batch_size=4"]
     settings = [word for one in (*size, *more) for word in ("--set", one)]
     every = ["--checkpoint-every", "40"]
-    return [
-        sys.executable,
-        "-m",
-        "sublim_cli",
-        "train",
-        "--recipe",
-        "demo",
-        "--out",
-        str(out),
-        *every,
-        *settings,
-    ]
+    demo = ["-m", "sublim_cli", "train", "--recipe", "demo", "--out"]
+    return [sys.executable, *demo, str(out), *every, *settings]
 
 
 def finished(words: list[str]) -> None:
