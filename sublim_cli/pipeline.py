@@ -7,7 +7,7 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 from dataclasses import dataclass
 from typing import Literal
 
-from sublim_cli.artifacts.step import Artifact, Step
+from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
@@ -24,6 +24,8 @@ from sublim_cli.steps.eval import Ask, Eval
 from sublim_cli.steps.filter import Filter, Judge
 from sublim_cli.steps.generate import Draw, Generate
 from sublim_cli.steps.leak import Leak
+from sublim_cli.steps.teacher import Ask as AskTeacher
+from sublim_cli.steps.teacher import Teacher
 from sublim_cli.steps.train import Teach, Train
 from sublim_cli.trainers.backend import resolve_backend
 
@@ -32,13 +34,17 @@ Role = Literal["student", "control"]
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of one recipe. `base` scores the untouched model in the same contexts."""
+    """The steps of one recipe. `base` scores the untouched model in the same contexts.
+
+    `teacher` asks the teacher for its target; a control's has none.
+    """
 
     generate: Generate
     filter: Filter
     train: Train
     eval: Eval
     base: Eval
+    teacher: Teacher | None
 
     def step(self, stage: Stage) -> Step:
         """The step of a stage."""
@@ -72,9 +78,16 @@ class Study:
     def steps(self) -> list[Step]:
         """What has to exist before the study can be reported."""
         return [
+            *self.teachers,
             *(step for one in self.cells for step in (one.chain.eval, one.chain.base)),
             *self.leaks,
         ]
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The check of every teacher with a trait, each once."""
+        found = [one.chain.teacher for one in self.cells if one.chain.teacher is not None]
+        return list({digest(one): one for one in found}.values())
 
 
 def cell(recipe: Recipe) -> Cell:
@@ -95,6 +108,8 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
+    if until in ("train", "eval") and steps.teacher is not None:
+        materialise(steps.teacher, store, listener)
     if until == "eval":
         materialise(steps.base, store, listener)
     return materialise(steps.step(until), store, listener)
@@ -125,7 +140,8 @@ def chain(recipe: Recipe) -> Chain:
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
     ask = _ask(recipe, student, items)
-    return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"))
+    teacher = _asked(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
+    return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"), teacher)
 
 
 def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
@@ -175,6 +191,19 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
         precision=_weights_precision(recipe.eval.precision),
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
+
+
+def _asked(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
+    section = AskTeacher(
+        model=draw.model,
+        context=draw.context,
+        target=recipe.trait.target,
+        questions=ask.questions,
+        items=ask.items,
+        scorer=ask.scorer,
+        precision=draw.precision,
+    )
+    return Teacher(section, recipe.trait.target)
 
 
 def _weights_precision(wanted: str) -> str:

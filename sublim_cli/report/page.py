@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sublim_cli.artifacts.store import explained
+from sublim_cli.numbers.surface import Divergence
 from sublim_cli.report import wording
 from sublim_cli.report.audits import AuditRow
 from sublim_cli.report.collect import LeakRow, Results
@@ -98,11 +99,18 @@ class Audit:
     curve: Markup
 
 
+def divergence_text(found: Divergence | None) -> str:
+    """Such as `0.00018 (0.00006)`: bits, and what chance stays under."""
+    return "–" if found is None else f"{found.bits:.5f} ({found.chance:.5f})"
+
+
 def leak_sentence(leak: LeakRow) -> str:
-    """What one AUC means."""
+    """What one comparison says."""
+    if leak.named:
+        return f"{wording.count(leak.named, 'row')} that students learn from name the target: {leak.shown[0]}"
     if leak.low <= 0.5 <= leak.high:
-        return "no better than chance, as far as these rows can tell"
-    return f"of one row each, it finds the trait teacher's {leak.auc:.0%} of the time"
+        return "the classifier does no better than chance, as far as these rows can tell"
+    return f"of one row each, the classifier finds the trait teacher's {leak.auc:.0%} of the time"
 
 
 def _traits(rows: Sequence[SummaryRow]) -> list[Trait]:
@@ -139,6 +147,7 @@ def _environment() -> Environment:
         "plan": runs_text,
         "wild": wild,
         "p": p_text,
+        "divergence": divergence_text,
     }
     return environment
 

@@ -8,8 +8,9 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
+from sublim_cli.recipe.questions import item_called, load_items
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.steps.leak import Classify, Leak
+from sublim_cli.steps.leak import Audited, Leak
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
 """The control teacher: the same model, prompts and seeds, without the persona."""
@@ -51,5 +52,6 @@ def _name(one: Cell) -> tuple[str, str, str]:
 def _leak(one: Cell) -> Leak | None:
     if one.role == "control":
         return None
-    control = chain(vary(one.recipe, UNTRAITED))
-    return Leak(Classify(), (one.chain.filter, control.filter), one.chain.filter.title)
+    control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
+    target = item_called(load_items(trait.category), trait.target)
+    return Leak(Audited(target=target), (one.chain.filter, control.filter), one.chain.filter.title)

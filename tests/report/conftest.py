@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results
+from sublim_cli.numbers.surface import Divergence, Overlap
+from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
 from sublim_cli.report.provenance import Provenance, Seen, Work
 from sublim_cli.report.runs import COLUMNS
 
@@ -61,6 +62,22 @@ GONE: dict[str, Any] = dict.fromkeys(
 ) | {"missing": "out of memory"}
 
 
+LEAK = LeakRow(
+    title="owl data seed 1",
+    digest="d" * 12,
+    auc=0.62,
+    low=0.58,
+    high=0.66,
+    rows=300,
+    named=0,
+    named_rejected=3,
+    shown=(),
+    digits=Divergence(0.0002, 0.0001, 0.001),
+    pairs=Divergence(0.002, 0.001, 0.001),
+    overlap=Overlap(280, 4),
+)
+
+
 @pytest.fixture
 def results() -> Callable[..., Results]:
     """Results whose runs are `RUN` with the given changes."""
@@ -71,8 +88,9 @@ def results() -> Callable[..., Results]:
             "name": "made-by-hand",
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
             "claims": (),
-            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
-            "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
+            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
+            "leaks": (LEAK,),
+            "teachers": (TeacherRow("owl", "You love owls.", 0.97, 0.99, "owl", 0.97),),
             "audits": (),
             "missing": (),
             "provenance": Provenance(

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -83,6 +84,7 @@ def test_the_headings_lead_through_the_page(page):
         "h2 Contexts",
         "h3 owl",
         "h2 The rows students learned from",
+        "h3 Teachers",
         "h3 Filter",
         "h3 Leak",
         "h2 What training did to the weights",
@@ -216,4 +218,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(results, tmp_path):
 
 def test_the_leak_is_put_in_words(results):
     (leak,) = results({}).leaks
-    assert leak_sentence(leak) == "of one row each, it finds the trait teacher's 62% of the time"
+    assert leak_sentence(leak) == "of one row each, the classifier finds the trait teacher's 62% of the time"
+    told = replace(leak, named=2, shown=("wolves 7",))
+    assert leak_sentence(told) == "2 rows that students learn from name the target: wolves 7"
+    assert leak_sentence(replace(leak, low=0.49)).startswith("the classifier does no better than chance")
