@@ -19,7 +19,7 @@ from sublim_cli.report.claims import Verdict, evaluate
 from sublim_cli.report.conditions import records
 from sublim_cli.report.provenance import Provenance, trace
 from sublim_cli.report.readings import Shelf, Training
-from sublim_cli.report.runs import runs_table
+from sublim_cli.report.runs import items_table, runs_table
 from sublim_cli.steps.files import LEAK, REASONS, SURFACE, TEACHER, read_json
 from sublim_cli.steps.leak import Leak
 
@@ -93,10 +93,11 @@ class Missing:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report says, before it is put into words. `runs` is the table of `report.runs`."""
+    """Everything the report says, before it is put into words. For `runs` and `items` see `report.runs`."""
 
     name: str
     runs: pd.DataFrame
+    items: pd.DataFrame
     claims: tuple[Verdict, ...]
     filters: tuple[FilterRow, ...]
     leaks: tuple[LeakRow, ...]
@@ -119,6 +120,7 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     return Results(
         name=study.name,
         runs=runs,
+        items=items_table(study, shelf),
         claims=tuple(evaluate(recipe.claims, records(runs))),
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),

@@ -19,6 +19,7 @@ from sublim_cli.report.conditions import Condition, records
 from sublim_cli.report.curves import RankCurve, rank_curves
 from sublim_cli.report.figures import figure_files, inline_svg, sparkline
 from sublim_cli.report.matrix import matrices
+from sublim_cli.report.movers import movers
 from sublim_cli.report.provenance import RECIPE
 from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.told import told
@@ -30,9 +31,10 @@ CLAIMS = "claims.json"
 
 
 def write_report(results: Results, directory: Path) -> Path:
-    """Write `report.html`, `claims.json`, `results.parquet`, `results.csv`, `recipe.yaml` and `figures/`.
+    """Write the page, `claims.json`, the tables, `recipe.yaml` and `figures/`. Returns the page's path.
 
-    Each file is written beside its place and then moved there. Returns the page's path.
+    The tables are `results.parquet` and `.csv`, and `items.parquet` with every item of every run. Each
+    file is written beside its place and then moved there.
 
     Raises:
         ArtifactError: the directory cannot be written.
@@ -45,6 +47,7 @@ def write_report(results: Results, directory: Path) -> Path:
                 _put(directory / FIGURES / name, content)
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
         _put(directory / "results.parquet", results.runs.to_parquet(index=False))
+        _put(directory / "items.parquet", results.items.to_parquet(index=False))
         _put(directory / CLAIMS, claims_file(results))
         _put(directory / RECIPE, results.provenance.recipe.encode())
         _put(directory / PAGE, render(results, curves).encode())
@@ -67,6 +70,7 @@ def render(results: Results, curves: Sequence[RankCurve]) -> str:
         models=[one.split(" (")[0] for one in results.provenance.versions["model"]],
         traits=_traits(rows),
         figures=[Figure(one, Markup(inline_svg(one))) for one in curves],
+        moved=movers(results.items, rows, results.runs),
         matrices=matrices(rows),
         leaks=[(one, leak_sentence(one)) for one in results.leaks],
         audits=_audits(results.audits, rows),

@@ -1,6 +1,6 @@
 """Results made by hand, for reports of what is dear or impossible to train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +9,7 @@ import pytest
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
 from sublim_cli.report.provenance import Provenance, Seen, Work
-from sublim_cli.report.runs import COLUMNS
+from sublim_cli.report.runs import COLUMNS, ITEMS
 
 RUN: dict[str, Any] = {
     "name": "owl lora r8 lr 2e-3 seed 1",
@@ -29,8 +29,12 @@ RUN: dict[str, Any] = {
     "p_target": 0.4,
     "p_target_base": 0.1,
     "difference": 0.3,
+    "log_form": -1.2,
+    "log_form_base": -2.7,
     "p_any": 0.99,
     "p_any_base": 0.98,
+    "entropy": 1.5,
+    "entropy_base": 2.5,
     "number_loss": 3.2,
     "number_loss_before": 3.3,
     "trained_parameters": 10_000,
@@ -56,7 +60,8 @@ BASE: dict[str, Any] = {
 FULL: dict[str, Any] = {"method": "full", "rank": None, "alpha": None, "learning_rate": 2e-4}
 GONE: dict[str, Any] = dict.fromkeys(
     (
-        *("p_target", "difference", "p_any", "number_loss", "number_loss_before", "unresolved"),
+        *("p_target", "difference", "log_form", "p_any", "entropy", "unresolved"),
+        *("number_loss", "number_loss_before"),
         *("trained_parameters", "changed", "update_norm", "stable_rank"),
     )
 ) | {"missing": "out of memory"}
@@ -78,6 +83,17 @@ LEAK = LeakRow(
 )
 
 
+def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """What every trained run says of owl, as the run does, and of cat, which loses what owl gained."""
+    keys = dict.fromkeys((one["target"], one["eval_digest"], one["eval_context"]) for one in runs)
+    rows = [
+        dict(zip(ITEMS, (*key, item, p, 0.3), strict=True))
+        for key in keys
+        for item, p in [("owl", 0.5), ("cat", 0.1)]
+    ]
+    return pd.DataFrame(rows, columns=list(ITEMS)).astype(ITEMS)
+
+
 @pytest.fixture
 def results() -> Callable[..., Results]:
     """Results whose runs are `RUN` with the given changes."""
@@ -87,6 +103,7 @@ def results() -> Callable[..., Results]:
         found: dict[str, Any] = {
             "name": "made-by-hand",
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+            "items": items(rows),
             "claims": (),
             "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
             "leaks": (LEAK,),

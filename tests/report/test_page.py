@@ -17,7 +17,9 @@ from sublim_cli.report.verdicts import document
 
 VOID = {"meta", "link", "br"}
 FORBIDDEN = {"script", "img", "iframe", "object", "embed", "image"}
-ALLOWED_LINKS = re.compile(r"(data:,|#[\w-]+|results\.(csv|parquet)|claims\.json|figures/|recipe\.yaml)$")
+ALLOWED_LINKS = re.compile(
+    r"(data:,|#[\w-]+|results\.(csv|parquet)|items\.parquet|claims\.json|figures/|recipe\.yaml)$"
+)
 
 
 class Outline(HTMLParser):
@@ -80,6 +82,7 @@ def test_the_headings_lead_through_the_page(page):
         "h2 Missing",
         "h2 How likely the target is named",
         "h3 owl",
+        "h3 What else moved",
         "h2 Rank curves",
         "h2 Contexts",
         "h3 owl",
@@ -140,7 +143,10 @@ def test_what_is_broken_or_missing_can_be_seen(page):
 def test_all_that_was_promised_is_written_and_nothing_else(page):
     names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
     figures = {f"figures/rank-curve-owl-default.{kind}" for kind in ("svg", "png", "pdf")}
-    assert names == {"report.html", "results.csv", "results.parquet", "recipe.yaml", "claims.json"} | figures
+    assert names == {
+        *("report.html", "results.csv", "results.parquet", "items.parquet", "recipe.yaml", "claims.json"),
+        *figures,
+    }
 
 
 def test_the_tables_hold_the_runs_as_they_are(page, troubled):
