@@ -17,17 +17,12 @@ from sublim_cli.recipe.schema import LEARNING_RATE, CurveKind, PerRank, Recipe
 from sublim_cli.recipe.student import RANKED
 from sublim_cli.report.conditions import Run
 from sublim_cli.report.plan import mean_of
-from sublim_cli.report.rates import Choice, Chosen, Grid, Row, choose, common_seeds, grid_of, mean_over
+from sublim_cli.report.rates import TITLE, Choice, Chosen, Grid, Row, choose, common_seeds, grid_of, mean_over
 from sublim_cli.report.wording import bounds, condition_label, difference, listed, nats, rate
 from sublim_cli.stats import Interval, Seeds
 
-KINDS: tuple[CurveKind, ...] = ("fixed", "best", "loss_matched", "norm_matched")
-TITLE: dict[CurveKind, str] = {
-    "fixed": "one learning rate",
-    "best": "each at its best learning rate",
-    "loss_matched": "at equal number loss",
-    "norm_matched": "at equal update norm",
-}
+MATCHED: tuple[CurveKind, ...] = ("best", "loss_matched", "norm_matched")
+KINDS: tuple[CurveKind, ...] = ("fixed", *MATCHED)
 
 
 @dataclass(frozen=True)
@@ -151,12 +146,10 @@ def _panel(
     fixed: float | None,
 ) -> Panel:  # fmt: skip
     grid, full = grid_of(own, "rank"), grid_of(in_full, "precision")
-    shared = common_seeds(grid, full)
-    seeds = shared or common_seeds(grid)
+    seeds, shared = common_seeds(grid), common_seeds(grid, full)
     curves = {kind: choose(kind, grid, seeds, fixed=fixed) for kind in KINDS}
-    beside = [
-        choose(kind, full, shared, reference=curves[kind].reference) for kind in KINDS if kind != "fixed"
-    ]
+    references = {kind: choose(kind, grid, shared).reference for kind in MATCHED}
+    beside = [choose(kind, full, shared, reference=one) for kind, one in references.items()]
     bases = [run["p_target_base"] for run in (*own, *in_full) if run["p_target_base"] is not None]
     return Panel(
         *place,

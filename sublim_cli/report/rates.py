@@ -33,6 +33,12 @@ Row = int | str
 Grid = Mapping[Row, Mapping[float, Sequence[Run]]]
 """The runs of every row at every learning rate."""
 
+TITLE: dict[CurveKind, str] = {
+    "fixed": "one learning rate",
+    "best": "each at its best learning rate",
+    "loss_matched": "at equal number loss",
+    "norm_matched": "at equal update norm",
+}
 LEAST_RATES = 3
 """Fewer have no inner rate, so a best one cannot be told from an edge."""
 

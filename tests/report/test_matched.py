@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_cli.recipe.schema import PerRank, Recipe, Train
+from sublim_cli.recipe.schema import InvertedU, PerRank, Recipe, Train
+from sublim_cli.report.claims import evaluate
 from sublim_cli.report.matched import KINDS, fixed_rate, matched_curves
 from sublim_cli.report.rates import common_seeds, grid_of
 
@@ -248,6 +249,80 @@ def test_students_of_other_settings_have_a_panel_of_their_own():
     assert means(second.curves[0]) == pytest.approx([0.7] * 4)
     rows = {one["eval_context"]: one for one in [*runs, {**runs[0], "eval_context": "empty"}]}
     assert len(matched_curves(list(rows.values()), 3.2e-3)) == 1
+
+
+def verdicts(runs, **more):
+    claims = [
+        InvertedU(curve=kind, learning_rate=3.2e-3 if kind == "fixed" else None, **more) for kind in KINDS
+    ]
+    return {one.claim.curve: one for one in evaluate(claims, runs)}
+
+
+def test_an_inverted_u_of_step_sizes_does_not_survive_matching():
+    def steps(rank, norm):
+        return hump(norm / 8)
+
+    found = verdicts(world(steps, loss=lambda rank, norm: loss_of(norm / 4), spread=0.004, full=False))
+    assert {kind: one.word for kind, one in found.items()} == {
+        "fixed": "supported",
+        **dict.fromkeys(KINDS[1:], "refuted"),
+    }
+    assert [
+        one.statement.removeprefix("Transmission is an inverted U in LoRA rank") for one in found.values()
+    ] == [
+        "",
+        ", each at its best learning rate",
+        ", at equal number loss",
+        ", at equal update norm",
+    ]
+
+
+def test_an_inverted_u_of_the_rank_itself_survives_matching():
+    gains = {1: 0.1, 4: 0.4, 16: 0.2, 64: 0.1}
+    runs = world(lambda rank, norm: 0.1 + gains[rank], spread=0.004, full=False)
+    found = verdicts(runs)
+    assert {one.word for one in found.values()} == {"supported"}
+    assert found["best"].notes == (
+        "owl: of rank 64 the lowest learning rate tried was taken, and the one sought may lie beyond it.",
+    )
+    assert (found["fixed"].planned, found["best"].planned) == (16, 96)
+
+
+def test_a_curve_of_chosen_rates_needs_a_grid_at_four_ranks():
+    runs = world(lambda rank, norm: hump(norm), full=False)
+    here = "on owl, trained in default and asked in default"
+    one_rate = [run for run in runs if run["learning_rate"] == 3.2e-3]
+    assert verdicts(one_rate)["best"].lacks == (
+        f"4 LoRA ranks or more {here} that can be compared each at its best learning rate; it has none",
+    )
+    fewer = [run for run in runs if run["rank"] < 64 or run["learning_rate"] == 3.2e-3]
+    assert verdicts(fewer)["norm_matched"].lacks == (
+        f"4 LoRA ranks or more {here} that can be compared at equal update norm; it has 1, 4 and 16",
+    )
+    runs += [{**run, "precision": "bf16_mixed"} for run in runs if run["rank"] == 4]
+    lacks = verdicts(runs)["best"].lacks
+    assert lacks[0] == (
+        f"LoRA rank 4, lr 2e-4 {here}: there are 2 kinds; the claim must name its `precision` "
+        "(bf16_mixed and fp32)"
+    )
+    assert verdicts(runs, precision="fp32")["best"].word != "incomplete"
+
+
+def test_a_run_of_the_grid_that_is_not_built_leaves_its_claim_open():
+    runs = world(lambda rank, norm: hump(norm), full=False)
+    runs[0] |= {"p_target": None, "difference": None, "missing": "out of memory"}
+    found = verdicts(runs)
+    assert found["best"].lacks == (
+        "1 of 4 runs of LoRA rank 1, lr 2e-4, fp32 on owl, trained in default and asked in default",
+    )
+    assert found["fixed"].word != "incomplete"
+
+
+def test_a_claim_on_chosen_rates_does_not_name_one():
+    with pytest.raises(
+        ValueError, match="`curve: best` chooses the rate of each rank; take learning_rate out"
+    ):
+        InvertedU(curve="best", learning_rate=2e-3)
 
 
 @given(st.permutations(range(len(RANKS) * len(RATES) * len(SEEDS))))
