@@ -71,6 +71,7 @@ def results() -> Callable[..., Results]:
             "name": "made-by-hand",
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
             "claims": (),
+            "matched": (),
             "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
             "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
             "audits": (),
