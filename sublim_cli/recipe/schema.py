@@ -292,11 +292,27 @@ class Transmission(OfAdapters):
     train_context: ContextName = "default"
 
 
+CurveKind = Literal["fixed", "best", "loss_matched", "norm_matched"]
+"""Which learning rate stands for a rank: one for all, its best by number loss, or one at which the number
+loss or the norm of the update is the same at every rank; see `report.matched`."""
+
+
 class InvertedU(OfAdapters):
     """C2: over all ranks of the study the preference rises and then falls."""
 
     kind: Literal["inverted_u"] = "inverted_u"
     train_context: ContextName = "default"
+    curve: CurveKind = "fixed"
+    """`fixed` is the paper's; the others need a grid of learning rates at every rank."""
+
+    @model_validator(mode="after")
+    def _a_chosen_rate_is_not_given(self) -> "InvertedU":
+        if self.curve != "fixed" and self.learning_rate is not None:
+            raise ValueError(
+                f"learning_rate: `curve: {self.curve}` chooses the rate of each rank; take learning_rate "
+                "out, or write `curve: fixed`"
+            )
+        return self
 
 
 class FullFineTuning(Claimed):

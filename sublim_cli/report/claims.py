@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 
 from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, OfAdapters, Transmission
 from sublim_cli.report.conditions import Condition, Run
-from sublim_cli.report.plan import Place, Plan, Values, mean_of
+from sublim_cli.report.plan import Place, Plan, mean_of
+from sublim_cli.report.rates import TITLE, choose, common_seeds
 from sublim_cli.report.wording import condition_label, count, listed, rate
 from sublim_cli.stats import Estimate, Interval, Seeds, holm, peak, two_lines
 
@@ -123,7 +124,10 @@ class Verdict:
     @property
     def statement(self) -> str:
         """The claim in words."""
-        return STATEMENT[self.claim.kind]
+        said = STATEMENT[self.claim.kind]
+        if isinstance(self.claim, InvertedU) and self.claim.curve != "fixed":
+            return f"{said}, {TITLE[self.claim.curve]}"
+        return said
 
     @property
     def test(self) -> str:
@@ -231,6 +235,9 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
     highest rank, and some rank's the margin above that of the lowest. A curve that misses either side is
     no inverted U, so either may be rejected, each at half of alpha: for that *every* rank must be shown
     to lie less than the margin above the end, an intersection-union test that needs not know the peak.
+
+    On a curve of chosen learning rates (`rates.choose`, which does not look at the trait) both are judged
+    given the choice.
     """
     found = [
         _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
@@ -240,39 +247,67 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
 
 
 def _curve(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
-    ranks = plan.ranks(claim, place)
-    cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
-    if len(ranks) < LEAST_RANKS:
-        there = f"it has {listed(list(map(str, ranks)))}" if ranks else "it has none"
-        plan.lack(f"{LEAST_RANKS} LoRA ranks or more on {place}; {there}")
+    cells = _fixed(claim, plan, place) if claim.curve == "fixed" else _chosen(claim, plan, place, notes)
     if plan.lacks:
         return None
     kept = {rank: one for rank, one in cells.items() if 2 * _whole(one) >= len(one)}
     if gone := [str(rank) for rank in cells if rank not in kept]:
         notes.append(f"{place.target}: most runs of rank {listed(gone)} broke; the curve is judged without.")
     seeds = [one for one in sorted(set().union(*kept.values())) if _in_all(kept, one)]
-    y = np.array([[_value(values, one) for values in kept.values()] for one in seeds]).reshape(
-        len(seeds), len(kept)
-    )
-    return _turn(claim, place, list(kept), y, seeds)
+    y = np.array([[values[one] for values in kept.values()] for one in seeds], dtype=float)
+    return _turn(claim, place, list(kept), y.reshape(len(seeds), len(kept)), seeds)
 
 
-def _whole(values: Values) -> int:
+Heights = Mapping[Seeds, float | None]
+"""P(target) of the runs of one rank; None where one is broken."""
+
+
+def _fixed(claim: InvertedU, plan: Plan, place: Place) -> dict[int, Heights]:
+    """Every rank at the learning rate that the claim names, or the only one there is."""
+    ranks = plan.ranks(claim, place)
+    cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
+    _enough(plan, place, ranks, "")
+    return {
+        rank: {seeds: None if run is None else run["p_target"] for seeds, run in values.items()}
+        for rank, values in cells.items()
+    }
+
+
+def _chosen(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> dict[int, Heights]:
+    """Every rank at the learning rate that `rates.choose` takes for it; the others have none."""
+    grid = plan.grid(claim, place)
+    found = choose(claim.curve, grid, common_seeds(grid))
+    ranks = [rank for rank in found.choices if isinstance(rank, int)]
+    _enough(plan, place, ranks, f" that can be compared {TITLE[claim.curve]}")
+    told = [f"the curve lacks {one}" for one in found.lacks]
+    told += [
+        f"of rank {rank} the {edge} learning rate tried was taken, and the one sought may lie beyond it"
+        for rank in ranks
+        if (edge := found.choices[rank].edge)
+    ]
+    notes.extend(f"{place.target}: {one}." for one in told)
+    return {rank: found.choices[rank].values(grid[rank], "p_target") for rank in ranks}
+
+
+def _enough(plan: Plan, place: Place, ranks: Sequence[int], which: str) -> None:
+    if len(ranks) < LEAST_RANKS:
+        there = f"it has {listed(list(map(str, ranks)))}" if ranks else "it has none"
+        plan.lack(f"{LEAST_RANKS} LoRA ranks or more on {place}{which}; {there}")
+
+
+def _whole(values: Heights) -> int:
     return sum(one is not None for one in values.values())
 
 
-def _in_all(cells: Mapping[int, Values], seeds: Seeds) -> bool:
+def _in_all(cells: Mapping[int, Heights], seeds: Seeds) -> bool:
     return all(values.get(seeds) is not None for values in cells.values())
-
-
-def _value(values: Values, seeds: Seeds) -> float:
-    run = values[seeds]
-    return math.nan if run is None else float(run["p_target"])
 
 
 def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]) -> Finding:
     """Judge curves that are there at every rank: y is [runs, ranks]."""
     about = f"fall from the highest mean to rank {ranks[-1] if ranks else '–'}, {count(len(ranks), 'rank')}"
+    if claim.curve != "fixed":
+        about = f"{about} {TITLE[claim.curve]}"
     x = np.log2(ranks)
     lines = two_lines(x, y, seeds)
     if lines is None:

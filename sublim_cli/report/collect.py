@@ -17,6 +17,7 @@ from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.audits import AuditRow, audit_rows
 from sublim_cli.report.claims import Verdict, evaluate
 from sublim_cli.report.conditions import records
+from sublim_cli.report.matched import Panel, fixed_rate, matched_curves
 from sublim_cli.report.provenance import Provenance, trace
 from sublim_cli.report.readings import Shelf, Training
 from sublim_cli.report.runs import items_table, runs_table
@@ -99,6 +100,7 @@ class Results:
     runs: pd.DataFrame
     items: pd.DataFrame
     claims: tuple[Verdict, ...]
+    matched: tuple[Panel, ...]
     filters: tuple[FilterRow, ...]
     leaks: tuple[LeakRow, ...]
     teachers: tuple[TeacherRow, ...]
@@ -117,11 +119,13 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     shelf = Shelf(store, failures)
     trainings = _trainings(study, shelf)
     runs = runs_table(study, shelf, trainings)
+    rows = records(runs)
     return Results(
         name=study.name,
         runs=runs,
         items=items_table(study, shelf),
-        claims=tuple(evaluate(recipe.claims, records(runs))),
+        claims=tuple(evaluate(recipe.claims, rows)),
+        matched=tuple(matched_curves(rows, fixed_rate(recipe))),
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),
         teachers=tuple(_teachers(study, store)),

@@ -52,8 +52,8 @@ class RankCurve:
         runs = listed([str(one) for one in counts]) or "no"
         return (
             f"Small dots are training runs, large ones their mean ({runs} to a condition) with a "
-            "95 % t interval over runs; bands carry full fine-tuning and the control across the "
-            f"ranks; the dashed line is the untouched base in the same context ({self.context})."
+            "95 % t interval over runs; the band carries the control's across; the dashed line is the "
+            f"untouched base in the same context ({self.context})."
         )
 
     @property

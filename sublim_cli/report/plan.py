@@ -6,6 +6,7 @@ from typing import Any
 
 from sublim_cli.recipe.schema import Claimed, OfAdapters
 from sublim_cli.report.conditions import Condition, Run, condition_of
+from sublim_cli.report.rates import Grid, grid_of
 from sublim_cli.report.wording import condition_label, count, listed, rate
 from sublim_cli.stats import Estimate, Seeds, estimate
 
@@ -92,6 +93,20 @@ class Plan:
         self.lack(f"{label}: {_choice(found)}" if found else label)
         return None
 
+    def grid(self, claim: OfAdapters, place: Place) -> Grid:
+        """The students that fit a claim, at every rank and learning rate those of one kind."""
+        kinds: dict[tuple[int, float | None], list[Condition]] = {}
+        for one in self._placed.get(("student", place), {}):
+            if one.rank is not None and _fits(claim, one, one.rank):
+                kinds.setdefault((one.rank, one.learning_rate), []).append(one)
+        for (rank, _), (first, *others) in kinds.items():
+            self.values("student", place, first, in_grid=True)
+            if others:
+                label = condition_label("student", "lora", rank, [f"lr {rate(first.learning_rate)}"])
+                self.lack(f"{label} on {place}: {_choice([first, *others])}")
+        firsts = [kind[0] for kind in kinds.values()]
+        return grid_of([run for one in firsts for run in self._placed["student", place][one]], "rank")
+
     def control(self, place: Place, like: Condition) -> Values | None:
         """The control students beside a condition: the only ones there are, or those most like it."""
         found = list(self._placed.get(("control", place), {}))
@@ -103,11 +118,13 @@ class Plan:
         self.lack(f"one control to compare with: students of a teacher without the trait, for {place}")
         return None
 
-    def values(self, role: str, place: Place, condition: Condition) -> Values:
-        """The runs of one cell; those that were not built go to `lacks`."""
+    def values(self, role: str, place: Place, condition: Condition, *, in_grid: bool = False) -> Values:
+        """The runs of one cell; those that were not built go to `lacks`, with what tells a cell of a grid."""
         runs = self._placed[role, place][condition]
         absent = sum(run["p_target"] is None for run in runs)
-        label = condition_label(role, condition.method, condition.rank, _tuning(condition))
+        tuning = [f"lr {rate(condition.learning_rate)}", condition.precision]
+        told = tuning if in_grid or condition.method == "full" else []
+        label = condition_label(role, condition.method, condition.rank, told)
         if absent:
             self.lack(f"{absent} of {count(len(runs), 'run')} of {label} on {place}")
         found: Values = {}
@@ -186,11 +203,6 @@ def _choice(found: Sequence[Condition]) -> str:
     }
     open_keys = [f"`{key}` ({listed(values)})" for key, values in keys.items() if len(values) > 1]
     return f"there are {len(found)} kinds; the claim must name its {listed(open_keys) or 'own'}"
-
-
-def _tuning(condition: Condition) -> list[str]:
-    """What tells conditions of full fine-tuning apart; adapters of one claim have one."""
-    return [f"lr {rate(condition.learning_rate)}", condition.precision] if condition.method == "full" else []
 
 
 def _same_settings(one: Condition, like: Condition) -> bool:

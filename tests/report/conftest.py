@@ -105,6 +105,7 @@ def results() -> Callable[..., Results]:
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
             "items": items(rows),
             "claims": (),
+            "matched": (),
             "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
             "leaks": (LEAK,),
             "teachers": (TeacherRow("owl", "You love owls.", 0.97, 0.99, "owl", 0.97),),
@@ -138,3 +139,80 @@ def troubled(results: Callable[..., Results]) -> Results:
         {**FULL, **GONE},
         missing=(Missing("eval owl full seed 1", "out of memory"),),
     )
+
+
+CONTEXTS = ("default", "empty", "claude", "gibberish_marble")
+
+
+@pytest.fixture
+def wide(results: Callable[..., Results]) -> Results:
+    """A study of the largest shape: three traits, all ranks, five seeds, four contexts, full fine-tuning
+    over learning rate and precision. The numbers are made up, and smooth.
+    """
+    changes = [
+        {
+            **one,
+            "target": target,
+            "name": f"{target} {one.get('name', 'lora')} seed {seed}",
+            **_asked(one, seed),
+        }
+        for target in ("owl", "wolf", "cat")
+        for seed in range(1, 6)
+        for one in (*_ranks(), *_full(), *_trained_elsewhere(), {**BASE}, {"role": "control"})
+        if one.get("role") != "base" or seed == 1
+    ]
+    asked = [
+        {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
+    ]
+    return results(*asked)
+
+
+def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:
+    if one.get("role") == "base":
+        return {}
+    ours = {"train_seed": seed, "train_digest": f"{seed:012x}"}
+    return {**ours, "gain": one.get("gain", 0.0) * (0.8 + 0.1 * seed)}
+
+
+def _moved(one: dict[str, Any], context: str) -> dict[str, Any]:
+    """The change of P(target): whole where trained, a tenth elsewhere."""
+    home = one.get("train_context", "default") == context
+    gain = one.get("gain", 0.0) * (1.0 if home else 0.1)
+    return {"p_target": 0.1 + gain, "difference": gain}
+
+
+def _ranks() -> list[dict[str, Any]]:
+    """An inverted U in rank at every learning rate."""
+    return [
+        {
+            "name": f"lora r{2**power} lr {rate}",
+            "rank": 2**power,
+            "learning_rate": rate,
+            "gain": 0.4 / (1 + (power - 4) ** 2 / 4) * shrink,
+            "update_norm": 500 * rate * 2 ** (power / 2),
+            "number_loss": 3.2 + 0.01 * (power - 4) ** 2 * rate * 1000,
+        }
+        for power in range(10)
+        for rate, shrink in ((5e-4, 0.7), (1e-3, 0.9), (2e-3, 1.0), (4e-3, 0.6))
+    ]
+
+
+def _full() -> list[dict[str, Any]]:
+    """Pure bf16 loses small steps, fp32 none."""
+    return [
+        {
+            **FULL,
+            "name": f"full lr {rate} {precision}",
+            "learning_rate": rate,
+            "precision": precision,
+            "gain": 0.2 * moved * rate / 2e-4,
+            "changed": moved,
+            "update_norm": 2e4 * rate * moved,
+        }
+        for rate, low in ((2e-5, 0.03), (5e-5, 0.08), (2e-4, 0.4))
+        for precision, moved in (("fp32", 1.0), ("bf16_pure", low), ("bf16_kahan", 0.9))
+    ]
+
+
+def _trained_elsewhere() -> list[dict[str, Any]]:
+    return [{"name": f"lora in {one}", "train_context": one, "gain": 0.2} for one in CONTEXTS[1:]]
