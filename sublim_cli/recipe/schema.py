@@ -239,6 +239,9 @@ class Eval(Section):
 
 Axis = list[Any]
 
+REPLICATED = ("train.seed", "generate.sampling.seed")
+"""What a replicate of a sweep draws anew: the row order and the initialisation, and the teacher's rows."""
+
 
 class Sweep(Section):
     """The cells: every combination of `grid`, and for each entry of `also` every combination again.
@@ -249,6 +252,23 @@ class Sweep(Section):
 
     grid: dict[str, Annotated[Axis, Field(min_length=1)]] = Field(default_factory=dict)
     also: tuple[dict[str, Any], ...] = ()
+    replicates: tuple[Seed, ...] = ()
+    """Seeds of the data and of the training at once, `REPLICATED`: every cell once with each.
+
+    Such runs share neither, so a few of them speak of new data as well as of new trainings.
+    """
+
+    @model_validator(mode="after")
+    def _a_replicate_has_one_seed(self) -> "Sweep":
+        taken = next((key for one in (self.grid, *self.also) for key in REPLICATED if key in one), None)
+        if self.replicates and taken:
+            raise ValueError(
+                f"replicates: sets {' and '.join(REPLICATED)} together; take {taken} out of `grid` and "
+                "`also`, or take replicates out"
+            )
+        if len(set(self.replicates)) < len(self.replicates):
+            raise ValueError("replicates: a seed stands twice; each is one run of everything")
+        return self
 
 
 MARGIN = 0.02

@@ -9,7 +9,7 @@ from sublim_cli.pipeline import Cell, Study, cell, chain
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import item_called, load_items
-from sublim_cli.recipe.schema import Recipe
+from sublim_cli.recipe.schema import REPLICATED, Recipe, Sweep
 from sublim_cli.steps.leak import Audited, Leak
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
@@ -25,16 +25,21 @@ def study(recipe: Recipe) -> Study:
     Raises:
         RecipeError: see `pipeline.chain`.
     """
-    grid, *also = families(recipe.sweep)
-    wanted = [changes for axes in (grid, *also, _control(grid)) for changes in _combinations(axes)]
+    own = families(recipe.sweep)
+    asked = [changes for axes in (*own, *map(_control, own)) for changes in _combinations(axes)]
+    wanted = [{**changes, **seeds} for seeds in _replicates(recipe.sweep) for changes in asked]
     cells = {_name(one): one for one in (cell(vary(recipe, changes)) for changes in wanted)}
     leaks = {digest(one): one for one in map(_leak, cells.values()) if one is not None}
     return Study(recipe.name, tuple(cells.values()), tuple(leaks.values()))
 
 
-def _control(grid: Axes) -> Axes:
+def _replicates(sweep: Sweep) -> list[dict[str, Any]]:
+    return [dict.fromkeys(REPLICATED, seed) for seed in sweep.replicates] or [{}]
+
+
+def _control(family: Axes) -> Axes:
     crossed = {
-        key: values for key, values in grid.items() if not key.startswith("train.") or key in CONTROLLED
+        key: values for key, values in family.items() if not key.startswith("train.") or key in CONTROLLED
     }
     return {**crossed, **{key: [value] for key, value in UNTRAITED.items()}}
 
