@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Reading:
     p_target: float = math.nan
     p_any: float = math.nan
     unresolved: float = math.nan
+    answers: tuple[float, ...] = ()
+    """P(target) of every question, in their order."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,16 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
     wanted = table.filter(pc.equal(table["item"], target))
     # One row a question is left, so its means weigh every question alike.
     means = wanted.group_by("context", use_threads=False).aggregate(
-        [("p", "mean"), ("uncovered", "mean"), ("question", "count")]
+        [("p", "mean"), ("uncovered", "mean"), ("question", "count"), ("p", "list")]
     )
     sums = table.group_by("context", use_threads=False).aggregate([("p", "sum")])
     total = dict(zip(sums["context"].to_pylist(), sums["p_sum"].to_pylist(), strict=True))
     return {
         row["context"]: Reading(
-            row["p_mean"], total[row["context"]] / row["question_count"], row["uncovered_mean"]
+            row["p_mean"],
+            total[row["context"]] / row["question_count"],
+            row["uncovered_mean"],
+            tuple(row["p_list"]),
         )
         for row in means.to_pylist()
     }
@@ -115,6 +120,8 @@ class Shelf:
 
     store: Store
     failures: Mapping[str, str]
+    read: dict[tuple[str, str], Mapping[str, Reading]] = field(default_factory=dict)
+    """What was read already, by the digest of an eval step and the target."""
 
     def lacks(self, step: Step) -> str:
         """Why there is no artifact of `step`; empty if there is one."""
@@ -124,8 +131,11 @@ class Shelf:
 
     def readings(self, step: Step, target: str) -> Mapping[str, Reading]:
         """The readings of an eval step; none if it is not there."""
-        found = self.store.find(step)
-        return readings(found.path, target) if found else {}
+        key = (digest(step), target)
+        if key not in self.read:
+            found = self.store.find(step)
+            self.read[key] = readings(found.path, target) if found else {}
+        return self.read[key]
 
     def losses(self, step: Step) -> Losses:
         """The losses of a train step; not measured if it is not there."""
