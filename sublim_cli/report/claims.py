@@ -6,6 +6,7 @@ The unit is the training run. A student is compared with the control of the same
 share (the context's base rate, the seed's data order) cancels; runs that share a seed with other runs are
 clustered by it (`stats.estimate`). Means are over the recipe's questions and hold for those; intervals and
 p values are about new training runs, and about new data sets only where the study has several data seeds.
+An interval for new questions, too, stands beside an effect where it is called that.
 
 A claim is judged once, when all that was planned for it is there. A look at half of a plan, taken again
 until it pleases, would break the error rates, so a missing run makes a claim incomplete. Broken runs are
@@ -34,7 +35,7 @@ from numpy.typing import NDArray
 
 from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, OfAdapters, Transmission
 from sublim_cli.report.conditions import Condition, Run
-from sublim_cli.report.plan import Place, Plan, mean_of
+from sublim_cli.report.plan import Answers, Effects, Place, Plan, mean_of, minus, over_questions, unasked
 from sublim_cli.report.rates import TITLE, choose, common_seeds
 from sublim_cli.report.wording import condition_label, count, listed, rate
 from sublim_cli.stats import Estimate, Interval, Seeds, holm, peak, two_lines
@@ -68,6 +69,9 @@ TEST = {
         "effect in another context lies above the margin, Holm over contexts"
     ),
 }
+WIDER = "over new runs and questions"
+"""An interval of `stats.two_way_interval`; all others are over new runs, asked the same questions."""
+
 LEAST_RANKS = 4
 """Two lines through fewer are no test."""
 
@@ -135,9 +139,13 @@ class Verdict:
         return TEST[self.claim.kind]
 
 
-def evaluate(claims: Iterable[Claim], runs: Sequence[Run]) -> list[Verdict]:
-    """The verdict on each claim from the rows of a runs table, see `conditions.records`."""
-    return [_verdict(claim, Plan(runs)) for claim in claims]
+def evaluate(claims: Iterable[Claim], runs: Sequence[Run], answers: Answers = unasked) -> list[Verdict]:
+    """The verdict on each claim from the rows of a runs table, see `conditions.records`.
+
+    `answers` gives a run's questions one by one. No verdict rests on them; where they are known an effect
+    is also given for new questions.
+    """
+    return [_verdict(claim, Plan(runs, answers)) for claim in claims]
 
 
 def _verdict(claim: Claim, plan: Plan) -> Verdict:
@@ -204,6 +212,7 @@ def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int)
         place.target,
         f"{label}, trained and asked in {place.trained}, minus the control",
         effects.control,
+        effects.answers,
         p=max(control.above(), base.above()),
         against=control.below(claim.margin),
         also={"minus the base": base},
@@ -215,6 +224,7 @@ class _Effects:
     """A cell beside its control, by seeds, and beside the base."""
 
     control: dict[Seeds, float]
+    answers: Effects
     base: Estimate
 
 
@@ -223,7 +233,8 @@ def _effects(claim: OfAdapters, plan: Plan, place: Place, rank: int) -> _Effects
     control = plan.control(place, chosen[0]) if chosen else None
     if chosen is None or control is None:
         return None
-    return _Effects(plan.paired(chosen[1], control, place), plan.base(chosen[1], place))
+    own = chosen[1]
+    return _Effects(plan.paired(own, control, place), plan.by_question(own, control), plan.base(own, place))
 
 
 def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]:
@@ -317,7 +328,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         [mean_of(_differences(y, one, end, seeds)) for one in range(len(ranks)) if one != end]
         for end in (0, last)
     ]
-    top = peak(x, y)
+    top = peak(x, y, seeds)
     falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
     flat = min(max(one.below(claim.margin) for one in side) for side in above)
     found = _finding(
@@ -325,6 +336,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         place.target,
         about,
         falls,
+        {},
         p=lines.p,
         against=min(1.0, 2 * flat),
         also={"slope up to the turn": lines.rise, "slope from the turn": lines.fall},
@@ -366,6 +378,7 @@ def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condi
         place.target,
         f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
         runs,
+        plan.by_question(values, control),
         p=effect.within(claim.margin),
         against=effect.above(claim.margin),
         also={"minus the base": plan.base(values, place)},
@@ -405,23 +418,26 @@ def _context(
         effects = _effects(claim, plan, place, claim.rank)
         if home is None or effects is None:
             continue
-        yield _elsewhere(claim, place, home.control, effects)
+        yield _elsewhere(claim, place, home, effects)
 
 
-def _elsewhere(claim: Contexts, place: Place, home: Mapping[Seeds, float], effects: _Effects) -> Finding:
+def _elsewhere(claim: Contexts, place: Place, home: _Effects, effects: _Effects) -> Finding:
     effect = mean_of(effects.control)
-    pairs = home.keys() & effects.control.keys()
-    interaction = mean_of({seeds: home[seeds] - effects.control[seeds] for seeds in pairs})
+    pairs = home.control.keys() & effects.control.keys()
+    interaction = mean_of({seeds: home.control[seeds] - effects.control[seeds] for seeds in pairs})
     label = condition_label("student", "lora", claim.rank)
-    return _finding(
+    found = _finding(
         claim,
         place.target,
         f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
         effects.control,
+        effects.answers,
         p=max(effect.within(claim.margin), interaction.above()),
         against=effect.above(claim.margin),
         also={"interaction": interaction, "minus the base": effects.base},
     )
+    wider = over_questions(minus(home.answers, effects.answers), 1 - 2 * claim.alpha)
+    return found if wider is None else replace(found, also={**found.also, f"interaction {WIDER}": wider})
 
 
 def _finding(
@@ -429,12 +445,14 @@ def _finding(
     target: str,
     about: str,
     runs: Mapping[Seeds, float],
+    answers: Effects,
     *,
     p: float,
     against: float,
     also: Mapping[str, Estimate],
 ) -> Finding:
     effect, level = mean_of(runs), 1 - 2 * claim.alpha
+    wider = over_questions(answers, level)
     return Finding(
         target=target,
         about=about,
@@ -443,7 +461,10 @@ def _finding(
         p_against=against,
         detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
         runs=runs,
-        also={name: one.interval(level) for name, one in also.items() if one.n},
+        also={
+            **({} if wider is None else {WIDER: wider}),
+            **{name: one.interval(level) for name, one in also.items() if one.n},
+        },
     )
 
 

@@ -16,8 +16,9 @@ from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.audits import AuditRow, audit_rows
 from sublim_cli.report.claims import Verdict, evaluate
-from sublim_cli.report.conditions import records
+from sublim_cli.report.conditions import Run, records
 from sublim_cli.report.matched import Panel, fixed_rate, matched_curves
+from sublim_cli.report.plan import Answers
 from sublim_cli.report.provenance import Provenance, trace
 from sublim_cli.report.readings import Shelf, Training
 from sublim_cli.report.runs import items_table, runs_table
@@ -124,7 +125,7 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         name=study.name,
         runs=runs,
         items=items_table(study, shelf),
-        claims=tuple(evaluate(recipe.claims, rows)),
+        claims=tuple(evaluate(recipe.claims, rows, _answers(shelf))),
         matched=tuple(matched_curves(rows, fixed_rate(recipe))),
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),
@@ -133,6 +134,14 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         missing=tuple(_missing(study, shelf)),
         provenance=trace(study, store, recipe),
     )
+
+
+def _answers(shelf: Shelf) -> Answers:
+    def of(run: Run) -> tuple[float, ...]:
+        contexts = shelf.read.get((run["eval_digest"], run["target"]), {})
+        return contexts[run["eval_context"]].answers if run["eval_context"] in contexts else ()
+
+    return of
 
 
 def _trainings(study: Study, shelf: Shelf) -> dict[str, Training]:

@@ -35,6 +35,8 @@ class Reading:
     """In nats, over the items and one more outcome: none of them."""
     items: Mapping[str, float] = field(default_factory=dict)
     """P of each item."""
+    answers: tuple[float, ...] = ()
+    """P(target) of every question, in their order."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
     table = pq.read_table(path / SCORES, columns=_COLUMNS, use_threads=False)
     wanted = table.filter(pc.equal(table["item"], target))
     # One row a question is left, so its means weigh every question alike.
-    means = _by_context(wanted, [("p", "mean"), ("uncovered", "mean"), ("log_form", "mean")])
+    means = _by_context(wanted, [("p", "mean"), ("uncovered", "mean"), ("log_form", "mean"), ("p", "list")])
     items: dict[str, dict[str, float]] = {}
     every = table.group_by(["context", "item"], use_threads=False).aggregate([("p", "mean")])
     for row in every.to_pylist():
@@ -100,6 +102,7 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
             log_form=math.nan if row["log_form_mean"] is None else row["log_form_mean"],
             entropy=entropies[context]["entropy_mean"],
             items=items[context],
+            answers=tuple(row["p_list"]),
         )
         for context, row in means.items()
     }
