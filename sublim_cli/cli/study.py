@@ -9,7 +9,8 @@ from sublim_cli.errors import CellsFailed, RecipeError
 from sublim_cli.models.device import devices
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
-from sublim_cli.report.page import write_report
+from sublim_cli.report.figures.files import FORMATS
+from sublim_cli.report.page import write_figure, write_report
 from sublim_cli.report.summary import summarise
 from sublim_cli.report.verdicts import document, told_verdict
 from sublim_cli.sweep.local import LocalLauncher
@@ -54,6 +55,21 @@ def report_and_show(recipe: Recipe, out: Path, *, json: bool, claims: bool = Fal
         _show_claims(results, store, json=json)
     else:
         _show(results, store, json=json)
+
+
+def redraw_and_show(recipe: Recipe, out: Path, figure: str, *, json: bool) -> None:
+    """Write the files of one figure of a report, from whatever part of the study is built.
+
+    Raises:
+        RecipeError: the report has no such figure.
+    """
+    store = Store(out)
+    results = collect(study(recipe), store, recipe)
+    paths = write_figure(results, store.root / REPORTS / results.name, figure)
+    if json:
+        show_json({"figure": figure, "files": [str(one) for one in paths]})
+    else:
+        show_line(f"figure: {paths[0].with_suffix('')}.{{{','.join(FORMATS)}}}")
 
 
 def _show_claims(results: Results, store: Store, *, json: bool) -> None:

@@ -22,7 +22,7 @@ from sublim_cli.report.collect import LeakRow, Results
 from sublim_cli.report.conditions import Condition, records
 from sublim_cli.report.figures.drawn import figures_of
 from sublim_cli.report.figures.figure import Figure
-from sublim_cli.report.figures.files import FORMATS, embedded, figure_files, inline_svg, script
+from sublim_cli.report.figures.files import FORMATS, Drawing, draw, embedded, figure_files, inline_svg, script
 from sublim_cli.report.figures.sparkline import sparkline
 from sublim_cli.report.matrix import matrices
 from sublim_cli.report.movers import movers
@@ -50,10 +50,10 @@ def write_report(results: Results, directory: Path) -> Path:
     Raises:
         ArtifactError: the directory cannot be written.
     """
-    drawn = figures_of(results)
+    drawn = {name: list(map(draw, figures)) for name, figures in figures_of(results).items()}
     with explained(directory):
-        for figure in chain.from_iterable(drawn.values()):
-            _put_figure(figure, directory)
+        for drawing in chain.from_iterable(drawn.values()):
+            _put_figure(drawing, directory)
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
         _put(directory / "results.parquet", results.runs.to_parquet(index=False))
         _put(directory / "items.parquet", results.items.to_parquet(index=False))
@@ -75,7 +75,7 @@ def write_figure(results: Results, directory: Path, name: str) -> list[Path]:
         has = f"it has {wording.listed(list(there))}" if there else "it has none yet"
         raise RecipeError(f"--figure {name}: the report of {results.name} has no such figure; {has}")
     with explained(directory):
-        return _put_figure(there[name], directory)
+        return _put_figure(draw(there[name]), directory)
 
 
 def claims_file(results: Results) -> bytes:
@@ -84,7 +84,7 @@ def claims_file(results: Results) -> bytes:
     return f"{text}\n".encode()
 
 
-def render(results: Results, drawn: Mapping[str, Sequence[Figure]]) -> str:
+def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
     """The page as HTML that needs nothing beside it."""
     rows = summarise(results)
     return (
@@ -98,7 +98,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Figure]]) -> str:
             trained=results.runs.query("train_digest != '' and missing == ''")["train_digest"].nunique(),
             signs=SIGNS,
             traits=_traits(rows),
-            figures={name: [_drawn(one) for one in figures] for name, figures in drawn.items()},
+            figures={name: [_shown(one) for one in drawings] for name, drawings in drawn.items()},
             formats=FORMATS,
             redraw=REDRAW,
             moved=movers(results.items, rows, results.runs),
@@ -114,8 +114,8 @@ def render(results: Results, drawn: Mapping[str, Sequence[Figure]]) -> str:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure, its drawing and its specification for the page's script."""
+class Shown:
+    """A figure on the page: drawn, and as a specification for the page's script."""
 
     figure: Figure
     svg: Markup
@@ -153,8 +153,8 @@ def leak_sentence(leak: LeakRow) -> str:
     return f"of one row each, the classifier finds the trait teacher's {leak.auc:.0%} of the time"
 
 
-def _drawn(one: Figure) -> Drawn:
-    return Drawn(one, Markup(inline_svg(one)), Markup(embedded(one)))
+def _shown(one: Drawing) -> Shown:
+    return Shown(one.figure, Markup(inline_svg(one)), Markup(embedded(one.figure)))
 
 
 def _traits(rows: Sequence[SummaryRow]) -> list[Trait]:
@@ -206,9 +206,9 @@ def _read(name: str) -> str:
     return (files("sublim_cli.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _put_figure(figure: Figure, directory: Path) -> list[Path]:
+def _put_figure(drawing: Drawing, directory: Path) -> list[Path]:
     (directory / FIGURES).mkdir(parents=True, exist_ok=True)
-    files = {directory / FIGURES / name: content for name, content in figure_files(figure)}
+    files = {directory / FIGURES / name: content for name, content in figure_files(drawing)}
     for path, content in files.items():
         _put(path, content)
     return list(files)

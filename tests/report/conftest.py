@@ -1,6 +1,7 @@
 """Results made by hand, for reports of what is dear or impossible to train."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -8,6 +9,8 @@ import pytest
 
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
+from sublim_cli.report.conditions import records
+from sublim_cli.report.matched import matched_curves
 from sublim_cli.report.provenance import Provenance, Seen, Work
 from sublim_cli.report.runs import COLUMNS, ITEMS
 
@@ -164,7 +167,8 @@ def wide(results: Callable[..., Results]) -> Results:
     asked = [
         {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
     ]
-    return results(*asked)
+    found = results(*asked)
+    return replace(found, matched=tuple(matched_curves(records(found.runs), 2e-3)))
 
 
 def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:

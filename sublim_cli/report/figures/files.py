@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -13,59 +14,71 @@ from sublim_cli.report.figures.figure import Figure, Spec
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 """The first ships with the renderer, the second and third are as wide: the same figure on every machine."""
 
-INK = "#1a1a1b"
-PAGE_INK = "currentColor"
-"""The page's own text colour, light or dark."""
+INK, PAPER = "#1a1a1b", "#ffffff"
+"""Text and ground of a file."""
 
 FORMATS = ("svg", "png", "pdf", "vl.json")
-PIXELS = 3
-"""Pixels of a PNG to one of the figure: 1200 across a column."""
+PIXELS = 2.5
+"""Pixels of a PNG to one of the figure: 1000 across a column."""
 
 _RESOURCES = re.compile(rb"(?:^ +/\w+ \d+ 0 R\n){2,}", re.MULTILINE)
 
 
-def figure_files(figure: Figure) -> Iterator[tuple[Path, bytes]]:
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and what it looks like: an `<svg>` element with a text alternative."""
+
+    figure: Figure
+    svg: str
+
+
+def draw(figure: Figure) -> Drawing:
+    """Draw a figure, without a browser."""
+    import vl_convert
+
+    spec = _coloured(figure, INK, PAPER)
+    # Read aloud mark by mark it would never end; the element has words of its own instead.
+    text = vl_convert.vegalite_to_svg({**spec, "config": {**spec["config"], "aria": False}})
+    # Several figures share the page: what one refers to must not be found in another.
+    head, rest = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.slug}-", text).split(">", 1)
+    return Drawing(
+        figure,
+        f'{head} role="img" aria-labelledby="{figure.slug}-title {figure.slug}-desc">'
+        f'<title id="{figure.slug}-title">{escape(figure.title)}</title>'
+        f'<desc id="{figure.slug}-desc">{escape(figure.description)}</desc>{rest}',
+    )
+
+
+def figure_files(drawing: Drawing) -> Iterator[tuple[Path, bytes]]:
     """The figure in every format, with the name of its file.
 
     `.vl.json` is the Vega-Lite specification with its data: what to edit for a figure of one's own.
     """
     import vl_convert
 
-    spec = {**figure.whole, "background": "white", "config": _config(INK)}
+    spec = json.dumps(_coloured(drawing.figure, INK, PAPER), indent=1, ensure_ascii=False)
     drawn = {
-        "svg": vl_convert.vegalite_to_svg(spec).encode(),
-        "png": vl_convert.vegalite_to_png(spec, scale=PIXELS),
-        "pdf": _ordered(vl_convert.vegalite_to_pdf(spec)),
-        "vl.json": f"{json.dumps(spec, indent=1, ensure_ascii=False)}\n".encode(),
+        "svg": drawing.svg.encode(),
+        "png": vl_convert.svg_to_png(drawing.svg, scale=PIXELS),
+        "pdf": _ordered(vl_convert.svg_to_pdf(drawing.svg)),
+        "vl.json": f"{spec}\n".encode(),
     }
     for kind in FORMATS:
-        yield Path(f"{figure.slug}.{kind}"), drawn[kind]
+        yield Path(f"{drawing.figure.slug}.{kind}"), drawn[kind]
 
 
-def inline_svg(figure: Figure) -> str:
-    """The figure as one `<svg>` element, with a text alternative, in the page's text colour."""
-    import vl_convert
-
-    text = vl_convert.vegalite_to_svg(page_spec(figure))
-    # Several figures share the page: what one refers to must not be found in another.
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{figure.slug}-", text)
-    head, rest = text.split(">", 1)
+def inline_svg(drawing: Drawing) -> str:
+    """The drawing as it stands in the page: as wide as there is room, in the page's own colours."""
+    head, rest = drawing.svg.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    return (
-        f'{head} role="img" aria-labelledby="{figure.slug}-title {figure.slug}-desc">'
-        f'<title id="{figure.slug}-title">{escape(figure.title)}</title>'
-        f'<desc id="{figure.slug}-desc">{escape(figure.description)}</desc>{rest}'
-    )
-
-
-def page_spec(figure: Figure) -> Spec:
-    """The specification as the page draws it: on the page's own ground."""
-    return {**figure.whole, "background": None, "config": _config(PAGE_INK)}
+    rest = re.sub(rf'<rect [^>]*fill="{PAPER}"[^>]*>(</rect>)?', "", rest, count=1)
+    return f"{head}>{rest.replace(INK, 'currentColor')}"
 
 
 def embedded(figure: Figure) -> str:
-    """`page_spec` as JSON that can stand in a `<script>` element."""
-    return json.dumps(page_spec(figure), ensure_ascii=False).replace("<", "\\u003c")
+    """The specification for the page's script, as JSON that can stand in a `<script>` element."""
+    text = json.dumps(_coloured(figure, "currentColor", None), ensure_ascii=False)
+    return text.replace("<", "\\u003c")
 
 
 @cache
@@ -81,6 +94,10 @@ def script() -> str:
 def _ordered(pdf: bytes) -> bytes:
     """The renderer lists a page's resources in random order; sorted, the same figure is the same bytes."""
     return _RESOURCES.sub(lambda found: b"".join(sorted(found[0].splitlines(keepends=True))), pdf)
+
+
+def _coloured(figure: Figure, ink: str, paper: str | None) -> Spec:
+    return {**figure.whole, "background": paper, "config": _config(ink)}
 
 
 def _config(ink: str) -> Spec:

@@ -15,21 +15,23 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curves:
-    """Means and runs of the series `names`, over one x axis.
-
-    A mean is made by `mean`, a run by `run`; `joined` are the series whose means a line joins.
-    """
+    """Means and runs of the series `names`, over one x axis; made by `mean` and `run`."""
 
     names: Sequence[str]
     means: Sequence[Values]
     runs: Sequence[Values]
-    joined: frozenset[str]
 
 
-def mean(series: str, x: float, interval: Interval, condition: str, told: str = "") -> Values:
-    """A condition's mean with its interval, at x; `told` is the value in words if it is no probability."""
+def mean(
+    series: str, x: float, interval: Interval, condition: str, *, joined: bool, told: str = ""
+) -> Values:
+    """A condition's mean with its interval, at x. A line joins those of a series that are `joined`.
+
+    `told` is the value in words if it is no probability.
+    """
     return {
         "series": series,
+        "joined": joined,
         "x": x,
         "y": interval.mean,
         "low": interval.low,
@@ -55,55 +57,49 @@ def run(series: str, x: float, one: Run, field: str = "p_target", told: str = ""
 
 def curve_layers(curves: Curves, x: f.Spec, y: f.Spec, *, pick: bool = True) -> list[f.Spec]:
     """Everything that belongs to the series. With `pick`, a click on the legend brings one out."""
+    picks = pick and bool(curves.means)  # the legend belongs to the means
     look = f.series(curves.names)
-    title = y["title"]
-    shared: dict[str, f.Spec] = {"x": x, "color": look["color"], **({"opacity": _faded(1)} if pick else {})}
-    hint = f.hints(condition="Condition", value=title, n="Runs")
+    shared: dict[str, f.Spec] = {"x": x, "color": look["color"], **({"opacity": _faded()} if picks else {})}
+    hint = f.hints(condition="Condition", value=y["title"], n="Runs")
     points = f.layer(
         curves.means,
         {"type": "point", "filled": True, "size": 70, "opacity": 1},
         y=y,
-        **shared,
         shape=look["shape"],
+        **shared,
         **hint,
     )
-    return [
-        f.layer(
-            [one for one in curves.means if one["series"] in curves.joined],
-            {"type": "line", "strokeWidth": 1.5, "aria": False},
-            y=y,
-            **shared,
-        ),
+    layers = [
+        f.layer([one for one in curves.means if one["joined"]], _STROKE | {"type": "line"}, y=y, **shared),
         f.layer(
             [one for one in curves.means if one["low"] is not None],
-            {"type": "rule", "strokeWidth": 1.5, "aria": False},
+            _STROKE | {"type": "rule"},
             y={**y, "field": "low"},
             y2={"field": "high"},
             **shared,
         ),
-        points | ({"params": _picked()} if pick else {}),
+        points | ({"params": [_PICKED]} if picks else {}),
         *_run_layers(curves.runs, shared, y),
     ]
+    return [one for one in layers if one["data"]["values"]]
 
+
+_STROKE: f.Spec = {"strokeWidth": 1.5, "aria": False}
+_PICKED: f.Spec = {"name": "picked", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"}
 
 ACROSS: dict[str, f.Spec] = {"x": {"value": 0}, "x2": {"value": "width"}}
 """From edge to edge."""
 
 
-def base_layers(base: float | None, y: f.Spec, label: str = "untouched base") -> list[f.Spec]:
-    """A dashed line across, with its name on it."""
-    if base is None:
+def rule_across(height: float | None, label: str, y: f.Spec) -> list[f.Spec]:
+    """A dashed line at a height, with its name on it; nothing at None."""
+    if height is None:
         return []
-    values = [{"y": base, "label": f"{label} {probability(base)}"}]
+    values = [{"y": height, "label": label}]
+    name: f.Spec = {"type": "text", "align": "left", "dx": 3, "dy": -6, "fontSize": 11, **f.TEXT}
     return [
         f.layer(values, {"type": "rule", "strokeDash": [5, 4], **f.LINE, "aria": False}, y=y, **ACROSS),
-        f.layer(
-            values,
-            {"type": "text", "align": "right", "dy": -6, "fontSize": 11, **f.TEXT},
-            y=y,
-            x={"value": "width"},
-            text=f.category("label"),
-        ),
+        f.layer(values, name, y=y, x={"value": 0}, text=f.category("label")),
     ]
 
 
@@ -117,14 +113,9 @@ def _run_layers(runs: Sequence[Values], shared: Mapping[str, f.Spec], y: f.Spec)
     whole = {"type": "point", "filled": True, "size": 16, "opacity": 0.75, "aria": False}
     broken = {"type": "point", "shape": "cross", "filled": False, "size": 70, "opacity": 1, "aria": False}
     for lost, mark in ((False, whole), (True, broken)):
-        chosen = [one for one in runs if one["broken"] is lost]
-        if chosen:
-            yield f.layer(chosen, mark, y=y, **shared, **hint)
+        yield f.layer([one for one in runs if one["broken"] is lost], mark, y=y, **shared, **hint)
 
 
-def _picked() -> list[f.Spec]:
-    return [{"name": "picked", "select": {"type": "point", "fields": ["series"]}, "bind": "legend"}]
-
-
-def _faded(opacity: float) -> f.Spec:
-    return {"condition": {"param": "picked", "value": opacity}, "value": 0.12 * opacity}
+def _faded() -> f.Spec:
+    """The opacity of a mark: what the legend did not pick steps back."""
+    return {"condition": {"param": "picked", "value": 1}, "value": 0.12}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sublim_cli.report.collect import Results
 from sublim_cli.report.conditions import Run, records
 from sublim_cli.report.figures import figure as f
-from sublim_cli.report.figures.points import Curves, base_layers, curve_layers, fan, mean, run
+from sublim_cli.report.figures.points import Curves, curve_layers, fan, mean, rule_across, run
 from sublim_cli.report.wording import bounds, listed, probability, rate, share
 from sublim_cli.stats import Interval, mean_interval
 
@@ -100,7 +100,14 @@ def _panel(one: Precision, panel: Panel) -> f.Spec:
     middle = (len(one.precisions) - 1) / 2
     spots = [(name, lr, lr * 10 ** (SHIFT * (place - middle))) for name, lr, place in cells]
     means = [
-        mean(name, x, interval, f"{name}, lr {rate(lr)}", _value(panel, interval))
+        mean(
+            name,
+            x,
+            interval,
+            f"{name}, lr {rate(lr)}",
+            joined=len(one.rates) > 1,
+            told=_value(panel, interval),
+        )
         for name, lr, x in spots
         if (interval := _interval(one, panel, name, lr))
     ]
@@ -110,16 +117,15 @@ def _panel(one: Precision, panel: Panel) -> f.Spec:
         for index, each in enumerate(one.at(name, lr))
         if each[panel.field] is not None
     ]
-    joined = frozenset(one.precisions if len(one.rates) > 1 else ())
     y = f.quantity(
         "y",
         panel.title,
         scale={"domainMin": 0, "nice": True, **({"domainMax": panel.most} if panel.most else {})},
     )
-    base = base_layers(one.runs[0]["p_target_base"], y) if panel.field == "p_target" else []
+    base = _base(one.runs[0]["p_target_base"], y) if panel.field == "p_target" else []
     layers = [
         *base,
-        *curve_layers(Curves(one.precisions, means, runs, joined), _axis(one.rates), y, pick=False),
+        *curve_layers(Curves(one.precisions, means, runs), _axis(one.rates), y, pick=False),
     ]
     return {"width": f.PANEL, "height": HEIGHT, "layer": layers}
 
@@ -140,6 +146,10 @@ def _interval(one: Precision, panel: Panel, precision: str, learning_rate: float
     values = [each[panel.field] for each in runs if each[panel.field] is not None]
     most = panel.most or (1.0 if panel.field == "p_target" else float("inf"))
     return mean_interval(values).within(0.0, most) if values else None
+
+
+def _base(base: float | None, y: f.Spec) -> list[f.Spec]:
+    return rule_across(base, f"untouched base {probability(base)}", y)
 
 
 def _value(panel: Panel, interval: Interval) -> str:

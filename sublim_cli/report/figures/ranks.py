@@ -1,12 +1,13 @@
 """P(target) over LoRA rank. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sublim_cli.report.conditions import Run
-from sublim_cli.report.curves import RankCurve, column, places, series, shifts
+from sublim_cli.report.curves import RankCurve, column, places, rank, series, shifts
 from sublim_cli.report.figures import figure as f
-from sublim_cli.report.figures.points import ACROSS, Curves, Values, base_layers, curve_layers, fan, mean, run
+from sublim_cli.report.figures.points import ACROSS, Curves, Values, curve_layers, fan, mean, rule_across, run
 from sublim_cli.report.summary import SummaryRow
+from sublim_cli.report.wording import probability
 
 HEIGHT = 260
 BESIDE = 0.1
@@ -19,33 +20,34 @@ def rank_figure(curve: RankCurve) -> f.Figure:
     """The curve of one trait in one training context."""
     lines, where = series(curve.trained), places(curve.trained)
     aside = shifts(lines)
+    names = {name: name.replace(f", trained in {curve.context}", "") for name in lines}
     placed = [
-        (name, where[column(row)] + aside[name, column(row)], row)
+        (names[name], where[column(row)] + aside[name, column(row)], row)
         for name, rows in lines.items()
         for row in rows
     ]
     curves = Curves(
-        names=list(lines),
-        means=[mean(name, x, row.p_target, row.label) for name, x, row in placed if row.p_target],
+        names=list(names.values()),
+        means=[
+            mean(name, x, row.p_target, row.label, joined=rank(row) is not None)
+            for name, x, row in placed
+            if row.p_target
+        ],
         runs=[one for name, x, row in placed for one in _runs(name, x, row, curve.runs)],
-        joined=frozenset(name for name, rows in lines.items() if len(rows) > 1),
     )
-    base = [row.p_target.mean for row in curve.rows if row.condition.role == "base" and row.p_target]
-    controls = {name for name, rows in lines.items() if rows[0].condition.role == "control"}
-    spec = over_ranks(curves, where, curve.target, base[0] if base else None, controls)
+    y = f.quantity("y", f"P({curve.target})", scale={"domainMin": 0, "nice": True})
+    layers = [*_bands(curves, placed, y), *_base(curve, y), *curve_layers(curves, rank_axis(where), y)]
+    spec = {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
     return f.Figure(curve.slug, curve.title, curve.description, curve.caption, spec)
 
 
-def over_ranks(
-    curves: Curves,
-    where: Mapping[str, float],
-    target: str,
-    base: float | None,
-    controls: Iterable[str] = (),
-) -> f.Spec:
-    """Curves over the ticks `where`; the intervals of the series `controls` go across as bands."""
-    y = f.quantity("y", f"P({target})", scale={"domainMin": 0, "nice": True})
-    bands = [one for one in curves.means if one["series"] in controls and one["low"] is not None]
+def _bands(curves: Curves, placed: Sequence[tuple[str, float, SummaryRow]], y: f.Spec) -> list[f.Spec]:
+    """The controls' intervals, carried across."""
+    bands = [
+        {"series": name, "low": row.p_target.low, "high": row.p_target.high}
+        for name, _, row in placed
+        if row.condition.role == "control" and row.p_target and row.p_target.low is not None
+    ]
     shade = f.layer(
         bands,
         {"type": "rect", "opacity": 0.13, "aria": False},
@@ -54,11 +56,16 @@ def over_ranks(
         color=f.series(curves.names)["color"],
         **ACROSS,
     )
-    layers = [*([shade] if bands else []), *base_layers(base, y), *curve_layers(curves, _axis(where), y)]
-    return {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
+    return [shade] if bands else []
 
 
-def _axis(where: Mapping[str, float]) -> f.Spec:
+def _base(curve: RankCurve, y: f.Spec) -> list[f.Spec]:
+    bases = [row.p_target.mean for row in curve.rows if row.condition.role == "base" and row.p_target]
+    return [one for base in bases for one in rule_across(base, f"untouched base {probability(base)}", y)]
+
+
+def rank_axis(where: Mapping[str, float]) -> f.Spec:
+    """The x axis with the ticks `where`."""
     names, at = list(where), list(where.values())
     axis = {
         "values": at,
