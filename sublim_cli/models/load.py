@@ -1,6 +1,8 @@
 """Weights and tokenizers, loaded the ordinary way and stripped of a checkpoint's own sampling."""
 
+import copy
 import logging
+import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 Model = Any
 """A transformers causal language model, or a PEFT model around one."""
+
+
+KEEP_BASE = "SUBLIM_KEEP_BASE"
+"""Set where a process keeps the base models it reads in main memory, for the cells that follow."""
 
 
 @lru_cache(maxsize=4)
@@ -90,6 +96,19 @@ def _at(ref: ModelRef, weights: Path) -> ModelRef:
 
 
 def _from_pretrained(ref: ModelRef, precision: str, **held: Any) -> Model:
+    """The model in main memory, or where `held` says; a copy of the one kept, if this process keeps it."""
+    base = ref.stamp is not None or ref.revision is not None  # a student's directory has neither, see `_at`
+    if os.environ.get(KEEP_BASE) and base and not held:
+        return copy.deepcopy(_kept(ref, precision))
+    return _read(ref, precision, **held)
+
+
+@lru_cache(maxsize=2)  # training and scoring may hold it in different precisions
+def _kept(ref: ModelRef, precision: str) -> Model:
+    return _read(ref, precision)
+
+
+def _read(ref: ModelRef, precision: str, **held: Any) -> Model:
     from transformers import AutoModelForCausalLM
 
     _quiet()
