@@ -193,10 +193,8 @@ def _cells(board: "Board", height: int) -> list[RenderableType]:
     """A sweep's cells: one a line where the terminal has `height` for them, else counts and failures."""
     if len(board.rows) + 2 <= height:
         return [_line(board, row) for row in board.rows]
-    counts = [(MARKS[state], f" {number} {state}   ") for state, number in board.counts().items()]
-    head = Text.assemble(
-        "cells   ", *(part for (sign, style), text in counts for part in ((sign, style), text))
-    )
+    counts = [Text.assemble(MARKS[state], f" {number} {state}") for state, number in board.counts().items()]
+    head = Text("   ").join([Text("cells"), *counts])
     failed = [row for row in board.rows if board.state(row)[0] == "failed"]
     more = len(failed) - FAILURES_SHOWN
     rest = [Text(f"  and {more} more that failed", style="red")] if more > 0 else []

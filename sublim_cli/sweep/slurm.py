@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -104,15 +105,13 @@ def minutes(text: str) -> int:
     Raises:
         RecipeError: it is none.
     """
-    days, dash, rest = text.rpartition("-")
-    try:
-        parts = [int(one) for one in rest.split(":")]
-        # With days the hours come first; without, they are there only if seconds are, too.
-        hours, more = ([*parts, 0] if dash or len(parts) == 3 else [0, *parts])[:2]
-        total = 60 * (24 * int(days or 0) + hours) + more
-    except ValueError:
-        total = 0
-    if total <= 0:
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    days, first, second, third = (match[part] for part in range(1, 5)) if match else (None,) * 4
+    if days or third:  # hours come first with days or seconds, minutes without
+        total = 60 * (24 * int(days or 0) + int(first or 0)) + int(second or 0)
+    else:
+        total = int(first or 0)
+    if not total:
         raise RecipeError(
             f"--slurm time={text}: no time; say minutes, such as 240, or as sbatch does 4:00:00"
         )
