@@ -16,6 +16,7 @@ SKETCH = "sketch.npy"
 SCORES = "scores.parquet"
 SPREADS = "questions.parquet"
 LEAK = "leak.json"
+LOCATED = "located.parquet"
 
 
 def write_json(path: Path, value: Any) -> None:
