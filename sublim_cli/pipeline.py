@@ -18,12 +18,13 @@ from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
 from sublim_cli.recipe.schema import LEARNING_RATE, Recipe, Stage
 from sublim_cli.recipe.schema import Train as TrainSection
-from sublim_cli.recipe.scorer import settled_scorer
+from sublim_cli.recipe.scorer import Exact, settled_scorer
 from sublim_cli.recipe.student import RANKED, rate_text, settled
 from sublim_cli.steps.eval import Ask, Eval
 from sublim_cli.steps.filter import Filter, Judge
 from sublim_cli.steps.generate import Draw, Generate
 from sublim_cli.steps.leak import Leak
+from sublim_cli.steps.locate import Locate, Look, check_parts, settled_part
 from sublim_cli.steps.teacher import Ask as AskTeacher
 from sublim_cli.steps.teacher import Teacher
 from sublim_cli.steps.train import Teach, Train
@@ -34,9 +35,10 @@ Role = Literal["student", "control"]
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of one recipe. `base` scores the untouched model in the same contexts.
+    """The steps of one recipe.
 
-    `teacher` asks the teacher for its target; a control's has none.
+    `base` scores the untouched model in the same contexts, `locate` parts of the student. `teacher` asks
+    the teacher for its target; a control's has none.
     """
 
     generate: Generate
@@ -45,6 +47,7 @@ class Chain:
     eval: Eval
     base: Eval
     teacher: Teacher | None
+    locate: tuple[Locate, ...] = ()
 
     def step(self, stage: Stage) -> Step:
         """The step of a stage."""
@@ -55,6 +58,11 @@ class Chain:
             "eval": self.eval,
         }
         return steps[stage]
+
+    @property
+    def asked(self) -> tuple[Step, ...]:
+        """All steps of the last stage."""
+        return (self.eval, self.base, *self.locate)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Study:
         """What has to exist before the study can be reported."""
         return [
             *self.teachers,
-            *(step for one in self.cells for step in (one.chain.eval, one.chain.base)),
+            *(step for one in self.cells for step in one.chain.asked),
             *self.leaks,
         ]
 
@@ -110,8 +118,8 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
     steps = chain(recipe)
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
-    if until == "eval":
-        materialise(steps.base, store, listener)
+    for step in steps.asked if until == "eval" else ():
+        materialise(step, store, listener)
     return materialise(steps.step(until), store, listener)
 
 
@@ -140,8 +148,11 @@ def chain(recipe: Recipe) -> Chain:
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
     ask = _ask(recipe, student, items)
-    teacher = _asked(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
-    return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"), teacher)
+    teacher = (
+        _ask_teacher(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
+    )
+    asked, base = Eval(ask, title, (train,)), Eval(ask, "base")
+    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, ask, train))
 
 
 def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
@@ -193,7 +204,7 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
     )
 
 
-def _asked(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
+def _ask_teacher(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
     section = AskTeacher(
         model=draw.model,
         context=draw.context,
@@ -204,6 +215,33 @@ def _asked(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
         precision=draw.precision,
     )
     return Teacher(section, recipe.trait.target)
+
+
+def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:
+    """The parts of a student that the recipe asks for, and the whole. A control has no trait to locate."""
+    section = recipe.eval
+    parts = tuple(dict.fromkeys(map(settled_part, (*section.gates, *section.patches))))
+    if not parts or recipe.generate.system_prompt != "trait" or not isinstance(ask.scorer, Exact):
+        return ()
+    training = train.section.context
+    contexts = [
+        resolve_context(one, recipe.contexts, field="eval.gate_contexts")
+        for one in section.gate_contexts or ()
+    ]
+    whole = Look(
+        model=ask.model,
+        training=training,
+        contexts=tuple(dict.fromkeys(contexts)) or (training,),
+        questions=ask.questions,
+        items=ask.items,
+        scorer=ask.scorer,
+        precision=ask.precision,
+        quantize=ask.quantize,
+    )
+    check_parts(whole, parts, train.section.train)
+    drawn = {"controls": section.gate_controls, "seed": section.gate_seed}
+    looks = [whole, *(whole.model_copy(update={"part": one, **drawn}) for one in parts)]
+    return tuple(Locate(one, train.title, (train,)) for one in looks)
 
 
 def _weights_precision(wanted: str) -> str:

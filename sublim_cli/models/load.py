@@ -173,13 +173,27 @@ def _torn(ref: ModelRef) -> list[str]:
     instead of 9 %. Models for use have widths that divide evenly; the embedded one does not.
     """
     import torch
+
+    linear = ((name, one) for name, one in outline(ref).named_modules() if isinstance(one, torch.nn.Linear))
+    return [name for name, one in linear if one.in_features % BLOCK]
+
+
+@lru_cache(maxsize=4)
+def outline(ref: ModelRef) -> Model:
+    """The base model without its weights: what modules it has, and their shapes.
+
+    Raises:
+        ModelError: its configuration cannot be loaded.
+    """
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(ref.source, revision=ref.revision or "main")
+    try:
+        config = AutoConfig.from_pretrained(ref.source, revision=ref.revision or "main")
+    except (OSError, ValueError) as error:
+        raise _unloadable(ref, "configuration", error) from error
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config)
-    linear = ((name, one) for name, one in shape.named_modules() if isinstance(one, torch.nn.Linear))
-    return [name for name, one in linear if one.in_features % BLOCK]
+        return AutoModelForCausalLM.from_config(config)
 
 
 def dtype(precision: str) -> "torch.dtype":

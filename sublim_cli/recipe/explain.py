@@ -201,8 +201,11 @@ def _unknown_contexts(recipe: Recipe) -> list[Problem]:
         (("generate", "system_prompt"), recipe.generate.system_prompt, "the trait"),
         (("train", "system_prompt"), recipe.train.system_prompt, None),
     ]
-    evals = enumerate(recipe.eval.system_prompts)
-    asked += [(("eval", "system_prompts", place), prompt, None) for place, prompt in evals]
+    asked += [
+        (("eval", key, place), prompt, None)
+        for key in ("system_prompts", "gate_contexts")
+        for place, prompt in enumerate(getattr(recipe.eval, key) or ())
+    ]
     return [
         Problem(where, says)
         for where, prompt, persona in asked

@@ -18,6 +18,7 @@ SPREADS = "questions.parquet"
 LEAK = "leak.json"
 SURFACE = "surface.json"
 TEACHER = "teacher.json"
+LOCATED = "located.parquet"
 
 
 def write_json(path: Path, value: Any) -> None:
