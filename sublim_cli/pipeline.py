@@ -62,7 +62,7 @@ class Chain:
     @property
     def asked(self) -> tuple[Step, ...]:
         """All steps of the last stage."""
-        return (self.eval, self.base, *self.locate)
+        return (self.base, self.eval, *self.locate)
 
 
 @dataclass(frozen=True)
