@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sublim_cli.artifacts.record import read_record
+from sublim_cli.artifacts.record import read_record, reading
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, read_json
@@ -75,7 +75,8 @@ class Training:
 
 def readings(path: Path, target: str) -> Mapping[str, Reading]:
     """The `scores.parquet` under `path`, as a reading for every context."""
-    table = pq.read_table(path / SCORES, columns=_COLUMNS, use_threads=False)
+    with reading(path / SCORES):
+        table = pq.read_table(path / SCORES, columns=_COLUMNS, use_threads=False)
     wanted = table.filter(pc.equal(table["item"], target))
     # One row a question is left, so its means weigh every question alike.
     means = wanted.group_by("context", use_threads=False).aggregate(
