@@ -26,8 +26,8 @@ from sublim_cli.events import (
 
 CLAIMS = ".claims"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-_NO_DIRECTORY = (*_NOT_WRITABLE, errno.ENOENT)  # some file systems (/proc) refuse a new directory so
+_NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+NO_DIRECTORY = (*_NOT_WRITABLE, errno.ENOENT)  # some file systems (/proc) refuse a new directory so
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Store:
         The lock belongs to the process, so a killed builder leaves no claim behind.
         """
         path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lock"
-        with explained(self.root, _NO_DIRECTORY):
+        with explained(self.root, NO_DIRECTORY):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sublim_cli.artifacts.store import explained
+from sublim_cli.artifacts.store import NO_DIRECTORY, explained
 from sublim_cli.report import wording
 from sublim_cli.report.audits import AuditRow
 from sublim_cli.report.collect import LeakRow, Results
@@ -37,7 +37,7 @@ def write_report(results: Results, directory: Path) -> Path:
         ArtifactError: the directory cannot be written.
     """
     curves = rank_curves(results)
-    with explained(directory):
+    with explained(directory, NO_DIRECTORY):
         (directory / FIGURES).mkdir(parents=True, exist_ok=True)
         for curve in curves:
             for name, content in figure_files(curve):
@@ -149,5 +149,8 @@ def _read(name: str) -> str:
 
 def _put(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
