@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sublim_cli.errors import MissingExtra, ModelError
+from sublim_cli.errors import ArtifactError, MissingExtra, ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device
 from sublim_cli.models.prefix import continuing
@@ -74,16 +74,27 @@ def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: 
 
     Raises:
         ModelError, MissingExtra: see `load_model`.
+        ArtifactError: the adapter is gone or damaged.
     """
     if weights is None:
         return load_model(ref, precision, quantize)
     if (weights / "adapter_config.json").is_file():
-        from peft import PeftModel
-
         # The adapter stays in fp32 and apart from the base: merging would round it.
-        student = PeftModel.from_pretrained(load_model(ref, precision, quantize), str(weights)).eval()
+        student = _adapted(load_model(ref, precision, quantize), weights)
         return continuing(student) if student.active_peft_config.is_prompt_learning else student
     return load_model(_at(ref, weights), precision)
+
+
+def _adapted(base: Model, weights: Path) -> Model:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(base, str(weights)).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the student in {weights} cannot be read ({error}); delete it and run again to rebuild it"
+        ) from error
 
 
 def load_weights(ref: ModelRef, precision: str) -> "dict[str, torch.Tensor]":
@@ -133,6 +144,7 @@ def _placed(weight: "torch.Tensor") -> "torch.Tensor":
 
 
 def _read(ref: ModelRef, precision: str, **held: Any) -> Model:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     _quiet()
@@ -140,7 +152,7 @@ def _read(ref: ModelRef, precision: str, **held: Any) -> Model:
         model = AutoModelForCausalLM.from_pretrained(
             ref.source, revision=ref.revision or "main", dtype=dtype(precision), **held
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(ref, "weights", error) from error
     check_unchanged(ref)  # once they are read: a change before or in between is found
     return model
