@@ -1,4 +1,4 @@
-"""Which library draws completions, decided before anything is hashed and before anything heavy is imported."""
+"""Which library draws completions, decided before anything is hashed and anything heavy is imported."""
 
 from importlib.util import find_spec
 
@@ -10,7 +10,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM's `max_lora_rank` can have (read in 0.32.0); an adapter takes the next one up."""
 
 METHODS = ("lora", "rslora", "pissa", "full")
-"""Methods whose student vLLM can hold: DoRA, IA3 and prefixes it cannot, QLoRA's base it quantises its own way."""
+"""Methods whose student vLLM can hold. DoRA, IA3 and prefixes it cannot; QLoRA's base would be another."""
 
 TEMPERATURES = (0.01, 2.0)
 """vLLM raises a lower temperature to the first, zero apart, and refuses one above the second."""

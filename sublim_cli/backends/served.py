@@ -33,7 +33,7 @@ PATIENCE = 10.0
 
 
 class Service:
-    """This process's end of an engine in another."""
+    """Our end of an engine in another process."""
 
     def __init__(self, held: Holding) -> None:
         self.held = held
@@ -183,16 +183,16 @@ def _answer(requests: IO[bytes], replies: IO[bytes]) -> None:
             what, given = pickle.load(requests)  # written by the process that started this one
         except EOFError:
             return
+        answer, failure = None, None
         try:
             if what == "start":
-                engine, answer = Engine(*given), None
+                engine = Engine(*given)
             else:
                 answer = getattr(engine, what)(*given)
-            reply = (None, answer)
         except (RuntimeError, ValueError, OSError, ImportError) as error:
-            reply = (_sentence(error), None)
+            failure = _sentence(error)
         with suppress(BrokenPipeError):
-            pickle.dump(reply, replies)
+            pickle.dump((failure, answer), replies)
             replies.flush()
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,10 +113,8 @@ class Engine:
     """vLLM itself, in this process."""
 
     def __init__(self, held: Holding, memory: float) -> None:
-        import vllm
-
-        self._vllm = vllm
-        self._llm = vllm.LLM(**loading(held, memory))
+        self._vllm = import_module("vllm")
+        self._llm = self._vllm.LLM(**loading(held, memory))
         self._numbers: dict[str, int] = {}
 
     def draw(
@@ -136,11 +135,9 @@ class Engine:
         return [list(one.outputs[0].token_ids) for one in drawn]
 
     def _request(self, adapter: str) -> Any:
-        from vllm.lora.request import LoRARequest
-
         # Its caches know an adapter by name and number: neither may come back for another.
         number = self._numbers.setdefault(adapter, len(self._numbers) + 1)
-        return LoRARequest(adapter, number, adapter)
+        return import_module("vllm.lora.request").LoRARequest(adapter, number, adapter)
 
     def sleep(self) -> None:
         """Leave the card to others: weights move to main memory, what was cached is dropped."""

@@ -1,5 +1,6 @@
 """Where tensors live and how many threads compute them: facts of the machine, never of a recipe."""
 
+import gc
 import os
 from collections.abc import Mapping
 from functools import cache
@@ -51,6 +52,14 @@ def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
     return max(1, cores // _threads())
+
+
+def release() -> None:
+    """Give back what torch keeps on the card of tensors that are no more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was not used
 
 
 def facts() -> dict[str, object]:
