@@ -75,14 +75,17 @@ class Service:
 
     def close(self) -> None:
         """End the process and whatever it started."""
-        assert self._process.stdin is not None  # it is a pipe
+        requests, replies = self._process.stdin, self._process.stdout
+        assert requests is not None  # both are pipes
+        assert replies is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()
+            requests.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(PATIENCE)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        replies.close()
 
     def _ask(self, what: str, *given: Any) -> Any:
         requests, replies = self._process.stdin, self._process.stdout

@@ -79,14 +79,14 @@ def load_shape(ref: ModelRef, weights: Path | None = None) -> Shape:
     from transformers import AutoConfig, GenerationConfig
 
     own = _at(ref, weights) if weights and not is_adapter(weights) else ref
-    where = {"pretrained_model_name_or_path": own.source, "revision": own.revision or "main"}
+    revision = own.revision or "main"
     _quiet()
     try:
-        config = AutoConfig.from_pretrained(**where)
+        config = AutoConfig.from_pretrained(own.source, revision=revision)
     except (OSError, ValueError) as error:
         raise _unloadable(ref, "configuration", error) from error
     try:
-        generation = GenerationConfig.from_pretrained(**where)
+        generation = GenerationConfig.from_pretrained(own.source, revision=revision)
     except OSError:  # as transformers does for a model that has none
         generation = GenerationConfig.from_model_config(config)
     text = config.get_text_config()

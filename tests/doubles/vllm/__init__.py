@@ -6,18 +6,15 @@ with the package where it is installed). `SUBLIM_DOUBLE_FAULT` makes it wrong in
 * `top_k`: the checkpoint's own top-k is used where none is asked for;
 * `adapter`: adapters are loaded and ignored;
 * `stale`: the adapter first loaded is used for every other;
-* `cool`: probabilities are sharpened a little, as by rounding;
+* `cool`: the temperature is half of what is asked for;
 * `start`, `draw`, `die`: it fails to start, fails to draw, or its process ends.
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sublim_cli.backends.tokens import stops
 from sublim_cli.backends.transformers import TransformersSampler
@@ -56,7 +53,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
 
 
-def TokensPrompt(*, prompt_token_ids: list[int]) -> dict[str, list[int]]:  # noqa: N802  # a TypedDict there
+def TokensPrompt(*, prompt_token_ids: list[int]) -> dict[str, list[int]]:  # a TypedDict there
     return {"prompt_token_ids": prompt_token_ids}
 
 
@@ -90,7 +87,7 @@ class LLM:
         max_loras: int = 1,
         max_lora_rank: int = 16,
     ) -> None:
-        print("INFO: a line that must not reach our stdout")
+        sys.stdout.write("INFO: a line that must not reach our stdout\n")
         if fault() == "start":
             raise RuntimeError("Engine core initialization failed.\nSee root cause above.")
         if max_lora_rank not in RANKS:
@@ -107,6 +104,8 @@ class LLM:
 
     @cached_property
     def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(self.given["model"], padding_side="left")
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer
@@ -124,8 +123,10 @@ class LLM:
         if fault() == "die":
             os._exit(3)
         ids = [one["prompt_token_ids"] for one in prompts]
-        if any(len(one) + params.max_tokens > self.given["max_model_len"]
-               for one, params in zip(ids, sampling_params, strict=True)):
+        if any(
+            len(one) + params.max_tokens > self.given["max_model_len"]
+            for one, params in zip(ids, sampling_params, strict=True)
+        ):
             raise ValueError("a prompt is longer than max_model_len allows")
         model = self.base if lora_request is None else self.adapted(lora_request)
         sampling = settings_of(sampling_params[0])
@@ -139,9 +140,13 @@ class LLM:
         ]
 
     def adapted(self, request: LoRARequest) -> Any:
+        from peft import PeftModel
+
         if not self.given["enable_lora"]:
             raise ValueError("LoRA is not enabled")
-        number = min(self.adapters, default=request.lora_int_id) if fault() == "stale" else request.lora_int_id
+        number = (
+            min(self.adapters, default=request.lora_int_id) if fault() == "stale" else request.lora_int_id
+        )
         if number not in self.adapters:
             student = PeftModel.from_pretrained(self.fresh(), request.lora_path).eval()
             rank = student.peft_config["default"].r
@@ -151,6 +156,9 @@ class LLM:
         return self.base if fault() == "adapter" else self.adapters[number]
 
     def fresh(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
         kind = getattr(torch, self.given["dtype"])
         return AutoModelForCausalLM.from_pretrained(self.given["model"], dtype=kind).eval()
 
@@ -167,7 +175,7 @@ def settings_of(params: SamplingParams) -> Sampling:
     assert neutral == (1, 0.0, 0.0, 0.0, 0)
     assert params.ignore_eos
     return Sampling(
-        temperature=params.temperature * (0.8 if fault() == "cool" else 1.0),
+        temperature=params.temperature * (0.5 if fault() == "cool" else 1.0),
         top_p=params.top_p,
         top_k=params.top_k or (20 if fault() == "top_k" else 0),
         repetition_penalty=params.repetition_penalty,
