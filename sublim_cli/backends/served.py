@@ -73,15 +73,15 @@ class Service:
         """See `vllm.Engine.wake`."""
         self._ask("wake")
 
-    def close(self) -> None:
-        """End the process and whatever it started."""
+    def close(self, patience: float) -> None:
+        """End the process and whatever it started; it has `patience` seconds to leave by itself."""
         requests, replies = self._process.stdin, self._process.stdout
         assert requests is not None  # both are pipes
         assert replies is not None
         with suppress(BrokenPipeError):
             requests.close()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(PATIENCE)
+            self._process.wait(patience)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -122,7 +122,7 @@ def serving(held: Holding) -> Iterator[Service]:
         yield service
         service.sleep()
     except BaseException:  # an interrupt too: whatever the engine was at, it is not kept
-        end()
+        end(patience=0.0)
         raise
 
 
@@ -137,10 +137,10 @@ def _awake(held: Holding) -> Service:
 
 
 @atexit.register
-def end() -> None:
+def end(patience: float = PATIENCE) -> None:
     """End the engine that was kept, if there is one."""
     while _kept:
-        _kept.pop().close()
+        _kept.pop().close(patience)
 
 
 def memory() -> float:

@@ -94,6 +94,7 @@ def drawing(sampling: Sampling, row: int, ends: frozenset[int]) -> dict[str, Any
         "logit_bias": None,
         "allowed_token_ids": None,
         "bad_words": None,
+        "watermarking": False,
         "seed": row_seed(sampling.seed, row),
         "max_tokens": sampling.max_tokens,
         "min_tokens": 0,

@@ -133,7 +133,11 @@ def test_an_engine_without_fault_passes_and_says_what_was_found(who, students, d
 @pytest.mark.parametrize(
     ("fault", "who", "says"),
     [
-        ("adapter", "rank 8", r"on average, 0\.\d+ of 2,000 answers name \w+, where the exact scorer says 0\.\d+ to"),
+        (
+            "adapter",
+            "rank 8",
+            r"on average, 0\.\d+ of 2,000 answers name \w+, where the exact scorer says 0\.\d+ to",
+        ),
         ("top_k", "rank 8", r"name|surprised by"),
         ("cool", "base", r"name|surprised by"),
     ],

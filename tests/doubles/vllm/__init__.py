@@ -19,7 +19,6 @@ from typing import Any
 from sublim_cli.backends.tokens import stops
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.recipe.schema import Sampling
-from vllm.lora.request import LoRARequest
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -45,6 +44,7 @@ class SamplingParams:
     stop: list[str] | None = None
     stop_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    watermarking: bool | None = None
     ignore_eos: bool = False
     max_tokens: int | None = 16
     min_tokens: int = 0
@@ -116,7 +116,7 @@ class LLM:
         sampling_params: list[SamplingParams],
         *,
         use_tqdm: bool = True,
-        lora_request: LoRARequest | None = None,
+        lora_request: Any = None,
     ) -> list[RequestOutput]:
         if fault() == "draw" or self.asleep:
             raise RuntimeError("the engine cannot draw")
@@ -139,7 +139,7 @@ class LLM:
             for one in drawn
         ]
 
-    def adapted(self, request: LoRARequest) -> Any:
+    def adapted(self, request: Any) -> Any:
         from peft import PeftModel
 
         if not self.given["enable_lora"]:
@@ -174,6 +174,7 @@ def settings_of(params: SamplingParams) -> Sampling:
     neutral = (params.n, params.min_p, params.presence_penalty, params.frequency_penalty, params.min_tokens)
     assert neutral == (1, 0.0, 0.0, 0.0, 0)
     assert params.ignore_eos
+    assert params.watermarking is False
     return Sampling(
         temperature=params.temperature * (0.5 if fault() == "cool" else 1.0),
         top_p=params.top_p,
