@@ -32,6 +32,7 @@ class Sampled(Section):
     samples: Positive = Eval().samples
     sampling: Sampling = Answering()
     engine: Drawing = "transformers"
+    """What draws them."""
 
 
 Scoring = Annotated[Exact | Sampled, Field(discriminator="kind")]

@@ -51,6 +51,7 @@ class Draw(Section):
     rules: tuple[Rule, ...]
     """The filter: it decides when enough rows are drawn."""
     engine: Drawing = "transformers"
+    """What draws."""
 
 
 @dataclass(frozen=True)
