@@ -19,9 +19,9 @@ from sublim_cli.errors import ArtifactError
 RECORD = "artifact.json"
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "numpy"),
-    *("bitsandbytes", "unsloth", "unsloth_zoo"),
+    *("bitsandbytes", "unsloth", "unsloth_zoo", "vllm"),
 )
-"""The packages whose version may move a number; the last three are not always there."""
+"""The packages whose version may move a number; the last four are not always there."""
 
 
 def checksums(path: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,44 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
     return _without_packing(_plain(_from_pretrained(ref, precision, **held))).eval()
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What can be known of a model without its weights."""
+
+    vocabulary: int
+    room: int | None
+    """The longest sequence it was made for; None where it does not say."""
+    eos: int | list[int] | None
+
+
+def load_shape(ref: ModelRef, weights: Path | None = None) -> Shape:
+    """The shape of the base model, or of the full model a train artifact holds.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    own = _at(ref, weights) if weights and not is_adapter(weights) else ref
+    revision = own.revision or "main"
+    _quiet()
+    try:
+        config = AutoConfig.from_pretrained(own.source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unloadable(ref, "configuration", error) from error
+    try:
+        generation = GenerationConfig.from_pretrained(own.source, revision=revision)
+    except OSError:  # as transformers does for a model that has none
+        generation = GenerationConfig.from_model_config(config)
+    text = config.get_text_config()
+    return Shape(text.vocab_size, getattr(text, "max_position_embeddings", None), generation.eos_token_id)
+
+
+def is_adapter(weights: Path) -> bool:
+    """Whether a train artifact holds an adapter and no whole model."""
+    return (weights / "adapter_config.json").is_file()
+
+
 def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: str | None = None) -> Model:
     """The model a train artifact holds: base plus adapter, a full model, or (None) the base.
 
@@ -78,7 +117,8 @@ def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: 
     """
     if weights is None:
         return load_model(ref, precision, quantize)
-    if (weights / "adapter_config.json").is_file():
+    if is_adapter(weights):
+
         # The adapter stays in fp32 and apart from the base: merging would round it.
         student = _adapted(load_model(ref, precision, quantize), weights)
         return continuing(student) if student.active_peft_config.is_prompt_learning else student
