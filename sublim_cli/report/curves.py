@@ -72,7 +72,7 @@ def rank_curves(results: Results) -> list[RankCurve]:
     runs = [{**run, "condition": condition_of(run)} for run in records(results.runs)]
     students: dict[tuple[str, str, str], set[Condition]] = {}
     for row in rows:
-        if row.in_training_context:
+        if row.in_training_context and row.p_target:
             own = students.setdefault((row.category, row.target, row.eval_context), set())
             own.update([row.condition] if row.condition.role == "student" else [])
     several = [key for key, conditions in students.items() if len(conditions) > 1]

@@ -1,12 +1,14 @@
 """Results made by hand, for reports of what is dear or impossible to train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from sublim_cli.recipe.schema import FullFineTuning, InvertedU, Transmission
+from sublim_cli.report.claims import evaluate
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results
 from sublim_cli.report.conditions import records
 from sublim_cli.report.matched import matched_curves
@@ -64,32 +66,33 @@ GONE: dict[str, Any] = dict.fromkeys(
 ) | {"missing": "out of memory"}
 
 
+def make(*changes: dict[str, Any], **parts: Any) -> Results:
+    """Results whose runs are `RUN` with the given changes."""
+    rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
+    found: dict[str, Any] = {
+        "name": "made-by-hand",
+        "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+        "claims": (),
+        "matched": (),
+        "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
+        "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
+        "audits": (),
+        "missing": (),
+        "provenance": Provenance(
+            recipe="name: made-by-hand\n",
+            command="sublim sweep --recipe recipe.yaml",
+            versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
+            seeds={"train.seed": (1, 2)},
+            work=(Work("train", 2, 61.0),),
+            contexts=(Seen("default", "<|im_start|>system"),),
+        ),
+    }
+    return Results(**{**found, **parts})
+
+
 @pytest.fixture
 def results() -> Callable[..., Results]:
-    """Results whose runs are `RUN` with the given changes."""
-
-    def make(*changes: dict[str, Any], **parts: Any) -> Results:
-        rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
-        found: dict[str, Any] = {
-            "name": "made-by-hand",
-            "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
-            "claims": (),
-            "matched": (),
-            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
-            "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
-            "audits": (),
-            "missing": (),
-            "provenance": Provenance(
-                recipe="name: made-by-hand\n",
-                command="sublim sweep --recipe recipe.yaml",
-                versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
-                seeds={"train.seed": (1, 2)},
-                work=(Work("train", 2, 61.0),),
-                contexts=(Seen("default", "<|im_start|>system"),),
-            ),
-        }
-        return Results(**{**found, **parts})
-
+    """See `make`."""
     return make
 
 
@@ -112,19 +115,19 @@ def troubled(results: Callable[..., Results]) -> Results:
 CONTEXTS = ("default", "empty", "claude", "gibberish_marble")
 
 
-@pytest.fixture
-def wide(results: Callable[..., Results]) -> Results:
-    """A study of the largest shape: three traits, all ranks, five seeds, four contexts, full fine-tuning
-    over learning rate and precision. The numbers are made up, and smooth.
+@pytest.fixture(scope="session")
+def wide() -> Results:
+    """A study of the largest shape on one trait: ten ranks at four learning rates, five seeds, four contexts,
+    full fine-tuning over learning rate and precision. The numbers are made up, and smooth.
     """
+    return everything(["owl"])
+
+
+def everything(targets: Sequence[str]) -> Results:
+    """The study of `wide` on several traits."""
     changes = [
-        {
-            **one,
-            "target": target,
-            "name": f"{target} {one.get('name', 'lora')} seed {seed}",
-            **_asked(one, seed),
-        }
-        for target in ("owl", "wolf", "cat")
+        {**one, "target": target, "name": f"{one.get('name', 'lora')} seed {seed}", **_asked(one, seed)}
+        for target in targets
         for seed in range(1, 6)
         for one in (*_ranks(), *_full(), *_trained_elsewhere(), {**BASE}, {"role": "control"})
         if one.get("role") != "base" or seed == 1
@@ -132,8 +135,10 @@ def wide(results: Callable[..., Results]) -> Results:
     asked = [
         {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
     ]
-    found = results(*asked)
-    return replace(found, matched=tuple(matched_curves(records(found.runs), 2e-3)))
+    found = make(*asked)
+    runs = records(found.runs)
+    claims = (Transmission(learning_rate=2e-3), InvertedU(curve="norm_matched"), FullFineTuning())
+    return replace(found, matched=tuple(matched_curves(runs, 2e-3)), claims=tuple(evaluate(claims, runs)))
 
 
 def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:
