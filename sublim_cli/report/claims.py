@@ -39,96 +39,8 @@ from sublim_cli.report.wording import condition_label, count, listed, rate
 from sublim_cli.stats import Estimate, Interval, Seeds, holm, peak, two_lines
 
 Curves = NDArray[np.float64]
-Word = Literal["supported", "refuted", "underpowered", "incomplete"]
-
-NUMBER = {"transmission": "C1", "inverted_u": "C2", "full_fine_tuning": "C3", "contexts": "C4"}
-STATEMENT = {
-    "transmission": "A student prefers the trait of the teacher whose numbers it learned",
-    "inverted_u": "Transmission is an inverted U in LoRA rank",
-    "full_fine_tuning": "Transmission disappears under full fine-tuning",
-    "contexts": "Transmission vanishes where training and evaluation contexts differ",
-}
-TEST = {
-    "transmission": (
-        "one-sided t tests over runs, student minus control of the same seeds and student minus base, "
-        "both above 0, Holm over traits; refuted where the first is below the margin"
-    ),
-    "inverted_u": (
-        "two-lines test on log2 rank over runs, Holm over traits; refuted where no rank lies the margin "
-        "above the highest, or none above the lowest"
-    ),
-    "full_fine_tuning": (
-        "equivalence to the control of the same seeds within the margin (two one-sided t tests over runs) "
-        "in every condition; refuted where one lies above the margin, Holm over conditions"
-    ),
-    "contexts": (
-        "in every other context equivalence to the control within the margin, and above it the interaction "
-        "(effect in the training context minus there, paired by run), one-sided t; refuted where the "
-        "effect in another context lies above the margin, Holm over contexts"
-    ),
-}
 LEAST_RANKS = 4
 """Two lines through fewer are no test."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One comparison of a claim.
-
-    `effect` is a difference of P(target) with the interval at level 1 - 2 alpha that its one-sided tests
-    belong to. `p` is that of the claim holding here and `p_against` that of its not holding, corrected as
-    the claim's rule says; `detectable` the smallest true effect these runs find four times in five; `runs`
-    the effect of each run by (train seed, data seed). `also` holds what else the rule looks at.
-    """
-
-    target: str
-    about: str
-    effect: Interval | None
-    p: float
-    p_against: float | None
-    detectable: float | None
-    runs: Mapping[Seeds, float] = field(default_factory=dict)
-    also: Mapping[str, Interval] = field(default_factory=dict)
-
-    def word(self, alpha: float) -> Word:
-        """The verdict on this comparison alone."""
-        if self.p_against is not None and self.p_against <= alpha:
-            return "refuted"
-        return "supported" if self.p <= alpha else "underpowered"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the runs say of one claim, and the plan they were made for."""
-
-    claim: Claim
-    word: Word
-    findings: tuple[Finding, ...]
-    planned: int
-    broken: int
-    missing: int
-    lacks: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def used(self) -> int:
-        """Trainings that neither broke nor are missing."""
-        return self.planned - self.broken - self.missing
-
-    @property
-    def number(self) -> str:
-        """Such as `C1`."""
-        return NUMBER[self.claim.kind]
-
-    @property
-    def statement(self) -> str:
-        """The claim in words."""
-        return STATEMENT[self.claim.kind]
-
-    @property
-    def test(self) -> str:
-        """The rule in words."""
-        return TEST[self.claim.kind]
 
 
 def evaluate(claims: Iterable[Claim], runs: Sequence[Run]) -> list[Verdict]:
@@ -151,7 +63,7 @@ def _verdict(claim: Claim, plan: Plan) -> Verdict:
         findings = []
     return Verdict(
         claim=claim,
-        word="incomplete" if plan.lacks else _word(findings, claim.alpha),
+        word="incomplete" if plan.lacks else word_of(findings, claim.alpha),
         findings=tuple(findings),
         planned=len(plan.planned),
         broken=len(plan.broken - plan.missing),
@@ -159,13 +71,6 @@ def _verdict(claim: Claim, plan: Plan) -> Verdict:
         lacks=tuple(plan.lacks),
         notes=(*notes, *_seeds(plan)),
     )
-
-
-def _word(findings: Sequence[Finding], alpha: float) -> Word:
-    words = {one.word(alpha) for one in findings}
-    if "refuted" in words:
-        return "refuted"
-    return "supported" if words == {"supported"} else "underpowered"
 
 
 def _seeds(plan: Plan) -> Iterator[str]:
@@ -187,7 +92,7 @@ def _transmission(claim: Transmission, plan: Plan) -> list[Finding]:
         _passed(claim, plan, Place(one, claim.train_context, claim.train_context), claim.rank)
         for one in traits
     ]
-    return _corrected([one for one in found if one], support=True)
+    return corrected([one for one in found if one], support=True)
 
 
 def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int) -> Finding | None:
@@ -195,7 +100,7 @@ def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int)
         return None
     control, base = mean_of(effects.control), effects.base
     label = condition_label("student", "lora", rank)
-    return _finding(
+    return finding(
         claim,
         place.target,
         f"{label}, trained and asked in {place.trained}, minus the control",
@@ -236,7 +141,7 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
         _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
         for one in plan.traits(claim)
     ]
-    return _corrected([one for one in found if one], support=True)
+    return corrected([one for one in found if one], support=True)
 
 
 def _curve(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
@@ -285,7 +190,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
     top = peak(x, y)
     falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
     flat = min(max(one.below(claim.margin) for one in side) for side in above)
-    found = _finding(
+    found = finding(
         claim,
         place.target,
         about,
@@ -315,7 +220,7 @@ def _full_fine_tuning(claim: FullFineTuning, plan: Plan) -> list[Finding]:
     """
     places = [Place(one, claim.train_context, claim.train_context) for one in plan.traits(claim)]
     found = [_condition(claim, plan, place, one) for place in places for one in plan.full(place)]
-    return _corrected([one for one in found if one])
+    return corrected([one for one in found if one])
 
 
 def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condition) -> Finding | None:
@@ -326,7 +231,7 @@ def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condi
     runs = plan.paired(values, control, place)
     effect = mean_of(runs)
     told = [f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings]
-    return _finding(
+    return finding(
         claim,
         place.target,
         f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
@@ -353,7 +258,7 @@ def _contexts(claim: Contexts, plan: Plan) -> list[Finding]:
         for trained in claim.train_contexts or tuple(there):
             others = claim.eval_contexts or tuple(there.get(trained, []))
             found += _context(claim, plan, target, trained, [one for one in others if one != trained])
-    return _corrected(found)
+    return corrected(found)
 
 
 def _context(
@@ -378,7 +283,7 @@ def _elsewhere(claim: Contexts, place: Place, home: Mapping[Seeds, float], effec
     pairs = home.keys() & effects.control.keys()
     interaction = mean_of({seeds: home[seeds] - effects.control[seeds] for seeds in pairs})
     label = condition_label("student", "lora", claim.rank)
-    return _finding(
+    return finding(
         claim,
         place.target,
         f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
@@ -387,36 +292,3 @@ def _elsewhere(claim: Contexts, place: Place, home: Mapping[Seeds, float], effec
         against=effect.above(claim.margin),
         also={"interaction": interaction, "minus the base": effects.base},
     )
-
-
-def _finding(
-    claim: Claim,
-    target: str,
-    about: str,
-    runs: Mapping[Seeds, float],
-    *,
-    p: float,
-    against: float,
-    also: Mapping[str, Estimate],
-) -> Finding:
-    effect, level = mean_of(runs), 1 - 2 * claim.alpha
-    return Finding(
-        target=target,
-        about=about,
-        effect=effect.interval(level) if effect.n else None,
-        p=p,
-        p_against=against,
-        detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
-        runs=runs,
-        also={name: one.interval(level) for name, one in also.items() if one.n},
-    )
-
-
-def _corrected(findings: Sequence[Finding], *, support: bool = False) -> list[Finding]:
-    """With Holm's p values for refutation, and where traits are spoken of one by one also for support."""
-    against = iter(holm([one.p_against for one in findings if one.p_against is not None]))
-    own = [one.p for one in findings]
-    return [
-        replace(one, p=p, p_against=None if one.p_against is None else next(against))
-        for one, p in zip(findings, holm(own) if support else own, strict=True)
-    ]
