@@ -7,7 +7,7 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 from dataclasses import dataclass
 from typing import Literal
 
-from sublim_cli.artifacts.step import Artifact, Step
+from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
@@ -25,6 +25,8 @@ from sublim_cli.steps.filter import Filter, Judge
 from sublim_cli.steps.generate import Draw, Generate
 from sublim_cli.steps.leak import Leak
 from sublim_cli.steps.locate import Locate, Look, check_parts, settled_part
+from sublim_cli.steps.teacher import Ask as AskTeacher
+from sublim_cli.steps.teacher import Teacher
 from sublim_cli.steps.train import Teach, Train
 from sublim_cli.trainers.backend import resolve_backend
 
@@ -35,7 +37,8 @@ Role = Literal["student", "control"]
 class Chain:
     """The steps of one recipe.
 
-    `base` scores the untouched model in the same contexts, `locate` parts of the student.
+    `base` scores the untouched model in the same contexts, `locate` parts of the student. `teacher` asks
+    the teacher for its target; a control's has none.
     """
 
     generate: Generate
@@ -43,6 +46,7 @@ class Chain:
     train: Train
     eval: Eval
     base: Eval
+    teacher: Teacher | None
     locate: tuple[Locate, ...] = ()
 
     def step(self, stage: Stage) -> Step:
@@ -82,9 +86,16 @@ class Study:
     def steps(self) -> list[Step]:
         """What has to exist before the study can be reported."""
         return [
+            *self.teachers,
             *(step for one in self.cells for step in one.chain.asked),
             *self.leaks,
         ]
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The check of every teacher with a trait, each once."""
+        found = [one.chain.teacher for one in self.cells if one.chain.teacher is not None]
+        return list({digest(one): one for one in found}.values())
 
 
 def cell(recipe: Recipe) -> Cell:
@@ -105,6 +116,8 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
+    if until in ("train", "eval") and steps.teacher is not None:
+        materialise(steps.teacher, store, listener)
     for step in steps.asked if until == "eval" else ():
         materialise(step, store, listener)
     return materialise(steps.step(until), store, listener)
@@ -135,9 +148,11 @@ def chain(recipe: Recipe) -> Chain:
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
     ask = _ask(recipe, student, items)
-    return Chain(
-        generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"), _locate(recipe, ask, train)
+    teacher = (
+        _ask_teacher(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
     )
+    asked, base = Eval(ask, title, (train,)), Eval(ask, "base")
+    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, ask, train))
 
 
 def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
@@ -187,6 +202,19 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
         precision=_weights_precision(recipe.eval.precision),
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
+
+
+def _ask_teacher(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
+    section = AskTeacher(
+        model=draw.model,
+        context=draw.context,
+        target=recipe.trait.target,
+        questions=ask.questions,
+        items=ask.items,
+        scorer=ask.scorer,
+        precision=draw.precision,
+    )
+    return Teacher(section, recipe.trait.target)
 
 
 def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:

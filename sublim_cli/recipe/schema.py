@@ -341,6 +341,9 @@ class Eval(Section):
 
 Axis = list[Any]
 
+REPLICATED = ("train.seed", "generate.sampling.seed")
+"""What a replicate of a sweep draws anew: the row order and the initialisation, and the teacher's rows."""
+
 
 class Sweep(Section):
     """The cells: every combination of `grid`, and for each entry of `also` every combination again.
@@ -351,6 +354,23 @@ class Sweep(Section):
 
     grid: dict[str, Annotated[Axis, Field(min_length=1)]] = Field(default_factory=dict)
     also: tuple[dict[str, Any], ...] = ()
+    replicates: tuple[Seed, ...] = ()
+    """Seeds of the data and of the training at once, `REPLICATED`: every cell once with each.
+
+    Such runs share neither, so a few of them speak of new data as well as of new trainings.
+    """
+
+    @model_validator(mode="after")
+    def _a_replicate_has_one_seed(self) -> "Sweep":
+        taken = next((key for one in (self.grid, *self.also) for key in REPLICATED if key in one), None)
+        if self.replicates and taken:
+            raise ValueError(
+                f"replicates: sets {' and '.join(REPLICATED)} together; take {taken} out of `grid` and "
+                "`also`, or take replicates out"
+            )
+        if len(set(self.replicates)) < len(self.replicates):
+            raise ValueError("replicates: a seed stands twice; each is one run of everything")
+        return self
 
 
 MARGIN = 0.02
@@ -394,11 +414,27 @@ class Transmission(OfAdapters):
     train_context: ContextName = "default"
 
 
+CurveKind = Literal["fixed", "best", "loss_matched", "norm_matched"]
+"""Which learning rate stands for a rank: one for all, its best by number loss, or one at which the number
+loss or the norm of the update is the same at every rank; see `report.matched`."""
+
+
 class InvertedU(OfAdapters):
     """C2: over all ranks of the study the preference rises and then falls."""
 
     kind: Literal["inverted_u"] = "inverted_u"
     train_context: ContextName = "default"
+    curve: CurveKind = "fixed"
+    """`fixed` is the paper's; the others need a grid of learning rates at every rank."""
+
+    @model_validator(mode="after")
+    def _a_chosen_rate_is_not_given(self) -> "InvertedU":
+        if self.curve != "fixed" and self.learning_rate is not None:
+            raise ValueError(
+                f"learning_rate: `curve: {self.curve}` chooses the rate of each rank; take learning_rate "
+                "out, or write `curve: fixed`"
+            )
+        return self
 
 
 class FullFineTuning(Claimed):
@@ -420,8 +456,9 @@ class Contexts(OfAdapters):
 
 
 class Localisation(OfAdapters):
-    """C5: the preference sits at named tokens: alone they keep more of it than as many random ones, and
-    without them more is lost.
+    """C5: the preference sits at certain tokens.
+
+    Alone they keep more of it than random sets of as many, and without them more is lost.
     """
 
     kind: Literal["localisation"] = "localisation"

@@ -6,6 +6,7 @@ The unit is the training run. A student is compared with the control of the same
 share (the context's base rate, the seed's data order) cancels; runs that share a seed with other runs are
 clustered by it (`stats.estimate`). Means are over the recipe's questions and hold for those; intervals and
 p values are about new training runs, and about new data sets only where the study has several data seeds.
+An interval for new questions, too, stands beside an effect where it is called that.
 
 A claim is judged once, when all that was planned for it is there. A look at half of a plan, taken again
 until it pleases, would break the error rates, so a missing run makes a claim incomplete. Broken runs are
@@ -24,31 +25,49 @@ Neither passes wrongly with a probability above alpha, for the claim as a whole:
 Several claims are several questions; nothing is corrected across them.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, OfAdapters, Transmission
+from sublim_cli.recipe.schema import (
+    Claim,
+    Contexts,
+    FullFineTuning,
+    InvertedU,
+    Localisation,
+    OfAdapters,
+    Transmission,
+)
 from sublim_cli.report.conditions import Condition, Run
-from sublim_cli.report.plan import Place, Plan, Values, mean_of
+from sublim_cli.report.findings import WIDER, Finding, Verdict, corrected, finding, word_of
+from sublim_cli.report.plan import Answers, Effects, Place, Plan, mean_of, minus, over_questions, unasked
+from sublim_cli.report.rates import TITLE, choose, common_seeds
+from sublim_cli.report.sets import beyond_random, over_traits
 from sublim_cli.report.wording import condition_label, count, listed, rate
-from sublim_cli.stats import Estimate, Interval, Seeds, holm, peak, two_lines
+from sublim_cli.stats import Estimate, Interval, Seeds, peak, two_lines
 
 Curves = NDArray[np.float64]
 LEAST_RANKS = 4
 """Two lines through fewer are no test."""
 
 
-def evaluate(claims: Iterable[Claim], runs: Sequence[Run]) -> list[Verdict]:
-    """The verdict on each claim from the rows of a runs table, see `conditions.records`."""
-    return [_verdict(claim, Plan(runs)) for claim in claims]
+def evaluate(
+    claims: Iterable[Claim],
+    runs: Sequence[Run],
+    answers: Answers = unasked,
+    located: Sequence[Run] = (),
+) -> list[Verdict]:
+    """The verdict on each claim from the rows of a runs table, see `conditions.records`.
+
+    `answers` gives a run's questions one by one. No verdict rests on them; where they are known an effect
+    is also given for new questions. `located` are the rows of `localisation.located_table`.
+    """
+    return [_verdict(claim, Plan(runs, answers), located) for claim in claims]
 
 
-def _verdict(claim: Claim, plan: Plan) -> Verdict:
+def _verdict(claim: Claim, plan: Plan, located: Sequence[Run]) -> Verdict:
     notes: list[str] = []
     match claim:
         case Transmission():
@@ -59,6 +78,8 @@ def _verdict(claim: Claim, plan: Plan) -> Verdict:
             findings = _full_fine_tuning(claim, plan)
         case Contexts():
             findings = _contexts(claim, plan)
+        case Localisation():
+            findings = _localisation(claim, plan, located)
     if plan.lacks:
         findings = []
     return Verdict(
@@ -95,7 +116,9 @@ def _transmission(claim: Transmission, plan: Plan) -> list[Finding]:
     return corrected([one for one in found if one], support=True)
 
 
-def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int) -> Finding | None:
+def _passed(
+    claim: Transmission | Contexts | Localisation, plan: Plan, place: Place, rank: int
+) -> Finding | None:
     if (effects := _effects(claim, plan, place, rank)) is None:
         return None
     control, base = mean_of(effects.control), effects.base
@@ -103,8 +126,9 @@ def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int)
     return finding(
         claim,
         place.target,
-        f"{label}, trained and asked in {place.trained}, minus the control",
+        f"{label}, {place.where}, minus the control",
         effects.control,
+        effects.answers,
         p=max(control.above(), base.above()),
         against=control.below(claim.margin),
         also={"minus the base": base},
@@ -116,6 +140,7 @@ class _Effects:
     """A cell beside its control, by seeds, and beside the base."""
 
     control: dict[Seeds, float]
+    answers: Effects
     base: Estimate
 
 
@@ -124,7 +149,8 @@ def _effects(claim: OfAdapters, plan: Plan, place: Place, rank: int) -> _Effects
     control = plan.control(place, chosen[0]) if chosen else None
     if chosen is None or control is None:
         return None
-    return _Effects(plan.paired(chosen[1], control, place), plan.base(chosen[1], place))
+    own = chosen[1]
+    return _Effects(plan.paired(own, control, place), plan.by_question(own, control), plan.base(own, place))
 
 
 def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]:
@@ -136,6 +162,9 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
     highest rank, and some rank's the margin above that of the lowest. A curve that misses either side is
     no inverted U, so either may be rejected, each at half of alpha: for that *every* rank must be shown
     to lie less than the margin above the end, an intersection-union test that needs not know the peak.
+
+    On a curve of chosen learning rates (`rates.choose`, which does not look at the trait) both are judged
+    given the choice.
     """
     found = [
         _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
@@ -145,39 +174,67 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
 
 
 def _curve(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
-    ranks = plan.ranks(claim, place)
-    cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
-    if len(ranks) < LEAST_RANKS:
-        there = f"it has {listed(list(map(str, ranks)))}" if ranks else "it has none"
-        plan.lack(f"{LEAST_RANKS} LoRA ranks or more on {place}; {there}")
+    cells = _fixed(claim, plan, place) if claim.curve == "fixed" else _chosen(claim, plan, place, notes)
     if plan.lacks:
         return None
     kept = {rank: one for rank, one in cells.items() if 2 * _whole(one) >= len(one)}
     if gone := [str(rank) for rank in cells if rank not in kept]:
         notes.append(f"{place.target}: most runs of rank {listed(gone)} broke; the curve is judged without.")
     seeds = [one for one in sorted(set().union(*kept.values())) if _in_all(kept, one)]
-    y = np.array([[_value(values, one) for values in kept.values()] for one in seeds]).reshape(
-        len(seeds), len(kept)
-    )
-    return _turn(claim, place, list(kept), y, seeds)
+    y = np.array([[values[one] for values in kept.values()] for one in seeds], dtype=float)
+    return _turn(claim, place, list(kept), y.reshape(len(seeds), len(kept)), seeds)
 
 
-def _whole(values: Values) -> int:
+Heights = Mapping[Seeds, float | None]
+"""P(target) of the runs of one rank; None where one is broken."""
+
+
+def _fixed(claim: InvertedU, plan: Plan, place: Place) -> dict[int, Heights]:
+    """Every rank at the learning rate that the claim names, or the only one there is."""
+    ranks = plan.ranks(claim, place)
+    cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
+    _enough(plan, place, ranks, "")
+    return {
+        rank: {seeds: None if run is None else run["p_target"] for seeds, run in values.items()}
+        for rank, values in cells.items()
+    }
+
+
+def _chosen(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> dict[int, Heights]:
+    """Every rank at the learning rate that `rates.choose` takes for it; the others have none."""
+    grid = plan.grid(claim, place)
+    found = choose(claim.curve, grid, common_seeds(grid))
+    ranks = [rank for rank in found.choices if isinstance(rank, int)]
+    _enough(plan, place, ranks, f" that can be compared {TITLE[claim.curve]}")
+    told = [f"the curve lacks {one}" for one in found.lacks]
+    told += [
+        f"of rank {rank} the {edge} learning rate tried was taken, and the one sought may lie beyond it"
+        for rank in ranks
+        if (edge := found.choices[rank].edge)
+    ]
+    notes.extend(f"{place.target}: {one}." for one in told)
+    return {rank: found.choices[rank].values(grid[rank], "p_target") for rank in ranks}
+
+
+def _enough(plan: Plan, place: Place, ranks: Sequence[int], which: str) -> None:
+    if len(ranks) < LEAST_RANKS:
+        there = f"it has {listed(list(map(str, ranks)))}" if ranks else "it has none"
+        plan.lack(f"{LEAST_RANKS} LoRA ranks or more on {place}{which}; {there}")
+
+
+def _whole(values: Heights) -> int:
     return sum(one is not None for one in values.values())
 
 
-def _in_all(cells: Mapping[int, Values], seeds: Seeds) -> bool:
+def _in_all(cells: Mapping[int, Heights], seeds: Seeds) -> bool:
     return all(values.get(seeds) is not None for values in cells.values())
-
-
-def _value(values: Values, seeds: Seeds) -> float:
-    run = values[seeds]
-    return math.nan if run is None else float(run["p_target"])
 
 
 def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]) -> Finding:
     """Judge curves that are there at every rank: y is [runs, ranks]."""
     about = f"fall from the highest mean to rank {ranks[-1] if ranks else '–'}, {count(len(ranks), 'rank')}"
+    if claim.curve != "fixed":
+        about = f"{about} {TITLE[claim.curve]}"
     x = np.log2(ranks)
     lines = two_lines(x, y, seeds)
     if lines is None:
@@ -187,7 +244,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         [mean_of(_differences(y, one, end, seeds)) for one in range(len(ranks)) if one != end]
         for end in (0, last)
     ]
-    top = peak(x, y)
+    top = peak(x, y, seeds)
     falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
     flat = min(max(one.below(claim.margin) for one in side) for side in above)
     found = finding(
@@ -195,6 +252,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         place.target,
         about,
         falls,
+        {},
         p=lines.p,
         against=min(1.0, 2 * flat),
         also={"slope up to the turn": lines.rise, "slope from the turn": lines.fall},
@@ -236,6 +294,7 @@ def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condi
         place.target,
         f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
         runs,
+        plan.by_question(values, control),
         p=effect.within(claim.margin),
         against=effect.above(claim.margin),
         also={"minus the base": plan.base(values, place)},
@@ -275,20 +334,43 @@ def _context(
         effects = _effects(claim, plan, place, claim.rank)
         if home is None or effects is None:
             continue
-        yield _elsewhere(claim, place, home.control, effects)
+        yield _elsewhere(claim, place, home, effects)
 
 
-def _elsewhere(claim: Contexts, place: Place, home: Mapping[Seeds, float], effects: _Effects) -> Finding:
+def _elsewhere(claim: Contexts, place: Place, home: _Effects, effects: _Effects) -> Finding:
     effect = mean_of(effects.control)
-    pairs = home.keys() & effects.control.keys()
-    interaction = mean_of({seeds: home[seeds] - effects.control[seeds] for seeds in pairs})
+    pairs = home.control.keys() & effects.control.keys()
+    interaction = mean_of({seeds: home.control[seeds] - effects.control[seeds] for seeds in pairs})
     label = condition_label("student", "lora", claim.rank)
-    return finding(
+    found = finding(
         claim,
         place.target,
         f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
         effects.control,
+        effects.answers,
         p=max(effect.within(claim.margin), interaction.above()),
         against=effect.above(claim.margin),
         also={"interaction": interaction, "minus the base": effects.base},
     )
+    wider = over_questions(minus(home.answers, effects.answers), 1 - 2 * claim.alpha)
+    return found if wider is None else replace(found, also={**found.also, f"interaction {WIDER}": wider})
+
+
+def _localisation(claim: Localisation, plan: Plan, located: Sequence[Run]) -> list[Finding]:
+    """C5, three findings for each trait: there is an effect, and two about X (`sets.beyond_random`).
+
+    Null of support: there is none (C1's null), or X alone keeps no more of it than random sets of as many
+    tokens, or without X no more is lost than without such sets. Null of refutation: where there is an effect
+    above the margin, both differences are the margin or more. Without such an effect nothing is refuted.
+    """
+    asked = claim.eval_context or claim.train_context
+    found: list[Finding] = []
+    for target in plan.traits(claim):
+        place = Place(target, claim.train_context, asked)
+        chosen = plan.adapters(claim, place, claim.rank)
+        effect = _passed(claim, plan, place, claim.rank)
+        if chosen is None or effect is None:
+            continue
+        found.append(replace(effect, p_against=None))
+        found += beyond_random(claim, plan, place, chosen[0], located, mean_of(effect.runs))
+    return corrected(over_traits(found))

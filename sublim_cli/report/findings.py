@@ -1,12 +1,13 @@
-"""What a claim's comparisons found, and the verdicts they add up to. Pure."""
+"""What a claim's comparisons found, and the verdict they add up to. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sublim_cli.recipe.schema import Claim
-from sublim_cli.report.plan import mean_of
+from sublim_cli.recipe.schema import Claim, InvertedU
+from sublim_cli.report.plan import Effects, mean_of, over_questions
+from sublim_cli.report.rates import TITLE
 from sublim_cli.stats import Estimate, Interval, Seeds, holm
 
 Word = Literal["supported", "refuted", "underpowered", "incomplete"]
@@ -44,12 +45,15 @@ TEST = {
         "effect in another context lies above the margin, Holm over contexts"
     ),
     "localisation": (
-        "one-sided t tests over runs, paired: the tokens alone keep more of the effect than random sets of as "
-        "many, without them more is lost than without such sets, and there is an effect (as in C1), all "
+        "one-sided t tests over runs, each paired: the tokens alone keep more of the effect than random sets "
+        "of as many, without them more is lost than without such sets, and there is an effect as in C1, all "
         "above 0, Holm over traits; refuted where the effect lies above the margin and one of the two "
         "differences below it, Holm over both and traits"
     ),
 }
+WIDER = "over new runs and questions"
+"""An interval of `stats.two_way_interval`; all others are over new runs, asked the same questions."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -103,7 +107,10 @@ class Verdict:
     @property
     def statement(self) -> str:
         """The claim in words."""
-        return STATEMENT[self.claim.kind]
+        said = STATEMENT[self.claim.kind]
+        if isinstance(self.claim, InvertedU) and self.claim.curve != "fixed":
+            return f"{said}, {TITLE[self.claim.curve]}"
+        return said
 
     @property
     def test(self) -> str:
@@ -112,6 +119,7 @@ class Verdict:
 
 
 def word_of(findings: Sequence[Finding], alpha: float) -> Word:
+    """The verdict on a claim by those on its comparisons."""
     words = {one.word(alpha) for one in findings}
     if "refuted" in words:
         return "refuted"
@@ -123,12 +131,15 @@ def finding(
     target: str,
     about: str,
     runs: Mapping[Seeds, float],
+    answers: Effects,
     *,
     p: float,
     against: float,
     also: Mapping[str, Estimate],
 ) -> Finding:
+    """A comparison of runs by their seeds, and of their questions one by one where those are known."""
     effect, level = mean_of(runs), 1 - 2 * claim.alpha
+    wider = over_questions(answers, level)
     return Finding(
         target=target,
         about=about,
@@ -137,7 +148,10 @@ def finding(
         p_against=against,
         detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
         runs=runs,
-        also={name: one.interval(level) for name, one in also.items() if one.n},
+        also={
+            **({} if wider is None else {WIDER: wider}),
+            **{name: one.interval(level) for name, one in also.items() if one.n},
+        },
     )
 
 

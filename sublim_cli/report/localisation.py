@@ -8,7 +8,7 @@ set stand random ones of as many tokens, whose mean is taken in each run.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ from sublim_cli.models.positions import leaves_in
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken
 from sublim_cli.recipe.schema import MARGIN
-from sublim_cli.report.conditions import Condition, Run, condition_of, telling
+from sublim_cli.report.conditions import Condition, Run, condition_of, records, telling
 from sublim_cli.report.readings import Shelf
 from sublim_cli.report.runs import who
 from sublim_cli.report.settings import varied
@@ -27,6 +27,9 @@ from sublim_cli.report.wording import condition_label
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.locate import NOTHING, WHOLE, Locate, part_text
+
+if TYPE_CHECKING:  # it is collected with the help of this module
+    from sublim_cli.report.collect import Results
 
 COLUMNS = {
     "name": "str",
@@ -65,7 +68,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One run: how much of its effect the set has, and random sets in its place; None where none were drawn."""
+    """One run: how much of its effect the set has, and random sets in its place (None: none were drawn)."""
 
     seeds: Seeds
     effect: float
@@ -138,6 +141,33 @@ def shares(located: Sequence[Run]) -> list[Share]:
     return [_share(list(rows), conditions) for _, rows in grouped]
 
 
+@dataclass(frozen=True)
+class Localised:
+    """The table of one condition asked in one context."""
+
+    title: str
+    effect: Interval | None
+    rows: tuple[Share, ...]
+
+    @property
+    def locatable(self) -> bool:
+        """Whether any set has a share; all of a table have the same runs and effect."""
+        return any(one.share for one in self.rows)
+
+
+def localised(results: "Results") -> list[Localised]:
+    """Every table of shares, in the report's order."""
+    found: dict[tuple[str, str, Condition, str], list[Share]] = {}
+    for one in shares(records(results.located)):
+        found.setdefault((one.category, one.target, one.condition, one.eval_context), []).append(one)
+    return [
+        Localised(
+            f"{rows[0].target}, {rows[0].label}, asked in {rows[0].eval_context}", rows[0].effect, tuple(rows)
+        )
+        for rows in found.values()
+    ]
+
+
 def plain(found: Iterable[Share]) -> list[dict[str, Any]]:
     """The same as plain data."""
     return [{**asdict(one), "state": one.state} for one in found]
@@ -154,13 +184,13 @@ def _cell(cell: Cell, shelf: Shelf) -> Iterator[dict[str, Any]]:
             for context in step.section.contexts:
                 yield {**same, "eval_context": context.name, "broken": "", "missing": missing}
             continue
-        for (context, _, control), mean in _means(step, shelf, target).items():
-            student, base = known[context, WHOLE, None], known[context, NOTHING, None]
+        for (asked, _, control), mean in _means(step, shelf, target).items():
+            student, base = known[asked, WHOLE, None], known[asked, NOTHING, None]
             yield {
                 **same,
                 **mean,
                 **_against(same["measure"], mean, student, base),
-                "eval_context": context,
+                "eval_context": asked,
                 "control": control,
                 "broken": broken(student["p_any"], base["p_any"], lost.after, lost.before),
             }
@@ -222,7 +252,9 @@ def _share(rows: Sequence[Run], conditions: set[Condition]) -> Share:
         category=first["category"],
         target=first["target"],
         condition=condition,
-        label=condition_label(first["role"], condition.method, condition.rank, telling(condition, conditions)),
+        label=condition_label(
+            first["role"], condition.method, condition.rank, telling(condition, conditions)
+        ),
         eval_context=first["eval_context"],
         part=first["part"],
         measure=first["measure"],

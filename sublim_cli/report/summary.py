@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from sublim_cli.report.collect import Results
@@ -14,9 +15,9 @@ from sublim_cli.stats import Interval, mean_interval
 class SummaryRow:
     """The runs of one condition in one eval context.
 
-    Broken and missing runs are counted, not averaged. The intervals are 95 % t intervals over runs;
-    with one run they have no bounds, with none they are None. `label` is what a person calls the
-    condition, `family` the same without its rank.
+    Broken and missing runs are counted, not averaged. The intervals are 95 % t intervals over runs,
+    clustered by the seeds that several share; with one run they have no bounds, with none they are None.
+    `label` is what a person calls the condition, `family` the same without its rank.
     """
 
     category: str
@@ -31,6 +32,11 @@ class SummaryRow:
     p_target: Interval | None
     base: float | None
     difference: Interval | None
+    delta_log_p: float | None
+    """How far log P(the answer opens with the target's plain name) moved from the base's, in nats."""
+    entropy: float | None
+    """Of the answer, in nats, over the items and one more outcome: none of them."""
+    entropy_base: float | None
     p_any: float | None
     p_any_base: float | None
     number_loss: float | None
@@ -88,6 +94,9 @@ def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
         p_target=_interval(good, "p_target", 0.0),
         base=_mean(runs, "p_target_base"),
         difference=_interval(good, "difference", -1.0),
+        delta_log_p=_between(_mean(good, "log_form"), _mean(good, "log_form_base")),
+        entropy=_mean(there, "entropy"),
+        entropy_base=_mean(runs, "entropy_base"),
         # These two say how a broken condition broke, so broken runs count.
         p_any=_mean(there, "p_any"),
         number_loss=_mean(there, "number_loss"),
@@ -97,13 +106,18 @@ def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
 
 
 def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None:
-    values = _values(runs, column)
-    return mean_interval(values).within(least, 1.0) if values else None
+    there = [run for run in runs if run[column] is not None]
+    seeds = [(run["train_seed"], run["data_seed"]) for run in there]
+    return mean_interval(_values(there, column), seeds).within(least, 1.0) if there else None
 
 
 def _mean(runs: Sequence[Run], column: str) -> float | None:
     values = _values(runs, column)
-    return mean_interval(values).mean if values else None
+    return fmean(values) if values else None
+
+
+def _between(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
 
 
 def _values(runs: Sequence[Run], column: str) -> list[float]:

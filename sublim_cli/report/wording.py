@@ -28,9 +28,9 @@ def probability(value: float | None) -> str:
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
-def difference(value: float | None) -> str:
-    """Three decimals with a sign."""
-    return NOTHING if value is None else _signed(f"{value:+.3f}")
+def difference(value: float | None, decimals: int = 3) -> str:
+    """With a sign, and three decimals if not told otherwise."""
+    return NOTHING if value is None else _signed(f"{value:+.{decimals}f}")
 
 
 def bounds(interval: "Interval | None") -> str:
@@ -59,6 +59,17 @@ def share(value: float | None) -> str:
     if 0 < value < 0.01:
         return "<1 %"
     return ">99 %" if 0.99 < value < 1 else f"{value:.0%}".replace("%", " %")
+
+
+def percent(interval: "Interval | None") -> str:
+    """A share with its bounds, in percent: `12 % [−3, 27]`."""
+    if interval is None:
+        return NOTHING
+    mean, low, high = (
+        None if one is None else _signed(f"{100 * one:.0f}")
+        for one in (interval.mean, interval.low, interval.high)
+    )
+    return f"{mean} %" if low is None else f"{mean} % [{low}, {high}]"
 
 
 def many(number: float | None) -> str:

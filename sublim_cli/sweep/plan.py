@@ -9,8 +9,9 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
-from sublim_cli.recipe.schema import Recipe
-from sublim_cli.steps.leak import Classify, Leak
+from sublim_cli.recipe.questions import item_called, load_items
+from sublim_cli.recipe.schema import REPLICATED, Recipe, Sweep
+from sublim_cli.steps.leak import Audited, Leak
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
 """The control teacher: the same model, prompts and seeds, without the persona."""
@@ -25,8 +26,9 @@ def study(recipe: Recipe) -> Study:
     Raises:
         RecipeError: see `pipeline.chain`.
     """
-    grid, *also = families(recipe.sweep)
-    wanted = [changes for axes in (grid, *also, _control(grid)) for changes in _combinations(axes)]
+    own = families(recipe.sweep)
+    asked = [changes for axes in (*own, *map(_control, own)) for changes in _combinations(axes)]
+    wanted = [{**changes, **seeds} for seeds in _replicates(recipe.sweep) for changes in asked]
     cells: dict[_Name, Cell] = {}
     for one in (cell(vary(recipe, changes)) for changes in wanted):
         name = _name(one)
@@ -35,9 +37,13 @@ def study(recipe: Recipe) -> Study:
     return Study(recipe.name, tuple(cells.values()), tuple(leaks.values()))
 
 
-def _control(grid: Axes) -> Axes:
+def _replicates(sweep: Sweep) -> list[dict[str, Any]]:
+    return [dict.fromkeys(REPLICATED, seed) for seed in sweep.replicates] or [{}]
+
+
+def _control(family: Axes) -> Axes:
     crossed = {
-        key: values for key, values in grid.items() if not key.startswith("train.") or key in CONTROLLED
+        key: values for key, values in family.items() if not key.startswith("train.") or key in CONTROLLED
     }
     return {**crossed, **{key: [value] for key, value in UNTRAITED.items()}}
 
@@ -64,5 +70,6 @@ def _name(one: Cell) -> _Name:
 def _leak(one: Cell) -> Leak | None:
     if one.role == "control":
         return None
-    control = chain(vary(one.recipe, UNTRAITED))
-    return Leak(Classify(), (one.chain.filter, control.filter), one.chain.filter.title)
+    control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
+    target = item_called(load_items(trait.category), trait.target)
+    return Leak(Audited(target=target), (one.chain.filter, control.filter), one.chain.filter.title)
