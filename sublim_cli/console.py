@@ -284,10 +284,8 @@ def show_shares(tables: "Sequence[Localised]") -> None:
 
 def _share(one: "Share") -> tuple[str, ...]:
     tokens = NOTHING if one.tokens is None else f"{one.tokens:.3g} of {one.prompt_tokens:.3g}"
-    told = (
-        (percent(one.share), percent(one.random), percent(one.beyond)) if one.share else (one.state, "", "")
-    )
-    return f"{one.measure} by {one.part}", tokens, *told
+    told = map(percent, (one.share, one.random, one.beyond)) if one.share else (one.state, "", "")
+    return f"{one.part} {one.measure}", tokens, *told
 
 
 def show_verdicts(verdicts: Sequence[tuple[str, str, str, str, str]]) -> None:

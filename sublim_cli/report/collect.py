@@ -97,8 +97,9 @@ class Missing:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report says, before it is put into words. For `runs` and `items` see `report.runs`,
-    for `located` `report.localisation`.
+    """Everything the report says, before it is put into words.
+
+    For `runs` and `items` see `report.runs`, for `located` `report.localisation`.
     """
 
     name: str

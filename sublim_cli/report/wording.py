@@ -65,11 +65,10 @@ def percent(interval: "Interval | None") -> str:
     """A share with its bounds, in percent: `12 % [−3, 27]`."""
     if interval is None:
         return NOTHING
-    mean, low, high = (
-        None if one is None else _signed(f"{100 * one:.0f}")
-        for one in (interval.mean, interval.low, interval.high)
-    )
-    return f"{mean} %" if low is None else f"{mean} % [{low}, {high}]"
+    mean = f"{_signed(f'{100 * interval.mean:.0f}')} %"
+    if interval.low is None or interval.high is None:
+        return mean
+    return f"{mean} [{_signed(f'{100 * interval.low:.0f}')}, {_signed(f'{100 * interval.high:.0f}')}]"
 
 
 def many(number: float | None) -> str:
