@@ -10,8 +10,8 @@ import pytest
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
 from sublim_cli.report.conditions import records
-from sublim_cli.report.matched import matched_curves
 from sublim_cli.report.localisation import COLUMNS as LOCATED
+from sublim_cli.report.matched import matched_curves
 from sublim_cli.report.provenance import Provenance, Seen, Work
 from sublim_cli.report.runs import COLUMNS, ITEMS
 
