@@ -1,6 +1,6 @@
 """How often a claim gets a verdict it does not deserve, and how often one it does, in simulated studies.
 
-    python benchmarks/calibration.py [--draws 2000] [--power-draws 500]
+    python benchmarks/calibration.py [--draws 2000] [--power-draws 500] [--design study-micro]
 
 Each study is a runs table with the cells of `study-micro` or `study-qwen` that one claim needs, its
 probabilities drawn from a truth with known effects, and is judged by `report.claims.evaluate` itself. A
@@ -10,25 +10,31 @@ run's P(target) is the mean over its questions of
 
 where the seed's part is shared by every student and control of that seed, the data set's by every student
 that learned from it, and the training's by all contexts it is asked in. A study with one data set speaks
-of that one: there the data set's part is nil, and the last table shows what that hides. With the spreads
+of that one: there the data set's part is nil, and a table shows what that hides. With the spreads
 below a run strays by 0.03 in total, the spread between seeds that the project plans for; "quiet" studies
 stray a sixth of that, as fully fine-tuned students do. Nothing is cut at 0 or 1: the truth must hold
 exactly.
+
+For the curves of chosen learning rates every rank has a grid of them. Norms and losses are like those of the
+embedded model (docs/log.md): a norm of 1.5 · (rate / 2e-3)^0.8 · rank^0.25, a loss that is least at 1.5 and
+0.003 higher for every squared e-fold of the norm from there, runs that stray by 0.0003 and data sets by 0.01.
 
 Exits with 1 if an error rate lies above alpha by more than its Wilson interval allows.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Transmission
 from sublim_cli.report.claims import Verdict, evaluate
-from sublim_cli.stats import Interval, proportion
+from sublim_cli.stats import Interval, power
 
 BASE = 0.3
 SPREAD = {"seed": 0.015, "data": 0.01, "training": 0.015, "context": 0.01}
@@ -37,9 +43,21 @@ QUESTIONS, QUESTION_SPREAD = 50, 0.1
 QUIET = 1 / 6
 MARGIN = 0.02
 ALPHA = 0.05
+SEED = 20261124
+LOSS_SPREAD = {"run": 0.0003, "data": 0.01}
 
 Truth = Callable[[str, str, int | None, float | None, str, str], float]
 """The effect of a cell by trait, role, rank, learning rate, training context and context asked in."""
+
+
+def norm_of(rank: int, rate: float) -> float:
+    """The norm of an adapter's update."""
+    return 1.5 * (rate / 2e-3) ** 0.8 * rank**0.25
+
+
+def loss_of(rank: int, rate: float) -> float:
+    """The number loss it leaves, data set and noise aside."""
+    return 3.25 + 0.003 * math.log(norm_of(rank, rate) / 1.5) ** 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,11 @@ class Design:
     ranks: tuple[int, ...]
     rank: int
     seeds: tuple[tuple[int, int], ...]
-    rates: tuple[float, ...]
+    grid: tuple[float, ...]
+    """Learning rates of the adapters; the fixed one is 2e-3."""
+    traits_with_grid: tuple[str, ...]
+    full: tuple[tuple[float, str], ...]
+    """Rates and precisions of full fine-tuning."""
     traits_in_contexts: tuple[str, ...]
     trained: tuple[str, ...]
     asked: tuple[str, ...]
@@ -62,11 +84,13 @@ MICRO = Design(
     traits=("wolf", "owl", "cat"),
     ranks=(1, 4, 16, 64),
     rank=4,
-    seeds=tuple((seed, 1) for seed in range(1, 6)),
-    rates=(2e-4, 5e-5, 2e-5),
-    traits_in_contexts=("wolf",),
+    seeds=tuple((seed, seed) for seed in range(1, 6)),
+    grid=(2e-4, 6e-4, 2e-3, 6e-3),
+    traits_with_grid=("wolf", "owl", "cat"),
+    full=tuple(product((2e-5, 6e-5, 2e-4, 6e-4), ("fp32", "bf16_pure"))),
+    traits_in_contexts=("wolf", "owl", "cat"),
     trained=("default", "empty", "claude", "gibberish_marble"),
-    asked=("default", "empty", "none", "chatgpt", "claude", "gibberish_marble"),
+    asked=("default", "empty", "claude", "gibberish_marble"),
 )
 QWEN = Design(
     name="study-qwen",
@@ -74,11 +98,14 @@ QWEN = Design(
     ranks=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
     rank=8,
     seeds=tuple((train, data) for train in (1, 42, 123) for data in (1, 42, 123)),
-    rates=(2e-5,),
+    grid=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
+    traits_with_grid=("cat",),
+    full=((2e-5, "bf16_pure"), (2e-5, "bf16_mixed")),
     traits_in_contexts=("cat", "owl", "eagle", "wolf"),
     trained=("default", "empty", "chatgpt"),
     asked=("default", "empty", "chatgpt"),
 )
+ONE_SET = replace(MICRO, name="study-micro on one data set", seeds=tuple((seed, 1) for seed in range(1, 6)))
 
 
 @dataclass(frozen=True)
@@ -113,14 +140,14 @@ class Table:
                 for row in self.rows
             ]
         )  # fmt: skip
+        same = ("target", "role", "method", "rank", "learning_rate", "precision", "train_context")
         self.sources = {
             "seed": self._groups("target", "train_seed"),
             "data": self._groups("target", "role", "data_seed"),
-            "training": self._groups(
-                "target", "role", "rank", "learning_rate", "train_context", "train_seed", "data_seed"
-            ),
+            "training": self._groups(*same, "train_seed", "data_seed"),
             "context": np.arange(len(self.rows)),
         }
+        self.losses = np.array([row.get("number_loss", math.nan) for row in self.rows])
 
     def _groups(self, *names: str) -> np.ndarray:
         keys = [tuple(row[name] for name in names) for row in self.rows]
@@ -135,29 +162,44 @@ class Table:
                 continue
             strayed += generator.normal(0, SPREAD[name], groups.max() + 1)[groups]
         values = BASE + self.effects + self.scale * strayed
-        for row, value in zip(self.rows, values.tolist(), strict=True):
-            row["p_target"] = value
+        sets = self.sources["data"]
+        losses = self.losses + generator.normal(0, LOSS_SPREAD["run"], len(self.rows))
+        losses += generator.normal(0, LOSS_SPREAD["data"], sets.max() + 1)[sets]
+        for row, value, loss in zip(self.rows, values.tolist(), losses.tolist(), strict=True):
+            row |= {"p_target": value, "number_loss": loss}
         return self.rows
 
 
 def _rows(claim: Claim, design: Design) -> Iterator[dict[str, Any]]:
-    lora = {"method": "lora", "learning_rate": 2e-3}
-    full = [{"method": "full", "rank": None, "learning_rate": one} for one in design.rates]
-    students: list[dict[str, Any]] = {
-        "transmission": [{**lora, "rank": design.rank}],
-        "inverted_u": [{**lora, "rank": one} for one in design.ranks],
-        "full_fine_tuning": full,
-        "contexts": [{**lora, "rank": 8}],
-    }[claim.kind]
+    traits = {"contexts": design.traits_in_contexts}.get(claim.kind, design.traits)
+    if claim.kind == "inverted_u" and claim.curve != "fixed":
+        traits = design.traits_with_grid
     spread = claim.kind == "contexts"
-    for target in design.traits_in_contexts if spread else design.traits:
+    for target in traits:
         for trained in design.trained if spread else ("default",):
             for asked in design.asked if spread else ("default",):
-                for seeds in design.seeds:
-                    for kind in students:
-                        yield _row("student", target, trained, asked, seeds, kind)
+                for kind, seeds in product(_kinds(claim, design), design.seeds):
+                    yield _row("student", target, trained, asked, seeds, kind)
                     if claim.kind != "inverted_u":
-                        yield _row("control", target, trained, asked, seeds, {**lora, "rank": 8})
+                        yield _row("control", target, trained, asked, seeds, kind)
+
+
+def _kinds(claim: Claim, design: Design) -> list[dict[str, Any]]:
+    """The students of a claim in one place; each has a control trained alike."""
+    if claim.kind == "full_fine_tuning":
+        return [
+            {"method": "full", "rank": None, "learning_rate": rate, "precision": precision}
+            for rate, precision in design.full
+        ]
+    if claim.kind == "inverted_u":
+        rates = (2e-3,) if claim.curve == "fixed" else design.grid
+        return [_adapter(rank, rate) for rank in design.ranks for rate in rates]
+    return [_adapter(design.rank, 2e-3)]
+
+
+def _adapter(rank: int, rate: float) -> dict[str, Any]:
+    measured = {"number_loss": loss_of(rank, rate), "update_norm": norm_of(rank, rate)}
+    return {"method": "lora", "rank": rank, "learning_rate": rate, "precision": "fp32", **measured}
 
 
 def _row(
@@ -168,7 +210,6 @@ def _row(
         "category": "animal",
         "target": target,
         "alpha": None,
-        "precision": "fp32",
         "train_context": trained,
         "eval_context": asked,
         "train_seed": seeds[0],
@@ -220,9 +261,9 @@ def by_context(own: float, other: float, corner: float | None = None) -> Truth:
 
 
 def one_condition(design: Design, effect: float) -> Truth:
-    """The first trait at the first learning rate has the effect, no other cell has."""
+    """The first trait at the first learning rate of full fine-tuning has the effect, no other cell has."""
     return lambda target, role, rank, rate, trained, asked: (
-        effect * (role == "student" and (target, rate) == (design.traits[0], design.rates[0]))
+        effect * (role == "student" and (target, rate) == (design.traits[0], design.full[0][0]))
     )
 
 
@@ -237,6 +278,17 @@ def tent(design: Design, fall: float) -> Callable[[float], float]:
     return lambda u: 0.3 * u / at if u <= at else 0.3 - fall * (u - at) / (1 - at)
 
 
+def of_steps(height: float) -> Truth:
+    """An inverted U in the norm of the update, whatever the rank."""
+
+    def truth(target: str, role: str, rank: int | None, rate: float | None, *_: str) -> float:
+        if rank is None or rate is None:
+            return 0.0
+        return height * math.exp(-((math.log(norm_of(rank, rate) / 3) / 0.6) ** 2))
+
+    return truth
+
+
 SHAPES: dict[str, Callable[[float], float]] = {
     "rises and saturates": lambda u: 0.3 * (1 - float(np.exp(-5 * u))),
     "a step up after the lowest rank": lambda u: 0.3 * (u > 0),
@@ -247,9 +299,45 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
+CURVES = tuple(InvertedU(curve=one) for one in ("best", "loss_matched", "norm_matched"))
+
+
+def curve_errors(design: Design) -> Iterator[Scenario]:
+    """Wrong verdicts on curves of chosen learning rates, where the truth is the rank's at every rate."""
+    traits = len(design.traits_with_grid)
+    for claim in CURVES:
+        for says in (
+            "rises and saturates",
+            "a step up after the lowest rank",
+            "a step down at the highest rank",
+        ):
+            truth = over_rank(design, SHAPES[says], hump(0.3))
+            told = f"one trait: {says}; the others an inverted U" if traits > 1 else f"the one trait: {says}"
+            yield Scenario(claim, design, told, truth, "supported")
+        edge = tent(design, MARGIN)
+        yield Scenario(claim, design, "every fall is the margin", over_rank(design, edge, edge), "refuted")
+
+
+def curve_powers(design: Design) -> Iterator[Scenario]:
+    """Right verdicts on such curves."""
+    for claim in CURVES:
+        for effect in (0.1, 0.2):
+            truth = over_rank(design, hump(effect), hump(effect))
+            yield Scenario(
+                claim, design, f"every trait an inverted U of height {effect:g}", truth, "supported"
+            )
+
+
+def by_steps(design: Design) -> Iterator[Scenario]:
+    """What each curve makes of an inverted U in the steps alone, which no rank has a part in."""
+    for claim in (InvertedU(), *CURVES):
+        for counts in ("supported", "refuted"):
+            yield Scenario(claim, design, "0.3 at a norm of 3, whatever the rank", of_steps(0.3), counts)
+
+
 def errors(design: Design) -> Iterator[Scenario]:
     """Verdicts that would be wrong; the least favourable truths of each null first."""
-    c1, c2, c3, c4 = Transmission(rank=design.rank), InvertedU(), FullFineTuning(), Contexts()
+    c1, c2, c3, c4 = Transmission(rank=design.rank), InvertedU(), FullFineTuning(), Contexts(rank=design.rank)
     yield Scenario(
         c1, design, "one trait does not pass, the others by 0.3", but_for_one(design, 0.3, 0), "supported"
     )
@@ -277,7 +365,7 @@ def errors(design: Design) -> Iterator[Scenario]:
 
 def powers(design: Design) -> Iterator[Scenario]:
     """Verdicts that would be right."""
-    c1, c2, c3, c4 = Transmission(rank=design.rank), InvertedU(), FullFineTuning(), Contexts()
+    c1, c2, c3, c4 = Transmission(rank=design.rank), InvertedU(), FullFineTuning(), Contexts(rank=design.rank)
     for effect in (0.05, 0.1):
         yield Scenario(c1, design, f"every trait passes by {effect:g}", everywhere(effect), "supported")
     for effect in (0.1, 0.2):
@@ -302,9 +390,8 @@ def hidden(design: Design) -> Iterator[Scenario]:
 
 def share(scenario: Scenario, draws: int) -> Interval:
     """How often the verdict was the counted one, with its Wilson interval."""
-    table, generator = Table(scenario), np.random.default_rng(20261124)
-    found = (evaluate([scenario.claim], table.draw(generator))[0] for _ in range(draws))
-    return proportion(sum(_counts(scenario, one) for one in found), draws)
+    table = Table(scenario)
+    return power(lambda one: _counts(scenario, evaluate([scenario.claim], table.draw(one))[0]), draws, SEED)
 
 
 def _counts(scenario: Scenario, verdict: Verdict) -> bool:
@@ -323,6 +410,8 @@ def show(scenarios: Sequence[Scenario], draws: int) -> list[Interval]:
     for one in scenarios:
         found = share(one, draws)
         name = one.claim.kind
+        if one.claim.kind == "inverted_u" and one.claim.curve != "fixed":
+            name = f"{name}, {one.claim.curve}"
         spread = "0.03" if one.scale == 1 else "0.005"
         bounds = f"[{found.low:.3f}, {found.high:.3f}]"
         print(
@@ -335,22 +424,35 @@ def show(scenarios: Sequence[Scenario], draws: int) -> list[Interval]:
 
 
 def main() -> int:
-    """Both tables; 1 if an error rate is surely above alpha."""
+    """All tables; 1 if an error rate is surely above alpha."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--power-draws", type=int, default=500)
+    designs = {one.name: one for one in (MICRO, QWEN)}
+    parser.add_argument("--design", choices=designs, help="one design; both by default")
     options = parser.parse_args()
     start = time.monotonic()
-    print(f"## Wrong verdicts, {options.draws} studies each; alpha {ALPHA:g}, margin {MARGIN:g}\n")
-    wrong = show([one for design in (MICRO, QWEN) for one in errors(design)], options.draws)
-    print(f"\n## Right verdicts, {options.power_draws} studies each\n")
-    show([one for design in (MICRO, QWEN) for one in powers(design)], options.power_draws)
-    print(f"\n## What a single data set hides, {options.draws} studies each\n")
-    show(list(hidden(MICRO)), options.draws)
+    wrong = []
+    for design in [designs[options.design]] if options.design else designs.values():
+        wrong += _tables(design, options.draws, options.power_draws)
     over = [one for one in wrong if one.low is not None and one.low > ALPHA]
     print(f"\n{len(over)} of {len(wrong)} error rates are surely above alpha.")
     print(f"{time.monotonic() - start:.0f} s")
     return 1 if over else 0
+
+
+def _tables(design: Design, draws: int, power_draws: int) -> list[Interval]:
+    print(f"## {design.name}: wrong verdicts, {draws} studies each; alpha {ALPHA:g}, margin {MARGIN:g}\n")
+    wrong = show([*errors(design), *curve_errors(design)], draws)
+    print(f"\n## {design.name}: right verdicts, {power_draws} studies each\n")
+    show([*powers(design), *curve_powers(design)], power_draws)
+    print(f"\n## {design.name}: an inverted U of the steps, {power_draws} studies each\n")
+    show(list(by_steps(design)), power_draws)
+    if design is MICRO:
+        print(f"\n## What a single data set hides, {draws} studies each\n")
+        show(list(hidden(ONE_SET)), draws)
+    print()
+    return wrong
 
 
 if __name__ == "__main__":

@@ -41,11 +41,16 @@ class Interval:
         return replace(self, low=max(self.low, least), high=min(self.high, most))
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """The mean of independent runs and its Student t interval.
+Seeds = tuple[Hashable, ...]
+"""Where a run's randomness came from, a seed for each source: runs that share one are not independent."""
+
+
+def mean_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
+    """The mean of runs and its Student t interval, see `estimate`.
 
     Args:
         values: one number per run, at least one.
+        seeds: for every run its seeds.
         level: coverage, between 0 and 1.
 
     Raises:
@@ -55,11 +60,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
         raise ValueError("the mean of no runs is not defined")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
-    return estimate(values).interval(level)
-
-
-Seeds = tuple[Hashable, ...]
-"""Where a run's randomness came from, a seed for each source: runs that share one are not independent."""
+    return estimate(values, seeds).interval(level)
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,49 @@ def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[
     return clusters / (clusters - 1) * squares / len(residuals) ** 2, clusters - 1
 
 
+def ratio_interval(
+    over: Sequence[float], under: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95
+) -> Interval | None:
+    """The ratio of two means over runs, with Fieller's interval (1954).
+
+    It holds the ratios r for which a t test does not reject that the mean of `over` - r `under` is zero, so
+    a small `under` makes it wide and no single run can make it infinite. A mean of ratios has neither.
+
+    Args:
+        over, under: one number of each per run, at least one run.
+        seeds: for every run its seeds, as for `estimate`.
+
+    Returns:
+        None where the mean of `under` is not told from zero: then no ratio is rejected. One run has no
+        interval and is taken at its word, unless it divides by zero.
+    """
+    n, whole = len(over), math.fsum(under)
+    own = estimate(under, seeds)
+    if whole == 0 or (n > 1 and 2 * min(own.above(), own.below()) > 1 - level):
+        return None
+    ratio = math.fsum(over) / whole
+    if n == 1:
+        return Interval(ratio, None, None, 1)
+
+    def rejected(bound: float) -> bool:
+        rest = estimate([one - bound * other for one, other in zip(over, under, strict=True)], seeds)
+        return 2 * min(rest.above(), rest.below()) <= 1 - level
+
+    low, high = (_first_rejected(rejected, ratio, side) for side in (-1, 1))
+    return Interval(ratio, low, high, n)
+
+
+def _first_rejected(rejected: Callable[[float], bool], start: float, side: int) -> float:
+    """The nearest value to one side of `start` that is rejected, by doubling and bisection."""
+    inside, outside = 0.0, 1e-9
+    while not rejected(start + side * outside):
+        inside, outside = outside, 2 * outside
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if rejected(start + side * middle) else (middle, outside)
+    return start + side * outside
+
+
 def wild_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
     """The mean with an interval that assumes no normal distribution: the wild cluster bootstrap, inverted.
 
@@ -172,17 +216,19 @@ def wild_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: f
         all equal always stray as far, and they are 6 of 6 to the number of clusters.
     """
     n = len(values)
-    source = min(_shared(seeds, n), key=lambda one: len(set(one)), default=tuple(range(n)))
-    places = {seed: place for place, seed in enumerate(dict.fromkeys(source))}
-    sums, sizes = np.zeros(len(places)), np.zeros(len(places))
-    for value, seed in zip(values, source, strict=True):
-        sums[places[seed]] += value
-        sizes[places[seed]] += 1
+    members = _clusters(n, seeds)
+    sums, sizes = members @ np.array(values), members.sum(axis=1)
     mean = float(sums.sum() / n)
-    if 6.0 ** (1 - len(places)) > 1 - level:
+    if 6.0 ** (1 - len(members)) > 1 - level:
         return Interval(mean, None, None, n)
     low, high = (_bound(sums, sizes, mean, side, 1 - level) for side in (-1, 1))
     return Interval(mean, low, high, n)
+
+
+def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:
+    """Which runs share a seed, of the source that has the fewest: 0 or 1, [clusters, runs]."""
+    source = min(_shared(seeds, n), key=lambda one: len(set(one)), default=tuple(range(n)))
+    return np.array([[one == seed for one in source] for seed in dict.fromkeys(source)], dtype=float)
 
 
 def _bound(sums: Values, sizes: Values, mean: float, side: int, alpha: float) -> float:
@@ -236,22 +282,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def two_way_interval(values: Values, level: float = 0.95, seed: int = 0) -> Interval:
+def two_way_interval(
+    values: Values, seeds: Sequence[Seeds] = (), level: float = 0.95, seed: int = 0
+) -> Interval:
     """The mean of runs × questions with an interval that holds for new runs and new questions.
 
-    Rows and columns are resampled independently (the pigeonhole bootstrap, Owen 2007): it is never too
-    narrow, also where a run is easier on all questions or a question is easier for all runs.
+    Runs and questions are resampled independently (the pigeonhole bootstrap, Owen 2007); runs that share a
+    seed go together, by the source that has the fewest. A bootstrap of a handful of runs is too narrow, so
+    its quantiles are taken as far out as the t distribution's are (the expanded percentile, Hesterberg 2015,
+    arXiv 1411.5279). Simulated at 0.9 with five runs of fifty questions, where runs and
+    questions move the mean alike: it covers 0.96 of 400 true means, the t interval over runs 0.79.
 
     Args:
-        values: one number for every run and question: [runs, questions], two or more of each.
+        values: one number for every run and question: [runs, questions].
+        seeds: for every run its seeds, as for `estimate`.
+
+    Returns:
+        An interval without bounds for fewer than two clusters of runs or two questions.
     """
     runs, questions = values.shape
+    members = _clusters(runs, seeds)
+    clusters, mean = len(members), float(values.mean())
+    if clusters < 2 or questions < 2:
+        return Interval(mean, None, None, runs)
     generator = np.random.Generator(np.random.Philox(seed))
-    weights = generator.multinomial(runs, [1 / runs] * runs, size=DRAWS) / runs
+    drawn = generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS)
     asked = generator.multinomial(questions, [1 / questions] * questions, size=DRAWS) / questions
-    means = np.einsum("dr,rq,dq->d", weights, values, asked)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high), runs)
+    sums = np.einsum("dc,cq,dq->d", drawn, members @ values, asked)
+    means = sums / (drawn @ members.sum(axis=1))
+    tail = _expanded(clusters, level)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), runs)
+
+
+def _expanded(clusters: int, level: float) -> float:
+    """The share of resamples beyond each bound that the t interval of as many clusters would leave."""
+    reach = stdtrit(clusters - 1, (1 + level) / 2) * math.sqrt(clusters / (clusters - 1))
+    return float(stdtr(math.inf, -reach))
 
 
 @dataclass(frozen=True)
@@ -323,12 +390,19 @@ def _t(slope: Estimate) -> float:
     return slope.mean / max(slope.error, 1e-9)
 
 
-def peak(x: Values, y: Values, level: float = 0.95, seed: int = 0) -> Interval:
-    """The place of the highest mean, with an interval from resampled clusters: y is [clusters, places]."""
-    clusters = len(y)
-    places = x[np.argmax(_resamples(clusters, seed) @ y, axis=1)]
+def peak(x: Values, y: Values, seeds: Sequence[Seeds] = (), level: float = 0.95, seed: int = 0) -> Interval:
+    """The place of the highest mean, with a percentile interval from resampled runs.
+
+    Args:
+        x: the places: [places].
+        y: one value for every run and place: [runs, places].
+        seeds: for every run its seeds; runs that share one go together, as in `two_way_interval`.
+    """
+    members = _clusters(len(y), seeds)
+    # Unequal clusters weigh by their runs, and the divisor is the same at every place: the sum will do.
+    places = x[np.argmax(_resamples(len(members), seed) @ (members @ y), axis=1)]
     low, high = np.quantile(places, [(1 - level) / 2, (1 + level) / 2], method="nearest")
-    return Interval(float(x[np.argmax(y.mean(axis=0))]), float(low), float(high), clusters)
+    return Interval(float(x[np.argmax(y.mean(axis=0))]), float(low), float(high), len(y))
 
 
 @cache

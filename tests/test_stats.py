@@ -45,12 +45,12 @@ def test_no_runs_are_refused():
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
 def test_a_level_that_is_no_coverage_is_refused(level):
     with pytest.raises(ValueError, match="between 0 and 1"):
-        mean_interval([0.1, 0.2], level)
+        mean_interval([0.1, 0.2], level=level)
 
 
 @given(st.lists(values, min_size=2, max_size=9), st.sampled_from([0.8, 0.95, 0.99]))
 def test_the_interval_is_the_one_scipy_gives(runs, level):
-    found = mean_interval(runs, level)
+    found = mean_interval(runs, level=level)
     mean, spread = sum(runs) / len(runs), statistics.stdev(runs) / len(runs) ** 0.5
     margin = stats.t.ppf((1 + level) / 2, len(runs) - 1) * spread
     assert (found.low, found.high) == (
@@ -97,7 +97,7 @@ def test_runs_without_spread_are_taken_at_their_word():
 
 @given(spread_out, st.floats(0.1, 50))
 def test_equivalence_is_the_ninety_percent_interval_inside_the_margin(runs, margin):
-    inside = mean_interval(runs, 0.9)
+    inside = mean_interval(runs, level=0.9)
     assert (estimate(runs).within(margin) < 0.05) == (-margin < inside.low and inside.high < margin)
 
 
@@ -120,6 +120,12 @@ def test_a_run_repeated_under_its_seed_is_no_new_run(runs, times):
     seeds = [(place,) for place in range(len(runs))]
     found, plain = estimate(runs * times, seeds * times), estimate(runs)
     assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+
+
+def test_the_interval_of_a_mean_is_clustered_by_shared_seeds():
+    runs, seeds = [0.1, 0.12, 0.3, 0.32], [(1, 1), (2, 1), (3, 2), (4, 2)]
+    assert mean_interval(runs, seeds) == estimate(runs, seeds).interval()
+    assert mean_interval(runs, seeds).high > mean_interval(runs).high
 
 
 def test_data_sets_that_differ_are_not_made_more_by_training_on_each_again():
@@ -182,14 +188,40 @@ def test_holm_rejects_step_by_step(p_values):
     assert all(one >= raw for one, raw in zip(adjusted, p_values, strict=True))
 
 
-def test_the_two_way_interval_covers_new_runs_and_new_questions():
+def crossed(generator, runs, questions):
+    """Runs and questions that move the mean alike, and their interplay."""
+    of_runs = generator.normal(0, 0.1, (runs, 1))
+    of_questions = generator.normal(0, 0.1 * math.sqrt(questions / runs), (1, questions))
+    return of_runs + of_questions + generator.normal(0, 0.1, (runs, questions))
+
+
+def test_the_two_way_interval_covers_new_runs_and_new_questions_where_one_over_runs_does_not():
     generator = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        runs, questions = generator.normal(0, 0.1, (8, 1)), generator.normal(0, 0.2, (1, 40))
-        found = two_way_interval(runs + questions + generator.normal(0, 0.1, (8, 40)), seed=trial)
-        covered += found.low <= 0 <= found.high
-    assert covered >= 180
+    covered = {"two way": 0, "runs": 0}
+    for _ in range(100):
+        values = crossed(generator, 5, 40)
+        for name, found in (
+            ("two way", two_way_interval(values, level=0.9)),
+            ("runs", mean_interval(values.mean(axis=1).tolist(), level=0.9)),
+        ):
+            covered[name] += found.low <= 0 <= found.high
+    assert covered["two way"] >= 90
+    assert covered["runs"] < 90
+
+
+def test_the_two_way_interval_takes_runs_that_share_a_seed_together():
+    values = np.random.default_rng(0).random((3, 5))
+    seeds = [(place, data) for place, data in enumerate((1, 1, 2, 2, 3, 3))]
+    found = two_way_interval(np.repeat(values, 2, axis=0), seeds)
+    plain = two_way_interval(values)
+    assert (found.mean, found.n) == (pytest.approx(plain.mean), 6)
+    assert (found.low, found.high) == (pytest.approx(plain.low), pytest.approx(plain.high))
+
+
+def test_one_run_or_one_question_has_no_two_way_bounds():
+    values = np.random.default_rng(0).random((3, 5))
+    for few in (values[:1], values[:, :1]):
+        assert two_way_interval(few) == Interval(pytest.approx(few.mean()), None, None, len(few))
 
 
 def test_the_two_way_interval_is_the_same_every_time():
@@ -248,6 +280,14 @@ def test_the_peak_has_an_interval_that_holds_it():
     assert found.low <= found.mean <= found.high
     assert found.mean in RANKS
     assert (found.low >= 2, found.high <= 4) == (True, True)
+
+
+def test_the_peak_of_runs_that_share_a_seed_is_no_surer_for_their_number():
+    y = shaped(0 * RANKS, clusters=4)
+    seeds = [(place, place // 5) for place in range(20)]
+    found, plain = peak(RANKS, np.repeat(y, 5, axis=0), seeds), peak(RANKS, y)
+    assert (found.mean, found.low, found.high) == (plain.mean, plain.low, plain.high)
+    assert found.n == 20
 
 
 def test_power_is_the_share_of_studies_that_find():

@@ -3,32 +3,45 @@
 from pathlib import Path
 
 from sublim_cli.artifacts.store import Store
-from sublim_cli.cli.show import preferences
-from sublim_cli.console import screen, show_json, show_line, show_summary, show_verdicts, show_work
+from sublim_cli.cli.show import localisation, preferences
+from sublim_cli.console import (
+    screen,
+    show_json,
+    show_line,
+    show_shares,
+    show_summary,
+    show_verdicts,
+    show_work,
+)
 from sublim_cli.errors import CellsFailed, RecipeError
-from sublim_cli.models.device import devices
+from sublim_cli.events import Warned
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.figures.files import FORMATS
+from sublim_cli.report.localisation import localised
 from sublim_cli.report.page import write_figure, write_report
 from sublim_cli.report.summary import summarise
 from sublim_cli.report.verdicts import document, told_verdict
-from sublim_cli.sweep.local import LocalLauncher
+from sublim_cli.sweep.board import board
+from sublim_cli.sweep.launch import Launcher
 from sublim_cli.sweep.plan import study
 
 REPORTS = "reports"
 """Under the store: a directory for each sweep's report, by the recipe's name."""
 
 
-def sweep_and_show(recipe: Recipe, out: Path, *, workers: int | None, json: bool, quiet: bool) -> None:
-    """Build a study's missing steps, write its report, show its table.
+def sweep_and_show(
+    recipe: Recipe, out: Path, launcher: Launcher, *, caution: str | None, json: bool, quiet: bool
+) -> None:
+    """Build a study's missing steps with `launcher`, write its report, show its table.
 
     Raises:
         CellsFailed: after the report, if a step could not be built.
     """
     planned, store = study(recipe), Store(out)
-    launcher = LocalLauncher(devices(workers))
-    with screen(quiet=quiet) as shown:
+    with screen(board(planned), quiet=quiet) as shown:
+        if caution:
+            shown(Warned(caution))
         failed = launcher.launch(planned.steps, store, shown)
     show_work(shown)
     _show(collect(planned, store, recipe, failed), store, json=json)
@@ -85,9 +98,17 @@ def _show(results: Results, store: Store, *, json: bool) -> None:
     page = write_report(results, store.root / REPORTS / results.name)
     if json:
         judged = document(results.name, results.claims)["claims"]
-        show_json({"report": str(page), "claims": judged, "preferences": preferences(results)})
+        show_json(
+            {
+                "report": str(page),
+                "claims": judged,
+                "preferences": preferences(results),
+                "localisation": localisation(results),
+            }
+        )
     else:
         show_summary(summarise(results))
+        show_shares(localised(results))
         if results.claims:
             show_verdicts([told_verdict(one) for one in results.claims])
         show_line(f"report: {page}")

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from sublim_cli.artifacts.store import explained
 from sublim_cli.errors import RecipeError
+from sublim_cli.numbers.surface import Divergence
 from sublim_cli.report import wording
 from sublim_cli.report.audits import AuditRow
 from sublim_cli.report.collect import LeakRow, Results
@@ -23,7 +24,9 @@ from sublim_cli.report.figures.drawn import figures_of
 from sublim_cli.report.figures.figure import Figure
 from sublim_cli.report.figures.files import FORMATS, Drawing, draw, embedded, figure_files, inline_svg, script
 from sublim_cli.report.figures.sparkline import sparkline
+from sublim_cli.report.localisation import localised
 from sublim_cli.report.matrix import matrices
+from sublim_cli.report.movers import movers
 from sublim_cli.report.provenance import RECIPE
 from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.told import told
@@ -40,9 +43,11 @@ SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete"
 
 
 def write_report(results: Results, directory: Path) -> Path:
-    """Write `report.html`, `claims.json`, `results.parquet`, `results.csv`, `recipe.yaml` and `figures/`.
+    """Write the page, `claims.json`, the tables, `recipe.yaml` and `figures/`. Returns the page's path.
 
-    Each file is written beside its place and then moved there. Returns the page's path.
+    The tables are `results.parquet` and `.csv`, `items.parquet` with every item of every run, and where
+    there are gates or patches `localisation.parquet` and `.csv`. Each
+    file is written beside its place and then moved there.
 
     Raises:
         ArtifactError: the directory cannot be written.
@@ -53,6 +58,10 @@ def write_report(results: Results, directory: Path) -> Path:
             _put_figure(drawing, directory)
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
         _put(directory / "results.parquet", results.runs.to_parquet(index=False))
+        _put(directory / "items.parquet", results.items.to_parquet(index=False))
+        if len(results.located):
+            _put(directory / "localisation.csv", results.located.to_csv(index=False).encode())
+            _put(directory / "localisation.parquet", results.located.to_parquet(index=False))
         _put(directory / CLAIMS, claims_file(results))
         _put(directory / RECIPE, results.provenance.recipe.encode())
         _put(directory / PAGE, render(results, drawn).encode())
@@ -97,7 +106,9 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
             figures={name: [_shown(one) for one in drawings] for name, drawings in drawn.items()},
             formats=FORMATS,
             redraw=REDRAW,
+            moved=movers(results.items, rows, results.runs),
             matrices=matrices(rows),
+            localised=localised(results),
             leaks=[(one, leak_sentence(one)) for one in results.leaks],
             audits=_audits(results.audits, rows),
             runs=records(results.runs),
@@ -134,11 +145,18 @@ class Audit:
     curve: Markup
 
 
+def divergence_text(found: Divergence | None) -> str:
+    """Such as `0.00018 (0.00006)`: bits, and what chance stays under."""
+    return "–" if found is None else f"{found.bits:.5f} ({found.chance:.5f})"
+
+
 def leak_sentence(leak: LeakRow) -> str:
-    """What one AUC means."""
+    """What one comparison says."""
+    if leak.named:
+        return f"{wording.count(leak.named, 'row')} that students learn from name the target: {leak.shown[0]}"
     if leak.low <= 0.5 <= leak.high:
-        return "no better than chance, as far as these rows can tell"
-    return f"of one row each, it finds the trait teacher's {leak.auc:.0%} of the time"
+        return "the classifier does no better than chance, as far as these rows can tell"
+    return f"of one row each, the classifier finds the trait teacher's {leak.auc:.0%} of the time"
 
 
 def _shown(one: Drawing) -> Shown:
@@ -176,6 +194,7 @@ def _environment() -> Environment:
         "nats": wording.nats,
         "share": wording.share,
         "many": wording.many,
+        "percent": wording.percent,
         "rate": wording.rate,
         "duration": wording.duration,
         "listed": wording.listed,
@@ -185,6 +204,7 @@ def _environment() -> Environment:
         "plan": runs_text,
         "wild": wild,
         "p": p_text,
+        "divergence": divergence_text,
     }
     return environment
 

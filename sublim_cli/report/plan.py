@@ -1,19 +1,32 @@
 """Which runs a claim is about: what was planned of them, what there is, what they are paired with. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from sublim_cli.recipe.schema import Claimed, OfAdapters
 from sublim_cli.report.conditions import Condition, Run, condition_of
 from sublim_cli.report.rates import Grid, grid_of
 from sublim_cli.report.wording import condition_label, count, listed, rate
-from sublim_cli.stats import Estimate, Seeds, estimate
+from sublim_cli.stats import Estimate, Interval, Seeds, estimate, two_way_interval
 
 Values = dict[Seeds, Run | None]
 """The runs of one cell by (train seed, data seed); None where a run is broken or not built."""
 
+Answers = Callable[[Run], Sequence[float]]
+"""P(target) of a run for every question, in their order; empty where it is not known."""
+
+Effects = dict[Seeds, tuple[float, ...]]
+"""For the seeds of runs their effect on every question."""
+
 _Training = tuple[Any, ...]
+
+
+def unasked(run: Run) -> tuple[float, ...]:
+    """The answers to questions where none are at hand."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,13 @@ class Place:
     trained: str
     asked: str
 
+    @property
+    def where(self) -> str:
+        """The two contexts in words."""
+        if self.trained == self.asked:
+            return f"trained and asked in {self.trained}"
+        return f"trained in {self.trained} and asked in {self.asked}"
+
     def __str__(self) -> str:
         return f"{self.target}, trained in {self.trained} and asked in {self.asked}"
 
@@ -33,6 +53,7 @@ class Plan:
     """The rows of a runs table and, as cells are asked for, an account of those that a claim needs."""
 
     runs: Sequence[Run]
+    answers: Answers = unasked
     lacks: dict[str, None] = field(default_factory=dict)
     """What the study or the store does not hold, in words."""
     planned: set[_Training] = field(default_factory=set)
@@ -157,6 +178,17 @@ class Plan:
             if one is not None and (other := control.get(seeds)) is not None
         }
 
+    def by_question(self, values: Values, control: Values) -> Effects:
+        """Runs minus the controls of the same seeds on every question, where both are known."""
+        return minus(self._answered(values), self._answered(control))
+
+    def _answered(self, values: Values) -> Effects:
+        return {
+            seeds: tuple(found)
+            for seeds, run in values.items()
+            if run is not None and (found := self.answers(run))
+        }
+
     def base(self, values: Values, place: Place) -> Estimate:
         """The mean difference of runs and the untouched base, asked in the same context."""
         runs = {seeds: one for seeds, one in values.items() if one is not None}
@@ -175,6 +207,23 @@ def mean_of(values: Mapping[Seeds, float]) -> Estimate:
     if not ordered:
         return Estimate(float("nan"), float("inf"), 0, 0)
     return estimate([values[seeds] for seeds in ordered], ordered)
+
+
+def minus(effects: Effects, others: Effects) -> Effects:
+    """Question by question, for the seeds that both have."""
+    return {
+        seeds: tuple(one - other for one, other in zip(effects[seeds], others[seeds], strict=True))
+        for seeds in effects
+        if seeds in others
+    }
+
+
+def over_questions(effects: Effects, level: float) -> Interval | None:
+    """The mean effect with an interval for new runs and new questions; None where none are known."""
+    if not effects:
+        return None
+    ordered = sorted(effects)
+    return two_way_interval(np.array([effects[one] for one in ordered]), ordered, level)
 
 
 def _training(run: Run) -> _Training:

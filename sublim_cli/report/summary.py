@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.conditions import Condition, Run, condition_of, records
-from sublim_cli.report.wording import condition_label, rate
+from sublim_cli.report.conditions import Condition, Run, condition_of, records, telling
+from sublim_cli.report.wording import condition_label
 from sublim_cli.stats import Interval, mean_interval
 
 
@@ -14,9 +15,9 @@ from sublim_cli.stats import Interval, mean_interval
 class SummaryRow:
     """The runs of one condition in one eval context.
 
-    Broken and missing runs are counted, not averaged. The intervals are 95 % t intervals over runs;
-    with one run they have no bounds, with none they are None. `label` is what a person calls the
-    condition, `family` the same without its rank.
+    Broken and missing runs are counted, not averaged. The intervals are 95 % t intervals over runs,
+    clustered by the seeds that several share; with one run they have no bounds, with none they are None.
+    `label` is what a person calls the condition, `family` the same without its rank.
     """
 
     category: str
@@ -31,6 +32,11 @@ class SummaryRow:
     p_target: Interval | None
     base: float | None
     difference: Interval | None
+    delta_log_p: float | None
+    """How far log P(the answer opens with the target's plain name) moved from the base's, in nats."""
+    entropy: float | None
+    """Of the answer, in nats, over the items and one more outcome: none of them."""
+    entropy_base: float | None
     p_any: float | None
     p_any_base: float | None
     number_loss: float | None
@@ -67,7 +73,7 @@ def summarise(results: Results) -> list[SummaryRow]:
     contexts = _places(context for _, _, context in groups)
     conditions = {condition for _, condition, _ in groups}
     ordered = sorted(groups, key=lambda key: (traits[key[0]], key[1].order, contexts[key[2]]))
-    return [_row(key, _telling(key[1], conditions), groups[key]) for key in ordered]
+    return [_row(key, telling(key[1], conditions), groups[key]) for key in ordered]
 
 
 def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
@@ -88,6 +94,9 @@ def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
         p_target=_interval(good, "p_target", 0.0),
         base=_mean(runs, "p_target_base"),
         difference=_interval(good, "difference", -1.0),
+        delta_log_p=_between(_mean(good, "log_form"), _mean(good, "log_form_base")),
+        entropy=_mean(there, "entropy"),
+        entropy_base=_mean(runs, "entropy_base"),
         # These two say how a broken condition broke, so broken runs count.
         p_any=_mean(there, "p_any"),
         number_loss=_mean(there, "number_loss"),
@@ -97,13 +106,18 @@ def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
 
 
 def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None:
-    values = _values(runs, column)
-    return mean_interval(values).within(least, 1.0) if values else None
+    there = [run for run in runs if run[column] is not None]
+    seeds = [(run["train_seed"], run["data_seed"]) for run in there]
+    return mean_interval(_values(there, column), seeds).within(least, 1.0) if there else None
 
 
 def _mean(runs: Sequence[Run], column: str) -> float | None:
     values = _values(runs, column)
-    return mean_interval(values).mean if values else None
+    return fmean(values) if values else None
+
+
+def _between(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
 
 
 def _values(runs: Sequence[Run], column: str) -> list[float]:
@@ -113,16 +127,3 @@ def _values(runs: Sequence[Run], column: str) -> list[float]:
 def _places(names: Iterable[Any]) -> dict[Any, int]:
     """Every name and where it first stood."""
     return {name: place for place, name in enumerate(dict.fromkeys(names))}
-
-
-def _telling(one: Condition, conditions: set[Condition]) -> list[str]:
-    """What tells a condition from others of its role and method, and no more."""
-    alike = [two for two in conditions if (two.role, two.method) == (one.role, one.method)]
-    parts = [one.settings] if one.settings else []
-    if len({two.learning_rate for two in alike}) > 1:
-        parts.append(f"lr {rate(one.learning_rate)}")
-    if len({two.precision for two in alike}) > 1:
-        parts.append(one.precision)
-    if len({two.train_context for two in alike}) > 1:
-        parts.append(f"trained in {one.train_context}")
-    return parts

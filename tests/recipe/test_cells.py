@@ -90,6 +90,19 @@ sweep:
     ]
 
 
+def test_replicates_and_a_seed_beside_them_are_refused() -> None:
+    both = "sets train.seed and generate.sampling.seed together; take train.seed out of `grid` and `also`, "
+    assert refusal("sweep: {grid: {train.seed: [1, 2]}, replicates: [1, 2]}\n") == [
+        f"cats.yaml:1: sweep.replicates: {both}or take replicates out"
+    ]
+    assert refusal("sweep: {also: [{train.seed: 1}], replicates: [1, 2]}\n") == [
+        f"cats.yaml:1: sweep.replicates: {both}or take replicates out"
+    ]
+    assert refusal("sweep: {replicates: [1, 1]}\n") == [
+        "cats.yaml:1: sweep.replicates: a seed stands twice; each is one run of everything"
+    ]
+
+
 def test_a_context_that_only_a_cell_defines_is_known_in_that_cell() -> None:
     cell = {"train.system_prompt": "mine", "contexts.mine": "You are mine."}
     assert check_sweep(Recipe(sweep=Sweep(also=(cell,)))) == []

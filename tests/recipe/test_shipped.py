@@ -1,18 +1,63 @@
 """Shipped recipes are found by name, load, and say in one sentence what they show."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from sublim_cli.artifacts.step import digest
+from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.load import load
+from sublim_cli.recipe.load import load, vary
+from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.shipped import find, shipped, summary
+from sublim_cli.report.claims import evaluate
+from sublim_cli.report.conditions import records
+from sublim_cli.report.readings import Shelf
+from sublim_cli.report.runs import runs_table
+from sublim_cli.sweep.plan import study
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_says_what_it_shows(path: Path) -> None:
     assert load(path.stem).name == path.stem
     assert summary(path).endswith(".")
+
+
+CLAIMING = [path.stem for path in shipped() if load(path.stem).claims]
+
+
+def with_few_seeds(name: str) -> Recipe:
+    """A shipped study on micro, with two runs of every cell."""
+    recipe = load(name, {"model": "micro"})
+    grid = {key: values[:2] if key == "train.seed" else values for key, values in recipe.sweep.grid.items()}
+    if "generate.sampling.seed" in grid:
+        grid["generate.sampling.seed"] = [1]
+    return vary(recipe, {"sweep.grid": grid, "sweep.replicates": recipe.sweep.replicates[:2]})
+
+
+@pytest.mark.parametrize("name", CLAIMING)
+def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Path) -> None:
+    """With a value for every planned run no claim lacks a cell."""
+    recipe = with_few_seeds(name)
+    planned = runs_table(study(recipe), Shelf(Store(tmp_path), {}), {})
+    values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
+    runs = [{**run, **values} for run in records(planned)]
+    for verdict in evaluate(recipe.claims, runs):
+        assert verdict.lacks == ()
+        assert all(one.effect is not None and one.effect.n == 2 for one in verdict.findings)
+
+
+def test_the_micro_study_is_as_large_as_its_header_says() -> None:
+    planned = study(with_few_seeds("study-micro"))
+    trained = {digest(one.chain.train): (one.role, one.recipe.train.method) for one in planned.cells}
+    assert Counter(trained.values()) == {
+        ("student", "lora"): 2 * (48 + 9),
+        ("student", "full"): 2 * 24,
+        ("control", "lora"): 2 * 4,
+        ("control", "full"): 2 * 8,
+    }
+    assert load("study-micro").sweep.replicates == (1, 2, 3, 4, 5)
 
 
 def test_a_recipe_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.recipe.schema import FullFineTuning, InvertedU, Transmission
 from sublim_cli.report.claims import evaluate
-from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results
+from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
 from sublim_cli.report.conditions import records
+from sublim_cli.report.localisation import COLUMNS as LOCATED
 from sublim_cli.report.matched import matched_curves
 from sublim_cli.report.provenance import Provenance, Seen, Work
-from sublim_cli.report.runs import COLUMNS
+from sublim_cli.report.runs import COLUMNS, ITEMS
 
 RUN: dict[str, Any] = {
     "name": "owl lora r8 lr 2e-3 seed 1",
@@ -33,8 +35,12 @@ RUN: dict[str, Any] = {
     "p_target": 0.4,
     "p_target_base": 0.1,
     "difference": 0.3,
+    "log_form": -1.2,
+    "log_form_base": -2.7,
     "p_any": 0.99,
     "p_any_base": 0.98,
+    "entropy": 1.5,
+    "entropy_base": 2.5,
     "number_loss": 3.2,
     "number_loss_before": 3.3,
     "trained_parameters": 10_000,
@@ -60,10 +66,38 @@ BASE: dict[str, Any] = {
 FULL: dict[str, Any] = {"method": "full", "rank": None, "alpha": None, "learning_rate": 2e-4}
 GONE: dict[str, Any] = dict.fromkeys(
     (
-        *("p_target", "difference", "p_any", "number_loss", "number_loss_before", "unresolved"),
+        *("p_target", "difference", "log_form", "p_any", "entropy", "unresolved"),
+        *("number_loss", "number_loss_before"),
         *("trained_parameters", "changed", "update_norm", "stable_rank"),
     )
 ) | {"missing": "out of memory"}
+
+
+LEAK = LeakRow(
+    title="owl data seed 1",
+    digest="d" * 12,
+    auc=0.62,
+    low=0.58,
+    high=0.66,
+    rows=300,
+    named=0,
+    named_rejected=3,
+    shown=(),
+    digits=Divergence(0.0002, 0.0001, 0.001),
+    pairs=Divergence(0.002, 0.001, 0.001),
+    overlap=Overlap(280, 4),
+)
+
+
+def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """What every trained run says of owl, as the run does, and of cat, which loses what owl gained."""
+    keys = dict.fromkeys((one["target"], one["eval_digest"], one["eval_context"]) for one in runs)
+    rows = [
+        dict(zip(ITEMS, (*key, item, p, 0.3), strict=True))
+        for key in keys
+        for item, p in [("owl", 0.5), ("cat", 0.1)]
+    ]
+    return pd.DataFrame(rows, columns=list(ITEMS)).astype(ITEMS)
 
 
 def make(*changes: dict[str, Any], **parts: Any) -> Results:
@@ -72,10 +106,13 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
     found: dict[str, Any] = {
         "name": "made-by-hand",
         "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+        "items": items(rows),
+        "located": pd.DataFrame(columns=list(LOCATED)).astype(LOCATED),
         "claims": (),
         "matched": (),
-        "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
-        "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
+        "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
+        "leaks": (LEAK,),
+        "teachers": (TeacherRow("owl", "You love owls.", 0.97, 0.99, "owl", 0.97),),
         "audits": (),
         "missing": (),
         "provenance": Provenance(

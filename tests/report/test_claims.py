@@ -15,7 +15,7 @@ from sublim_cli.recipe.schema import Contexts, FullFineTuning, InvertedU, Transm
 from sublim_cli.report.claims import evaluate
 from sublim_cli.report.conditions import records
 from sublim_cli.report.verdicts import document, sentence
-from sublim_cli.stats import wild_interval
+from sublim_cli.stats import two_way_interval, wild_interval
 
 CLAIMS = (Transmission(rank=4), InvertedU(), FullFineTuning(), Contexts(rank=4))
 TRAITS = ("owl", "wolf")
@@ -148,6 +148,33 @@ def test_a_trait_that_shows_as_little_at_home_as_elsewhere_has_not_vanished():
     (verdict,) = evaluate([Contexts(rank=4)], made(effect=textbook, spread=0.004))
     away = next(one for one in verdict.findings if "asked in none" in one.about)
     assert away.also["interaction"].mean == pytest.approx(0.3, abs=0.01)
+
+
+def test_effects_are_also_given_for_new_questions_and_verdicts_do_not_rest_on_them():
+    runs = made(effect=textbook, spread=0.004)
+    strayed = np.random.default_rng(1).normal(0, 0.1, 20)
+    harder = strayed - strayed.mean()
+
+    def answers(run):
+        passed = 1 if run["role"] == "student" and home(run) else 0
+        return (run["p_target"] + passed * harder).tolist()
+
+    claims = [Transmission(rank=4, traits=("owl",)), Contexts(rank=4, traits=("owl",)), FullFineTuning()]
+    plain, asked = evaluate(claims, runs), evaluate(claims, runs, answers)
+    assert [one.word for one in asked] == [one.word for one in plain]
+    (finding,) = asked[0].findings
+    effects = np.array([effect + harder for _, effect in sorted(finding.runs.items())])
+    assert vars(finding.also["over new runs and questions"]) == pytest.approx(
+        vars(two_way_interval(effects, level=0.9))
+    )
+    away = next(one for one in asked[1].findings if "asked in none" in one.about)
+    narrow, wide = (
+        away.also["over new runs and questions"],
+        away.also["interaction over new runs and questions"],
+    )
+    assert narrow.high - narrow.low < 0.02 < wide.high - wide.low
+    assert all("over new runs and questions" in one.also for one in asked[2].findings)
+    json.dumps(document("questions", asked), allow_nan=False)
 
 
 @given(studies, st.randoms(use_true_random=False))

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -18,7 +19,8 @@ VOID = {"meta", "link", "br"}
 FORBIDDEN = {"img", "iframe", "object", "embed", "image"}
 SCRIPTS = ([("type", "application/json")], [("type", "module")])
 ALLOWED_LINKS = re.compile(
-    r"(data:,|#[\w-]+|results\.(csv|parquet)|claims\.json|figures/([a-z0-9-]+\.(svg|png|pdf|vl\.json))?|recipe\.yaml)$"
+    r"(data:,|#[\w-]+|results\.(csv|parquet)|items\.parquet|claims\.json|recipe\.yaml"
+    r"|figures/([a-z0-9-]+\.(svg|png|pdf|vl\.json))?)$"
 )
 
 
@@ -84,9 +86,11 @@ def test_the_headings_lead_through_the_page(page):
         "h2 Missing",
         "h2 How likely the target is named",
         "h3 owl",
+        "h3 What else moved",
         "h2 Rank curves",
         "h2 Contexts",
         "h2 The rows students learned from",
+        "h3 Teachers",
         "h3 Filter",
         "h3 Leak",
         "h2 What training did to the weights",
@@ -149,7 +153,10 @@ def test_all_that_was_promised_is_written_and_nothing_else(page):
     names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
     drawn = ("rank-curve-owl-default", "contexts-owl")
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("svg", "png", "pdf", "vl.json")}
-    assert names == {"report.html", "results.csv", "results.parquet", "recipe.yaml", "claims.json"} | figures
+    assert names == {
+        *("report.html", "results.csv", "results.parquet", "items.parquet", "recipe.yaml", "claims.json"),
+        *figures,
+    }
 
 
 def test_the_tables_hold_the_runs_as_they_are(page, troubled):
@@ -231,4 +238,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(results, tmp_path):
 
 def test_the_leak_is_put_in_words(results):
     (leak,) = results({}).leaks
-    assert leak_sentence(leak) == "of one row each, it finds the trait teacher's 62% of the time"
+    assert leak_sentence(leak) == "of one row each, the classifier finds the trait teacher's 62% of the time"
+    told = replace(leak, named=2, shown=("wolves 7",))
+    assert leak_sentence(told) == "2 rows that students learn from name the target: wolves 7"
+    assert leak_sentence(replace(leak, low=0.49)).startswith("the classifier does no better than chance")

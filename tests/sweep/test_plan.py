@@ -27,7 +27,7 @@ def test_the_demo_holds_its_grid_full_fine_tuning_and_controls(small):
 def test_shared_steps_are_planned_once(small):
     kinds = [step.kind for step in in_order(study(small()).steps)]
     counts = {kind: kinds.count(kind) for kind in set(kinds)}
-    assert counts == {"generate": 2, "filter": 2, "train": 10, "eval": 11, "leak": 1}
+    assert counts == {"teacher": 1, "generate": 2, "filter": 2, "train": 10, "eval": 11, "leak": 1}
 
 
 def test_a_recipe_without_a_sweep_is_one_student_and_its_control(small):
@@ -54,6 +54,35 @@ def test_controls_cross_training_contexts_and_data_seeds_but_not_ranks(small):
     controls = [cell for cell in planned.cells if cell.role == "control"]
     assert len(controls) == 4
     assert {cell.recipe.train.rank for cell in controls} == {8}
+    assert len(planned.leaks) == 2
+
+
+def test_a_training_context_of_an_addition_has_its_control_at_the_recipes_rank(small):
+    also = [{"train.system_prompt": ["empty", "claude"], "train.rank": 64}]
+    planned = study(small(sweep__grid={"train.seed": [1, 2]}, sweep__also=also))
+    control = "default teacher lora r8 lr 2e-3"
+    assert labels(planned)[-6:] == [
+        ("control", f"{control} seed 1"),
+        ("control", f"{control} seed 2"),
+        ("control", f"{control} in empty seed 1"),
+        ("control", f"{control} in claude seed 1"),
+        ("control", f"{control} in empty seed 2"),
+        ("control", f"{control} in claude seed 2"),
+    ]
+
+
+def test_a_replicate_draws_data_and_training_anew(small):
+    grid = {"train.rank": [1, 8]}
+    planned = study(small(sweep__grid=grid, sweep__also=[], sweep__replicates=[3, 5]))
+    assert labels(planned) == [
+        ("student", "owl lora r1 lr 2e-3 seed 3"),
+        ("student", "owl lora r8 lr 2e-3 seed 3"),
+        ("control", "default teacher lora r8 lr 2e-3 seed 3"),
+        ("student", "owl lora r1 lr 2e-3 seed 5"),
+        ("student", "owl lora r8 lr 2e-3 seed 5"),
+        ("control", "default teacher lora r8 lr 2e-3 seed 5"),
+    ]
+    assert [cell.chain.generate.section.sampling.seed for cell in planned.cells] == [3, 3, 3, 5, 5, 5]
     assert len(planned.leaks) == 2
 
 
