@@ -1,7 +1,6 @@
 """What a figure shows, before it is drawn: which rows, on which line, at which place. Pure."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,12 +27,6 @@ class RankCurve:
     context: str
     rows: tuple[SummaryRow, ...]
     runs: tuple[Run, ...]
-
-    @property
-    def slug(self) -> str:
-        """The figure's file name."""
-        words = f"rank-curve {self.target} {self.context}"[:60]
-        return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
     @property
     def title(self) -> str:

@@ -175,7 +175,25 @@ def everything(targets: Sequence[str]) -> Results:
     found = make(*asked)
     runs = records(found.runs)
     claims = (Transmission(learning_rate=2e-3), InvertedU(curve="norm_matched"), FullFineTuning())
+    found = replace(found, located=_located(targets))
     return replace(found, matched=tuple(matched_curves(runs, 2e-3)), claims=tuple(evaluate(claims, runs)))
+
+
+def _located(targets: Sequence[str]) -> pd.DataFrame:
+    """Two sets of tokens and two random ones beside each, over five students: one set has nearly all."""
+    rows = [
+        {
+            **RUN,
+            **{"target": target, "train_seed": seed, "part": part, "measure": measure, "control": control},
+            **{"tokens": 12.0, "prompt_tokens": 40.0, "p_target_student": 0.3, "effect": 0.2 + 0.01 * seed},
+            **{"amount": share * (0.2 + 0.012 * seed), "p_target": 0.1, "locate_digest": f"{seed:012x}"},
+        }
+        for target in targets
+        for seed in range(1, 6)
+        for part, measure, named in (("template_only", "kept", 0.8), ("no_template", "lost", 0.9))
+        for control, share in ((None, named), (1, 0.2), (2, 0.3))
+    ]
+    return pd.DataFrame(rows, columns=list(LOCATED)).astype(LOCATED)
 
 
 def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def test_every_figure_is_drawn_live_without_a_word_or_a_request(browser, reports
     assert sorted(figures) == [
         "contexts-owl",
         "four-curves-owl-default-lora",
+        "localisation-owl-lora-rank-8-default",
         "precision-owl-default",
         "rank-curve-owl-default",
     ]
@@ -100,7 +101,7 @@ def test_every_figure_is_drawn_live_without_a_word_or_a_request(browser, reports
 def test_every_figure_is_on_the_page_without_scripts_and_on_paper(browser, reports, wide):
     path = reports("wide", wide)
     visit = Visit(browser, path, 390, java_script_enabled=False)
-    assert visit.page.locator("figure.chart .still > svg").count() == 4
+    assert visit.page.locator("figure.chart .still > svg").count() == 5
     visit.page.emulate_media(media="print")
     boxes = [one.bounding_box() for one in visit.page.locator("figure.chart .still > svg").all()]
     assert all(box["width"] > 300 and box["x"] + box["width"] <= 390 for box in boxes)
