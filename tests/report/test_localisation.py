@@ -109,7 +109,7 @@ def test_the_terminal_shows_every_share_with_its_bounds(results, monkeypatch):
     show_shares(localised(results({}, located=frame(rows))))
     assert [line.rstrip() for line in shown.getvalue().splitlines()] == [
         "owl, LoRA rank 8, asked in default: effect +0.130 [0.102, 0.158]",
-        "                    tokens    share of it    random sets     beyond them",
+        "                    tokens    share of it    random sets    beyond them",
         " shared_only kept  2 of 38  70 % [67, 72]  20 % [20, 20]  50 % [47, 52]",
         " no_shared lost    2 of 38  40 % [37, 42]  40 % [40, 40]    0 % [−3, 2]",
         "5 runs; Fieller intervals at 95 %, over runs",
