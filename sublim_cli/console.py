@@ -273,10 +273,12 @@ def show_summary(rows: "Sequence[SummaryRow]") -> None:
 def show_shares(tables: "Sequence[Localised]") -> None:
     """The share of the effect that every gate and patch keeps or loses, a table for each condition."""
     for table in tables:
-        effect = f"{difference(table.effect.mean)} {bounds(table.effect)}" if table.effect else NOTHING
+        effect = (
+            f"{difference(table.effect.mean)} {bounds(table.effect)}".rstrip() if table.effect else NOTHING
+        )
         show_table(
             f"{table.title}: effect {effect}".rstrip(),
-            ("share of the effect", "tokens", "", "random sets", "beyond them"),
+            ("", "tokens", "share of it", "random sets", "beyond them"),
             [_share(one) for one in table.rows],
             caption=f"{count(table.rows[0].n, 'run')}; Fieller intervals at 95 %, over runs",
         )

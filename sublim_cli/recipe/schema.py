@@ -497,7 +497,7 @@ class Recipe(Section):
             if self.train.method == "prefix" and getattr(self.eval, key):
                 raise ValueError(
                     f"eval.{key}: `train.method: prefix` changes nothing at any token of the prompt, so none "
-                    f"can be gated or patched; in a sweep give such students `eval.{key}: []`"
+                    f"can be gated or patched; in a sweep give such students `eval.{key}: [[]]`"
                 )
         return self
 
