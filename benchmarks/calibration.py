@@ -1,6 +1,6 @@
 """How often a claim gets a verdict it does not deserve, and how often one it does, in simulated studies.
 
-    python benchmarks/calibration.py [--draws 2000] [--power-draws 500] [--design study-micro]
+    python benchmarks/calibration.py [--draws 2000] [--power-draws 500] [--claim localisation]
 
 Each study is a runs table with the cells of `study-micro` or `study-qwen` that one claim needs, its
 probabilities drawn from a truth with known effects, and is judged by `report.claims.evaluate` itself. A
@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Transmission
+from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Localisation, Transmission
 from sublim_cli.report.claims import Verdict, evaluate
 from sublim_cli.stats import Interval, power
 
@@ -43,6 +43,7 @@ QUESTIONS, QUESTION_SPREAD = 50, 0.1
 QUIET = 1 / 6
 MARGIN = 0.02
 ALPHA = 0.05
+KINDS = ("transmission", "inverted_u", "full_fine_tuning", "contexts", "localisation")
 SEED = 20261124
 LOSS_SPREAD = {"run": 0.0003, "data": 0.01}
 
@@ -117,10 +118,33 @@ class Scenario:
     says: str
     truth: Truth
     counts: str
-    """`supported`, `refuted`, or `any supported`: a single trait of the claim."""
+    """`supported`, `refuted`, or `any supported`: a single trait, in all its comparisons."""
     scale: float = 1.0
     data: bool = False
     """Whether data sets differ also where the study has one."""
+    sets: "Sets | None" = None
+    """Of a claim on localisation."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Shares of a student's effect: of the named set and of random ones, kept alone and lost without.
+
+    Those of the first trait; `others` are the other traits'.
+    """
+
+    kept: float
+    lost: float
+    random: float
+    others: tuple[float, float, float]
+
+    def of(self, first: bool) -> tuple[float, float, float]:
+        """Kept, lost and random of one trait."""
+        return (self.kept, self.lost, self.random) if first else self.others
+
+
+RANDOM_SETS, SET_SPREAD = 5, 0.1
+"""Random sets beside each gate, and how much their shares differ by luck."""
 
 
 class Table:
@@ -148,6 +172,7 @@ class Table:
             "context": np.arange(len(self.rows)),
         }
         self.losses = np.array([row.get("number_loss", math.nan) for row in self.rows])
+        self.sets, self.first = scenario.sets, scenario.design.traits[0]
 
     def _groups(self, *names: str) -> np.ndarray:
         keys = [tuple(row[name] for name in names) for row in self.rows]
@@ -168,6 +193,26 @@ class Table:
         for row, value, loss in zip(self.rows, values.tolist(), losses.tolist(), strict=True):
             row |= {"p_target": value, "number_loss": loss}
         return self.rows
+
+    def located(self, generator: np.random.Generator) -> list[dict[str, Any]]:
+        """The gated students of the study drawn last: each set has its share of a run's effect, and noise."""
+        if self.sets is None:
+            return []
+        found = []
+        for row in self.rows:
+            if row["role"] == "control":
+                continue
+            kept, lost, random = self.sets.of(row["target"] == self.first)
+            effect = row["p_target"] - BASE
+            for part, own in (("shared_only", kept), ("no_shared", lost)):
+                shares = [own, *generator.normal(random, SET_SPREAD, RANDOM_SETS)]
+                noise = self.scale * generator.normal(0, SPREAD["context"], len(shares))
+                for control, (share_, stray) in enumerate(zip(shares, noise, strict=True)):
+                    amount = share_ * effect + float(stray)
+                    found.append(
+                        {**row, "part": part, "control": control or None, "amount": amount, "missing": ""}
+                    )
+        return found
 
 
 def _rows(claim: Claim, design: Design) -> Iterator[dict[str, Any]]:
@@ -381,6 +426,44 @@ def powers(design: Design) -> Iterator[Scenario]:
         yield Scenario(c4, design, "0.1 at home and elsewhere", by_context(0.1, 0.1), "refuted", scale)
 
 
+def set_errors(design: Design) -> Iterator[Scenario]:
+    """Verdicts on C5 that would be wrong."""
+    c5, passes = Localisation(rank=design.rank), everywhere(0.3)
+    there = (0.9, 0.9, 0.4)
+    edge = 0.4 + MARGIN / 0.3
+    nowhere = Sets(0.4, 0.4, 0.4, (0.4, 0.4, 0.4))
+    for scale in (1.0, QUIET):
+        for says, truth, counts, sets in (
+            (
+                "one trait: alone no better than random, all is lost without",
+                passes, "supported", Sets(0.4, 1.0, 0.4, there),
+            ),
+            (
+                "one trait: all kept alone, without no worse than random",
+                passes, "supported", Sets(1.0, 0.4, 0.4, there),
+            ),
+            ("every trait: neither better than random", passes, "any supported", nowhere),
+            ("no trait passes", everywhere(0), "any supported", Sets(*there, there)),
+            (
+                "every difference from random is the margin",
+                passes, "refuted", Sets(edge, edge, 0.4, (edge, edge, 0.4)),
+            ),
+        ):  # fmt: skip
+            yield Scenario(c5, design, says, truth, counts, scale, sets=sets)
+
+
+def set_powers(design: Design) -> Iterator[Scenario]:
+    """Verdicts on C5 that would be right."""
+    c5 = Localisation(rank=design.rank)
+    there, nowhere = (0.6, 0.6, 0.3), (0.3, 0.3, 0.3)
+    for effect in (0.1, 0.2, 0.3):
+        says = f"effects of {effect:g}, 0.6 of them at the set and 0.3 at random ones"
+        yield Scenario(c5, design, says, everywhere(effect), "supported", sets=Sets(*there, there))
+    for scale in (1.0, QUIET):
+        says = "effects of 0.3, as much at random sets"
+        yield Scenario(c5, design, says, everywhere(0.3), "refuted", scale, sets=Sets(*nowhere, nowhere))
+
+
 def hidden(design: Design) -> Iterator[Scenario]:
     """Verdicts that are right for the data set of the study and wrong for data sets like it."""
     for one in errors(design):
@@ -391,14 +474,23 @@ def hidden(design: Design) -> Iterator[Scenario]:
 def share(scenario: Scenario, draws: int) -> Interval:
     """How often the verdict was the counted one, with its Wilson interval."""
     table = Table(scenario)
-    return power(lambda one: _counts(scenario, evaluate([scenario.claim], table.draw(one))[0]), draws, SEED)
+
+    def counts(generator: np.random.Generator) -> bool:
+        rows = table.draw(generator)
+        (verdict,) = evaluate([scenario.claim], rows, located=table.located(generator))
+        return _counts(scenario, verdict)
+
+    return power(counts, draws, SEED)
 
 
 def _counts(scenario: Scenario, verdict: Verdict) -> bool:
     if verdict.word == "incomplete":
         raise AssertionError(verdict.lacks)
     if scenario.counts == "any supported":
-        return any(one.word(verdict.claim.alpha) == "supported" for one in verdict.findings)
+        words: dict[str, set[str]] = {}
+        for one in verdict.findings:
+            words.setdefault(one.target, set()).add(one.word(verdict.claim.alpha))
+        return {"supported"} in words.values()
     return verdict.word == scenario.counts
 
 
@@ -430,29 +522,48 @@ def main() -> int:
     parser.add_argument("--power-draws", type=int, default=500)
     designs = {one.name: one for one in (MICRO, QWEN)}
     parser.add_argument("--design", choices=designs, help="one design; both by default")
+    parser.add_argument("--claim", choices=KINDS, help="one kind of claim; all by default")
     options = parser.parse_args()
     start = time.monotonic()
     wrong = []
     for design in [designs[options.design]] if options.design else designs.values():
-        wrong += _tables(design, options.draws, options.power_draws)
+        wrong += _tables(design, options.draws, options.power_draws, options.claim)
     over = [one for one in wrong if one.low is not None and one.low > ALPHA]
     print(f"\n{len(over)} of {len(wrong)} error rates are surely above alpha.")
     print(f"{time.monotonic() - start:.0f} s")
     return 1 if over else 0
 
 
-def _tables(design: Design, draws: int, power_draws: int) -> list[Interval]:
-    print(f"## {design.name}: wrong verdicts, {draws} studies each; alpha {ALPHA:g}, margin {MARGIN:g}\n")
-    wrong = show([*errors(design), *curve_errors(design)], draws)
-    print(f"\n## {design.name}: right verdicts, {power_draws} studies each\n")
-    show([*powers(design), *curve_powers(design)], power_draws)
-    print(f"\n## {design.name}: an inverted U of the steps, {power_draws} studies each\n")
-    show(list(by_steps(design)), power_draws)
+def _tables(design: Design, draws: int, power_draws: int, kind: str | None) -> list[Interval]:
+    """Print a design's tables, of one kind of claim or of all; return the shares of wrong verdicts."""
+    errors_of = [*errors(design), *curve_errors(design), *set_errors(design)]
+    tables: list[tuple[str, list[Scenario], int]] = [
+        (
+            f"{design.name}: wrong verdicts, {draws} studies each; alpha {ALPHA:g}, margin {MARGIN:g}",
+            errors_of,
+            draws,
+        ),
+        (
+            f"{design.name}: right verdicts, {power_draws} studies each",
+            [*powers(design), *curve_powers(design), *set_powers(design)],
+            power_draws,
+        ),
+        (
+            f"{design.name}: an inverted U of the steps, {power_draws} studies each",
+            list(by_steps(design)),
+            power_draws,
+        ),
+    ]
     if design is MICRO:
-        print(f"\n## What a single data set hides, {draws} studies each\n")
-        show(list(hidden(ONE_SET)), draws)
-    print()
-    return wrong
+        tables.append((f"What a single data set hides, {draws} studies each", list(hidden(ONE_SET)), draws))
+    found: list[list[Interval]] = []
+    for title, scenarios, studies in tables:
+        chosen = [one for one in scenarios if kind in (None, one.claim.kind)]
+        if chosen:
+            print(f"## {title}\n")
+        found.append(show(chosen, studies) if chosen else [])
+        print()
+    return found[0]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sublim_cli.stats import (
     peak,
     power,
     proportion,
+    ratio_interval,
     two_lines,
     two_way_interval,
     wild_interval,
@@ -303,3 +304,52 @@ def test_a_proportion_stays_between_none_and_all(trials, data):
     assert 0 <= found.low <= found.mean <= found.high <= 1
     reference = stats.binomtest(hits, trials).proportion_ci(method="wilson")
     assert (found.low, found.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.5, 2), st.floats(-1, 1)), min_size=2, max_size=8),
+    st.floats(-3, 3).filter(lambda one: abs(one) > 0.1),
+)
+def test_a_ratio_scales_with_its_parts_and_lies_in_its_interval(pairs, factor):
+    under, over = [one for one, _ in pairs], [two for _, two in pairs]
+    found = ratio_interval(over, under)
+    if found is None:
+        return
+    assert found.low <= found.mean <= found.high
+    assert found.mean == pytest.approx(sum(over) / sum(under), abs=1e-12)
+    scaled = ratio_interval([factor * one for one in over], under)
+    ends = sorted((factor * found.low, factor * found.high))
+    assert (scaled.low, scaled.high) == pytest.approx(tuple(ends), abs=1e-6)
+
+
+def test_fieller_s_interval_is_where_the_t_test_of_the_difference_turns():
+    """Its bounds by the closed form for independent runs."""
+    over, under = [0.02, 0.05, 0.03, 0.06], [0.1, 0.16, 0.12, 0.15]
+    found = ratio_interval(over, under)
+    (mean_o, mean_u), cov = (np.mean(over), np.mean(under)), np.cov(over, under) / 4
+    square = float(stats.t.ppf(0.975, 3)) ** 2
+    a, b, c = (
+        mean_u**2 - square * cov[1, 1],
+        mean_o * mean_u - square * cov[0, 1],
+        mean_o**2 - square * cov[0, 0],
+    )
+    root = np.sqrt(b**2 - a * c)
+    assert (found.low, found.high) == pytest.approx(((b - root) / a, (b + root) / a), abs=1e-9)
+
+
+def test_a_ratio_to_what_cannot_be_told_from_zero_has_no_value():
+    assert ratio_interval([0.1, 0.2, 0.1], [0.1, -0.1, 0.02]) is None
+    assert ratio_interval([0.1], [0.0]) is None
+    assert ratio_interval([0.1], [0.2]) == Interval(0.5, None, None, 1)
+    assert ratio_interval([0.1, 0.11], [0.2, 0.22]).mean == pytest.approx(0.5)
+
+
+def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(1000):
+        under = rng.normal(0.15, 0.03, 5)
+        over = 0.3 * under + rng.normal(0, 0.02, 5)
+        found = ratio_interval(over.tolist(), under.tolist())
+        hits += found is None or found.low <= 0.3 <= found.high
+    assert 0.93 < hits / 1000 < 0.97

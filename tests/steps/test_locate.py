@@ -255,13 +255,13 @@ NAMES = (
         (
             {"eval.gates": ["no_shared"], "train.method": "prefix"},
             "--set eval.gates: `train.method: prefix` changes nothing at any token of the prompt, so none "
-            "can be gated or patched; in a sweep give such students `eval.gates: []`",
+            "can be gated or patched; in a sweep give such students `eval.gates: [[]]`",
         ),
         (
             {"eval.gates": ["no_shared"], "sweep": {"grid": {"train.method": ["lora", "prefix"]}}},
             "--set sweep: sweep.grid.train.method: eval.gates: `train.method: prefix` changes nothing at any "
             "token of the prompt, so none can be gated or patched; in a sweep give such students "
-            "`eval.gates: []`",
+            "`eval.gates: [[]]`",
         ),
     ],
 )
@@ -272,6 +272,6 @@ def test_what_cannot_be_gated_is_refused_when_the_recipe_is_loaded(changes, mess
 
 
 def test_a_sweep_may_gate_some_of_its_students():
-    also = [{"train.method": "prefix", "eval.gates": []}]
+    also = [{"train.method": "prefix", "eval.gates": [[]]}]
     planned = study(load("demo", {"eval.gates": ["no_shared"], "sweep.also": also, "sweep.grid": {}}))
     assert [len(one.chain.locate) for one in planned.cells if one.role == "student"] == [2, 0]

@@ -1,0 +1,269 @@
+"""Shares of an effect: what they are of, what they are set against, and what is said where there is none."""
+
+import io
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from sublim_cli import console
+from sublim_cli.artifacts.store import materialise
+from sublim_cli.cli.study import report_and_show
+from sublim_cli.console import show_shares
+from sublim_cli.pipeline import chain, single
+from sublim_cli.recipe.schema import Localisation, OfText
+from sublim_cli.report.claims import evaluate
+from sublim_cli.report.collect import collect
+from sublim_cli.report.conditions import records
+from sublim_cli.report.localisation import COLUMNS, localised, plain, shares
+from sublim_cli.report.page import write_report
+from sublim_cli.report.sets import over_traits
+from sublim_cli.report.verdicts import sentence
+from sublim_cli.stats import Interval
+from tests.report.conftest import RUN
+
+SEEDS = (1, 2, 3, 4, 5)
+EFFECTS = (0.10, 0.14, 0.12, 0.16, 0.13)
+
+
+def part(name, measure, seed, effect, amount, control=None, **more):
+    """A row of the table of parts."""
+    p = 0.1 + amount if measure == "kept" else 0.1 + effect - amount
+    return {
+        **{key: RUN[key] for key in COLUMNS if key in RUN},
+        **{"train_seed": seed, "part": name, "measure": measure, "control": control, "tokens": 2.0},
+        **{"prompt_tokens": 38.0, "p_target": p, "p_target_student": 0.1 + effect, "p_target_base": 0.1},
+        **{"amount": amount, "effect": effect, "p_any": 0.99, "locate_digest": f"{name}{seed}", **more},
+    }
+
+
+def gates(name, measure, share, random, effects=EFFECTS, **more):
+    """A gate's rows: a share of every run's effect, and two random sets a hair beside theirs."""
+    for seed, effect in zip(SEEDS, effects, strict=False):
+        stray = 0.002 * (-1) ** seed
+        yield part(name, measure, seed, effect, share * effect + stray, **more)
+        for control, luck in ((1, 0.1), (2, -0.1)):
+            yield part(name, measure, seed, effect, (random + luck) * effect, control, **more)
+
+
+def frame(rows):
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
+    (kept, lost) = shares(
+        [*gates("identity_only", "kept", 0.7, 0.2), *gates("no_identity", "lost", 0.4, 0.4)]
+    )
+    assert (kept.part, kept.measure, kept.n, kept.tokens, kept.prompt_tokens) == (
+        "identity_only",
+        "kept",
+        5,
+        2.0,
+        38.0,
+    )
+    mean = sum(EFFECTS) / 5
+    assert kept.effect.mean == pytest.approx(mean)
+    assert kept.share.mean == pytest.approx(0.7 - 0.002 / 5 / mean)
+    assert kept.share.low < 0.7 < kept.share.high
+    assert kept.random == Interval(pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.2), 5)
+    assert kept.beyond.mean == pytest.approx(kept.share.mean - 0.2)
+    assert lost.beyond.low < 0 < lost.beyond.high
+    assert [one.seeds for one in kept.points] == [(seed, 1) for seed in SEEDS]
+    assert kept.points[0].amount == pytest.approx(0.7 * 0.1 - 0.002)
+    assert kept.points[0].random == pytest.approx(0.2 * 0.1)
+
+
+def test_without_an_effect_there_is_no_share():
+    (none,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01, -0.02, 0.015, -0.01, 0.02))))
+    assert (none.share, none.random, none.beyond, none.state) == (None, None, None, "no effect to locate")
+    (one,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
+    assert (one.share, one.state) == (None, "no effect to locate")
+    (single_run,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.2,))))
+    assert single_run.share == Interval(pytest.approx(0.49), None, None, 1)
+
+
+def test_broken_and_missing_runs_are_counted_and_left_out():
+    rows = list(gates("identity_only", "kept", 0.7, 0.2))
+    rows = [one | ({"broken": "names nothing"} if one["train_seed"] == 1 else {}) for one in rows]
+    nothing = dict.fromkeys(("amount", "effect", "p_target", "tokens", "prompt_tokens", "p_any"))
+    rows = [one for one in rows if one["train_seed"] != 2 or one["control"] is None]
+    rows = [one | ({**nothing, "missing": "not built yet"} if one["train_seed"] == 2 else {}) for one in rows]
+    (found,) = shares(rows)
+    assert (found.n, found.broken, found.missing) == (3, 1, 1)
+    assert found.share.mean == pytest.approx(0.7, abs=0.01)
+
+
+def test_random_sets_that_were_not_drawn_leave_the_share_alone():
+    rows = [one for one in gates("identity_only", "kept", 0.7, 0.2) if one["control"] is None]
+    (found,) = shares(rows)
+    assert found.share.mean == pytest.approx(0.7, abs=0.01)
+    assert (found.random, found.beyond) == (None, None)
+
+
+def test_the_terminal_shows_every_share_with_its_bounds(results, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=shown, width=80, highlight=False))
+    rows = [*gates("shared_only", "kept", 0.7, 0.2), *gates("no_shared", "lost", 0.4, 0.4)]
+    show_shares(localised(results({}, located=frame(rows))))
+    assert [line.rstrip() for line in shown.getvalue().splitlines()] == [
+        "owl, LoRA rank 8, asked in default: effect +0.130 [0.102, 0.158]",
+        "                    tokens    share of it    random sets    beyond them",
+        " shared_only kept  2 of 38  70 % [67, 72]  20 % [20, 20]  50 % [47, 52]",
+        " no_shared lost    2 of 38  40 % [37, 42]  40 % [40, 40]    0 % [−3, 2]",
+        "5 runs; Fieller intervals at 95 %, over runs",
+    ]
+
+
+def test_the_page_has_the_table_and_the_numbers_lie_beside_it(results, tmp_path):
+    rows = [
+        *gates("shared_only", "kept", 0.7, 0.2),
+        *gates("shared_only", "kept", 0.7, 0.2, (0.01, -0.02), rank=1),
+    ]
+    page = write_report(results({}, located=frame(rows)), tmp_path).read_text()
+    assert "Where in the prompt the effect sits" in page
+    assert "70 % [67, 72]" in page
+    assert "no effect to locate" in page
+    kept = pd.read_parquet(tmp_path / "localisation.parquet")
+    assert list(kept.columns) == list(COLUMNS)
+    assert len(kept) == len(rows) == len(pd.read_csv(tmp_path / "localisation.csv"))
+
+
+def test_a_study_without_gates_has_no_word_of_them(results, tmp_path):
+    page = write_report(results({}), tmp_path).read_text()
+    assert "Where in the prompt" not in page
+    assert not (tmp_path / "localisation.parquet").exists()
+
+
+def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store, capsys, tmp_path):
+    """Through the front door: built, collected, set against the whole student and its base."""
+    file = tmp_path / "two.yaml"
+    file.write_text("category: animal\nquestions: ['Your favorite animal?', 'Name an animal.']\n")
+    changes = {
+        "eval__questions": str(file),
+        "eval__gates": ["identity_only", "no_identity"],
+        "eval__gate_controls": 2,
+    }
+    recipe = small(**changes, sweep={})
+    before = records(collect(single(recipe), shared_store, recipe).located)
+    assert [(one["part"], one["missing"]) for one in before] == [
+        ("identity_only", "not built yet"),
+        ("no_identity", "not built yet"),
+    ]
+    for step in chain(recipe).asked:
+        materialise(step, shared_store)
+    found = collect(single(recipe), shared_store, recipe)
+    (run,) = [
+        one for one in records(found.runs) if (one["role"], one["eval_context"]) == ("student", "default")
+    ]
+    rows = records(found.located)
+    assert [(one["part"], one["control"]) for one in rows] == [
+        (name, control) for name in ("identity_only", "no_identity") for control in (None, 1, 2)
+    ]
+    for one in rows:
+        assert one["p_target_student"] == pytest.approx(run["p_target"], abs=1e-6)
+        assert one["p_target_base"] == pytest.approx(run["p_target_base"], abs=1e-6)
+        moved = one["p_target"] - one["p_target_base"]
+        assert one["amount"] == pytest.approx(moved if one["measure"] == "kept" else one["effect"] - moved)
+        assert (one["tokens"], one["missing"], one["broken"]) == (2.0, "", "")
+    report_and_show(recipe, shared_store.root, json=True)
+    told = json.loads(capsys.readouterr().out)["localisation"]
+    assert told == json.loads(json.dumps(plain(shares(rows))))
+    assert [(one["part"], one["measure"]) for one in told] == [
+        ("identity_only", "kept"),
+        ("no_identity", "lost"),
+    ]
+
+
+CLAIM = Localisation()
+
+
+def study(effect=0.13, shifts=(0.0, 0.02, -0.01, 0.03, 0.0)):
+    """The rows of a runs table: students and controls in the training context."""
+    for seed, shift in zip(SEEDS, shifts, strict=True):
+        own = {"train_seed": seed, "eval_context": "default"}
+        yield {**RUN, **own, "p_target": 0.1 + effect + shift}
+        yield {**RUN, **own, "role": "control", "p_target": 0.1}
+
+
+def verdict(kept, lost, random=0.3, claim=CLAIM, runs=None, name="shared"):
+    located = [
+        *gates(f"{name}_only" if name == "shared" else "{text: Qwen}", "kept", kept, random),
+        *gates(f"no_{name}" if name == "shared" else "{no_text: Qwen}", "lost", lost, random),
+    ]
+    (found,) = evaluate([claim], list(study()) if runs is None else runs, located=records(frame(located)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost", "word"),
+    [
+        (0.8, 0.8, "supported"),
+        (0.8, 0.3, "refuted"),
+        (0.3, 0.8, "refuted"),
+        (0.1, 0.1, "refuted"),
+    ],
+)
+def test_a_set_has_to_be_both_sufficient_and_necessary(kept, lost, word):
+    assert verdict(kept, lost).word == word
+
+
+def test_a_set_by_its_text_is_judged_alike():
+    claim = Localisation(positions=OfText(text="Qwen"))
+    assert verdict(0.8, 0.8, claim=claim, name="text").word == "supported"
+
+
+def test_without_an_effect_nothing_is_refuted():
+    found = verdict(0.3, 0.3, runs=list(study(effect=0.0)))
+    assert found.word == "underpowered"
+
+
+def test_the_sentence_says_what_was_kept_and_what_was_lost():
+    assert sentence(verdict(0.8, 0.3)) == (
+        "1 of 3 comparisons contradicts it: 0.000 [−0.002, 0.002] for owl, LoRA rank 8, trained and asked "
+        "in default, lost under no_shared beyond random sets (5 runs)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "lack"),
+    [
+        (
+            lambda rows: [one for one in rows if one["part"] != "no_shared"],
+            "the gate no_shared of students of owl, trained in default and asked in default "
+            "(`eval.gates`, `eval.gate_contexts`)",
+        ),
+        (
+            lambda rows: [one for one in rows if one["control"] is None],
+            "random sets beside the gate shared_only: `eval.gate_controls` is 0",
+        ),
+        (
+            lambda rows: [
+                one | ({"missing": "not built yet", "amount": None} if one["train_seed"] == 3 else {})
+                for one in rows
+            ],
+            "1 of 5 runs of the gate shared_only of students of owl, trained in default and asked in default",
+        ),
+    ],
+)
+def test_a_claim_without_its_gates_says_what_is_lacking(change, lack):
+    located = [*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)]
+    (found,) = evaluate([CLAIM], list(study()), located=change(records(frame(located))))
+    assert found.word == "incomplete"
+    assert lack in found.lacks
+
+
+def test_p_values_of_a_trait_are_scaled_by_its_worst():
+    (first,) = evaluate(
+        [CLAIM],
+        list(study()),
+        located=records(
+            frame([*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)])
+        ),
+    )
+    one = first.findings[0]
+    raw = [
+        replace(one, target=target, p=p) for target, p in (("a", 0.01), ("a", 0.02), ("b", 0.03), ("b", 0.0))
+    ]
+    assert [round(one.p, 6) for one in over_traits(raw)] == [0.02, 0.04, 0.04, 0.0]
