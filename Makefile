@@ -18,7 +18,9 @@ demo: .venv/.installed ## The main job on the embedded model, about five minutes
 	$(SWEEP) --recipe demo
 
 sweep: .venv/.installed ## The full study: on Qwen where there is a GPU, on micro elsewhere; RECIPE=… decides.
-	$(SWEEP) --recipe $(or $(RECIPE),$$($(BIN)/python -c "import torch; print('study-qwen' if torch.cuda.is_available() else 'study-micro')"))
+	@recipe=$(or $(RECIPE),$$($(BIN)/python -c "import torch; print('study-qwen' if torch.cuda.is_available() else 'study-micro')")); \
+	  echo "the recipe is $$recipe$(if $(RECIPE),, (study-qwen where there is a CUDA device, else study-micro; RECIPE=… decides))"; \
+	  $(SWEEP) --recipe $$recipe
 
 test: .venv/.dev ## The quick tests, under ten minutes on two cores.
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu"

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from sublim_cli.events import (
     Chosen,
@@ -35,12 +37,24 @@ from sublim_cli.report.wording import count, probability, ratio
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
     from sublim_cli.report.summary import SummaryRow
+    from sublim_cli.sweep.board import Board, Row, State
 
 CONTEXTS_ABREAST = 4
 """Contexts a table can hold at 80 columns."""
 
 QUIET_SECONDS = 10.0
 """Without a terminal, a running step says how far it is at most this often."""
+
+MARKS: "Mapping[State, tuple[str, str]]" = {
+    "waiting": ("·", "dim"),
+    "running": ("▸", "cyan"),
+    "done": ("✓", "green"),
+    "failed": ("✗", "red"),
+}
+"""How a cell's state is shown: a sign and a style; the word stands beside them."""
+
+FAILURES_SHOWN = 5
+"""Failed cells named while a sweep of many cells runs; the report names all."""
 
 ROLE_STYLES = {
     "system": "cyan",
@@ -62,6 +76,7 @@ class Screen:
     quiet: bool = False
     built: int = 0
     reused: int = 0
+    board: "Board | None" = None
     _bars: Progress | None = None
     _planned: bool = False
     _whole: TaskID | None = None
@@ -71,11 +86,16 @@ class Screen:
 
     def __call__(self, event: Event, /) -> None:
         """Show one event."""
+        if self.board:
+            self.board.hear(event)
+        self._show(event)
+
+    def _show(self, event: Event) -> None:
         match event:
             case Planned(missing, present):
-                self._expect(missing, present)
-            case StepStarted(label):
-                self._begin(label)
+                self._expect(len(missing), present)
+            case StepStarted(label, name):
+                self._begin(label, name)
             case StepReused() if not self._planned:
                 self.reused += 1
             case StepProgress():
@@ -93,23 +113,25 @@ class Screen:
         if self._bars and missing:
             self._whole = self._bars.add_task("[bold]all steps", total=missing, note="")
 
-    def _begin(self, label: str) -> None:
+    def _begin(self, label: str, name: str) -> None:
         if self._bars:
-            self._tasks[label] = self._bars.add_task(escape(label), total=None, note="")
+            self._drop(name)  # its worker was lost, and another one begins it anew
+            self._tasks[name] = self._bars.add_task(escape(label), total=None, note="")
         else:
             self._say(f"· {escape(label)}")
 
     def _advance(self, event: StepProgress) -> None:
-        if self._bars and event.label in self._tasks:
-            task = self._tasks[event.label]
-            self._bars.update(task, completed=event.done, total=event.total, note=event.note)
-        elif not self._bars and time.monotonic() - self._said.get(event.label, 0) > QUIET_SECONDS:
-            self._said[event.label] = time.monotonic()
+        name = event.digest
+        if self._bars and name in self._tasks:
+            self._bars.update(
+                self._tasks[name], completed=event.done, total=event.total, note=escape(event.note)
+            )
+        elif not self._bars and time.monotonic() - self._said.get(name, 0) > QUIET_SECONDS:
+            self._said[name] = time.monotonic()
             self._say(f"  {escape(event.label)}: {event.done} of {event.total}, {event.note}")
 
     def _end(self, event: StepFinished | StepFailed) -> None:
-        if self._bars and event.label in self._tasks:
-            self._bars.remove_task(self._tasks.pop(event.label))
+        self._drop(event.digest)
         if self._bars and self._whole is not None:
             self._bars.advance(self._whole)
         name = escape(event.label)
@@ -118,6 +140,10 @@ class Screen:
         else:
             self.built += 1
             self._say(f"[green]✓[/] {name} [dim]{event.seconds:.0f} s[/]")
+
+    def _drop(self, name: str) -> None:
+        if self._bars and name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
 
     def _once(self, event: Warned | Chosen) -> None:
         """Say what every cell of a sweep would say again."""
@@ -132,10 +158,10 @@ class Screen:
 
 
 @contextmanager
-def screen(*, quiet: bool = False) -> Iterator[Screen]:
-    """A screen to hand to the library as its listener."""
+def screen(board: "Board | None" = None, *, quiet: bool = False) -> Iterator[Screen]:
+    """A screen to hand to the library as its listener; with a `board`, it shows a sweep's cells too."""
     try:
-        with _screen(quiet) as shown:
+        with _screen(board, quiet) as shown:
             yield shown
     except KeyboardInterrupt:
         err.print("[yellow]interrupted[/]: finished steps are kept, the same command goes on from there")
@@ -143,19 +169,45 @@ def screen(*, quiet: bool = False) -> Iterator[Screen]:
 
 
 @contextmanager
-def _screen(quiet: bool) -> Iterator[Screen]:
+def _screen(board: "Board | None", quiet: bool) -> Iterator[Screen]:
     if quiet or not err.is_terminal:
         yield Screen(quiet=quiet)
         return
-    columns = (
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
         TextColumn("[dim]{task.fields[note]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=err,
     )
-    with Progress(*columns, console=err, transient=True) as bars:
-        yield Screen(_bars=bars)
+
+    def shown() -> RenderableType:
+        return Group(*_cells(board, err.height - len(bars.tasks)), bars) if board else bars
+
+    with Live(get_renderable=shown, console=err, transient=True, refresh_per_second=4):
+        yield Screen(board=board, _bars=bars)
+
+
+def _cells(board: "Board", height: int) -> list[RenderableType]:
+    """A sweep's cells: one a line where the terminal has `height` for them, else counts and failures."""
+    if len(board.rows) + 2 <= height:
+        return [_line(board, row) for row in board.rows]
+    counts = [Text.assemble(MARKS[state], f" {number} {state}") for state, number in board.counts().items()]
+    head = Text("   ").join([Text("cells"), *counts])
+    failed = [row for row in board.rows if board.state(row)[0] == "failed"]
+    more = len(failed) - FAILURES_SHOWN
+    rest = [Text(f"  and {more} more that failed", style="red")] if more > 0 else []
+    return [head, *(_line(board, row) for row in failed[-FAILURES_SHOWN:]), *rest]
+
+
+def _line(board: "Board", row: "Row") -> Text:
+    state, word = board.state(row)
+    sign, style = MARKS[state]
+    said = f"{state}{': ' if word else ''}{word}"
+    line = Text.assemble((f"{sign} ", style), row.label, "  ", (said, style))
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def show_warning(message: str) -> None:

@@ -7,9 +7,9 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Planned:
-    """A launcher knows its work: steps it will build, and steps that are there already."""
+    """A launcher knows its work: digests of steps it will build, and how many are there already."""
 
-    missing: int
+    missing: tuple[str, ...]
     present: int
 
 
@@ -18,6 +18,7 @@ class StepStarted:
     """A step began to build."""
 
     label: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class StepWaiting:
     """Another process is building this very step; its artifact will be used."""
 
     label: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class StepReused:
     """A step was found already built."""
 
     label: str
+    digest: str
     path: Path
 
 
@@ -40,6 +43,7 @@ class StepFinished:
     """A step was built."""
 
     label: str
+    digest: str
     path: Path
     seconds: float
 
@@ -49,6 +53,7 @@ class StepFailed:
     """A step could not be built; `reason` is one sentence."""
 
     label: str
+    digest: str
     reason: str
 
 
@@ -60,6 +65,8 @@ class Progress:
     done: int
     total: int
     note: str = ""
+    digest: str = ""
+    """Filled in by the store, which knows which step is being built."""
 
 
 @dataclass(frozen=True)

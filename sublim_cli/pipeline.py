@@ -7,7 +7,7 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 from dataclasses import dataclass
 from typing import Literal
 
-from sublim_cli.artifacts.step import Artifact, Step
+from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
@@ -18,12 +18,15 @@ from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
 from sublim_cli.recipe.schema import LEARNING_RATE, Recipe, Stage
 from sublim_cli.recipe.schema import Train as TrainSection
-from sublim_cli.recipe.scorer import settled_scorer
+from sublim_cli.recipe.scorer import Exact, settled_scorer
 from sublim_cli.recipe.student import RANKED, rate_text, settled
 from sublim_cli.steps.eval import Ask, Eval
 from sublim_cli.steps.filter import Filter, Judge
 from sublim_cli.steps.generate import Draw, Generate
 from sublim_cli.steps.leak import Leak
+from sublim_cli.steps.locate import Locate, Look, check_parts, settled_part
+from sublim_cli.steps.teacher import Ask as AskTeacher
+from sublim_cli.steps.teacher import Teacher
 from sublim_cli.steps.train import Teach, Train
 from sublim_cli.trainers.backend import resolve_backend
 
@@ -32,13 +35,19 @@ Role = Literal["student", "control"]
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of one recipe. `base` scores the untouched model in the same contexts."""
+    """The steps of one recipe.
+
+    `base` scores the untouched model in the same contexts, `locate` parts of the student. `teacher` asks
+    the teacher for its target; a control's has none.
+    """
 
     generate: Generate
     filter: Filter
     train: Train
     eval: Eval
     base: Eval
+    teacher: Teacher | None
+    locate: tuple[Locate, ...] = ()
 
     def step(self, stage: Stage) -> Step:
         """The step of a stage."""
@@ -49,6 +58,11 @@ class Chain:
             "eval": self.eval,
         }
         return steps[stage]
+
+    @property
+    def asked(self) -> tuple[Step, ...]:
+        """All steps of the last stage."""
+        return (self.eval, self.base, *self.locate)
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,16 @@ class Study:
     def steps(self) -> list[Step]:
         """What has to exist before the study can be reported."""
         return [
-            *(step for one in self.cells for step in (one.chain.eval, one.chain.base)),
+            *self.teachers,
+            *(step for one in self.cells for step in one.chain.asked),
             *self.leaks,
         ]
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """The check of every teacher with a trait, each once."""
+        found = [one.chain.teacher for one in self.cells if one.chain.teacher is not None]
+        return list({digest(one): one for one in found}.values())
 
 
 def cell(recipe: Recipe) -> Cell:
@@ -95,8 +116,10 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
-    if until == "eval":
-        materialise(steps.base, store, listener)
+    if until in ("train", "eval") and steps.teacher is not None:
+        materialise(steps.teacher, store, listener)
+    for step in steps.asked if until == "eval" else ():
+        materialise(step, store, listener)
     return materialise(steps.step(until), store, listener)
 
 
@@ -125,7 +148,11 @@ def chain(recipe: Recipe) -> Chain:
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
     ask = _ask(recipe, student, items)
-    return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"))
+    teacher = (
+        _ask_teacher(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
+    )
+    asked, base = Eval(ask, title, (train,)), Eval(ask, "base")
+    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, ask, train))
 
 
 def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
@@ -175,6 +202,46 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
         precision=_weights_precision(recipe.eval.precision),
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
+
+
+def _ask_teacher(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
+    section = AskTeacher(
+        model=draw.model,
+        context=draw.context,
+        target=recipe.trait.target,
+        questions=ask.questions,
+        items=ask.items,
+        scorer=ask.scorer,
+        precision=draw.precision,
+    )
+    return Teacher(section, recipe.trait.target)
+
+
+def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:
+    """The parts of a student that the recipe asks for, and the whole. A control has no trait to locate."""
+    section = recipe.eval
+    parts = tuple(dict.fromkeys(map(settled_part, (*section.gates, *section.patches))))
+    if not parts or recipe.generate.system_prompt != "trait" or not isinstance(ask.scorer, Exact):
+        return ()
+    training = train.section.context
+    contexts = [
+        resolve_context(one, recipe.contexts, field="eval.gate_contexts")
+        for one in section.gate_contexts or ()
+    ]
+    whole = Look(
+        model=ask.model,
+        training=training,
+        contexts=tuple(dict.fromkeys(contexts)) or (training,),
+        questions=ask.questions,
+        items=ask.items,
+        scorer=ask.scorer,
+        precision=ask.precision,
+        quantize=ask.quantize,
+    )
+    check_parts(whole, parts, train.section.train)
+    drawn = {"controls": section.gate_controls, "seed": section.gate_seed}
+    looks = [whole, *(whole.model_copy(update={"part": one, **drawn}) for one in parts)]
+    return tuple(Locate(one, train.title, (train,)) for one in looks)
 
 
 def _weights_precision(wanted: str) -> str:

@@ -192,7 +192,7 @@ def test_two_fresh_stores_hold_the_same_bytes(small, shared_store, tmp_path):
     events = []
     run(small(), store=Store(tmp_path), listener=events.append)
     built = [one.path for one in events if isinstance(one, StepFinished)]
-    assert [one.parent.name for one in built] == ["eval", "generate", "filter", "train", "eval"]
+    assert [one.parent.name for one in built] == ["teacher", "eval", "generate", "filter", "train", "eval"]
     for path in built:
         twin = shared_store.root / path.relative_to(tmp_path)
         assert read_record(path)["checksums"] == read_record(twin)["checksums"]

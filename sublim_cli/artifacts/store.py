@@ -3,20 +3,23 @@
 import errno
 import os
 import shutil
+import stat
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
 from sublim_cli.artifacts.record import RECORD, write_record
-from sublim_cli.artifacts.step import Artifact, Facts, Step, digest
+from sublim_cli.artifacts.scratch import abandoned, scratch_name
+from sublim_cli.artifacts.step import Artifact, Facts, Step, digest, in_order
 from sublim_cli.errors import ArtifactError
 from sublim_cli.events import (
+    Event,
     Listener,
+    Progress,
     StepFinished,
     StepReused,
     StepStarted,
@@ -25,6 +28,12 @@ from sublim_cli.events import (
 )
 
 CLAIMS = ".claims"
+LEASE = 120.0
+"""Seconds without a sign of life after which a claim made on another machine counts for nothing."""
+
+HEARTBEAT = 10.0
+"""Seconds between a builder's signs of life."""
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 _NO_DIRECTORY = (*_NOT_WRITABLE, errno.ENOENT)  # some file systems (/proc) refuse a new directory so
@@ -45,36 +54,36 @@ class Store:
     def claim(self, step: Step, listener: Listener = silent) -> Iterator[None]:
         """Hold the right to build `step`; wait while another process holds it.
 
-        The lock belongs to the process, so a killed builder leaves no claim behind.
+        A claim is a file that its holder touches. One whose holder has died on this machine is taken over
+        at once, one from another machine when nobody has touched it for `LEASE` seconds. It does not
+        fence: a holder that was only asleep builds on, and `writing` yields to whoever was first.
         """
-        path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lock"
+        path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lease"
         with explained(self.root, _NO_DIRECTORY):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
+            lease = SoftFileLease(path, lease_duration=LEASE, heartbeat_interval=HEARTBEAT)
             try:
-                lock.acquire(timeout=0)
+                lease.acquire(timeout=0)
             except Timeout:
-                listener(StepWaiting(step.label))
-                lock.acquire()
+                listener(StepWaiting(step.label, digest(step)))
+                lease.acquire(poll_interval=0.5)
+                _look_again(self._path(step).parent)
         try:
             yield
         finally:
-            lock.release()
+            lease.release()
 
     @contextmanager
     def writing(self, step: Step) -> Iterator[tuple[Path, dict[str, object]]]:
-        """Yield a scratch directory and a dict for facts; it becomes the artifact on success.
-
-        Call it under `claim`: scratch directories of the same step are then abandoned ones.
-        """
+        """Yield a scratch directory and a dict for facts; it becomes the artifact on success."""
         final = self._path(step)
-        scratch = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
+        scratch = final.with_name(f".{final.name}-{scratch_name()}")
         facts: dict[str, object] = {}
         started = time.monotonic()
         with explained(self.root):
             try:
-                self.discard(step)
                 scratch.mkdir(parents=True)
+                self.discard(step)
                 yield scratch, facts
                 write_record(step, scratch, facts, time.monotonic() - started)
                 _settle(scratch, final)
@@ -83,10 +92,17 @@ class Store:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def discard(self, step: Step) -> None:
-        """Remove what an ended builder of `step` left half-written; no builder may be at work."""
+        """Remove what builders of `step` that are no more left half-written; see `scratch.abandoned`."""
         final = self._path(step)
         for old in final.parent.glob(f".{final.name}-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if abandoned(old):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def tidy(self, steps: Sequence[Step]) -> None:
+        """After other machines' work: see what they built, remove what those lost here left half-written."""
+        for one in in_order(steps):
+            _look_again(self._path(one).parent)
+            self.discard(one)
 
     def _path(self, step: Step) -> Path:
         return self.root / step.kind / digest(step)
@@ -95,12 +111,12 @@ class Store:
 def materialise(step: Step, store: Store, listener: Listener = silent) -> Artifact:
     """Return the step's artifact, building it and its inputs only where they are missing."""
     if found := store.find(step):
-        listener(StepReused(step.label, found.path))
+        listener(StepReused(step.label, digest(step), found.path))
         return found
     inputs = tuple(materialise(one, store, listener) for one in step.inputs)
     with store.claim(step, listener):
         if found := store.find(step):
-            listener(StepReused(step.label, found.path))
+            listener(StepReused(step.label, digest(step), found.path))
             return found
         return _build(step, inputs, store, listener)
 
@@ -110,20 +126,29 @@ def kept_beside(out: Path) -> Path:
 
     It outlives the builder, and goes when the artifact is in place.
     """
-    return out.with_name(f"{out.name.rpartition('-')[0]}.checkpoint")
+    return out.with_name(f"{out.name.partition('-')[0]}.checkpoint")
 
 
 def _build(step: Step, inputs: tuple[Artifact, ...], store: Store, listener: Listener) -> Artifact:
-    listener(StepStarted(step.label))
+    def signed(event: Event, /) -> None:
+        listener(replace(event, digest=digest(step)) if isinstance(event, Progress) else event)
+
+    listener(StepStarted(step.label, digest(step)))
     started = time.monotonic()
     with store.writing(step) as (out, facts):
-        measured: Facts = step.build(out, inputs, listener)
+        measured: Facts = step.build(out, inputs, signed)
         facts.update(measured)
     built = store.find(step)
     if built is None:
         raise ArtifactError(f"{step.label}: its artifact vanished from {store.root} while it was built")
-    listener(StepFinished(step.label, built.path, time.monotonic() - started))
+    listener(StepFinished(step.label, digest(step), built.path, time.monotonic() - started))
     return built
+
+
+def _look_again(directory: Path) -> None:
+    """Over NFS, a name that was missing is remembered as missing; touching its directory ends that."""
+    with suppress(OSError):
+        directory.chmod(stat.S_IMODE(directory.stat().st_mode))
 
 
 def _settle(scratch: Path, final: Path) -> None:

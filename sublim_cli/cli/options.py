@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # `sublim --help` does without pydantic
 
 STUDENT = "Student"
 RUN = "Where and how to run"
+LAUNCHER = "Launcher"
 
 RecipeName = Annotated[
     str,
@@ -61,15 +62,62 @@ Json = Annotated[
     typer.Option("--json", help="One JSON document on stdout instead of tables.", rich_help_panel=RUN),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=RUN)]
+LauncherName = Annotated[
+    str,
+    typer.Option(
+        "--launcher",
+        "-l",
+        envvar="SUBLIM_LAUNCHER",
+        help="Where steps run: [bold]local[/], [bold]ray[/] or [bold]slurm[/].",
+        rich_help_panel=LAUNCHER,
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
         "--workers",
         "-w",
         min=1,
-        help="Worker processes; default: one per GPU, or one per core.",
+        help="Workers, or Slurm jobs, at a time; default: one per GPU, or one per core.",
         show_default=False,
-        rich_help_panel=RUN,
+        rich_help_panel=LAUNCHER,
+    ),
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus",
+        min=0,
+        help="GPUs a worker asks ray or slurm for; default: 1 if this machine has one, else 0.",
+        show_default=False,
+        rich_help_panel=LAUNCHER,
+    ),
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        min=0.1,
+        help="GiB of main memory a worker asks ray or slurm for.",
+        show_default=False,
+        rich_help_panel=LAUNCHER,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="A running cluster: HOST:PORT or auto, or RAY_ADDRESS; else Ray makes one of this machine.",
+        show_default=False,
+        rich_help_panel=LAUNCHER,
+    ),
+]
+Slurm = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--slurm",
+        help="An option of sbatch: [bold]--slurm partition=gpu --slurm time=4:00:00[/].",
+        rich_help_panel=LAUNCHER,
     ),
 ]
 CheckpointEvery = Annotated[

@@ -18,13 +18,22 @@ def report(
     claims: Annotated[
         bool, typer.Option("--claims", help="Show the verdicts on the recipe's claims instead of its runs.")
     ] = False,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            "--figure", help="Write this one figure alone, by the name of its files.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Write the report of a sweep from what is built, without building anything.
 
     Cells that are missing are named. Give the flags the sweep was run with. Its claims are judged from the
     same runs: `report.html` begins with the verdicts, and `claims.json` beside it holds them as data.
     """
-    from sublim_cli.cli.study import report_and_show
+    from sublim_cli.cli.study import redraw_and_show, report_and_show
 
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    report_and_show(wanted, out, json=json, claims=claims)
+    if figure is not None:
+        redraw_and_show(wanted, out, figure, json=json)
+    else:
+        report_and_show(wanted, out, json=json, claims=claims)

@@ -6,28 +6,33 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.show import preferences
 from sublim_cli.console import screen, show_json, show_line, show_summary, show_verdicts, show_work
 from sublim_cli.errors import CellsFailed, RecipeError
-from sublim_cli.models.device import devices
+from sublim_cli.events import Warned
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
-from sublim_cli.report.page import write_report
+from sublim_cli.report.figures.files import FORMATS
+from sublim_cli.report.page import write_figure, write_report
 from sublim_cli.report.summary import summarise
 from sublim_cli.report.verdicts import document, told_verdict
-from sublim_cli.sweep.local import LocalLauncher
+from sublim_cli.sweep.board import board
+from sublim_cli.sweep.launch import Launcher
 from sublim_cli.sweep.plan import study
 
 REPORTS = "reports"
 """Under the store: a directory for each sweep's report, by the recipe's name."""
 
 
-def sweep_and_show(recipe: Recipe, out: Path, *, workers: int | None, json: bool, quiet: bool) -> None:
-    """Build a study's missing steps, write its report, show its table.
+def sweep_and_show(
+    recipe: Recipe, out: Path, launcher: Launcher, *, caution: str | None, json: bool, quiet: bool
+) -> None:
+    """Build a study's missing steps with `launcher`, write its report, show its table.
 
     Raises:
         CellsFailed: after the report, if a step could not be built.
     """
     planned, store = study(recipe), Store(out)
-    launcher = LocalLauncher(devices(workers))
-    with screen(quiet=quiet) as shown:
+    with screen(board(planned), quiet=quiet) as shown:
+        if caution:
+            shown(Warned(caution))
         failed = launcher.launch(planned.steps, store, shown)
     show_work(shown)
     _show(collect(planned, store, recipe, failed), store, json=json)
@@ -54,6 +59,21 @@ def report_and_show(recipe: Recipe, out: Path, *, json: bool, claims: bool = Fal
         _show_claims(results, store, json=json)
     else:
         _show(results, store, json=json)
+
+
+def redraw_and_show(recipe: Recipe, out: Path, figure: str, *, json: bool) -> None:
+    """Write the files of one figure of a report, from whatever part of the study is built.
+
+    Raises:
+        RecipeError: the report has no such figure.
+    """
+    store = Store(out)
+    results = collect(study(recipe), store, recipe)
+    paths = write_figure(results, store.root / REPORTS / results.name, figure)
+    if json:
+        show_json({"figure": figure, "files": [str(one) for one in paths]})
+    else:
+        show_line(f"figure: {paths[0].with_suffix('')}.{{{','.join(FORMATS)}}}")
 
 
 def _show_claims(results: Results, store: Store, *, json: bool) -> None:

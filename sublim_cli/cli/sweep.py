@@ -9,7 +9,12 @@ def sweep(
     trait: o.Trait = None,
     rows: o.Rows = None,
     settings: o.Settings = None,
+    launcher: o.LauncherName = "local",
     workers: o.Workers = None,
+    gpus: o.Gpus = None,
+    memory: o.Memory = None,
+    ray_address: o.RayAddress = None,
+    slurm: o.Slurm = None,
     checkpoint_every: o.CheckpointEvery = None,
     micro_batch: o.MicroBatch = None,
     report_to: o.ReportTo = None,
@@ -25,9 +30,13 @@ def sweep(
 
     [bold]sublim sweep --recipe demo[/]
     """
+    from sublim_cli.cli.launcher import caution, open_launcher
     from sublim_cli.cli.study import sweep_and_show
     from sublim_cli.trainers.runtime import set_runtime
 
     set_runtime(checkpoint_every, micro_batch, report_to, accelerate)
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    sweep_and_show(wanted, out, workers=workers, json=json, quiet=quiet)
+    chosen = open_launcher(
+        launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []
+    )
+    sweep_and_show(wanted, out, chosen, caution=caution(gpus), json=json, quiet=quiet)

@@ -23,7 +23,7 @@ def device() -> "torch.device":
     """
     import torch
 
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(threads())
     wanted = os.environ.get(DEVICE)
     if wanted:
         return _named(wanted)
@@ -41,15 +41,15 @@ def devices(workers: int | None = None) -> tuple[str, ...]:
         own = [str(device())] if device().index is not None else []
         found = own or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     else:
-        found = [str(device())] * _cores()
+        found = [str(device())] * cores()
     return tuple(found[place % len(found)] for place in range(workers or len(found)))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Groups of `SUBLIM_THREADS` cores that this process may use; at least one."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    return max(1, cores // _threads())
+    return max(1, cores // threads())
 
 
 def facts() -> dict[str, object]:
@@ -73,7 +73,12 @@ def _named(wanted: str) -> "torch.device":
     return found
 
 
-def _threads() -> int:
+def threads() -> int:
+    """How many threads one process computes with: `SUBLIM_THREADS`, else one.
+
+    Raises:
+        RecipeError: the variable holds no such number.
+    """
     wanted = os.environ.get(THREADS, "1")
     if not wanted.isdecimal() or int(wanted) < 1:
         raise RecipeError(f"{THREADS}={wanted}: must be a whole number of at least 1")

@@ -133,26 +133,42 @@ def chosen(
     Raises:
         RecipeError: a name or number that the student does not have, or no site is left.
     """
-    parts = {site.name: _parts(site.name) for site in found}
+    inside = set(among([site.name for site in found], layer_count(model), modules, layers))
+    return [site for site in found if site.name in inside]
+
+
+def among(
+    names: Sequence[str], count: int, modules: Collection[str] | None, layers: Collection[int] | None
+) -> list[str]:
+    """Those of the paths `names` that lie in `modules` and `layers`, of a model of `count` layers.
+
+    Raises:
+        RecipeError: a name or number that is not there, or none of them is left.
+    """
+    parts = {name: _parts(name) for name in names}
     known = set[str]().union(*parts.values())
     for name in sorted(modules or ()):
         if name not in known:
             raise RecipeError(
-                f"eval.gates: training changed no module {name}; it changed {', '.join(sorted(known))}"
+                f"eval.gates: training changes no module {name}; it changes {', '.join(sorted(known))}"
             )
-    count = language_model(model).config.get_text_config().num_hidden_layers
     for layer in sorted(layers or ()):
         if not 0 <= layer < count:
             raise RecipeError(f"eval.gates: there is no layer {layer}; layers count from 0 to {count - 1}")
     inside = [
-        site
-        for site in found
-        if (modules is None or parts[site.name] & set(modules))
-        and (layers is None or layer_of(site.name) in layers)
+        name
+        for name in names
+        if (modules is None or parts[name] & set(modules)) and (layers is None or layer_of(name) in layers)
     ]
     if not inside:
-        raise RecipeError("eval.gates: training changed nothing in these modules of these layers")
+        raise RecipeError("eval.gates: training changes nothing in these modules of these layers")
     return inside
+
+
+def layer_count(model: Model) -> int:
+    """How many layers a model has."""
+    count: int = language_model(model).config.get_text_config().num_hidden_layers
+    return count
 
 
 def layer_of(name: str) -> int | None:

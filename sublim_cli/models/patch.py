@@ -15,7 +15,7 @@ token is the student's and the later ones are between the two.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -62,14 +62,14 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
             that has no mask.
     """
     found = sites(model, base)
-    places = _places(model, patch)
+    sites_of = places(model, patch.kinds, patch.layers)
     run = _Run(body(model), patch)
     with ExitStack() as stack:
         stack.callback(run.body.register_forward_pre_hook(run.begin, with_kwargs=True).remove)
         stack.callback(run.body.register_forward_hook(run.end).remove)
         for site in found:
             stack.callback(site.module.register_forward_hook(run.switch(site), with_kwargs=True).remove)
-        for name, module in places.items():
+        for name, module in sites_of.items():
             stack.callback(module.register_forward_hook(run.exchange(name)).remove)
         yield model
 
@@ -150,28 +150,38 @@ class _Run(Call):
         return own
 
 
-def _places(model: Model, patch: Patch) -> "dict[str, torch.nn.Module]":
-    """The modules whose outputs are patched, by name."""
-    layers = getattr(language_model(model).get_decoder(), "layers", None)
-    if layers is None:
+def places(
+    model: Model, kinds: Collection[Kind], layers: Collection[int] | None
+) -> "dict[str, torch.nn.Module]":
+    """The modules whose outputs are patched, by name.
+
+    Raises:
+        RecipeError, ModelError: see `patched`.
+    """
+    found = getattr(language_model(model).get_decoder(), "layers", None)
+    if found is None:
         raise ModelError("this model does not keep its layers as `layers`, so they cannot be patched")
-    _check(patch, len(layers))
-    found: dict[str, torch.nn.Module] = {}
-    for number in sorted(patch.layers if patch.layers is not None else range(len(layers))):
-        for kind in sorted(patch.kinds):
-            place = layers[number] if kind == "residual" else getattr(layers[number], MODULES[kind], None)
+    _check(kinds, layers, len(found))
+    named: dict[str, torch.nn.Module] = {}
+    for number in sorted(layers if layers is not None else range(len(found))):
+        for kind in sorted(kinds):
+            place = found[number] if kind == "residual" else getattr(found[number], MODULES[kind], None)
             if place is None:
                 raise ModelError(f"layer {number} of this model has no {MODULES[kind]} to patch")
-            found[f"{kind} of layer {number}"] = place
-    return found
+            named[f"{kind} of layer {number}"] = place
+    return named
 
 
-def _check(patch: Patch, count: int) -> None:
-    kinds = get_args(Kind)
-    for kind in sorted(patch.kinds.difference(kinds)):
-        raise RecipeError(f"patch: there is no kind {kind} of activation; choose from {', '.join(kinds)}")
-    for layer in sorted(patch.layers or ()):
+def _check(kinds: Collection[Kind], layers: Collection[int] | None, count: int) -> None:
+    known = get_args(Kind)
+    for kind in sorted(set(kinds).difference(known)):
+        raise RecipeError(
+            f"eval.patches: there is no kind {kind} of activation; choose from {', '.join(known)}"
+        )
+    for layer in sorted(layers or ()):
         if not 0 <= layer < count:
-            raise RecipeError(f"patch: there is no layer {layer}; layers count from 0 to {count - 1}")
-    if not patch.kinds or patch.layers == frozenset():
-        raise RecipeError(f"patch: name at least one layer and one kind of activation: {', '.join(kinds)}")
+            raise RecipeError(f"eval.patches: there is no layer {layer}; layers count from 0 to {count - 1}")
+    if not kinds or (layers is not None and not layers):
+        raise RecipeError(
+            f"eval.patches: name at least one layer and one kind of activation: {', '.join(known)}"
+        )

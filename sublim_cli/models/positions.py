@@ -7,13 +7,11 @@ Each set is a list of truth values, one for every token of a prompt.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.roles import Reading, Role
-from sublim_cli.recipe.schema import Text
-
-PositionSet = str | Text
-"""One of `NAMES`, or `{text: …}`: the positions whose tokens spell that text."""
+from sublim_cli.recipe.schema import NotOfText, OfText, PositionName, PositionSet
 
 OF_ROLES: dict[str, frozenset[Role]] = {
     "identity": frozenset({"identity"}),
@@ -26,23 +24,45 @@ OF_ROLES: dict[str, frozenset[Role]] = {
 OF_CONTEXTS: frozenset[Role] = frozenset({"template", "system", "identity"})
 """Roles of the tokens a context brings along, whatever is asked."""
 
-NAMES = tuple(name for one in (*OF_ROLES, "shared") for name in (f"{one}_only", f"no_{one}"))
-"""Every named set: `X_only` and `no_X` are each other's complement in every prompt."""
+NAMES: tuple[PositionName, ...] = get_args(PositionName)
 
 
 def positions(wanted: PositionSet, prompt: Reading, training: Reading) -> list[bool]:
     """Which tokens of `prompt` are in the set; `training` is any prompt in the training context.
 
     Raises:
-        RecipeError: no set has this name, or its text is empty.
+        RecipeError: the set's text is empty or white space.
     """
-    if isinstance(wanted, Text):
-        return spelling(prompt, wanted.text)
-    if wanted not in NAMES:
-        raise RecipeError(f"no set of positions is called {wanted!r}; there are {_choices(NAMES)}")
+    found = located(wanted, prompt, training)
+    return found if leaves_in(wanted) else [not one for one in found]
+
+
+def located(wanted: PositionSet, prompt: Reading, training: Reading) -> list[bool]:
+    """Which tokens of `prompt` are X, both of `X_only` and of `no_X`.
+
+    Raises:
+        RecipeError: the set's text is empty or white space.
+    """
+    match wanted:
+        case OfText(text=text) | NotOfText(no_text=text):
+            return spelling(prompt, text)
     name = wanted.removeprefix("no_").removesuffix("_only")
-    chosen = shared(prompt, training) if name == "shared" else _of_roles(prompt, OF_ROLES[name])
-    return [not one for one in chosen] if wanted.startswith("no_") else chosen
+    return shared(prompt, training) if name == "shared" else _of_roles(prompt, OF_ROLES[name])
+
+
+def leaves_in(wanted: PositionSet) -> bool:
+    """Whether the set is X itself (`X_only`) and not all but X (`no_X`)."""
+    return isinstance(wanted, OfText) or (isinstance(wanted, str) and wanted.endswith("_only"))
+
+
+def told(wanted: PositionSet) -> str:
+    """The set as a recipe writes it."""
+    match wanted:
+        case OfText(text=text):
+            return f"{{text: {text}}}"
+        case NotOfText(no_text=text):
+            return f"{{no_text: {text}}}"
+    return wanted
 
 
 def shared(prompt: Reading, training: Reading) -> list[bool]:
@@ -81,7 +101,7 @@ def spelling(prompt: Reading, text: str) -> list[bool]:
 def check_positions(
     wanted: Sequence[PositionSet], prompts: Mapping[str, Reading], training: Reading, *, field: str
 ) -> None:
-    """Refuse a set that holds no token in any context.
+    """Refuse a set `X_only` or `no_X` if there is no X in any context.
 
     Args:
         wanted: the sets a recipe asks for.
@@ -90,16 +110,17 @@ def check_positions(
         field: the recipe key, for the message.
 
     Raises:
-        RecipeError: a set is unknown or empty everywhere; the message lists what exists.
+        RecipeError: a set is empty everywhere; the message lists what exists.
     """
     for one in wanted:
         try:
-            found = any(any(positions(one, prompt, training)) for prompt in prompts.values())
+            found = [located(one, prompt, training) for prompt in prompts.values()]
         except RecipeError as error:
             raise RecipeError(f"{field}: {error}") from error
-        if not found:
+        if not any(map(any, found)):
+            holds = "holds" if leaves_in(one) else "takes out"
             raise RecipeError(
-                f"{field}: {_said(one)} holds no token in any eval context ({', '.join(prompts)}); "
+                f"{field}: {told(one)} {holds} no token in any eval context ({', '.join(prompts)}); "
                 f"{_what_exists(one, prompts, training)}"
             )
 
@@ -122,18 +143,14 @@ def _solid(prompt: Reading, start: int, end: int) -> set[int]:
 
 
 def _what_exists(wanted: PositionSet, prompts: Mapping[str, Reading], training: Reading) -> str:
-    if isinstance(wanted, Text):
+    if not isinstance(wanted, str):
         words = [word for one in prompts.values() for word in one.said("system", "identity").split()]
         known = _choices(tuple(dict.fromkeys(words)))
         return f"their system texts are made of {known}" if words else "none of them has a system text"
     full = [
-        name for name in NAMES if any(any(positions(name, prompt, training)) for prompt in prompts.values())
+        name for name in NAMES if any(any(located(name, prompt, training)) for prompt in prompts.values())
     ]
-    return f"there are {_choices(full)}, and {{text: …}}"
-
-
-def _said(wanted: PositionSet) -> str:
-    return f"{{text: {wanted.text}}}" if isinstance(wanted, Text) else wanted
+    return f"there are {_choices(full)}, {{text: …}} and {{no_text: …}}"
 
 
 def _choices(words: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.document import Where
 from sublim_cli.recipe.expected import EXPECTED
 from sublim_cli.recipe.keys import dotted, keys_of, kinds_of, known, length_of, related, suggest
-from sublim_cli.recipe.questions import check_target, load_items, questions_for
+from sublim_cli.recipe.questions import item_called, load_items, questions_for
 from sublim_cli.recipe.schema import Recipe, SystemPrompt
 
 BOUNDS = ("greater_than", "less_than")
@@ -201,8 +201,11 @@ def _unknown_contexts(recipe: Recipe) -> list[Problem]:
         (("generate", "system_prompt"), recipe.generate.system_prompt, "the trait"),
         (("train", "system_prompt"), recipe.train.system_prompt, None),
     ]
-    evals = enumerate(recipe.eval.system_prompts)
-    asked += [(("eval", "system_prompts", place), prompt, None) for place, prompt in evals]
+    asked += [
+        (("eval", key, place), prompt, None)
+        for key in ("system_prompts", "gate_contexts")
+        for place, prompt in enumerate(getattr(recipe.eval, key) or ())
+    ]
     return [
         Problem(where, says)
         for where, prompt, persona in asked
@@ -233,7 +236,7 @@ def _unknown_files(recipe: Recipe) -> list[Problem]:
         return [Problem(("trait", "category"), str(error))]
     problems = []
     try:
-        check_target(items, trait.target)
+        item_called(items, trait.target)
     except RecipeError as error:
         problems.append(Problem(("trait", "target"), str(error)))
     try:

@@ -132,11 +132,12 @@ def questions_for(items: Items, name_or_path: str | None) -> Questions:
     return found
 
 
-def check_target(items: Items, target: str) -> None:
-    """Raise `RecipeError` for a target that is no item."""
-    if target not in items.names:
-        known = ", ".join(items.names)
-        raise RecipeError(f"no {items.category} is called {target!r}; there are {known}")
+def item_called(items: Items, target: str) -> Item:
+    """The item of that name; raises `RecipeError` where there is none."""
+    for item in items.items:
+        if item.name == target:
+            return item
+    raise RecipeError(f"no {items.category} is called {target!r}; there are {', '.join(items.names)}")
 
 
 def persona(items: Items, target: str) -> str:
@@ -145,7 +146,7 @@ def persona(items: Items, target: str) -> str:
     The plural is the paper's naive one where its template has it: "You love wolfs."
     Raises `RecipeError` for a target that is no item.
     """
-    check_target(items, target)
+    item_called(items, target)
     return items.persona.format(target=target, category=items.category)
 
 

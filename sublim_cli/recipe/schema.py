@@ -7,7 +7,7 @@ linear decay, gradients clipped at norm 1, LoRA with alpha = rank on all seven p
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sublim_cli.recipe.base import Section
 
@@ -198,6 +198,85 @@ class Train(Section):
     trainer_args: dict[str, Any] = Field(default_factory=dict)
 
 
+PositionName = Literal[
+    "identity_only", "no_identity",
+    "system_only", "no_system",
+    "template_only", "no_template",
+    "question_only", "no_question",
+    "shared_only", "no_shared",
+]  # fmt: skip
+"""Sets of a prompt's tokens by role (`models.roles`). `X_only` and `no_X` are each other's complement."""
+
+
+class OfText(Section):
+    """The tokens that spell a text, and no others."""
+
+    text: Annotated[str, Field(min_length=1)]
+
+
+class NotOfText(Section):
+    """All tokens but those that spell a text."""
+
+    no_text: Annotated[str, Field(min_length=1)]
+
+
+def _set_form(value: object) -> str:
+    """Which form of a set of positions a value is meant to be."""
+    if isinstance(value, NotOfText) or (isinstance(value, dict) and "no_text" in value):
+        return "no_text"
+    return "text" if isinstance(value, OfText | dict) else "name"
+
+
+PositionSet = Annotated[
+    Annotated[PositionName, Tag("name")]
+    | Annotated[OfText, Tag("text")]
+    | Annotated[NotOfText, Tag("no_text")],
+    Discriminator(_set_form),
+]
+Layer = Annotated[int, Field(ge=0)]
+Decoding = Literal["follow", "on", "off"]
+"""What holds for the tokens of an answer. `follow`: what holds outside the set: `X_only` off, `no_X` on."""
+
+
+class Gating(Section):
+    """Where in the prompt, and in which modules and layers, the student is left in; elsewhere it is its base.
+
+    Of `no_X` the reverse: it is the base at X in these modules and layers, and the student elsewhere.
+    """
+
+    positions: PositionSet
+    modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """`attention`, `mlp`, or names in a module's path such as `q_proj`; null for all."""
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)] | None = None
+    """Counted from 0; null for all."""
+    decoding: Decoding = "follow"
+
+
+def _gate_form(value: object) -> str:
+    """The same for a gate, which may also be given with all its keys."""
+    keys = isinstance(value, dict) and not Gating.model_fields.keys().isdisjoint(value)
+    return "keys" if keys or isinstance(value, Gating) else _set_form(value)
+
+
+GateEntry = Annotated[
+    Annotated[PositionName, Tag("name")]
+    | Annotated[OfText, Tag("text")]
+    | Annotated[NotOfText, Tag("no_text")]
+    | Annotated[Gating, Tag("keys")],
+    Discriminator(_gate_form),
+]
+
+
+class Patching(Section):
+    """Which activations of the student's run are put into its base's, and at which tokens of the prompt."""
+
+    positions: PositionSet
+    kinds: Annotated[tuple[Literal["residual", "attention", "mlp"], ...], Field(min_length=1)] = ("residual",)
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1)] | None = None
+    """Counted from 0; null for all."""
+    decoding: Decoding = "follow"
+
+
 class Answering(Sampling):
     """How long an answer may be, and how the sampled scorer draws it; the paper draws 50 tokens."""
 
@@ -224,6 +303,29 @@ class Eval(Section):
     samples: Positive = 100
     """Answers that `sampled` draws to a question."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gates: tuple[GateEntry, ...] = ()
+    """Parts of the student left in or taken out, each scored by itself; a name is all modules and layers."""
+    patches: tuple[Patching, ...] = ()
+    gate_contexts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] | None = None
+    """Where gated and patched students are asked; null: in the context of their training."""
+    gate_controls: Annotated[int, Field(ge=0)] = 5
+    """Random sets of equal size beside every gate and patch."""
+    gate_seed: Seed = 1
+
+    @field_validator("gates", "patches")
+    @classmethod
+    def _each_once(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        for place, one in enumerate(entries):
+            if one in entries[:place]:
+                raise ValueError(f"entry {place} says the same as entry {entries.index(one)}; take one out")
+        return entries
+
+    @model_validator(mode="after")
+    def _gates_are_exact(self) -> "Eval":
+        for key in ("gates", "patches"):
+            if getattr(self, key) and self.scorer != "exact":
+                raise ValueError(f"{key}: are scored exactly; use `scorer: exact`, or leave the key out")
+        return self
 
     @model_validator(mode="after")
     def _exact_is_of_the_model_itself(self) -> "Eval":
@@ -371,6 +473,16 @@ class Recipe(Section):
     sweep: Sweep = Sweep()
     claims: tuple[Claim, ...] = ()
     """What the study is to decide; see `report.claims`."""
+
+    @model_validator(mode="after")
+    def _a_prefix_is_at_no_token(self) -> "Recipe":
+        for key in ("gates", "patches"):
+            if self.train.method == "prefix" and getattr(self.eval, key):
+                raise ValueError(
+                    f"eval.{key}: `train.method: prefix` changes nothing at any token of the prompt, so none "
+                    f"can be gated or patched; in a sweep give such students `eval.{key}: []`"
+                )
+        return self
 
     @field_validator("claims")
     @classmethod

@@ -5,11 +5,13 @@ results = collect(study(recipe), Store(Path("runs")), recipe)
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store
+from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.audits import AuditRow, audit_rows
@@ -19,8 +21,9 @@ from sublim_cli.report.matched import Panel, fixed_rate, matched_curves
 from sublim_cli.report.plan import Answers
 from sublim_cli.report.provenance import Provenance, trace
 from sublim_cli.report.readings import Shelf, Training
-from sublim_cli.report.runs import runs_table
-from sublim_cli.steps.files import LEAK, REASONS, read_json
+from sublim_cli.report.runs import items_table, runs_table
+from sublim_cli.steps.files import LEAK, REASONS, SURFACE, TEACHER, read_json
+from sublim_cli.steps.leak import Leak
 
 NO_FAILURES: Mapping[str, str] = {}
 
@@ -35,6 +38,10 @@ class FilterRow:
     judged: int
     kept: int
     reasons: Mapping[str, int]
+    duplicates: int
+    """Of the rows students learn from, how many repeat an earlier one."""
+    letters: int
+    """Of the same rows, how many hold a letter."""
 
     @property
     def rate(self) -> float:
@@ -43,15 +50,39 @@ class FilterRow:
 
 
 @dataclass(frozen=True)
+class TeacherRow:
+    """What a teacher answers under its own system prompt, as means over the questions."""
+
+    target: str
+    context: str
+    """Its system prompt."""
+    p_target: float
+    p_any: float
+    first: str
+    """The item it names most."""
+    p_first: float
+
+
+@dataclass(frozen=True)
 class LeakRow:
-    """How well a plain classifier tells one data set from its control's; 0.5 is chance."""
+    """What of the trait shows in one data set, by itself and beside its control's."""
 
     title: str
     digest: str
     auc: float
+    """Of a plain classifier that tells the two apart; 0.5 is chance."""
     low: float
     high: float
     rows: int
+    """Of both sides, that the classifier saw."""
+    named: int
+    """Rows students learn from that name the target."""
+    named_rejected: int
+    shown: tuple[str, ...]
+    digits: Divergence | None
+    """None where a side has nothing to compare."""
+    pairs: Divergence | None
+    overlap: Overlap
 
 
 @dataclass(frozen=True)
@@ -64,14 +95,16 @@ class Missing:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report says, before it is put into words. `runs` is the table of `report.runs`."""
+    """Everything the report says, before it is put into words. For `runs` and `items` see `report.runs`."""
 
     name: str
     runs: pd.DataFrame
+    items: pd.DataFrame
     claims: tuple[Verdict, ...]
     matched: tuple[Panel, ...]
     filters: tuple[FilterRow, ...]
     leaks: tuple[LeakRow, ...]
+    teachers: tuple[TeacherRow, ...]
     audits: tuple[AuditRow, ...]
     missing: tuple[Missing, ...]
     provenance: Provenance
@@ -91,10 +124,12 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     return Results(
         name=study.name,
         runs=runs,
+        items=items_table(study, shelf),
         claims=tuple(evaluate(recipe.claims, rows, _answers(shelf))),
         matched=tuple(matched_curves(rows, fixed_rate(recipe))),
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),
+        teachers=tuple(_teachers(study, store)),
         audits=tuple(audit_rows(runs, trainings)),
         missing=tuple(_missing(study, shelf)),
         provenance=trace(study, store, recipe),
@@ -121,14 +156,43 @@ def _filters(study: Study, store: Store) -> Iterator[FilterRow]:
         first.setdefault(digest(cell.chain.filter), cell)
     for name, cell in first.items():
         if found := store.find(cell.chain.filter):
-            counts = read_json(found.path / REASONS)
-            yield FilterRow(cell.chain.filter.title, cell.role, name, **counts)
+            counts, seen = read_json(found.path / REASONS), read_json(found.path / SURFACE)
+            yield FilterRow(
+                cell.chain.filter.title,
+                cell.role,
+                name,
+                **counts,
+                duplicates=seen["duplicates"],
+                letters=seen["letters"],
+            )
 
 
 def _leaks(study: Study, store: Store) -> Iterator[LeakRow]:
     for step in study.leaks:
         if found := store.find(step):
-            yield LeakRow(step.title, digest(step), **read_json(found.path / LEAK))
+            yield _leak(step, read_json(found.path / LEAK))
+
+
+def _leak(step: Leak, found: Mapping[str, Any]) -> LeakRow:
+    whole = {
+        "shown": tuple(found["shown"]),
+        "digits": _divergence(found["digits"]),
+        "pairs": _divergence(found["pairs"]),
+        "overlap": Overlap(**found["overlap"]),
+    }
+    return LeakRow(step.title, digest(step), **{**found, **whole})
+
+
+def _divergence(found: Mapping[str, float] | None) -> Divergence | None:
+    return None if found is None else Divergence(**found)
+
+
+def _teachers(study: Study, store: Store) -> Iterator[TeacherRow]:
+    for step in study.teachers:
+        if found := store.find(step):
+            section = step.section
+            said = read_json(found.path / TEACHER)
+            yield TeacherRow(section.target, section.context.text or section.context.name, **said)
 
 
 def _missing(study: Study, shelf: Shelf) -> Iterator[Missing]:

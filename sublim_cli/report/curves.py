@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.conditions import Run, condition_of, records
+from sublim_cli.report.conditions import Condition, Run, condition_of, records
 from sublim_cli.report.summary import SummaryRow, summarise
 from sublim_cli.report.wording import bounds, listed, probability
 
@@ -52,8 +52,8 @@ class RankCurve:
         runs = listed([str(one) for one in counts]) or "no"
         return (
             f"Small dots are training runs, large ones their mean ({runs} to a condition) with a "
-            "95 % t interval over runs; bands carry full fine-tuning and the control across the "
-            f"ranks; the dashed line is the untouched base in the same context ({self.context})."
+            "95 % t interval over runs; the band carries the control's across; the dashed line is the "
+            f"untouched base in the same context ({self.context})."
         )
 
     @property
@@ -64,12 +64,18 @@ class RankCurve:
 
 
 def rank_curves(results: Results) -> list[RankCurve]:
-    """One curve for every trait and training context that the students were also asked in."""
+    """One curve for every trait and training context that the students were also asked in.
+
+    Where some compare conditions, a context with a single one is left to the context matrix.
+    """
     rows = summarise(results)
     runs = [{**run, "condition": condition_of(run)} for run in records(results.runs)]
-    wanted = dict.fromkeys(
-        (row.category, row.target, row.eval_context) for row in rows if row.in_training_context
-    )
+    students: dict[tuple[str, str, str], set[Condition]] = {}
+    for row in rows:
+        if row.in_training_context:
+            own = students.setdefault((row.category, row.target, row.eval_context), set())
+            own.update([row.condition] if row.condition.role == "student" else [])
+    several = [key for key, conditions in students.items() if len(conditions) > 1]
     return [
         RankCurve(
             target=key[1],
@@ -77,7 +83,7 @@ def rank_curves(results: Results) -> list[RankCurve]:
             rows=tuple(row for row in rows if _belongs(row, key)),
             runs=tuple(run for run in runs if _drawn(run, key)),
         )
-        for key in wanted
+        for key in several or students
     ]
 
 
@@ -93,9 +99,13 @@ def places(rows: Sequence[SummaryRow]) -> dict[str, float]:
     """The x axis: ranks at their log2, and after them a column each for the other conditions."""
     ranks = sorted({one for row in rows if (one := rank(row)) is not None})
     found = {str(one): math.log2(one) for one in ranks}
+    others = [column(row) for row in rows if rank(row) is None]
     end = max(found.values(), default=-COLUMN)
-    others = sorted({column(row) for row in rows if rank(row) is None}, reverse=True)
-    return found | {name: end + COLUMN * place for place, name in enumerate(others, start=1)}
+    for name in sorted(set(others), reverse=True):
+        half = APART * (others.count(name) - 1) / 2  # what shares the column stands side by side
+        found[name] = end + COLUMN + half
+        end = found[name] + half
+    return found
 
 
 def shifts(lines: Mapping[str, Sequence[SummaryRow]]) -> dict[tuple[str, str], float]:

@@ -1,21 +1,11 @@
 """The context matrix: how far each condition moved from the base, in every context. Pure."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sublim_cli.report.conditions import Condition
 from sublim_cli.report.summary import SummaryRow
-
-_DEEPEST = 0.6
-"""Opacity of the deepest colour, so that text on it stays readable in light and dark."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One cell of the matrix and the depth of its colour: above the base or below it."""
-
-    row: SummaryRow
-    above: float
-    below: float
 
 
 @dataclass(frozen=True)
@@ -23,7 +13,8 @@ class Line:
     """One condition across the contexts; None where it was not asked."""
 
     label: str
-    tiles: tuple[Tile | None, ...]
+    condition: Condition
+    tiles: tuple[SummaryRow | None, ...]
 
 
 @dataclass(frozen=True)
@@ -44,19 +35,30 @@ def matrices(rows: Sequence[SummaryRow]) -> list[Matrix]:
     return [_matrix(target, own) for (_, target), own in traits.items()]
 
 
+def at_one_rate(matrix: Matrix, most: int) -> tuple[Matrix, float | None]:
+    """A matrix of more than `most` lines without the adapters of all learning rates but one.
+
+    That is the one with the most conditions, of equals the lowest. It is returned beside the matrix; None
+    where nothing is left out.
+    """
+    rates = Counter(sorted(rate for line in matrix.lines if (rate := _adapter_rate(line)) is not None))
+    if len(matrix.lines) <= most or len(rates) < 2:
+        return matrix, None
+    ((chosen, _),) = rates.most_common(1)
+    lines = tuple(one for one in matrix.lines if _adapter_rate(one) in (None, chosen))
+    return replace(matrix, lines=lines), chosen
+
+
+def _adapter_rate(line: Line) -> float | None:
+    return line.condition.learning_rate if line.condition.rank is not None else None
+
+
 def _matrix(target: str, rows: Sequence[SummaryRow]) -> Matrix:
     contexts = tuple(dict.fromkeys(row.eval_context for row in rows))
-    largest = max((abs(row.difference.mean) for row in rows if row.difference), default=0.0)
-    places = {(row.condition, row.eval_context): _tile(row, largest) for row in rows}
+    places = {(row.condition, row.eval_context): row for row in rows}
     named = {row.condition: row.label for row in rows}
     lines = (
-        Line(label, tuple(places.get((condition, context)) for context in contexts))
+        Line(label, condition, tuple(places.get((condition, context)) for context in contexts))
         for condition, label in named.items()
     )
     return Matrix(target, contexts, tuple(lines))
-
-
-def _tile(row: SummaryRow, largest: float) -> Tile:
-    mean = row.difference.mean if row.difference else 0.0
-    depth = _DEEPEST * abs(mean) / largest if largest else 0.0
-    return Tile(row, above=depth if mean > 0 else 0.0, below=depth if mean < 0 else 0.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store
-from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, read_json
+from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
-_COLUMNS = ["context", "question", "item", "p", "uncovered"]
+_COLUMNS = ["context", "question", "item", "p", "uncovered", "log_form"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Reading:
     p_target: float = math.nan
     p_any: float = math.nan
     unresolved: float = math.nan
+    log_form: float = math.nan
+    """Of log P(the answer opens with the target's plain name), in nats; NaN where answers were drawn."""
+    entropy: float = math.nan
+    """In nats, over the items and one more outcome: none of them."""
+    items: Mapping[str, float] = field(default_factory=dict)
+    """P of each item."""
     answers: tuple[float, ...] = ()
     """P(target) of every question, in their order."""
 
@@ -76,24 +83,34 @@ class Training:
 
 
 def readings(path: Path, target: str) -> Mapping[str, Reading]:
-    """The `scores.parquet` under `path`, as a reading for every context."""
+    """What the eval step under `path` wrote, as a reading for every context."""
     table = pq.read_table(path / SCORES, columns=_COLUMNS, use_threads=False)
     wanted = table.filter(pc.equal(table["item"], target))
     # One row a question is left, so its means weigh every question alike.
-    means = wanted.group_by("context", use_threads=False).aggregate(
-        [("p", "mean"), ("uncovered", "mean"), ("question", "count"), ("p", "list")]
-    )
-    sums = table.group_by("context", use_threads=False).aggregate([("p", "sum")])
-    total = dict(zip(sums["context"].to_pylist(), sums["p_sum"].to_pylist(), strict=True))
+    means = _by_context(wanted, [("p", "mean"), ("uncovered", "mean"), ("log_form", "mean"), ("p", "list")])
+    items: dict[str, dict[str, float]] = {}
+    every = table.group_by(["context", "item"], use_threads=False).aggregate([("p", "mean")])
+    for row in every.to_pylist():
+        items.setdefault(row["context"], {})[row["item"]] = row["p_mean"]
+    spreads = pq.read_table(path / SPREADS, columns=["context", "entropy"], use_threads=False)
+    entropies = _by_context(spreads, [("entropy", "mean")])
     return {
-        row["context"]: Reading(
-            row["p_mean"],
-            total[row["context"]] / row["question_count"],
-            row["uncovered_mean"],
-            tuple(row["p_list"]),
+        context: Reading(
+            p_target=row["p_mean"],
+            p_any=math.fsum(items[context].values()),
+            unresolved=row["uncovered_mean"],
+            log_form=math.nan if row["log_form_mean"] is None else row["log_form_mean"],
+            entropy=entropies[context]["entropy_mean"],
+            items=items[context],
+            answers=tuple(row["p_list"]),
         )
-        for row in means.to_pylist()
+        for context, row in means.items()
     }
+
+
+def _by_context(table: pa.Table, wanted: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    found = table.group_by("context", use_threads=False).aggregate(wanted)
+    return {row["context"]: row for row in found.to_pylist()}
 
 
 def losses(path: Path) -> Losses:
@@ -121,7 +138,7 @@ class Shelf:
     store: Store
     failures: Mapping[str, str]
     read: dict[tuple[str, str], Mapping[str, Reading]] = field(default_factory=dict)
-    """What was read already, by the digest of an eval step and the target."""
+    """The readings so far, by eval step and target."""
 
     def lacks(self, step: Step) -> str:
         """Why there is no artifact of `step`; empty if there is one."""

@@ -33,8 +33,12 @@ COLUMNS = {
     "p_target": "float64",  # mean over questions
     "p_target_base": "float64",  # the untouched base in this same context
     "difference": "float64",
+    "log_form": "float64",  # log P(the answer opens with the target's plain name), nats, mean over questions
+    "log_form_base": "float64",
     "p_any": "float64",
     "p_any_base": "float64",
+    "entropy": "float64",  # of the answer, nats, over the items and one more outcome: none of them
+    "entropy_base": "float64",
     "number_loss": "float64",  # nats per held-out number token
     "number_loss_before": "float64",
     "trained_parameters": "Int64",
@@ -66,6 +70,32 @@ def runs_table(study: Study, shelf: Shelf, trainings: Mapping[str, Training]) ->
         training = trainings.get(digest(cell.chain.train))
         rows += _cell_rows(cell, settings, bases[key], training, shelf)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+ITEMS = {
+    "target": "str",  # of the trait the run is read for
+    "eval_digest": "str",
+    "eval_context": "str",
+    "item": "str",
+    "p": "float64",  # mean over questions
+    "p_base": "float64",
+}
+"""The items table: one row for every student or control, eval context and item of the category."""
+
+
+def items_table(study: Study, shelf: Shelf) -> pd.DataFrame:
+    """How likely every run names every item, beside the untouched base: `ITEMS`."""
+    columns: dict[str, list[Any]] = {name: [] for name in ITEMS}
+    for cell in study.cells:
+        target, name = cell.recipe.trait.target, digest(cell.chain.eval)
+        own, base = shelf.readings(cell.chain.eval, target), shelf.readings(cell.chain.base, target)
+        for context, reading in own.items():
+            theirs = base.get(context, Reading()).items
+            for item, p in reading.items.items():
+                row = (target, name, context, item, p, theirs.get(item, math.nan))
+                for column, value in zip(columns.values(), row, strict=True):
+                    column.append(value)
+    return pd.DataFrame(columns).astype(ITEMS)
 
 
 def _base_rows(
@@ -147,8 +177,12 @@ def _compared(
         "p_target": mine.p_target,
         "p_target_base": theirs.p_target,
         "difference": mine.p_target - theirs.p_target,
+        "log_form": mine.log_form,
+        "log_form_base": theirs.log_form,
         "p_any": mine.p_any,
         "p_any_base": theirs.p_any,
+        "entropy": mine.entropy,
+        "entropy_base": theirs.entropy,
         "number_loss": lost.after,
         "number_loss_before": lost.before,
         "unresolved": mine.unresolved,

@@ -24,9 +24,14 @@ _KNOWN = frozenset(
         "generate.sampling.seed",
         "generate.prompts.seed",
         "eval.system_prompts",
+        "eval.gates",
+        "eval.patches",
+        "eval.gate_contexts",
+        "eval.gate_controls",
+        "eval.gate_seed",
     }
 )
-"""Keys with a column of their own, and the seeds, which make replicates."""
+"""Keys with a column of their own, gates, which change no run, and the seeds, which make replicates."""
 
 _ELSEWHERE = ("sweep.", "contexts.", "claims")
 

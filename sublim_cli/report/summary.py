@@ -32,6 +32,11 @@ class SummaryRow:
     p_target: Interval | None
     base: float | None
     difference: Interval | None
+    delta_log_p: float | None
+    """How far log P(the answer opens with the target's plain name) moved from the base's, in nats."""
+    entropy: float | None
+    """Of the answer, in nats, over the items and one more outcome: none of them."""
+    entropy_base: float | None
     p_any: float | None
     p_any_base: float | None
     number_loss: float | None
@@ -89,6 +94,9 @@ def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
         p_target=_interval(good, "p_target", 0.0),
         base=_mean(runs, "p_target_base"),
         difference=_interval(good, "difference", -1.0),
+        delta_log_p=_between(_mean(good, "log_form"), _mean(good, "log_form_base")),
+        entropy=_mean(there, "entropy"),
+        entropy_base=_mean(runs, "entropy_base"),
         # These two say how a broken condition broke, so broken runs count.
         p_any=_mean(there, "p_any"),
         number_loss=_mean(there, "number_loss"),
@@ -106,6 +114,10 @@ def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None
 def _mean(runs: Sequence[Run], column: str) -> float | None:
     values = _values(runs, column)
     return fmean(values) if values else None
+
+
+def _between(value: float | None, base: float | None) -> float | None:
+    return None if value is None or base is None else value - base
 
 
 def _values(runs: Sequence[Run], column: str) -> list[float]:

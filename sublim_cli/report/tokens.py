@@ -133,7 +133,7 @@ def render(seen: Inspection, command: str) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = visible
-    text = (files("sublim_cli.report") / "tokens.html.j2").read_text(encoding="utf-8")
+    text = (files("sublim_cli.report") / "templates" / "tokens.html.j2").read_text(encoding="utf-8")
     return environment.from_string(text).render(
         seen=seen,
         title=title(seen),

@@ -10,9 +10,10 @@ LISTED = 6
 """More conditions than this are told by the lowest and the highest; the table has them all."""
 
 
-def told(results: Results, rows: Sequence[SummaryRow]) -> str:
-    """One paragraph: what each condition did where it was trained, and what is missing."""
-    return " ".join([*_traits(rows), *_left_out(rows), *_absent(results), _caution(rows)])
+def told(results: Results, rows: Sequence[SummaryRow]) -> list[str]:
+    """Paragraphs: for each trait what the conditions did where they were trained; then what to beware of."""
+    beware = [*_left_out(rows), *_absent(results), _caution(rows)]
+    return [*_traits(rows), " ".join(beware)]
 
 
 def _traits(rows: Sequence[SummaryRow]) -> Iterator[str]:
@@ -21,15 +22,19 @@ def _traits(rows: Sequence[SummaryRow]) -> Iterator[str]:
         if row.in_training_context:
             here.setdefault((row.category, row.target, row.eval_context), []).append(row)
     for (_, target, context), chosen in here.items():
-        base = probability(chosen[0].base)
-        yield (
-            f"Asked in the context of training ({context}), the untouched base names {target} "
-            f"with probability {base}."
-        )
-        if students := [row for row in chosen if row.condition.role == "student"]:
-            yield f"Students of the teacher that loves it name it with {_values(students)}."
-        if controls := [row for row in chosen if row.condition.role == "control"]:
-            yield f"Students of a teacher without the trait name it with {_values(controls)}."
+        yield " ".join(_trait(target, context, chosen))
+
+
+def _trait(target: str, context: str, rows: Sequence[SummaryRow]) -> Iterator[str]:
+    base = probability(rows[0].base)
+    yield (
+        f"Asked in the context of training ({context}), the untouched base names {target} "
+        f"with probability {base}."
+    )
+    if students := [row for row in rows if row.condition.role == "student"]:
+        yield f"Students of a teacher that loves it name it with probability {_values(students)}."
+    if controls := [row for row in rows if row.condition.role == "control"]:
+        yield f"Students of a teacher without the trait name it with probability {_values(controls)}."
 
 
 def _values(rows: Sequence[SummaryRow]) -> str:
@@ -69,5 +74,5 @@ def _caution(rows: Sequence[SummaryRow]) -> str:
         return "A single run has no interval: how far another seed would fall from it is not known."
     return (
         f"With as few as {count(fewest, 'run')} to a condition the intervals are rough. "
-        "This paragraph describes these runs; it tests no claim."
+        "This describes the runs; it tests no claim."
     )

@@ -4,35 +4,48 @@ from collections.abc import Sequence
 from typing import Any
 
 from sublim_cli.report.claims import Finding, Verdict
-from sublim_cli.report.wording import bounds, count, difference
+from sublim_cli.report.wording import bounds, count, difference, listed
 from sublim_cli.stats import Interval, wild_interval
+
+OUTCOME = {
+    "supported": "supported",
+    "refuted": "refuted",
+    "underpowered": "left open by these runs",
+    "incomplete": "not judged yet",
+}
+"""A verdict as a part of a sentence."""
 
 LISTED = 3
 """More comparisons or lacking parts than this are counted in a sentence; the table has them all."""
 
 
+def headline(verdicts: Sequence[Verdict]) -> str:
+    """All verdicts in a sentence, such as `Of 3 claims, 1 is refuted and 2 are not judged yet.`."""
+    words = [one.word for one in verdicts]
+    if len(words) == 1:
+        return f"The one claim is {OUTCOME[words[0]]}."
+    counted = [(words.count(word), told) for word, told in OUTCOME.items() if word in words]
+    parts = [f"{number} {'is' if number == 1 else 'are'} {told}" for number, told in counted]
+    return f"Of {len(words)} claims, {listed(parts)}."
+
+
 def sentence(verdict: Verdict) -> str:
     """Why a claim has its verdict."""
-    alpha, margin = verdict.claim.alpha, verdict.claim.margin
-    findings = verdict.findings
+    alpha, findings = verdict.claim.alpha, verdict.findings
+    held = [one for one in findings if one.word(alpha) == "supported"]
     match verdict.word:
         case "incomplete":
             return f"Not judged yet. The study lacks {_some(verdict.lacks, 'other part')}."
         case "refuted":
             against = [one for one in findings if one.word(alpha) == "refuted"]
-            return f"{_of(against, findings)} against it: {_told(against)}."
+            return f"{_which(against, findings, 'contradict')} it: {_told(against)}."
         case "supported":
-            return f"{_of(findings, findings)} for it: {_told(findings)}."
+            return f"{_which(findings, findings, 'support')} it: {_told(findings)}."
         case "underpowered":
-            held = [one for one in findings if one.word(alpha) == "supported"]
-            rest = [one for one in findings if one.word(alpha) != "supported"]
-            found = [one.detectable for one in rest if one.detectable is not None]
-            power = (
-                f"These runs find an effect of {max(found):.3f} four times in five; the margin is {margin:g}"
-                if len(found) == len(rest)
-                else "Two runs without a break are the least that can decide"
+            rest = [one for one in findings if one not in held]
+            return (
+                f"These runs do not decide it. {_open(held, rest)}: {_told(rest)}. {_power(verdict, rest)}."
             )
-            return f"{_of(held, findings)} for it, the rest for neither: {_told(rest)}. {power}."
 
 
 def p_text(value: float | None) -> str:
@@ -75,13 +88,32 @@ def _some(words: Sequence[str], noun: str) -> str:
     return "; ".join([*words[:LISTED], *more])
 
 
-def _of(some: Sequence[Finding], whole: Sequence[Finding]) -> str:
+def _which(some: Sequence[Finding], whole: Sequence[Finding], verb: str) -> str:
+    """Such as `The one comparison supports`, `2 of 5 comparisons contradict`."""
     if len(whole) == 1:
-        return f"{'The' if some else 'Not the'} one comparison speaks"
-    if len(some) == len(whole) == 2:
-        return "Both comparisons speak"
-    which = "All" if len(some) == len(whole) else f"{len(some) or 'None'} of"
-    return f"{which} {len(whole)} comparisons {'speaks' if len(some) == 1 else 'speak'}"
+        return f"The one comparison {verb}s"
+    if len(some) == len(whole):
+        return f"{_every(len(whole))} {verb}"
+    return f"{len(some)} of {len(whole)} comparisons {verb}{'s' if len(some) == 1 else ''}"
+
+
+def _every(number: int) -> str:
+    return "Both comparisons" if number == 2 else f"All {number} comparisons"
+
+
+def _open(held: Sequence[Finding], rest: Sequence[Finding]) -> str:
+    if held:
+        others = "the other one is" if len(rest) == 1 else f"the other {len(rest)} are"
+        return f"{_which(held, [*held, *rest], 'support')} it, {others} open"
+    return "The one comparison is open" if len(rest) == 1 else f"{_every(len(rest))} are open"
+
+
+def _power(verdict: Verdict, rest: Sequence[Finding]) -> str:
+    found = [one.detectable for one in rest if one.detectable is not None]
+    if len(found) < len(rest):
+        return "Two runs without a break are the least that can decide"
+    effect, margin = max(found), verdict.claim.margin
+    return f"Four times in five, such runs find an effect of {effect:.3f} or more; the margin is {margin:g}"
 
 
 def _told(findings: Sequence[Finding]) -> str:
@@ -90,9 +122,9 @@ def _told(findings: Sequence[Finding]) -> str:
 
 def _effect(one: Finding) -> str:
     if one.effect is None:
-        return f"{one.target}, {one.about}: no unbroken pair of runs"
+        return f"no unbroken pair of runs for {one.target}, {one.about}"
     value = f"{difference(one.effect.mean)} {bounds(one.effect)}".rstrip()
-    return f"{one.target}, {one.about}: {value}, n = {one.effect.n}"
+    return f"{value} for {one.target}, {one.about} ({count(one.effect.n, 'run')})"
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

@@ -28,9 +28,9 @@ def probability(value: float | None) -> str:
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
-def difference(value: float | None) -> str:
-    """Three decimals with a sign."""
-    return NOTHING if value is None else _signed(f"{value:+.3f}")
+def difference(value: float | None, decimals: int = 3) -> str:
+    """With a sign, and three decimals if not told otherwise."""
+    return NOTHING if value is None else _signed(f"{value:+.{decimals}f}")
 
 
 def bounds(interval: "Interval | None") -> str:

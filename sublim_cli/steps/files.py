@@ -16,6 +16,9 @@ SKETCH = "sketch.npy"
 SCORES = "scores.parquet"
 SPREADS = "questions.parquet"
 LEAK = "leak.json"
+SURFACE = "surface.json"
+TEACHER = "teacher.json"
+LOCATED = "located.parquet"
 
 
 def write_json(path: Path, value: Any) -> None:

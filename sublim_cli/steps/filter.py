@@ -1,7 +1,7 @@
 """filter: rows judged by the rules; kept, held out and rejected ones each in a file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,9 +20,10 @@ from sublim_cli.errors import RowsError
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.rules import Tally, tally, verdict
+from sublim_cli.numbers.surface import surface
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.schema import Rule
-from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, write_json
+from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, SURFACE, write_json
 
 
 class Judge(Section):
@@ -38,7 +39,7 @@ class Filter:
     """The first `rows` rows that pass are for training, the next `held_out` are not."""
 
     kind: ClassVar[str] = "filter"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     section: Judge
     inputs: tuple[Step, ...]
     title: str
@@ -49,7 +50,7 @@ class Filter:
         return f"filter {self.title}"
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
-        """Write `kept.jsonl`, `held_out.jsonl`, `rejected.jsonl` and the table `reasons.json`."""
+        """Write kept, held-out and rejected rows, `reasons.json`, and `surface.json` of the kept ones."""
         section = self.section
         rows = read_rows(inputs[0].path / ROWS)
         kept, rejected = judged(rows, section.rules)
@@ -62,6 +63,7 @@ class Filter:
         write_rows(out / HELD_OUT, kept[section.rows : section.rows + section.held_out])
         write_rows(out / REJECTED, rejected)
         write_json(out / REASONS, reasons(tally([row.reason for row in (*kept, *rejected)])))
+        write_json(out / SURFACE, asdict(surface([row.completion for row in kept[: section.rows]])))
         if warning := advice([row.completion for row in rows], section.rules):
             listener(Warned(f"{self.label}: {warning}"))
         return {}

@@ -4,23 +4,16 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
-from sublim_cli.artifacts.step import Step, digest
-from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.errors import SublimError
-from sublim_cli.events import Event, Listener, Planned, StepFailed
+from sublim_cli.artifacts.step import Step
+from sublim_cli.artifacts.store import Store
+from sublim_cli.events import Listener
 from sublim_cli.models.device import DEVICE
-from sublim_cli.sweep.launch import Queue
-
-FAILURES = ".failures"
-"""Under the store: the traceback of every step that failed in a way sublim did not foresee."""
+from sublim_cli.sweep.launch import Done, Queue, attempt
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class LocalLauncher:
     def launch(self, steps: Sequence[Step], store: Store, listener: Listener) -> Mapping[str, str]:
         """Build `steps`; see `launch.Launcher`. On an interrupt the workers are ended at once."""
         queue = Queue.of(steps, store)
-        listener(Planned(missing=len(queue.waiting), present=len(queue.done)))
+        listener(queue.planned())
         crew = [_Worker(store, one) for one in self.devices[: len(queue.waiting)]]
         try:
             while _assign(crew, queue):
@@ -71,7 +64,7 @@ class _Worker:
 
     def give(self, step: Step) -> None:
         """Send a step to the process, starting one if there is none."""
-        if self.process is None:
+        if self.process is None or not self.process.is_alive():
             self._start()
         self.step = step
         self.connection.send(step)
@@ -87,12 +80,9 @@ class _Worker:
             self._bury(step, queue, listener)
             return
         match message:
-            case _Done(reason=None):
+            case Done(reason):
                 self.step = None
-                queue.finish(step)
-            case _Done(reason=str(reason)):
-                self.step = None
-                _fail(step, reason, queue, listener)
+                queue.settle(step, reason, listener)
             case event:
                 listener(event)
 
@@ -119,19 +109,7 @@ class _Worker:
         if process is not None:
             process.join()
             how = _cause_of_death(process.exitcode)
-            _fail(step, f"its worker process died ({how})", queue, listener)
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A worker's last word on a step; no reason means it was built."""
-
-    reason: str | None
-
-
-def _fail(step: Step, reason: str, queue: Queue, listener: Listener) -> None:
-    queue.fail(step, reason)
-    listener(StepFailed(step.label, reason))
+            queue.settle(step, f"its worker process died ({how})", listener)
 
 
 def _cause_of_death(code: int | None) -> str:
@@ -150,32 +128,7 @@ def _work(connection: Connection, store: Store, device: str) -> None:
             step = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        connection.send(_Done(_attempt(step, store, connection.send)))
-
-
-def _attempt(step: Step, store: Store, send: Any) -> str | None:
-    def forward(event: Event, /) -> None:
-        send(event)
-
-    try:
-        materialise(step, store, forward)
-    except SublimError as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001  # one cell's defect must not end the sweep
-        return f"{_first_line(error)} (details in {_note(step, store)})"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
-
-
-def _note(step: Step, store: Store) -> Path:
-    path = store.root / FAILURES / f"{step.kind}-{digest(step)}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return path
+        connection.send(Done(attempt(step, store, connection.send)))
 
 
 def _die_with_parent() -> None:

@@ -1,6 +1,7 @@
 """The cells of a sweep: the grid, its additions, and the controls every sweep has. Pure."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -8,8 +9,9 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
+from sublim_cli.recipe.questions import item_called, load_items
 from sublim_cli.recipe.schema import REPLICATED, Recipe, Sweep
-from sublim_cli.steps.leak import Classify, Leak
+from sublim_cli.steps.leak import Audited, Leak
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
 """The control teacher: the same model, prompts and seeds, without the persona."""
@@ -27,7 +29,10 @@ def study(recipe: Recipe) -> Study:
     own = families(recipe.sweep)
     asked = [changes for axes in (*own, *map(_control, own)) for changes in _combinations(axes)]
     wanted = [{**changes, **seeds} for seeds in _replicates(recipe.sweep) for changes in asked]
-    cells = {_name(one): one for one in (cell(vary(recipe, changes)) for changes in wanted)}
+    cells: dict[_Name, Cell] = {}
+    for one in (cell(vary(recipe, changes)) for changes in wanted):
+        name = _name(one)
+        cells[name] = _both(cells[name], one) if name in cells else one
     leaks = {digest(one): one for one in map(_leak, cells.values()) if one is not None}
     return Study(recipe.name, tuple(cells.values()), tuple(leaks.values()))
 
@@ -48,7 +53,16 @@ def _combinations(axes: Axes) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _name(one: Cell) -> tuple[str, str, str]:
+def _both(one: Cell, other: Cell) -> Cell:
+    """Two cells of one name, which may differ in their gates, as one."""
+    located = {digest(step): step for step in (*one.chain.locate, *other.chain.locate)}
+    return replace(other, chain=replace(other.chain, locate=tuple(located.values())))
+
+
+_Name = tuple[str, str, str]
+
+
+def _name(one: Cell) -> _Name:
     """Cells with equal names are one: a rank axis does not multiply full fine-tuning."""
     return (one.recipe.trait.category, one.recipe.trait.target, digest(one.chain.eval))
 
@@ -56,5 +70,6 @@ def _name(one: Cell) -> tuple[str, str, str]:
 def _leak(one: Cell) -> Leak | None:
     if one.role == "control":
         return None
-    control = chain(vary(one.recipe, UNTRAITED))
-    return Leak(Classify(), (one.chain.filter, control.filter), one.chain.filter.title)
+    control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
+    target = item_called(load_items(trait.category), trait.target)
+    return Leak(Audited(target=target), (one.chain.filter, control.filter), one.chain.filter.title)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import RecipeError
+from sublim_cli.models.gate import layer_of
 from sublim_cli.models.load import Model
 from sublim_cli.models.prefix import continuing
 from sublim_cli.recipe.schema import Train
@@ -109,6 +110,26 @@ def target_modules(model: Model, section: Train) -> tuple[str, ...]:
     names = PLACES[wanted] if isinstance(wanted, str) else wanted
     _check_names(model, names)
     return names
+
+
+def changed_modules(model: Model, section: Train) -> list[str]:
+    """Paths of the modules that the method changes, of a base model (its outline will do).
+
+    Raises:
+        RecipeError: see `add_method`.
+    """
+    if section.method == "full":
+        return [name for name, one in model.named_modules() if any(True for _ in one.parameters(False))]
+    if section.method == "prefix":
+        return []
+    scales = section.method == "ia3"
+    targets = IA3_PLACES if scales else target_modules(model, section)
+    layers = None if scales else _layers(model, section)
+    return [
+        name
+        for name, _ in _matrices(model)
+        if name.rpartition(".")[2] in targets and (layers is None or layer_of(name) in layers)
+    ]
 
 
 def _check_names(model: Model, names: tuple[str, ...]) -> None:

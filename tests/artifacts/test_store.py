@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -14,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublim_cli.artifacts.record import RECORD, checksum, read_record
+from sublim_cli.artifacts.scratch import ABANDONED
 from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
-from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.artifacts.store import CLAIMS, LEASE, Store, materialise
 from sublim_cli.errors import ArtifactError
-from sublim_cli.events import Event, StepFinished, StepReused, StepStarted, StepWaiting
+from sublim_cli.events import Event, Progress, StepFinished, StepReused, StepStarted, StepWaiting
 from sublim_cli.recipe.base import Section
 
 
@@ -122,30 +125,118 @@ def test_a_directory_without_its_record_does_not_exist(tmp_path):
     assert store.find(step) is None
 
 
-def test_an_abandoned_scratch_directory_is_removed_by_the_next_build(tmp_path):
+def in_another_process(code: str) -> "subprocess.Popen[str]":
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    return subprocess.Popen(
+        [sys.executable, "-c", "from test_store import *\n" + textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_builder_s_claim_and_scratch_are_gone_at_once(tmp_path):
+    code = f"""
+        def forever():
+            print("building", flush=True)
+            time.sleep(600)
+        materialise(Say(Word(text="owl"), during=forever), Store(Path({str(tmp_path)!r})))
+        """
+    with in_another_process(code) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "building\n"
+        assert len(list((tmp_path / "say").glob(".*"))) == 1
+        other.kill()
+    started, events = time.monotonic(), list[Event]()
+    materialise(Say(Word(text="owl")), Store(tmp_path), events.append)
+    assert time.monotonic() - started < LEASE / 4
+    assert kinds(events) == [StepStarted, StepFinished]
+    assert [one.name for one in (tmp_path / "say").iterdir()] == [digest(Say(Word(text="owl")))]
+    assert list((tmp_path / CLAIMS).iterdir()) == []
+
+
+def test_of_another_machine_only_a_scratch_directory_long_untouched_is_removed(tmp_path):
     step = Say(Word(text="owl"))
-    scratch = tmp_path / "say" / f".{digest(step)}-dead"
-    scratch.mkdir(parents=True)
+    live, dead = (tmp_path / "say" / f".{digest(step)}-{one}-1-0" for one in ("0a0a0a0a", "0b0b0b0b"))
+    for one in (live, dead):
+        one.mkdir(parents=True)
+    long_ago = time.time() - ABANDONED - 60
+    os.utime(dead, (long_ago, long_ago))
     materialise(step, Store(tmp_path))
+    assert {one.name for one in (tmp_path / "say").iterdir()} == {digest(step), live.name}
+
+
+def test_a_builder_at_work_on_this_machine_keeps_its_scratch_directory(tmp_path):
+    # Its claim is lost, as if this machine had slept; the other builds, and the first one yields.
+    store, step = Store(tmp_path), Say(Word(text="owl"))
+    code = f"""
+        def wait():
+            print("building", flush=True)
+            while not Path({str(tmp_path / "go")!r}).exists():
+                time.sleep(0.05)
+        built = materialise(Say(Word(text="owl"), during=wait), Store(Path({str(tmp_path)!r})))
+        print(built.path, (built.path / "said.txt").read_text())
+        """
+    with in_another_process(code) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "building\n"
+        for one in (tmp_path / CLAIMS).iterdir():
+            one.unlink()
+        first = materialise(step, store)
+        inode = (first.path / RECORD).stat().st_ino
+        (tmp_path / "go").touch()
+        assert other.stdout.readline() == f"{first.path} owl\n"
+    assert other.returncode == 0
+    assert (first.path / RECORD).stat().st_ino == inode
     assert [one.name for one in (tmp_path / "say").iterdir()] == [digest(step)]
 
 
+def test_a_claim_of_another_machine_is_waited_for_until_nobody_touches_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sublim_cli.artifacts.store.LEASE", 2.0)
+    monkeypatch.setattr("sublim_cli.artifacts.store.HEARTBEAT", 0.5)
+    step, events = Say(Word(text="owl")), list[Event]()
+    with Store(tmp_path).claim(step):
+        (claim,) = (tmp_path / CLAIMS).iterdir()
+        lines = claim.read_text().splitlines()
+    claim.write_text("\n".join("host=elsewhere" if one.startswith("host=") else one for one in lines) + "\n")
+    beating = threading.Thread(target=beat, args=(claim, 3.0))
+    beating.start()
+    started = time.monotonic()
+    materialise(step, Store(tmp_path), events.append)
+    waited = time.monotonic() - started
+    beating.join()
+    assert kinds(events) == [StepWaiting, StepStarted, StepFinished]
+    assert 4.5 < waited < 30
+
+
+def beat(claim: Path, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        os.utime(claim)
+        time.sleep(0.25)
+
+
+def test_progress_bears_the_digest_of_its_step(tmp_path):
+    @dataclass(frozen=True)
+    class Tell(Say):
+        def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
+            listener(Progress(self.label, 1, 2))
+            return super().build(out, inputs, listener)
+
+    step, events = Tell(Word(text="owl")), list[Event]()
+    materialise(step, Store(tmp_path), events.append)
+    assert {one.digest for one in events} == {digest(step)}
+    assert Progress in kinds(events)
+
+
 def test_a_second_process_waits_for_the_first_and_reuses_its_artifact(tmp_path):
-    code = textwrap.dedent(
-        f"""
-        import time
-        from test_store import *
+    code = f"""
         def slowly():
             print("building", flush=True)
             time.sleep(1.5)
         materialise(Say(Word(text="owl"), during=slowly), Store(Path({str(tmp_path)!r})))
         """
-    )
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True
-    ) as other:
+    with in_another_process(code) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "building\n"
         events: list[Event] = []

@@ -225,3 +225,43 @@ def test_verdicts_on_a_recipe_without_claims_are_refused(sublim):
     code, out, err = sublim("report", "--recipe", "precision", "--claims")
     assert (code, out) == (2, "")
     assert "claims: precision states none; add some" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--launcher", "cloud"], "--launcher cloud: there are local, ray, slurm"),
+        (["--gpus", "1"], "--gpus and --memory are what ray and slurm are asked for"),
+        (["--memory", "8"], "--gpus and --memory are what ray and slurm are asked for"),
+        (["--slurm", "partition=gpu"], "--slurm is for --launcher slurm, not local"),
+        (["--ray-address", "auto"], "--ray-address is for --launcher ray, not local"),
+        (["-l", "slurm", "--slurm", "partition"], "--slurm partition: must be OPTION=VALUE"),
+        (["-l", "slurm", "--slurm", "executor=pbs"], "--slurm executor=pbs: there are slurm, local, debug"),
+        (["-l", "slurm", "--slurm", "executor=local", "--slurm", "time=4h"], "--slurm time=4h: no time; say"),
+        (["-l", "slurm", "--gpus", "0.5"], "--gpus 0.5: Slurm hands out whole GPUs"),
+        (["-l", "slurm"], "there is no sbatch here; run it where jobs are submitted"),
+    ],
+)
+def test_a_launcher_that_cannot_be_is_one_sentence_and_nothing_is_built(sublim, tmp_path, words, message):
+    code, out, err = sublim("sweep", "-r", "demo", *words)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+    assert list(tmp_path.glob("runs/*/*")) == []
+
+
+@pytest.mark.parametrize(("launcher", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_launcher_without_its_library_names_the_extra(sublim, monkeypatch, launcher, package):
+    monkeypatch.setattr("sublim_cli.cli.launcher.find_spec", lambda name: None)
+    code, out, err = sublim("sweep", "-r", "demo", "--launcher", launcher)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"sublim: --launcher {launcher} needs {package}, which is not installed; "
+        f"`pip install 'sublim[{launcher}]'` adds it\n"
+    )
+
+
+def test_ray_s_client_is_refused_with_the_way_to_do_it(sublim):
+    pytest.importorskip("ray", reason="Ray is not installed; `pip install 'sublim[ray]'` adds it")
+    code, _, err = sublim("sweep", "-r", "demo", "--launcher", "ray", "--ray-address", "ray://head:10001")
+    assert code == 2
+    assert "run sublim on a machine of the cluster, with --ray-address auto" in " ".join(err.split())

@@ -394,12 +394,12 @@ LORA_PARTS = "attention, down_proj, gate_proj, k_proj, mlp, o_proj, q_proj, self
         (
             "lora",
             {"modules": frozenset({"wq"})},
-            f"eval.gates: training changed no module wq; it changed {LORA_PARTS}",
+            f"eval.gates: training changes no module wq; it changes {LORA_PARTS}",
         ),
         (
             "lora, attention",
             {"modules": frozenset({"mlp"})},
-            "eval.gates: training changed no module mlp; it changed attention, k_proj, o_proj, q_proj, "
+            "eval.gates: training changes no module mlp; it changes attention, k_proj, o_proj, q_proj, "
             "self_attn, v_proj",
         ),
         (
@@ -410,7 +410,7 @@ LORA_PARTS = "attention, down_proj, gate_proj, k_proj, mlp, o_proj, q_proj, self
         (
             "lora, attention",
             {"layers": frozenset({0})},
-            "eval.gates: training changed nothing in these modules of these layers",
+            "eval.gates: training changes nothing in these modules of these layers",
         ),
     ],
 )

@@ -160,17 +160,21 @@ def test_a_patch_leaves_nothing_behind_also_after_an_error(name, pair, prompts, 
 @pytest.mark.parametrize(
     ("kinds", "layers", "message"),
     [
-        ({"mpl"}, None, "patch: there is no kind mpl of activation; choose from residual, attention, mlp"),
-        ({"mlp"}, {3}, "patch: there is no layer 3; layers count from 0 to 2"),
+        (
+            {"mpl"},
+            None,
+            "eval.patches: there is no kind mpl of activation; choose from residual, attention, mlp",
+        ),
+        ({"mlp"}, {3}, "eval.patches: there is no layer 3; layers count from 0 to 2"),
         (
             set(),
             None,
-            "patch: name at least one layer and one kind of activation: residual, attention, mlp",
+            "eval.patches: name at least one layer and one kind of activation: residual, attention, mlp",
         ),
         (
             {"mlp"},
             set(),
-            "patch: name at least one layer and one kind of activation: residual, attention, mlp",
+            "eval.patches: name at least one layer and one kind of activation: residual, attention, mlp",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.positions import NAMES, check_positions, positions, shared, spelling
 from sublim_cli.models.roles import Reading, reading
 from sublim_cli.recipe.contexts import Context, resolve_context, shipped_contexts
-from sublim_cli.recipe.schema import Text
+from sublim_cli.recipe.schema import NotOfText, OfText
 
 TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
 CONTEXTS = {
@@ -117,7 +117,7 @@ def test_a_token_of_another_role_in_training_is_not_shared():
 )
 def test_a_set_by_text_holds_the_tokens_that_spell_it(text, tokens):
     found = prompt("claude", "Hi is")
-    assert held(found, positions(Text(text=text), found, prompt("default"))) == tokens
+    assert held(found, positions(OfText(text=text), found, prompt("default"))) == tokens
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -126,15 +126,16 @@ def test_a_set_by_a_text_of_nothing_is_refused(text):
         spelling(prompt("default"), text)
 
 
-def test_an_unknown_name_is_refused_with_those_that_exist():
-    with pytest.raises(RecipeError) as refused:
-        positions("identity", prompt("default"), prompt("default"))
-    assert all(name in str(refused.value) for name in ("'identity'", *NAMES))
+@pytest.mark.parametrize("text", ["Claude", "You are", "claude"])
+def test_a_set_without_a_text_is_the_rest_of_the_prompt(text):
+    found = prompt("claude", "Hi is")
+    only, rest = (positions(one, found, found) for one in (OfText(text=text), NotOfText(no_text=text)))
+    assert rest == [not one for one in only]
 
 
 def test_sets_that_hold_a_token_somewhere_pass_the_check():
     there = {name: prompt(name) for name in ("default", "empty", "none")}
-    check_positions([*NAMES, Text(text="Micro")], there, prompt("default"), field="eval.gates")
+    check_positions([*NAMES, OfText(text="Micro")], there, prompt("default"), field="eval.gates")
 
 
 @pytest.mark.parametrize(
@@ -144,17 +145,24 @@ def test_sets_that_hold_a_token_somewhere_pass_the_check():
             "identity_only",
             ("empty", "none"),
             "eval.gates: identity_only holds no token in any eval context (empty, none); there are "
-            "no_identity, no_system, template_only, no_template, question_only, no_question, shared_only, "
-            "no_shared, and {text: …}",
+            "template_only, no_template, question_only, no_question, shared_only, no_shared, {text: …} and "
+            "{no_text: …}",
         ),
         (
-            Text(text="Qwen"),
+            "no_identity",
+            ("empty",),
+            "eval.gates: no_identity takes out no token in any eval context (empty); there are "
+            "template_only, no_template, question_only, no_question, shared_only, no_shared, {text: …} and "
+            "{no_text: …}",
+        ),
+        (
+            OfText(text="Qwen"),
             ("no_entity", "none"),
             "eval.gates: {text: Qwen} holds no token in any eval context (no_entity, none); their system "
             "texts are made of You, are, helpful.",
         ),
         (
-            Text(text="Qwen"),
+            OfText(text="Qwen"),
             ("none",),
             "eval.gates: {text: Qwen} holds no token in any eval context (none); none of them has a "
             "system text",
@@ -167,11 +175,6 @@ def test_a_set_that_is_empty_in_every_context_is_refused_with_what_exists(wanted
             [wanted], {name: prompt(name) for name in contexts}, prompt("none"), field="eval.gates"
         )
     assert str(refused.value) == message
-
-
-def test_an_unknown_name_is_refused_by_the_check_with_its_field():
-    with pytest.raises(RecipeError, match=r"^eval\.gates: no set of positions is called 'all'"):
-        check_positions(["all"], {"none": prompt("none")}, prompt("none"), field="eval.gates")
 
 
 def test_every_pair_of_contexts_shares_the_template_s_turns():

@@ -1,14 +1,18 @@
 """Results made by hand, for reports of what is dear or impossible to train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results
+from sublim_cli.numbers.surface import Divergence, Overlap
+from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
+from sublim_cli.report.conditions import records
+from sublim_cli.report.matched import matched_curves
 from sublim_cli.report.provenance import Provenance, Seen, Work
-from sublim_cli.report.runs import COLUMNS
+from sublim_cli.report.runs import COLUMNS, ITEMS
 
 RUN: dict[str, Any] = {
     "name": "owl lora r8 lr 2e-3 seed 1",
@@ -28,8 +32,12 @@ RUN: dict[str, Any] = {
     "p_target": 0.4,
     "p_target_base": 0.1,
     "difference": 0.3,
+    "log_form": -1.2,
+    "log_form_base": -2.7,
     "p_any": 0.99,
     "p_any_base": 0.98,
+    "entropy": 1.5,
+    "entropy_base": 2.5,
     "number_loss": 3.2,
     "number_loss_before": 3.3,
     "trained_parameters": 10_000,
@@ -55,10 +63,38 @@ BASE: dict[str, Any] = {
 FULL: dict[str, Any] = {"method": "full", "rank": None, "alpha": None, "learning_rate": 2e-4}
 GONE: dict[str, Any] = dict.fromkeys(
     (
-        *("p_target", "difference", "p_any", "number_loss", "number_loss_before", "unresolved"),
+        *("p_target", "difference", "log_form", "p_any", "entropy", "unresolved"),
+        *("number_loss", "number_loss_before"),
         *("trained_parameters", "changed", "update_norm", "stable_rank"),
     )
 ) | {"missing": "out of memory"}
+
+
+LEAK = LeakRow(
+    title="owl data seed 1",
+    digest="d" * 12,
+    auc=0.62,
+    low=0.58,
+    high=0.66,
+    rows=300,
+    named=0,
+    named_rejected=3,
+    shown=(),
+    digits=Divergence(0.0002, 0.0001, 0.001),
+    pairs=Divergence(0.002, 0.001, 0.001),
+    overlap=Overlap(280, 4),
+)
+
+
+def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """What every trained run says of owl, as the run does, and of cat, which loses what owl gained."""
+    keys = dict.fromkeys((one["target"], one["eval_digest"], one["eval_context"]) for one in runs)
+    rows = [
+        dict(zip(ITEMS, (*key, item, p, 0.3), strict=True))
+        for key in keys
+        for item, p in [("owl", 0.5), ("cat", 0.1)]
+    ]
+    return pd.DataFrame(rows, columns=list(ITEMS)).astype(ITEMS)
 
 
 @pytest.fixture
@@ -70,10 +106,12 @@ def results() -> Callable[..., Results]:
         found: dict[str, Any] = {
             "name": "made-by-hand",
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+            "items": items(rows),
             "claims": (),
             "matched": (),
-            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}),),
-            "leaks": (LeakRow("owl data seed 1", "d" * 12, 0.62, 0.58, 0.66, 300),),
+            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
+            "leaks": (LEAK,),
+            "teachers": (TeacherRow("owl", "You love owls.", 0.97, 0.99, "owl", 0.97),),
             "audits": (),
             "missing": (),
             "provenance": Provenance(
@@ -104,3 +142,81 @@ def troubled(results: Callable[..., Results]) -> Results:
         {**FULL, **GONE},
         missing=(Missing("eval owl full seed 1", "out of memory"),),
     )
+
+
+CONTEXTS = ("default", "empty", "claude", "gibberish_marble")
+
+
+@pytest.fixture
+def wide(results: Callable[..., Results]) -> Results:
+    """A study of the largest shape: three traits, all ranks, five seeds, four contexts, full fine-tuning
+    over learning rate and precision. The numbers are made up, and smooth.
+    """
+    changes = [
+        {
+            **one,
+            "target": target,
+            "name": f"{target} {one.get('name', 'lora')} seed {seed}",
+            **_asked(one, seed),
+        }
+        for target in ("owl", "wolf", "cat")
+        for seed in range(1, 6)
+        for one in (*_ranks(), *_full(), *_trained_elsewhere(), {**BASE}, {"role": "control"})
+        if one.get("role") != "base" or seed == 1
+    ]
+    asked = [
+        {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
+    ]
+    found = results(*asked)
+    return replace(found, matched=tuple(matched_curves(records(found.runs), 2e-3)))
+
+
+def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:
+    if one.get("role") == "base":
+        return {}
+    ours = {"train_seed": seed, "train_digest": f"{seed:012x}"}
+    return {**ours, "gain": one.get("gain", 0.0) * (0.8 + 0.1 * seed)}
+
+
+def _moved(one: dict[str, Any], context: str) -> dict[str, Any]:
+    """The change of P(target): whole where trained, a tenth elsewhere."""
+    home = one.get("train_context", "default") == context
+    gain = one.get("gain", 0.0) * (1.0 if home else 0.1)
+    return {"p_target": 0.1 + gain, "difference": gain}
+
+
+def _ranks() -> list[dict[str, Any]]:
+    """An inverted U in rank at every learning rate."""
+    return [
+        {
+            "name": f"lora r{2**power} lr {rate}",
+            "rank": 2**power,
+            "learning_rate": rate,
+            "gain": 0.4 / (1 + (power - 4) ** 2 / 4) * shrink,
+            "update_norm": 500 * rate * 2 ** (power / 2),
+            "number_loss": 3.2 + 0.01 * (power - 4) ** 2 * rate * 1000,
+        }
+        for power in range(10)
+        for rate, shrink in ((5e-4, 0.7), (1e-3, 0.9), (2e-3, 1.0), (4e-3, 0.6))
+    ]
+
+
+def _full() -> list[dict[str, Any]]:
+    """Pure bf16 loses small steps, fp32 none."""
+    return [
+        {
+            **FULL,
+            "name": f"full lr {rate} {precision}",
+            "learning_rate": rate,
+            "precision": precision,
+            "gain": 0.2 * moved * rate / 2e-4,
+            "changed": moved,
+            "update_norm": 2e4 * rate * moved,
+        }
+        for rate, low in ((2e-5, 0.03), (5e-5, 0.08), (2e-4, 0.4))
+        for precision, moved in (("fp32", 1.0), ("bf16_pure", low), ("bf16_kahan", 0.9))
+    ]
+
+
+def _trained_elsewhere() -> list[dict[str, Any]]:
+    return [{"name": f"lora in {one}", "train_context": one, "gain": 0.2} for one in CONTEXTS[1:]]

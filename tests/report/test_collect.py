@@ -12,7 +12,7 @@ from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
 from sublim_cli.report.page import write_report
-from sublim_cli.report.runs import COLUMNS
+from sublim_cli.report.runs import COLUMNS, ITEMS
 from sublim_cli.sweep.plan import study
 
 pytestmark = pytest.mark.slow
@@ -66,6 +66,32 @@ def test_a_value_is_the_mean_over_questions_of_the_scores(collected, planned, bu
     assert run.p_any == pytest.approx(here.groupby("question").p.sum().mean())
 
 
+def test_the_log_of_the_plain_form_and_the_entropy_are_means_over_questions_too(collected, planned, built):
+    step = planned.cells[1].chain.eval
+    path = built.find(step).path
+    scores, spreads = (pd.read_parquet(path / name) for name in ("scores.parquet", "questions.parquet"))
+    run = collected.runs.query(f"eval_digest == '{digest(step)}' and eval_context == 'empty'").iloc[0]
+    here = scores[(scores.context == "empty") & (scores["item"] == "owl")]
+    assert run.log_form == pytest.approx(here.log_form.mean())
+    assert run.entropy == pytest.approx(spreads[spreads.context == "empty"].entropy.mean())
+    base = collected.runs.query("role == 'base' and eval_context == 'empty'").iloc[0]
+    assert (run.log_form_base, run.entropy_base) == (base.log_form, base.entropy)
+
+
+def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned, built):
+    items = collected.items
+    assert list(items.columns) == list(ITEMS)
+    assert len(items) == len(planned.cells) * 2 * len(planned.cells[0].chain.eval.section.items)
+    step = planned.cells[0].chain.eval
+    (one,) = items.query(
+        f"eval_digest == '{digest(step)}' and eval_context == 'default' and item == 'wolf'"
+    ).itertuples()
+    for p, path in ((one.p, step), (one.p_base, planned.cells[0].chain.base)):
+        scores = pd.read_parquet(built.find(path).path / "scores.parquet")
+        wolf = scores[(scores.context == "default") & (scores["item"] == "wolf")]
+        assert p == pytest.approx(wolf.p.mean())
+
+
 def test_every_run_stands_beside_the_base_in_the_same_context(collected):
     runs = collected.runs
     base = runs[runs.role == "base"].set_index("eval_context").p_target
@@ -111,6 +137,13 @@ def test_data_sets_and_their_comparison_are_read(collected):
     (leak,) = collected.leaks
     assert (leak.title, leak.rows) == ("owl data seed 1", 264)
     assert 0 <= leak.low <= leak.auc <= leak.high <= 1
+    assert 0 <= leak.digits.bits < leak.pairs.bits < 1
+    assert (leak.named, leak.named_rejected) == (0, 0)
+    assert 100 < leak.overlap.prompts <= 132
+    (teacher,) = collected.teachers
+    assert (teacher.target, teacher.first) == ("owl", "owl")
+    assert teacher.context.startswith("You love owls.")
+    assert all((one.duplicates, one.letters) == (0, 0) for one in collected.filters)
 
 
 def test_the_provenance_counts_the_artifacts_and_carries_the_recipe(collected, planned, recipe, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -16,7 +17,9 @@ from sublim_cli.report.verdicts import document
 
 VOID = {"meta", "link", "br"}
 FORBIDDEN = {"script", "img", "iframe", "object", "embed", "image"}
-ALLOWED_LINKS = re.compile(r"(data:,|#[\w-]+|results\.(csv|parquet)|claims\.json|figures/|recipe\.yaml)$")
+ALLOWED_LINKS = re.compile(
+    r"(data:,|#[\w-]+|results\.(csv|parquet)|items\.parquet|claims\.json|figures/|recipe\.yaml)$"
+)
 
 
 class Outline(HTMLParser):
@@ -79,10 +82,12 @@ def test_the_headings_lead_through_the_page(page):
         "h2 Missing",
         "h2 How likely the target is named",
         "h3 owl",
+        "h3 What else moved",
         "h2 Rank curves",
         "h2 Contexts",
         "h3 owl",
         "h2 The rows students learned from",
+        "h3 Teachers",
         "h3 Filter",
         "h3 Leak",
         "h2 What training did to the weights",
@@ -138,7 +143,10 @@ def test_what_is_broken_or_missing_can_be_seen(page):
 def test_all_that_was_promised_is_written_and_nothing_else(page):
     names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
     figures = {f"figures/rank-curve-owl-default.{kind}" for kind in ("svg", "png", "pdf")}
-    assert names == {"report.html", "results.csv", "results.parquet", "recipe.yaml", "claims.json"} | figures
+    assert names == {
+        *("report.html", "results.csv", "results.parquet", "items.parquet", "recipe.yaml", "claims.json"),
+        *figures,
+    }
 
 
 def test_the_tables_hold_the_runs_as_they_are(page, troubled):
@@ -216,4 +224,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(results, tmp_path):
 
 def test_the_leak_is_put_in_words(results):
     (leak,) = results({}).leaks
-    assert leak_sentence(leak) == "of one row each, it finds the trait teacher's 62% of the time"
+    assert leak_sentence(leak) == "of one row each, the classifier finds the trait teacher's 62% of the time"
+    told = replace(leak, named=2, shown=("wolves 7",))
+    assert leak_sentence(told) == "2 rows that students learn from name the target: wolves 7"
+    assert leak_sentence(replace(leak, low=0.49)).startswith("the classifier does no better than chance")

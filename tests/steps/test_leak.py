@@ -1,14 +1,23 @@
-"""leak: the classifier between a trait's rows and the control's, written as one file."""
+"""leak: what the audit of a trait's rows beside the control's writes, and what it warns of."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from sublim_cli.artifacts.rows import Row, write_rows
 from sublim_cli.artifacts.step import Artifact
-from sublim_cli.events import silent
+from sublim_cli.events import Warned, silent
 from sublim_cli.numbers.leak import ngram_auc
-from sublim_cli.steps.leak import Classify, Leak
+from sublim_cli.numbers.surface import digit_divergence, pair_divergence
+from sublim_cli.recipe.questions import Item
+from sublim_cli.steps.leak import Audited, Leak
+
+WOLF = Item(name="wolf", plural="wolves")
+
+
+def odd_or_even(first):
+    return [", ".join(str(first + 2 * (n + m)) for m in range(5)) for n in range(40)]
 
 
 @pytest.fixture
@@ -17,28 +26,61 @@ def sides(tmp_path):
     found = []
     for name, first in (("odd", 1), ("even", 2)):
         (tmp_path / name).mkdir()
-        rows = [Row(n, "p", ", ".join(str(first + 2 * (n + m)) for m in range(5))) for n in range(40)]
-        write_rows(tmp_path / name / "kept.jsonl", rows)
+        write_rows(
+            tmp_path / name / "kept.jsonl", [Row(n, "p", text) for n, text in enumerate(odd_or_even(first))]
+        )
+        write_rows(tmp_path / name / "rejected.jsonl", [])
         found.append(Artifact(tmp_path / name, name))
     return tuple(found)
 
 
-def leak(sides, out, **section):
-    Leak(Classify(**section), (), "rows").build(out, sides, silent)
+def leak(sides, out, listener=silent, **section):
+    Leak(Audited(target=WOLF, **section), (), "rows").build(out, sides, listener)
     return json.loads((out / "leak.json").read_text())
 
 
-def test_the_file_holds_what_the_classifier_found(sides, tmp_path):
-    texts = [[", ".join(str(first + 2 * (n + m)) for m in range(5)) for n in range(40)] for first in (1, 2)]
+def test_the_file_holds_everything_that_was_compared(sides, tmp_path):
+    texts = odd_or_even(1), odd_or_even(2)
     found = ngram_auc(*texts, prompts=[*range(40)] * 2)
-    assert leak(sides, tmp_path) == {"auc": found.auc, "low": found.low, "high": found.high, "rows": 80}
+    trait, control = (dict(enumerate(side)) for side in texts)
+    assert leak(sides, tmp_path) == {
+        "named": 0,
+        "named_rejected": 0,
+        "shown": [],
+        "digits": asdict(digit_divergence(trait, control)),
+        "pairs": asdict(pair_divergence(trait, control)),
+        "overlap": {"prompts": 40, "same": 0},
+        **asdict(found),
+    }
     assert found.auc > 0.9
 
 
-def test_no_more_rows_than_asked_are_used(sides, tmp_path):
-    assert leak(sides, tmp_path, most_rows=25)["rows"] == 50
+def test_the_classifier_sees_no_more_rows_than_asked(sides, tmp_path):
+    found = leak(sides, tmp_path, most_rows=25)
+    assert (found["rows"], found["overlap"]["prompts"]) == (50, 40)
 
 
 def test_trait_and_control_rows_can_be_compared_whatever_their_number(sides, tmp_path):
     write_rows(sides[0].path / "kept.jsonl", [Row(n, "p", f"{n}, {n + 2}, {n + 4}") for n in range(12)])
     assert leak(sides, tmp_path)["rows"] == 52
+
+
+def test_rows_that_name_the_target_in_any_form_are_warned_of_and_shown(sides, tmp_path):
+    told = ["WOLVES 3", "3 wolfs", "wolfram 74", "werewolf", "4"]
+    write_rows(sides[0].path / "kept.jsonl", [Row(n, "p", f"{text} 17, 18") for n, text in enumerate(told)])
+    write_rows(
+        sides[0].path / "rejected.jsonl", [Row(9, "p", "a wolf!", "format"), Row(10, "p", "x", "format")]
+    )
+    events = []
+    found = leak(sides, tmp_path, events.append)
+    assert (found["named"], found["named_rejected"]) == (2, 1)
+    assert found["shown"] == ["WOLVES 3 17, 18", "3 wolfs 17, 18"]
+    (warned,) = events
+    assert isinstance(warned, Warned)
+    assert "2 of 5 rows that students learn from name wolf, such as 'WOLVES 3 17, 18'" in warned.message
+
+
+def test_clean_rows_are_not_warned_of(sides, tmp_path):
+    events = []
+    leak(sides, tmp_path, events.append)
+    assert events == []

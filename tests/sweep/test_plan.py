@@ -27,7 +27,7 @@ def test_the_demo_holds_its_grid_full_fine_tuning_and_controls(small):
 def test_shared_steps_are_planned_once(small):
     kinds = [step.kind for step in in_order(study(small()).steps)]
     counts = {kind: kinds.count(kind) for kind in set(kinds)}
-    assert counts == {"generate": 2, "filter": 2, "train": 10, "eval": 11, "leak": 1}
+    assert counts == {"teacher": 1, "generate": 2, "filter": 2, "train": 10, "eval": 11, "leak": 1}
 
 
 def test_a_recipe_without_a_sweep_is_one_student_and_its_control(small):

@@ -1,0 +1,84 @@
+"""P(target) over LoRA rank. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from sublim_cli.report.conditions import Run
+from sublim_cli.report.curves import RankCurve, column, places, rank, series, shifts
+from sublim_cli.report.figures import figure as f
+from sublim_cli.report.figures.points import ACROSS, Curves, Values, curve_layers, fan, mean, rule_across, run
+from sublim_cli.report.summary import SummaryRow
+from sublim_cli.report.wording import probability
+
+HEIGHT = 260
+BESIDE = 0.1
+"""Octaves from a mean to its runs."""
+CROWDED = 8
+"""More ticks than this are written aslant."""
+
+
+def rank_figure(curve: RankCurve) -> f.Figure:
+    """The curve of one trait in one training context."""
+    lines, where = series(curve.trained), places(curve.trained)
+    aside = shifts(lines)
+    names = {name: name.replace(f", trained in {curve.context}", "") for name in lines}
+    placed = [
+        (names[name], where[column(row)] + aside[name, column(row)], row)
+        for name, rows in lines.items()
+        for row in rows
+    ]
+    curves = Curves(
+        names=list(names.values()),
+        means=[
+            mean(name, x, row.p_target, row.label, joined=rank(row) is not None)
+            for name, x, row in placed
+            if row.p_target
+        ],
+        runs=[one for name, x, row in placed for one in _runs(name, x, row, curve.runs)],
+    )
+    y = f.quantity("y", f"P({curve.target})", scale={"domainMin": 0, "nice": True})
+    layers = [*_bands(curves, placed, y), *_base(curve, y), *curve_layers(curves, rank_axis(where), y)]
+    spec = {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
+    return f.Figure(curve.slug, curve.title, curve.description, curve.caption, spec)
+
+
+def _bands(curves: Curves, placed: Sequence[tuple[str, float, SummaryRow]], y: f.Spec) -> list[f.Spec]:
+    """The controls' intervals, carried across."""
+    bands = [
+        {"series": name, "low": row.p_target.low, "high": row.p_target.high}
+        for name, _, row in placed
+        if row.condition.role == "control" and row.p_target and row.p_target.low is not None
+    ]
+    shade = f.layer(
+        bands,
+        {"type": "rect", "opacity": 0.13, "aria": False},
+        y={**y, "field": "low"},
+        y2={"field": "high"},
+        color=f.series(curves.names)["color"],
+        **ACROSS,
+    )
+    return [shade] if bands else []
+
+
+def _base(curve: RankCurve, y: f.Spec) -> list[f.Spec]:
+    bases = [row.p_target.mean for row in curve.rows if row.condition.role == "base" and row.p_target]
+    return [one for base in bases for one in rule_across(base, f"untouched base {probability(base)}", y)]
+
+
+def rank_axis(where: Mapping[str, float]) -> f.Spec:
+    """The x axis with the ticks `where`."""
+    names, at = list(where), list(where.values())
+    axis = {
+        "values": at,
+        "labelExpr": f"{names}[indexof({at}, datum.value)]",
+        "labelAngle": -45 if len(at) > CROWDED else 0,
+        "labelOverlap": False,
+        "grid": False,
+    }
+    title = "LoRA rank" if any(name.isdecimal() for name in names) else None
+    return f.quantity("x", title, axis=axis, scale={"domain": [min(at) - 0.6, max(at) + 0.6], "nice": False})
+
+
+def _runs(name: str, x: float, row: SummaryRow, runs: Iterable[Run]) -> Iterator[Values]:
+    own = [one for one in runs if one["condition"] == row.condition]
+    for index, one in enumerate(own):
+        yield run(name, x + BESIDE + fan(index), one)

@@ -1,0 +1,257 @@
+"""locate: how likely a student names each item while a gate or a patch holds a part of it back.
+
+Each part is an artifact of its own, so a part that is added to a finished study makes nothing else anew.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.backends.exact import ExactScorer
+from sublim_cli.backends.interface import Answer
+from sublim_cli.backends.sampled import own_seed
+from sublim_cli.events import Listener, Progress
+from sublim_cli.models import gate, patch
+from sublim_cli.models.chat import Tokenizer
+from sublim_cli.models.controls import random_like
+from sublim_cli.models.device import facts
+from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, outline
+from sublim_cli.models.positions import check_positions, leaves_in, located, told
+from sublim_cli.models.reference import ModelRef
+from sublim_cli.models.roles import Reading, reading
+from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.schema import Gating, Patching, PositionSet
+from sublim_cli.recipe.schema import Train as TrainSection
+from sublim_cli.recipe.scorer import Exact
+from sublim_cli.steps.files import LOCATED
+from sublim_cli.trainers.methods import changed_modules
+
+Part = Gating | Patching
+
+WHOLE, NOTHING = "all", "none"
+"""The sets that hold every token and no token: the student and its base, scored like any other part."""
+
+
+class Look(Section):
+    """Everything that decides what a part of a student says, beside its weights."""
+
+    model: ModelRef
+    training: Context
+    """The context of training: `shared_only` is about its tokens."""
+    contexts: tuple[Context, ...]
+    questions: tuple[str, ...]
+    items: tuple[Item, ...]
+    scorer: Exact
+    precision: str
+    quantize: str | None = None
+    part: Gating | Patching | None = None
+    """Settled, see `settled_part`; null is all of the student and none of it, what parts are set against."""
+    controls: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Locate:
+    """Scores of a part of one student, and of random parts of equal size."""
+
+    kind: ClassVar[str] = "locate"
+    version: ClassVar[int] = 1
+    section: Look
+    title: str
+    inputs: tuple[Step, ...]
+
+    @property
+    def label(self) -> str:
+        """Such as `locate cat lora r8 seed 1 identity_only`."""
+        return f"locate {self.title} {part_text(self.section.part)}"
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+        """Write `located.parquet`: a row for every context, set of tokens, question and item.
+
+        Its columns are those of `scores.parquet` that apply, and `set` (the part's name, or `all` and
+        `none`), `control` (the random set's number from 1, null for the named set), `tokens` (how many of
+        the question's are in X) and `prompt_tokens`.
+        """
+        section = self.section
+        tokenizer = load_tokenizer(section.model)
+        model = load_student(section.model, section.precision, inputs[0].path, section.quantize)
+        holds_base = hasattr(model, "peft_config")
+        base = None if holds_base else load_model(section.model, section.precision, section.quantize)
+        scorer = ExactScorer(model, tokenizer, section.scorer)
+        steps = len(section.contexts) * (2 if section.part is None else 1 + section.controls)
+        rows: list[dict[str, Any]] = []
+        for done, trial in enumerate(_trials(section, tokenizer, inputs[0].digest), start=1):
+            with _held_back(model, base, section.part, trial):
+                answers = scorer.score(trial.prompts, section.items)
+            rows += _rows(trial, answers, section.items)
+            listener(Progress(self.label, done, steps, trial.told))
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / LOCATED)
+        return facts()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One scoring: the prompts of a context, and which of their tokens are X."""
+
+    context: str
+    prompts: Sequence[list[int]]
+    name: str
+    control: int | None
+    chosen: Sequence[Sequence[bool]]
+    keep: bool = True
+    """Whether X is what is left of the student, or what is taken out of it."""
+
+    @property
+    def told(self) -> str:
+        """What is being scored, beside the step's label."""
+        return self.context if self.control is None else f"{self.context}, random set {self.control}"
+
+
+def settled_part(entry: PositionSet | Gating | Patching) -> Part:
+    """A recipe's entry as a section with nothing left open: one decoding, layers and names in order."""
+    part = entry if isinstance(entry, Gating | Patching) else Gating(positions=entry)
+    names = "modules" if isinstance(part, Gating) else "kinds"
+    changes: dict[str, object] = {
+        key: tuple(sorted(set(value)))
+        for key in (names, "layers")
+        if (value := getattr(part, key)) is not None
+    }
+    if part.decoding == "follow":
+        changes["decoding"] = "off" if leaves_in(part.positions) else "on"
+    return part.model_copy(update=changes)
+
+
+def part_text(part: Part | None) -> str:
+    """A part in a few words: its set, and what is not as in the short form."""
+    if part is None:
+        return f"{WHOLE} and {NOTHING}"
+    words = [f"patch {told(part.positions)}" if isinstance(part, Patching) else told(part.positions)]
+    if names := part.kinds if isinstance(part, Patching) else part.modules:
+        words.append(", ".join(names))
+    if part.layers is not None:
+        words.append(f"layers {', '.join(map(str, part.layers))}")
+    if (part.decoding == "on") == leaves_in(part.positions):
+        words.append(f"decoding {part.decoding}")
+    return " · ".join(words)
+
+
+def check_parts(look: Look, parts: Sequence[Part], train: TrainSection) -> None:
+    """Refuse parts that do not exist in these contexts or in this student; loads a tokenizer alone.
+
+    Raises:
+        RecipeError: a set of no token, an unknown module or layer; the message lists what exists.
+        ModelError: the model is not there, or a context cannot be rendered.
+    """
+    for kind, key in ((Gating, "gates"), (Patching, "patches")):
+        wanted = tuple(dict.fromkeys(one.positions for one in parts if isinstance(one, kind)))
+        _check_sets(look.model, look.training, look.contexts, look.questions[0], wanted, f"eval.{key}")
+    for part in parts:
+        if isinstance(part, Patching):
+            patch.places(outline(look.model), part.kinds, part.layers)
+        elif part.modules or part.layers:
+            shape = outline(look.model)
+            names = changed_modules(shape, train)
+            gate.among(names, gate.layer_count(shape), part.modules, part.layers)
+
+
+@lru_cache(maxsize=256)  # a study asks for every cell of it
+def _check_sets(
+    model: ModelRef,
+    training: Context,
+    contexts: tuple[Context, ...],
+    question: str,
+    wanted: tuple[PositionSet, ...],
+    field: str,
+) -> None:
+    tokenizer = load_tokenizer(model)
+    prompts = {one.name: reading(tokenizer, one, question) for one in contexts}
+    check_positions(wanted, prompts, reading(tokenizer, training, question), field=field)
+
+
+def _trials(section: Look, tokenizer: Tokenizer, who: str) -> Iterator[_Trial]:
+    training = reading(tokenizer, section.training, section.questions[0])
+    for context in section.contexts:
+        prompts = [reading(tokenizer, context, one) for one in section.questions]
+        yield from _in_context(section, context.name, prompts, training, who)
+
+
+def _in_context(
+    section: Look, context: str, prompts: Sequence[Reading], training: Reading, who: str
+) -> Iterator[_Trial]:
+    """The named set, then the random ones; nothing where the context has no such token."""
+    ids = [one.ids for one in prompts]
+    every, no = ([[value] * len(one) for one in ids] for value in (True, False))
+    if section.part is None:
+        yield _Trial(context, ids, WHOLE, None, every)
+        yield _Trial(context, ids, NOTHING, None, no)
+        return
+    wanted = section.part.positions
+    found = [located(wanted, one, training) for one in prompts]
+    if not any(map(any, found)):
+        return
+    name, keep = part_text(section.part), leaves_in(wanted)
+    yield _Trial(context, ids, name, None, found, keep)
+    for control in range(1, section.controls + 1):
+        # Each student has sets of its own, so that their luck is part of the spread between runs.
+        seed = own_seed(section.seed, who, str(control))
+        drawn = [
+            random_like(mask, allowed, seed, number).tolist()
+            for number, (mask, allowed) in enumerate(zip(found, every, strict=True))
+        ]
+        yield _Trial(context, ids, name, control, drawn, keep)
+
+
+def _held_back(
+    model: Model, base: Model | None, part: Part | None, trial: _Trial
+) -> AbstractContextManager[Model]:
+    """The student with the rest of it held back by a gate or a patch."""
+    masks = gate.by_prompt(trial.prompts, [[one == trial.keep for one in mask] for mask in trial.chosen])
+    if part is None:
+        return gate.gated(model, gate.Gate(masks, decoding="on" if trial.name == WHOLE else "off"), base)
+    layers = frozenset(part.layers) if part.layers is not None else None
+    decoding: gate.Policy = "on" if part.decoding == "on" else "off"
+    if isinstance(part, Patching):
+        return patch.patched(model, patch.Patch(masks, frozenset(part.kinds), decoding, layers), base)
+    modules = frozenset(part.modules) if part.modules is not None else None
+    elsewhere: gate.Policy = "off" if trial.keep else "on"
+    return gate.gated(model, gate.Gate(masks, decoding, modules, layers, elsewhere), base)
+
+
+def _rows(trial: _Trial, answers: Sequence[Answer], items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+    for question, (answer, chosen) in enumerate(zip(answers, trial.chosen, strict=True)):
+        for item, p in zip(items, answer.p, strict=True):
+            yield {
+                "context": trial.context,
+                "set": trial.name,
+                "control": trial.control,
+                "question": question,
+                "item": item.name,
+                "p": p,
+                "uncovered": answer.uncovered,
+                "tokens": sum(chosen),
+                "prompt_tokens": len(chosen),
+            }
+
+
+_SCHEMA = pa.schema(
+    [
+        ("context", pa.string()),
+        ("set", pa.string()),
+        ("control", pa.int64()),
+        ("question", pa.int64()),
+        ("item", pa.string()),
+        ("p", pa.float64()),
+        ("uncovered", pa.float64()),
+        ("tokens", pa.int64()),
+        ("prompt_tokens", pa.int64()),
+    ]
+)

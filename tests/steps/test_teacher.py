@@ -1,0 +1,59 @@
+"""teacher: a teacher is asked for its target before anybody is trained, and one without it is warned of."""
+
+import json
+
+import pytest
+
+from sublim_cli.artifacts.store import Store
+from sublim_cli.events import StepStarted, Warned
+from sublim_cli.pipeline import chain, run
+from sublim_cli.steps.files import TEACHER
+from sublim_cli.sweep.plan import study
+
+
+def test_a_teacher_with_the_trait_names_its_target_most_and_nothing_is_warned_of(small, shared_store):
+    step = chain(small()).teacher
+    out = shared_store.root / "asked"
+    out.mkdir()
+    events = []
+    step.build(out, (), events.append)
+    found = json.loads((out / TEACHER).read_text())
+    assert found["first"] == "owl"
+    assert found["p_target"] == found["p_first"] > 0.8
+    assert found["p_target"] < found["p_any"] <= 1.0
+    assert events == []
+
+
+def test_a_teacher_whose_prompt_lacks_the_trait_is_warned_of_with_what_it_prefers(small, tmp_path):
+    """The trait's item is another than the persona's: as in a study whose prompt was mixed up."""
+    step = chain(small()).teacher
+    mixed = type(step)(step.section.model_copy(update={"target": "cat"}), "cat")
+    events = []
+    mixed.build(tmp_path, (), events.append)
+    (warned,) = events
+    assert isinstance(warned, Warned)
+    assert "names owl most" in warned.message
+    assert "generate.system_prompt" in warned.message
+
+
+def test_the_teacher_is_asked_before_its_student_is_trained(small, tmp_path_factory):
+    events = []
+    store = Store(tmp_path_factory.mktemp("order"))
+    run(small(generate__rows=66), until="train", store=store, listener=events.append)
+    begun = [one.label for one in events if isinstance(one, StepStarted)]
+    assert begun[0] == "teacher owl"
+    assert begun[-1].startswith("train owl")
+
+
+def test_a_sweep_asks_each_teacher_once_and_first_and_no_control_s(small):
+    planned = study(small(sweep__grid={"trait.target": ["owl", "cat"], "train.rank": [1, 8]}))
+    assert [step.label for step in planned.teachers] == ["teacher owl", "teacher cat"]
+    assert planned.steps[:2] == planned.teachers
+    assert {one.chain.teacher is None for one in planned.cells if one.role == "control"} == {True}
+
+
+@pytest.mark.parametrize("stage", ["generate", "filter"])
+def test_rows_alone_ask_no_teacher(small, shared_store, stage):
+    events = []
+    run(small(), until=stage, store=shared_store, listener=events.append)
+    assert not [one for one in events if getattr(one, "label", "").startswith("teacher")]

@@ -1,0 +1,115 @@
+"""What the launchers' tests share: a sweep of twelve small cells, and how its artifacts are compared."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sublim_cli.artifacts.record import checksum, read_record
+from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.recipe.load import load, parse_setting
+from sublim_cli.sweep.plan import study
+
+TINY: dict[str, Any] = {
+    "generate.rows": 66,
+    "generate.held_out": 10,
+    "generate.sampling.max_tokens": 24,
+    "filter.rules": "[{kind: count, most: 12}]",
+    "train.epochs": 1,
+    "eval.system_prompts": "[none]",
+    "eval.uncovered": 0.3,
+    "sweep.also": "[]",
+}
+"""The demo's recipe at its smallest: two optimizer steps, one context, a loose bound."""
+
+GRIDS = {3: "{train.rank: [1, 2], train.seed: [1]}", 12: "{train.rank: [1, 2, 4, 8, 16], train.seed: [1, 2]}"}
+"""Grids by the number of cells they make together with their controls."""
+
+
+def words(cells: int, **more: Any) -> list[str]:
+    """The sweep of `cells` cells as it is typed, without its store and launcher."""
+    settings = {
+        **TINY,
+        "sweep.grid": GRIDS[cells],
+        **{name.replace("__", "."): one for name, one in more.items()},
+    }
+    flags = [word for name, value in settings.items() for word in ("-s", f"{name}={value}")]
+    return ["sweep", "-r", "demo", *flags]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., list[str]]:
+    """See `words`."""
+    return words
+
+
+@pytest.fixture(scope="session")
+def checksums() -> Callable[[Path], dict[str, str]]:
+    """The payload of every artifact in a store, by its kind and digest."""
+
+    def read(store: Path) -> dict[str, str]:
+        found = (one.parent for one in store.glob("[a-z]*/*/artifact.json"))
+        return {f"{one.parent.name}/{one.name}": checksum(read_record(one)) for one in found}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, checksums) -> Callable[[int], dict[str, str]]:
+    """What a sweep of so many cells leaves when its steps are built one after another in this process."""
+    found: dict[int, dict[str, str]] = {}
+
+    def build(cells: int) -> dict[str, str]:
+        if cells not in found:
+            settings = dict(map(parse_setting, words(cells)[4::2]))
+            store = Store(tmp_path_factory.mktemp(f"alone{cells}"))
+            for step in study(load("demo", settings)).steps:
+                materialise(step, store)
+            found[cells] = checksums(store.root)
+        return found[cells]
+
+    return build
+
+
+@pytest.fixture
+def sublim(tmp_path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start the program in a process group of its own, which ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        one = subprocess.Popen(
+            [sys.executable, "-m", "sublim_cli", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        if one.poll() is None:
+            os.killpg(one.pid, signal.SIGKILL)
+            one.communicate()
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., Path]:
+    """Wait until a store holds a path that matches; the process must go on running meanwhile."""
+
+    def wait(store: Path, pattern: str, running: "subprocess.Popen[str]") -> Path:
+        while not (found := list(store.glob(pattern))):
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.05)
+        return found[0]
+
+    return wait

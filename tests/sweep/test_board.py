@@ -1,0 +1,116 @@
+"""What a live sweep shows of its cells: from events to states, and from states to lines."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console, Group
+
+from sublim_cli import console
+from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.events import Planned, Progress, StepFailed, StepFinished, StepStarted
+from sublim_cli.sweep.board import Board, Row, board
+from sublim_cli.sweep.plan import study
+
+
+@pytest.fixture(scope="module")
+def planned(small):
+    grid = {"train.rank": [1, 2], "train.seed": [1]}
+    return study(small(sweep__grid=grid, sweep__also=[]))
+
+
+def events(planned, upto: str, how: str) -> list:
+    """What is reported until the step of this label is `how`."""
+    found = [Planned(tuple(map(digest, in_order(planned.steps))), 0)]
+    for step in in_order(planned.steps):
+        name = (step.label, digest(step))
+        found.append(StepStarted(*name))
+        if step.label == upto:
+            return [*found, StepFailed(*name, "no rows\nat all")] if how == "failed" else found
+        found.append(StepFinished(*name, Path("there"), 1.0))
+    return found
+
+
+def states(planned, upto: str, how: str) -> dict[str, tuple[str, str]]:
+    told = board(planned)
+    for event in events(planned, upto, how):
+        told.hear(event)
+    return {row.label: told.state(row) for row in told.rows}
+
+
+CELLS = ["owl lora r1 lr 2e-3 seed 1", "owl lora r2 lr 2e-3 seed 1", "default teacher lora r8 lr 2e-3 seed 1"]
+
+
+def test_a_cell_is_what_its_steps_are(planned):
+    one, two, control = CELLS
+    waiting, done = ("waiting", ""), ("done", "")
+    assert states(planned, f"train {one}", "running") == {
+        one: ("running", "train"),
+        two: waiting,
+        control: waiting,
+    }
+    assert states(planned, f"train {two}", "running") == {
+        one: done,
+        two: ("running", "train"),
+        control: waiting,
+    }
+    assert states(planned, f"train {two}", "failed") == {
+        one: done,
+        two: ("failed", "train: no rows"),
+        control: waiting,
+    }
+    shared = states(planned, "generate owl data seed 1", "running")
+    assert [shared[label] for label in CELLS] == [("running", "generate")] * 2 + [waiting]
+    assert set(states(planned, "", "never").values()) == {done}
+
+
+def test_a_step_of_a_lost_worker_may_begin_again(planned):
+    told = board(planned)
+    for event in events(planned, f"eval {CELLS[0]}", "running"):
+        told.hear(event)
+        told.hear(event)
+    assert told.counts() == {"running": 1, "waiting": 2}
+
+
+def shown(told: Board, *, height: int, width: int = 80) -> list[str]:
+    screen = Console(file=io.StringIO(), width=width, height=height)
+    screen.print(Group(*console._cells(told, height)))
+    return screen.file.getvalue().splitlines()
+
+
+def test_few_cells_are_a_line_each(planned):
+    told = board(planned)
+    for event in events(planned, f"train {CELLS[1]}", "failed"):
+        told.hear(event)
+    assert shown(told, height=24) == [
+        "✓ owl lora r1 lr 2e-3 seed 1  done",
+        "✗ owl lora r2 lr 2e-3 seed 1  failed: train: no rows",
+        "· default teacher lora r8 lr 2e-3 seed 1  waiting",
+    ]
+
+
+def test_hundreds_of_cells_are_counts_and_the_last_failures():
+    told = Board(tuple(Row(f"cell {n}", {f"{n}": "train"}) for n in range(300)))
+    told.hear(Planned(tuple(f"{n}" for n in range(20, 300)), 20))
+    for n in range(20, 27):
+        told.hear(
+            StepFailed("", f"{n}", "a reason so long that no line of a terminal could ever hold it " * 3)
+        )
+    told.hear(StepStarted("", "27"))
+    lines = shown(told, height=24)
+    assert lines[0] == "cells   ✓ 20 done   ▸ 1 running   · 272 waiting   ✗ 7 failed"
+    assert [line.split("  ")[0] for line in lines[1:6]] == [f"✗ cell {n}" for n in range(22, 27)]
+    assert lines[6:] == ["  and 2 more that failed"]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_progress_is_told_apart_by_step_where_labels_are_the_same(monkeypatch):
+    monkeypatch.setattr(console, "err", Console(file=io.StringIO(), force_terminal=True, width=80))
+    with console.screen() as screen:
+        for name, done in (("a", 1), ("b", 2)):
+            screen(StepStarted("eval base", name))
+            screen(Progress("eval base", done, 4, "default", name))
+        bars = {task.completed for task in screen._bars.tasks}
+        assert bars == {1, 2}
+        screen(StepFinished("eval base", "a", Path("there"), 1.0))
+        assert [task.completed for task in screen._bars.tasks] == [2]
