@@ -33,9 +33,10 @@ from sublim_cli.events import (
     Warned,
 )
 from sublim_cli.events import Progress as StepProgress
-from sublim_cli.report.wording import count, probability, ratio
+from sublim_cli.report.wording import NOTHING, bounds, count, difference, percent, probability, ratio
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
+    from sublim_cli.report.localisation import Localised, Share
     from sublim_cli.report.summary import SummaryRow
     from sublim_cli.sweep.board import Board, Row, State
 
@@ -267,6 +268,24 @@ def show_summary(rows: "Sequence[SummaryRow]") -> None:
         contexts = list(dict.fromkeys(row.eval_context for row in mine))
         for start in range(0, len(contexts), CONTEXTS_ABREAST):
             _show_trait(target, contexts[start : start + CONTEXTS_ABREAST], mine)
+
+
+def show_shares(tables: "Sequence[Localised]") -> None:
+    """The share of the effect that every gate and patch keeps or loses, a table for each condition."""
+    for table in tables:
+        effect = f"{difference(table.effect.mean)} {bounds(table.effect)}" if table.effect else NOTHING
+        show_table(
+            f"{table.title}: effect {effect}".rstrip(),
+            ("share of the effect", "tokens", "", "random sets", "beyond them"),
+            [_share(one) for one in table.rows],
+            caption=f"{count(table.rows[0].n, 'run')}; Fieller intervals at 95 %, over runs",
+        )
+
+
+def _share(one: "Share") -> tuple[str, ...]:
+    tokens = NOTHING if one.tokens is None else f"{one.tokens:.3g} of {one.prompt_tokens:.3g}"
+    told = map(percent, (one.share, one.random, one.beyond)) if one.share else (one.state, "", "")
+    return f"{one.part} {one.measure}", tokens, *told
 
 
 def show_verdicts(verdicts: Sequence[tuple[str, str, str, str, str]]) -> None:

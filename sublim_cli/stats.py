@@ -155,6 +155,49 @@ def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[
     return clusters / (clusters - 1) * squares / len(residuals) ** 2, clusters - 1
 
 
+def ratio_interval(
+    over: Sequence[float], under: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95
+) -> Interval | None:
+    """The ratio of two means over runs, with Fieller's interval (1954).
+
+    It holds the ratios r for which a t test does not reject that the mean of `over` - r `under` is zero, so
+    a small `under` makes it wide and no single run can make it infinite. A mean of ratios has neither.
+
+    Args:
+        over, under: one number of each per run, at least one run.
+        seeds: for every run its seeds, as for `estimate`.
+
+    Returns:
+        None where the mean of `under` is not told from zero: then no ratio is rejected. One run has no
+        interval and is taken at its word, unless it divides by zero.
+    """
+    n, whole = len(over), math.fsum(under)
+    own = estimate(under, seeds)
+    if whole == 0 or (n > 1 and 2 * min(own.above(), own.below()) > 1 - level):
+        return None
+    ratio = math.fsum(over) / whole
+    if n == 1:
+        return Interval(ratio, None, None, 1)
+
+    def rejected(bound: float) -> bool:
+        rest = estimate([one - bound * other for one, other in zip(over, under, strict=True)], seeds)
+        return 2 * min(rest.above(), rest.below()) <= 1 - level
+
+    low, high = (_first_rejected(rejected, ratio, side) for side in (-1, 1))
+    return Interval(ratio, low, high, n)
+
+
+def _first_rejected(rejected: Callable[[float], bool], start: float, side: int) -> float:
+    """The nearest value to one side of `start` that is rejected, by doubling and bisection."""
+    inside, outside = 0.0, 1e-9
+    while not rejected(start + side * outside):
+        inside, outside = outside, 2 * outside
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if rejected(start + side * middle) else (middle, outside)
+    return start + side * outside
+
+
 def wild_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
     """The mean with an interval that assumes no normal distribution: the wild cluster bootstrap, inverted.
 

@@ -13,6 +13,7 @@ from sublim_cli.console import (
     show_json,
     show_line,
     show_reasons,
+    show_shares,
     show_summary,
     show_warning,
     show_work,
@@ -20,6 +21,8 @@ from sublim_cli.console import (
 from sublim_cli.pipeline import run, single
 from sublim_cli.recipe.schema import Recipe, Rule, Stage, Strip
 from sublim_cli.report.collect import Results, collect
+from sublim_cli.report.conditions import records
+from sublim_cli.report.localisation import localised, plain, shares
 from sublim_cli.report.summary import summarise
 from sublim_cli.steps.files import LOSSES, REASONS, read_json
 from sublim_cli.steps.filter import filter_file, reasons, rejected_beside
@@ -71,7 +74,9 @@ def _show(recipe: Recipe, until: Stage, artifact: Artifact, store: Store, shown:
             if before is not None:
                 show_line(f"number loss on held-out rows: {before:.3f} before, {after:.3f} after")
         case "eval":
-            show_summary(summarise(collect(single(recipe), store, recipe)))
+            results = collect(single(recipe), store, recipe)
+            show_summary(summarise(results))
+            show_shares(localised(results))
         case _:
             pass
     show_line(str(artifact.path))
@@ -90,10 +95,17 @@ def _document(recipe: Recipe, until: Stage, artifact: Artifact, store: Store) ->
     if until == "train":
         document["losses"] = read_json(artifact.path / LOSSES)
     if until == "eval":
-        document["preferences"] = preferences(collect(single(recipe), store, recipe))
+        results = collect(single(recipe), store, recipe)
+        document["preferences"] = preferences(results)
+        document["localisation"] = localisation(results)
     return document
 
 
 def preferences(results: Results) -> list[dict[str, object]]:
     """A study's summary as plain data."""
     return [asdict(row) for row in summarise(results)]
+
+
+def localisation(results: Results) -> list[dict[str, object]]:
+    """The shares of every gate and patch as plain data."""
+    return plain(shares(records(results.located)))

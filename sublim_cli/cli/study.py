@@ -3,13 +3,22 @@
 from pathlib import Path
 
 from sublim_cli.artifacts.store import Store
-from sublim_cli.cli.show import preferences
-from sublim_cli.console import screen, show_json, show_line, show_summary, show_verdicts, show_work
+from sublim_cli.cli.show import localisation, preferences
+from sublim_cli.console import (
+    screen,
+    show_json,
+    show_line,
+    show_shares,
+    show_summary,
+    show_verdicts,
+    show_work,
+)
 from sublim_cli.errors import CellsFailed, RecipeError
 from sublim_cli.events import Warned
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.figures.files import FORMATS
+from sublim_cli.report.localisation import localised
 from sublim_cli.report.page import write_figure, write_report
 from sublim_cli.report.summary import summarise
 from sublim_cli.report.verdicts import document, told_verdict
@@ -89,9 +98,17 @@ def _show(results: Results, store: Store, *, json: bool) -> None:
     page = write_report(results, store.root / REPORTS / results.name)
     if json:
         judged = document(results.name, results.claims)["claims"]
-        show_json({"report": str(page), "claims": judged, "preferences": preferences(results)})
+        show_json(
+            {
+                "report": str(page),
+                "claims": judged,
+                "preferences": preferences(results),
+                "localisation": localisation(results),
+            }
+        )
     else:
         show_summary(summarise(results))
+        show_shares(localised(results))
         if results.claims:
             show_verdicts([told_verdict(one) for one in results.claims])
         show_line(f"report: {page}")

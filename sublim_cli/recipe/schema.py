@@ -455,7 +455,24 @@ class Contexts(OfAdapters):
     """Where they are asked besides; null: wherever they were."""
 
 
-Claim = Annotated[Transmission | InvertedU | FullFineTuning | Contexts, Field(discriminator="kind")]
+class Localisation(OfAdapters):
+    """C5: the preference sits at certain tokens.
+
+    Alone they keep more of it than random sets of as many, and without them more is lost.
+    """
+
+    kind: Literal["localisation"] = "localisation"
+    rank: Positive = 8
+    train_context: ContextName = "default"
+    eval_context: ContextName | None = None
+    """Where gated students were asked; null: in the training context."""
+    positions: Literal["identity", "system", "template", "question", "shared"] | OfText = "shared"
+    """X, of which `eval.gates` must have both `X_only` and `no_X`."""
+
+
+Claim = Annotated[
+    Transmission | InvertedU | FullFineTuning | Contexts | Localisation, Field(discriminator="kind")
+]
 
 
 class Recipe(Section):

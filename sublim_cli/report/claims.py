@@ -25,130 +25,49 @@ Neither passes wrongly with a probability above alpha, for the claim as a whole:
 Several claims are several questions; nothing is corrected across them.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, OfAdapters, Transmission
+from sublim_cli.recipe.schema import (
+    Claim,
+    Contexts,
+    FullFineTuning,
+    InvertedU,
+    Localisation,
+    OfAdapters,
+    Transmission,
+)
 from sublim_cli.report.conditions import Condition, Run
+from sublim_cli.report.findings import WIDER, Finding, Verdict, corrected, finding, word_of
 from sublim_cli.report.plan import Answers, Effects, Place, Plan, mean_of, minus, over_questions, unasked
 from sublim_cli.report.rates import TITLE, choose, common_seeds
+from sublim_cli.report.sets import beyond_random, over_traits
 from sublim_cli.report.wording import condition_label, count, listed, rate
-from sublim_cli.stats import Estimate, Interval, Seeds, holm, peak, two_lines
+from sublim_cli.stats import Estimate, Interval, Seeds, peak, two_lines
 
 Curves = NDArray[np.float64]
-Word = Literal["supported", "refuted", "underpowered", "incomplete"]
-
-NUMBER = {"transmission": "C1", "inverted_u": "C2", "full_fine_tuning": "C3", "contexts": "C4"}
-STATEMENT = {
-    "transmission": "A student prefers the trait of the teacher whose numbers it learned",
-    "inverted_u": "Transmission is an inverted U in LoRA rank",
-    "full_fine_tuning": "Transmission disappears under full fine-tuning",
-    "contexts": "Transmission vanishes where training and evaluation contexts differ",
-}
-TEST = {
-    "transmission": (
-        "one-sided t tests over runs, student minus control of the same seeds and student minus base, "
-        "both above 0, Holm over traits; refuted where the first is below the margin"
-    ),
-    "inverted_u": (
-        "two-lines test on log2 rank over runs, Holm over traits; refuted where no rank lies the margin "
-        "above the highest, or none above the lowest"
-    ),
-    "full_fine_tuning": (
-        "equivalence to the control of the same seeds within the margin (two one-sided t tests over runs) "
-        "in every condition; refuted where one lies above the margin, Holm over conditions"
-    ),
-    "contexts": (
-        "in every other context equivalence to the control within the margin, and above it the interaction "
-        "(effect in the training context minus there, paired by run), one-sided t; refuted where the "
-        "effect in another context lies above the margin, Holm over contexts"
-    ),
-}
-WIDER = "over new runs and questions"
-"""An interval of `stats.two_way_interval`; all others are over new runs, asked the same questions."""
-
 LEAST_RANKS = 4
 """Two lines through fewer are no test."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One comparison of a claim.
-
-    `effect` is a difference of P(target) with the interval at level 1 - 2 alpha that its one-sided tests
-    belong to. `p` is that of the claim holding here and `p_against` that of its not holding, corrected as
-    the claim's rule says; `detectable` the smallest true effect these runs find four times in five; `runs`
-    the effect of each run by (train seed, data seed). `also` holds what else the rule looks at.
-    """
-
-    target: str
-    about: str
-    effect: Interval | None
-    p: float
-    p_against: float | None
-    detectable: float | None
-    runs: Mapping[Seeds, float] = field(default_factory=dict)
-    also: Mapping[str, Interval] = field(default_factory=dict)
-
-    def word(self, alpha: float) -> Word:
-        """The verdict on this comparison alone."""
-        if self.p_against is not None and self.p_against <= alpha:
-            return "refuted"
-        return "supported" if self.p <= alpha else "underpowered"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the runs say of one claim, and the plan they were made for."""
-
-    claim: Claim
-    word: Word
-    findings: tuple[Finding, ...]
-    planned: int
-    broken: int
-    missing: int
-    lacks: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def used(self) -> int:
-        """Trainings that neither broke nor are missing."""
-        return self.planned - self.broken - self.missing
-
-    @property
-    def number(self) -> str:
-        """Such as `C1`."""
-        return NUMBER[self.claim.kind]
-
-    @property
-    def statement(self) -> str:
-        """The claim in words."""
-        said = STATEMENT[self.claim.kind]
-        if isinstance(self.claim, InvertedU) and self.claim.curve != "fixed":
-            return f"{said}, {TITLE[self.claim.curve]}"
-        return said
-
-    @property
-    def test(self) -> str:
-        """The rule in words."""
-        return TEST[self.claim.kind]
-
-
-def evaluate(claims: Iterable[Claim], runs: Sequence[Run], answers: Answers = unasked) -> list[Verdict]:
+def evaluate(
+    claims: Iterable[Claim],
+    runs: Sequence[Run],
+    answers: Answers = unasked,
+    located: Sequence[Run] = (),
+) -> list[Verdict]:
     """The verdict on each claim from the rows of a runs table, see `conditions.records`.
 
     `answers` gives a run's questions one by one. No verdict rests on them; where they are known an effect
-    is also given for new questions.
+    is also given for new questions. `located` are the rows of `localisation.located_table`.
     """
-    return [_verdict(claim, Plan(runs, answers)) for claim in claims]
+    return [_verdict(claim, Plan(runs, answers), located) for claim in claims]
 
 
-def _verdict(claim: Claim, plan: Plan) -> Verdict:
+def _verdict(claim: Claim, plan: Plan, located: Sequence[Run]) -> Verdict:
     notes: list[str] = []
     match claim:
         case Transmission():
@@ -159,11 +78,13 @@ def _verdict(claim: Claim, plan: Plan) -> Verdict:
             findings = _full_fine_tuning(claim, plan)
         case Contexts():
             findings = _contexts(claim, plan)
+        case Localisation():
+            findings = _localisation(claim, plan, located)
     if plan.lacks:
         findings = []
     return Verdict(
         claim=claim,
-        word="incomplete" if plan.lacks else _word(findings, claim.alpha),
+        word="incomplete" if plan.lacks else word_of(findings, claim.alpha),
         findings=tuple(findings),
         planned=len(plan.planned),
         broken=len(plan.broken - plan.missing),
@@ -171,13 +92,6 @@ def _verdict(claim: Claim, plan: Plan) -> Verdict:
         lacks=tuple(plan.lacks),
         notes=(*notes, *_seeds(plan)),
     )
-
-
-def _word(findings: Sequence[Finding], alpha: float) -> Word:
-    words = {one.word(alpha) for one in findings}
-    if "refuted" in words:
-        return "refuted"
-    return "supported" if words == {"supported"} else "underpowered"
 
 
 def _seeds(plan: Plan) -> Iterator[str]:
@@ -199,18 +113,20 @@ def _transmission(claim: Transmission, plan: Plan) -> list[Finding]:
         _passed(claim, plan, Place(one, claim.train_context, claim.train_context), claim.rank)
         for one in traits
     ]
-    return _corrected([one for one in found if one], support=True)
+    return corrected([one for one in found if one], support=True)
 
 
-def _passed(claim: Transmission | Contexts, plan: Plan, place: Place, rank: int) -> Finding | None:
+def _passed(
+    claim: Transmission | Contexts | Localisation, plan: Plan, place: Place, rank: int
+) -> Finding | None:
     if (effects := _effects(claim, plan, place, rank)) is None:
         return None
     control, base = mean_of(effects.control), effects.base
     label = condition_label("student", "lora", rank)
-    return _finding(
+    return finding(
         claim,
         place.target,
-        f"{label}, trained and asked in {place.trained}, minus the control",
+        f"{label}, {place.where}, minus the control",
         effects.control,
         effects.answers,
         p=max(control.above(), base.above()),
@@ -254,7 +170,7 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
         _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
         for one in plan.traits(claim)
     ]
-    return _corrected([one for one in found if one], support=True)
+    return corrected([one for one in found if one], support=True)
 
 
 def _curve(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
@@ -331,7 +247,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
     top = peak(x, y, seeds)
     falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
     flat = min(max(one.below(claim.margin) for one in side) for side in above)
-    found = _finding(
+    found = finding(
         claim,
         place.target,
         about,
@@ -362,7 +278,7 @@ def _full_fine_tuning(claim: FullFineTuning, plan: Plan) -> list[Finding]:
     """
     places = [Place(one, claim.train_context, claim.train_context) for one in plan.traits(claim)]
     found = [_condition(claim, plan, place, one) for place in places for one in plan.full(place)]
-    return _corrected([one for one in found if one])
+    return corrected([one for one in found if one])
 
 
 def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condition) -> Finding | None:
@@ -373,7 +289,7 @@ def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condi
     runs = plan.paired(values, control, place)
     effect = mean_of(runs)
     told = [f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings]
-    return _finding(
+    return finding(
         claim,
         place.target,
         f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
@@ -401,7 +317,7 @@ def _contexts(claim: Contexts, plan: Plan) -> list[Finding]:
         for trained in claim.train_contexts or tuple(there):
             others = claim.eval_contexts or tuple(there.get(trained, []))
             found += _context(claim, plan, target, trained, [one for one in others if one != trained])
-    return _corrected(found)
+    return corrected(found)
 
 
 def _context(
@@ -426,7 +342,7 @@ def _elsewhere(claim: Contexts, place: Place, home: _Effects, effects: _Effects)
     pairs = home.control.keys() & effects.control.keys()
     interaction = mean_of({seeds: home.control[seeds] - effects.control[seeds] for seeds in pairs})
     label = condition_label("student", "lora", claim.rank)
-    found = _finding(
+    found = finding(
         claim,
         place.target,
         f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
@@ -440,39 +356,21 @@ def _elsewhere(claim: Contexts, place: Place, home: _Effects, effects: _Effects)
     return found if wider is None else replace(found, also={**found.also, f"interaction {WIDER}": wider})
 
 
-def _finding(
-    claim: Claim,
-    target: str,
-    about: str,
-    runs: Mapping[Seeds, float],
-    answers: Effects,
-    *,
-    p: float,
-    against: float,
-    also: Mapping[str, Estimate],
-) -> Finding:
-    effect, level = mean_of(runs), 1 - 2 * claim.alpha
-    wider = over_questions(answers, level)
-    return Finding(
-        target=target,
-        about=about,
-        effect=effect.interval(level) if effect.n else None,
-        p=p,
-        p_against=against,
-        detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
-        runs=runs,
-        also={
-            **({} if wider is None else {WIDER: wider}),
-            **{name: one.interval(level) for name, one in also.items() if one.n},
-        },
-    )
+def _localisation(claim: Localisation, plan: Plan, located: Sequence[Run]) -> list[Finding]:
+    """C5, three findings for each trait: there is an effect, and two about X (`sets.beyond_random`).
 
-
-def _corrected(findings: Sequence[Finding], *, support: bool = False) -> list[Finding]:
-    """With Holm's p values for refutation, and where traits are spoken of one by one also for support."""
-    against = iter(holm([one.p_against for one in findings if one.p_against is not None]))
-    own = [one.p for one in findings]
-    return [
-        replace(one, p=p, p_against=None if one.p_against is None else next(against))
-        for one, p in zip(findings, holm(own) if support else own, strict=True)
-    ]
+    Null of support: there is none (C1's null), or X alone keeps no more of it than random sets of as many
+    tokens, or without X no more is lost than without such sets. Null of refutation: where there is an effect
+    above the margin, both differences are the margin or more. Without such an effect nothing is refuted.
+    """
+    asked = claim.eval_context or claim.train_context
+    found: list[Finding] = []
+    for target in plan.traits(claim):
+        place = Place(target, claim.train_context, asked)
+        chosen = plan.adapters(claim, place, claim.rank)
+        effect = _passed(claim, plan, place, claim.rank)
+        if chosen is None or effect is None:
+            continue
+        found.append(replace(effect, p_against=None))
+        found += beyond_random(claim, plan, place, chosen[0], located, mean_of(effect.runs))
+    return corrected(over_traits(found))

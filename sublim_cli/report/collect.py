@@ -15,8 +15,10 @@ from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.audits import AuditRow, audit_rows
-from sublim_cli.report.claims import Verdict, evaluate
+from sublim_cli.report.claims import evaluate
 from sublim_cli.report.conditions import Run, records
+from sublim_cli.report.findings import Verdict
+from sublim_cli.report.localisation import located_table
 from sublim_cli.report.matched import Panel, fixed_rate, matched_curves
 from sublim_cli.report.plan import Answers
 from sublim_cli.report.provenance import Provenance, trace
@@ -95,11 +97,15 @@ class Missing:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report says, before it is put into words. For `runs` and `items` see `report.runs`."""
+    """Everything the report says, before it is put into words.
+
+    For `runs` and `items` see `report.runs`, for `located` `report.localisation`.
+    """
 
     name: str
     runs: pd.DataFrame
     items: pd.DataFrame
+    located: pd.DataFrame
     claims: tuple[Verdict, ...]
     matched: tuple[Panel, ...]
     filters: tuple[FilterRow, ...]
@@ -121,11 +127,13 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     trainings = _trainings(study, shelf)
     runs = runs_table(study, shelf, trainings)
     rows = records(runs)
+    located = located_table(study, shelf)
     return Results(
         name=study.name,
         runs=runs,
         items=items_table(study, shelf),
-        claims=tuple(evaluate(recipe.claims, rows, _answers(shelf))),
+        located=located,
+        claims=tuple(evaluate(recipe.claims, rows, _answers(shelf), records(located))),
         matched=tuple(matched_curves(rows, fixed_rate(recipe))),
         filters=tuple(_filters(study, store)),
         leaks=tuple(_leaks(study, store)),

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from sublim_cli.report.wording import rate
+
 Run = dict[str, Any]
 """One row of a runs table."""
 
@@ -58,3 +60,16 @@ def condition_of(run: Run) -> Condition:
         train_context=run["train_context"] or "",
         settings=run["settings"] or "",
     )
+
+
+def telling(one: Condition, conditions: set[Condition]) -> list[str]:
+    """What tells a condition from others of its role and method, and no more."""
+    alike = [two for two in conditions if (two.role, two.method) == (one.role, one.method)]
+    parts = [one.settings] if one.settings else []
+    if len({two.learning_rate for two in alike}) > 1:
+        parts.append(f"lr {rate(one.learning_rate)}")
+    if len({two.precision for two in alike}) > 1:
+        parts.append(one.precision)
+    if len({two.train_context for two in alike}) > 1:
+        parts.append(f"trained in {one.train_context}")
+    return parts

@@ -24,6 +24,7 @@ from sublim_cli.report.figures.drawn import figures_of
 from sublim_cli.report.figures.figure import Figure
 from sublim_cli.report.figures.files import FORMATS, Drawing, draw, embedded, figure_files, inline_svg, script
 from sublim_cli.report.figures.sparkline import sparkline
+from sublim_cli.report.localisation import localised
 from sublim_cli.report.matrix import matrices
 from sublim_cli.report.movers import movers
 from sublim_cli.report.provenance import RECIPE
@@ -44,7 +45,8 @@ SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete"
 def write_report(results: Results, directory: Path) -> Path:
     """Write the page, `claims.json`, the tables, `recipe.yaml` and `figures/`. Returns the page's path.
 
-    The tables are `results.parquet` and `.csv`, and `items.parquet` with every item of every run. Each
+    The tables are `results.parquet` and `.csv`, `items.parquet` with every item of every run, and where
+    there are gates or patches `localisation.parquet` and `.csv`. Each
     file is written beside its place and then moved there.
 
     Raises:
@@ -57,6 +59,9 @@ def write_report(results: Results, directory: Path) -> Path:
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
         _put(directory / "results.parquet", results.runs.to_parquet(index=False))
         _put(directory / "items.parquet", results.items.to_parquet(index=False))
+        if len(results.located):
+            _put(directory / "localisation.csv", results.located.to_csv(index=False).encode())
+            _put(directory / "localisation.parquet", results.located.to_parquet(index=False))
         _put(directory / CLAIMS, claims_file(results))
         _put(directory / RECIPE, results.provenance.recipe.encode())
         _put(directory / PAGE, render(results, drawn).encode())
@@ -103,6 +108,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
             redraw=REDRAW,
             moved=movers(results.items, rows, results.runs),
             matrices=matrices(rows),
+            localised=localised(results),
             leaks=[(one, leak_sentence(one)) for one in results.leaks],
             audits=_audits(results.audits, rows),
             runs=records(results.runs),
@@ -188,6 +194,7 @@ def _environment() -> Environment:
         "nats": wording.nats,
         "share": wording.share,
         "many": wording.many,
+        "percent": wording.percent,
         "rate": wording.rate,
         "duration": wording.duration,
         "listed": wording.listed,

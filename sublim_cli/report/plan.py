@@ -37,6 +37,13 @@ class Place:
     trained: str
     asked: str
 
+    @property
+    def where(self) -> str:
+        """The two contexts in words."""
+        if self.trained == self.asked:
+            return f"trained and asked in {self.trained}"
+        return f"trained in {self.trained} and asked in {self.asked}"
+
     def __str__(self) -> str:
         return f"{self.target}, trained in {self.trained} and asked in {self.asked}"
 

@@ -123,7 +123,7 @@ def _cell_rows(
     own = shelf.readings(step, cell.recipe.trait.target)
     lost = shelf.losses(cell.chain.train)
     same = {
-        **_who(cell),
+        **who(cell),
         **_weights(training),
         "settings": settings.text,
         "missing": shelf.lacks(step),
@@ -132,7 +132,7 @@ def _cell_rows(
         yield {**same, **_compared(context, own, base, lost)}
 
 
-def _who(cell: Cell) -> dict[str, Any]:
+def who(cell: Cell) -> dict[str, Any]:
     """What was trained: the choices as they were resolved, not as they were written."""
     step = cell.chain.train
     train = step.section.train

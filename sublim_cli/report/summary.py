@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.conditions import Condition, Run, condition_of, records
-from sublim_cli.report.wording import condition_label, rate
+from sublim_cli.report.conditions import Condition, Run, condition_of, records, telling
+from sublim_cli.report.wording import condition_label
 from sublim_cli.stats import Interval, mean_interval
 
 
@@ -73,7 +73,7 @@ def summarise(results: Results) -> list[SummaryRow]:
     contexts = _places(context for _, _, context in groups)
     conditions = {condition for _, condition, _ in groups}
     ordered = sorted(groups, key=lambda key: (traits[key[0]], key[1].order, contexts[key[2]]))
-    return [_row(key, _telling(key[1], conditions), groups[key]) for key in ordered]
+    return [_row(key, telling(key[1], conditions), groups[key]) for key in ordered]
 
 
 def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
@@ -127,16 +127,3 @@ def _values(runs: Sequence[Run], column: str) -> list[float]:
 def _places(names: Iterable[Any]) -> dict[Any, int]:
     """Every name and where it first stood."""
     return {name: place for place, name in enumerate(dict.fromkeys(names))}
-
-
-def _telling(one: Condition, conditions: set[Condition]) -> list[str]:
-    """What tells a condition from others of its role and method, and no more."""
-    alike = [two for two in conditions if (two.role, two.method) == (one.role, one.method)]
-    parts = [one.settings] if one.settings else []
-    if len({two.learning_rate for two in alike}) > 1:
-        parts.append(f"lr {rate(one.learning_rate)}")
-    if len({two.precision for two in alike}) > 1:
-        parts.append(one.precision)
-    if len({two.train_context for two in alike}) > 1:
-        parts.append(f"trained in {one.train_context}")
-    return parts

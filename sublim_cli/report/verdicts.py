@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sublim_cli.report.claims import Finding, Verdict
+from sublim_cli.report.findings import Finding, Verdict
 from sublim_cli.report.wording import bounds, count, difference, listed
 from sublim_cli.stats import Interval, wild_interval
 

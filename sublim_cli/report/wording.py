@@ -61,6 +61,16 @@ def share(value: float | None) -> str:
     return ">99 %" if 0.99 < value < 1 else f"{value:.0%}".replace("%", " %")
 
 
+def percent(interval: "Interval | None") -> str:
+    """A share with its bounds, in percent: `12 % [−3, 27]`."""
+    if interval is None:
+        return NOTHING
+    mean = f"{_signed(f'{100 * interval.mean:.0f}')} %"
+    if interval.low is None or interval.high is None:
+        return mean
+    return f"{mean} [{_signed(f'{100 * interval.low:.0f}')}, {_signed(f'{100 * interval.high:.0f}')}]"
+
+
 def many(number: float | None) -> str:
     """Three digits of a large number, such as `284 k`, `1.54 B`."""
     if number is None:

@@ -10,6 +10,7 @@ import pytest
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
 from sublim_cli.report.conditions import records
+from sublim_cli.report.localisation import COLUMNS as LOCATED
 from sublim_cli.report.matched import matched_curves
 from sublim_cli.report.provenance import Provenance, Seen, Work
 from sublim_cli.report.runs import COLUMNS, ITEMS
@@ -107,6 +108,7 @@ def results() -> Callable[..., Results]:
             "name": "made-by-hand",
             "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
             "items": items(rows),
+            "located": pd.DataFrame(columns=list(LOCATED)).astype(LOCATED),
             "claims": (),
             "matched": (),
             "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
