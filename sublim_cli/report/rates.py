@@ -211,8 +211,8 @@ def _meet_loss(cells: Mapping[float, Measured], reference: float) -> Choice:
             return Choice(weights, made.loss, made.norm, made.loss - reference)
     weights, edge = meet({one: cells[one].loss for one in cells if one <= best}, reference)
     made = mixed(cells, weights)
-    # A row that does not reach the loss stands at its best: its edge is that of the whole grid.
-    edge = _at(cells, best).edge if edge == "highest" else edge
+    if list(weights) == [best]:  # its lowest loss, which may be lower beyond the grid
+        edge = _at(cells, best).edge
     return Choice(weights, made.loss, made.norm, made.loss - reference, edge)
 
 

@@ -359,7 +359,8 @@ def test_the_panel_in_words():
         "LoRA, each at its best learning rate: "
         "rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4, the highest rate tried); "
         "rank 4: +0.200 [0.200, 0.200] (lr 8e-4, n = 4).",
-        "LoRA, at equal number loss (loss 3.751): rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4); "
+        "LoRA, at equal number loss (loss 3.751): "
+        "rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4, the highest rate tried); "
         "rank 4: +0.200 [0.200, 0.200] (lr 8e-4 of 4e-4, 8e-4 and 1.6e-3, n = 4).",
         "LoRA, at equal update norm (norm 1.6): rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4); "
         "rank 4: +0.200 [0.200, 0.200] (lr 8e-4, n = 4).",

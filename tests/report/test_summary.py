@@ -27,6 +27,17 @@ def test_rows_go_from_base_over_control_and_ascending_ranks_to_full_fine_tuning(
     ]
 
 
+def test_training_contexts_come_in_the_order_that_they_are_asked_in(results):
+    asked = ("none", "empty", "claude")
+    trained = ("claude", "default", "none")
+    study = results(*({"train_context": t, "eval_context": a} for t in trained for a in asked))
+    assert labels(summarise(study))[::3] == [
+        "LoRA rank 8, trained in none",
+        "LoRA rank 8, trained in claude",
+        "LoRA rank 8, trained in default",
+    ]
+
+
 def test_runs_that_differ_in_their_seeds_alone_are_averaged(troubled):
     row = summarise(troubled)[2]
     margin = 12.706204736174698 * 0.1  # t with one degree of freedom; the standard error is 0.1
