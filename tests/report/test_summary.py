@@ -80,7 +80,7 @@ def test_the_difference_is_to_the_base_in_the_same_context(results):
     [
         ({"learning_rate": 0.01}, ["LoRA rank 8, lr 2e-3", "LoRA rank 8, lr 1e-2"]),
         ({"precision": "bf16_mixed"}, ["LoRA rank 8, bf16_mixed", "LoRA rank 8, fp32"]),
-        ({"train_context": "claude"}, ["LoRA rank 8, trained in claude", "LoRA rank 8, trained in default"]),
+        ({"train_context": "claude"}, ["LoRA rank 8, trained in default", "LoRA rank 8, trained in claude"]),
         ({"alpha": 2.828, "settings": "train.alpha sqrt"}, ["LoRA rank 8, train.alpha sqrt", "LoRA rank 8"]),
         ({"settings": "train.epochs 9"}, ["LoRA rank 8", "LoRA rank 8, train.epochs 9"]),
     ],
