@@ -323,13 +323,13 @@ def tent(design: Design, fall: float) -> Callable[[float], float]:
     return lambda u: 0.3 * u / at if u <= at else 0.3 - fall * (u - at) / (1 - at)
 
 
-def of_steps(height: float) -> Truth:
-    """An inverted U in the norm of the update, whatever the rank."""
+def of_steps(height: float, width: float) -> Truth:
+    """An inverted U in the norm of the update, with its peak at twice that of the least loss, at any rank."""
 
     def truth(target: str, role: str, rank: int | None, rate: float | None, *_: str) -> float:
         if rank is None or rate is None:
             return 0.0
-        return height * math.exp(-((math.log(norm_of(rank, rate) / 3) / 0.6) ** 2))
+        return height * math.exp(-((math.log(norm_of(rank, rate) / 3) / width) ** 2))
 
     return truth
 
@@ -374,10 +374,10 @@ def curve_powers(design: Design) -> Iterator[Scenario]:
 
 
 def by_steps(design: Design) -> Iterator[Scenario]:
-    """What each curve makes of an inverted U in the steps alone, which no rank has a part in."""
-    for claim in (InvertedU(), *CURVES):
-        for counts in ("supported", "refuted"):
-            yield Scenario(claim, design, "0.3 at a norm of 3, whatever the rank", of_steps(0.3), counts)
+    """How often each curve takes an inverted U in the steps alone for one in rank."""
+    for claim, width in product((InvertedU(), *CURVES), (1.0, 1.5)):
+        says = f"0.3 at a norm of 3, a third of it {math.exp(width):.1f} times from there"
+        yield Scenario(claim, design, says, of_steps(0.3, width), "supported")
 
 
 def errors(design: Design) -> Iterator[Scenario]:
