@@ -13,6 +13,7 @@ from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.shipped import find, shipped, summary
 from sublim_cli.report.claims import evaluate
 from sublim_cli.report.conditions import records
+from sublim_cli.report.localisation import located_table
 from sublim_cli.report.readings import Shelf
 from sublim_cli.report.runs import runs_table
 from sublim_cli.sweep.plan import study
@@ -41,9 +42,12 @@ def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Pat
     """With a value for every planned run no claim lacks a cell."""
     recipe = with_few_seeds(name)
     planned = runs_table(study(recipe), Shelf(Store(tmp_path), {}), {})
+    parts = records(located_table(study(recipe), Shelf(Store(tmp_path), {})))
+    kept = {"p_target": 0.2, "amount": 0.1, "effect": 0.2, "missing": ""}
+    located = [{**part, **kept, "control": control} for part in parts for control in (None, 1)]
     values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
     runs = [{**run, **values} for run in records(planned)]
-    for verdict in evaluate(recipe.claims, runs):
+    for verdict in evaluate(recipe.claims, runs, located=located):
         assert verdict.lacks == ()
         assert all(one.effect is not None and one.effect.n == 2 for one in verdict.findings)
 
