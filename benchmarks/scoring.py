@@ -20,6 +20,7 @@ from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.tokens import pieces, stops, text
+from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.device import device
@@ -89,7 +90,9 @@ def main() -> None:
     ways: dict[str, Callable[[Prompts], list[float]]] = {
         "exact": lambda prompts: _any(ExactScorer(model, TOKENIZER, exact).score(prompts, ITEMS)),
         "generate": lambda prompts: by_hand(model, prompts, given.samples, sampled.sampling.max_tokens),
-        "sampled": lambda prompts: _any(SampledScorer(model, TOKENIZER, sampled).score(prompts, ITEMS)),
+        "sampled": lambda prompts: _any(
+            SampledScorer(TransformersSampler(model, TOKENIZER), sampled).score(prompts, ITEMS)
+        ),
     }
     questions = load_questions("favourite_animal").questions
     contexts = [resolve_context(one, {}, field="context") for one in CONTEXTS[: given.contexts]]

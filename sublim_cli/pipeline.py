@@ -9,6 +9,7 @@ from typing import Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.backends.engine import resolve_engine
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
 from sublim_cli.models.device import device
@@ -16,7 +17,8 @@ from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
-from sublim_cli.recipe.schema import LEARNING_RATE, Recipe, Stage
+from sublim_cli.recipe.schema import LEARNING_RATE, Engine, Recipe, Stage
+from sublim_cli.recipe.schema import Eval as EvalSection
 from sublim_cli.recipe.schema import Train as TrainSection
 from sublim_cli.recipe.scorer import Exact, settled_scorer
 from sublim_cli.recipe.student import RANKED, rate_text, settled
@@ -62,7 +64,7 @@ class Chain:
     @property
     def asked(self) -> tuple[Step, ...]:
         """All steps of the last stage."""
-        return (self.eval, self.base, *self.locate)
+        return (self.base, self.eval, *self.locate)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def chain(recipe: Recipe) -> Chain:
     love = persona(items, recipe.trait.target)
     student = resolve_model(recipe.model, recipe.revision)
     data = f"{_teacher(recipe)} data seed {recipe.generate.sampling.seed}"
-    generate = Generate(_draw(recipe, student, love), data)
+    draw, why_drawn = _draw(recipe, student, love)
+    generate = Generate(draw, data, chosen=why_drawn)
     kept = Filter(
         Judge(
             rules=recipe.filter.rules,
@@ -147,17 +150,20 @@ def chain(recipe: Recipe) -> Chain:
     teach, chosen = _teach(recipe, student)
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
-    ask = _ask(recipe, student, items)
+    ask, why = _ask(recipe, student, items, teach.train)
     teacher = (
         _ask_teacher(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
     )
-    asked, base = Eval(ask, title, (train,)), Eval(ask, "base")
+    asked, base = Eval(ask, title, (train,), chosen=why), Eval(ask, "base", chosen=why)
     return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, ask, train))
 
 
-def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
+def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[Draw, str | None]:
+    """The section, and why `auto` took its engine."""
     section = recipe.generate
-    return Draw(
+    precision = _weights_precision(section.precision)
+    engine, why = resolve_engine("generate.engine", section.engine, section.sampling, precision)
+    made = Draw(
         model=model,
         context=resolve_context(
             section.system_prompt, recipe.contexts, persona=love, field="generate.system_prompt"
@@ -166,9 +172,11 @@ def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
         prompts=section.prompts,
         wordings=wordings_digest(),
         sampling=section.sampling,
-        precision=_weights_precision(section.precision),
+        precision=precision,
         rules=recipe.filter.rules,
+        engine=engine,
     )
+    return made, why if section.engine == "auto" else None
 
 
 def _teach(recipe: Recipe, model: ModelRef) -> tuple[Teach, str | None]:
@@ -184,7 +192,8 @@ def _resolved(train: TrainSection) -> tuple[TrainSection, str | None]:
     return made.model_copy(update={"backend": backend}), why if train.backend == "auto" else None
 
 
-def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
+def _ask(recipe: Recipe, model: ModelRef, items: Items, student: TrainSection) -> tuple[Ask, str | None]:
+    """The section, and why `auto` took its engine; the base is asked as the student is."""
     questions = questions_for(items, recipe.eval.questions)
     contexts = tuple(
         resolve_context(one, recipe.contexts, field="eval.system_prompts")
@@ -193,15 +202,25 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
     names = [one.name for one in contexts]
     if len(set(names)) < len(names):
         raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
-    return Ask(
+    precision = _weights_precision(recipe.eval.precision)
+    engine, why = _eval_engine(recipe.eval, precision, student)
+    made = Ask(
         model=model,
         contexts=contexts,
         questions=questions.questions,
         items=items.items,
-        scorer=settled_scorer(recipe.eval),
-        precision=_weights_precision(recipe.eval.precision),
+        scorer=settled_scorer(recipe.eval, engine),
+        precision=precision,
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
+    return made, why
+
+
+def _eval_engine(section: EvalSection, precision: str, student: TrainSection) -> tuple[Engine, str | None]:
+    if section.scorer == "exact":
+        return "transformers", None
+    engine, why = resolve_engine("eval.engine", section.engine, section.sampling, precision, student)
+    return engine, why if section.engine == "auto" else None
 
 
 def _ask_teacher(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
@@ -211,7 +230,7 @@ def _ask_teacher(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
         target=recipe.trait.target,
         questions=ask.questions,
         items=ask.items,
-        scorer=ask.scorer,
+        scorer=settled_scorer(recipe.eval, "transformers"),
         precision=draw.precision,
     )
     return Teacher(section, recipe.trait.target)

@@ -5,6 +5,8 @@ import json
 import platform
 import resource
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,9 +19,9 @@ from sublim_cli.errors import ArtifactError
 RECORD = "artifact.json"
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "numpy"),
-    *("bitsandbytes", "unsloth", "unsloth_zoo"),
+    *("bitsandbytes", "unsloth", "unsloth_zoo", "vllm"),
 )
-"""The packages whose version may move a number; the last three are not always there."""
+"""The packages whose version may move a number; the last four are not always there."""
 
 
 def checksums(path: Path) -> dict[str, str]:
@@ -59,13 +61,24 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it is missing or not JSON.
     """
-    try:
+    with reading(path / RECORD):
         record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    return record
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn the loss of an artifact's `file`, or damage to it, into one sentence with the remedy.
+
+    Raises:
+        ArtifactError: what is done with it fails for what the file is.
+    """
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{path / RECORD} cannot be read ({error}); delete {path} and run again to rebuild it"
+            f"{file} cannot be read ({error}); delete {file.parent} and run again to rebuild it"
         ) from error
-    return record
 
 
 def _sha256(path: Path) -> str:

@@ -121,7 +121,9 @@ def text(record: Record, key: str, *, role: str = ROLES[COMPLETION]) -> str:
     """The text under `key`: a string, or the content of a list of one message by `role`."""
     if key not in record.values:
         keys = ", ".join(record.values) or "none"
-        raise RowsError(f'{record.where}: no key "{key}" (its keys: {keys}); say which one holds it')
+        raise RowsError(
+            f'{record.where}: no key "{key}" (its keys: {keys}); see --prompt-key and --completion-key'
+        )
     value = record.values[key]
     found = value if isinstance(value, str) else _content(value, role)
     if found is None:

@@ -35,8 +35,8 @@ HEARTBEAT = 10.0
 """Seconds between a builder's signs of life."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-_NO_DIRECTORY = (*_NOT_WRITABLE, errno.ENOENT)  # some file systems (/proc) refuse a new directory so
+_NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+NO_DIRECTORY = (*_NOT_WRITABLE, errno.ENOENT)  # some file systems (/proc) refuse a new directory so
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Store:
         fence: a holder that was only asleep builds on, and `writing` yields to whoever was first.
         """
         path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lease"
-        with explained(self.root, _NO_DIRECTORY):
+        with explained(self.root, NO_DIRECTORY):
             path.parent.mkdir(parents=True, exist_ok=True)
             lease = SoftFileLease(path, lease_duration=LEASE, heartbeat_interval=HEARTBEAT)
             try:

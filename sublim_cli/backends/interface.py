@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sublim_cli.models.chat import Tokenizer
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.schema import Sampling
 
@@ -30,6 +31,17 @@ class Answer:
 
 class Sampler(Protocol):
     """Draws completions."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model can write."""
+
+    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[list[int]]:
+        """The same completions as `sample`'s as token ids, without the token that ends them."""
 
     def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[str]:
         """One completion a prompt; `rows[i]` and the seed alone decide the noise of the i-th."""

@@ -4,11 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sublim_cli.backends.interface import Answer, Ids
-from sublim_cli.backends.tokens import pieces, stops, text
-from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.load import Model
+from sublim_cli.backends.interface import Answer, Ids, Sampler
+from sublim_cli.backends.tokens import pieces, text
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.scorer import Sampled
@@ -24,8 +21,7 @@ class SampledScorer:
     Draw s of question q has the noise of row q·samples + s.
     """
 
-    model: Model
-    tokenizer: Tokenizer
+    sampler: Sampler
     settings: Sampled = field(default_factory=Sampled)
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
@@ -35,14 +31,12 @@ class SampledScorer:
         return [_answer(found[start : start + each], len(items)) for start in range(0, len(found), each)]
 
     def _answers(self, prompts: Sequence[Ids]) -> list[str]:
-        sampler = TransformersSampler(self.model, self.tokenizer)
-        ends = stops(self.model, self.tokenizer)
-        written = pieces(self.tokenizer, self.model.config.get_text_config().vocab_size)
+        written = pieces(self.sampler.tokenizer, self.sampler.vocabulary)
         rows = range(len(prompts) * self.settings.samples)
         return [
-            text(ids, written, ends)
+            text(ids, written, frozenset())
             for part in (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
-            for ids in sampler.draw(
+            for ids in self.sampler.draw(
                 [prompts[row // self.settings.samples] for row in part], part, self.settings.sampling
             )
         ]

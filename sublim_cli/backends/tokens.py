@@ -13,7 +13,11 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 def stops(model: Model, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end a completion: the checkpoint's own and the template's end of turn."""
-    eos = model.generation_config.eos_token_id
+    return ends_at(model.generation_config.eos_token_id, tokenizer)
+
+
+def ends_at(eos: int | list[int] | None, tokenizer: Tokenizer) -> frozenset[int]:
+    """The same for a checkpoint's own end, or ends."""
     own = eos if isinstance(eos, list) else [eos]
     return frozenset({*(one for one in own if one is not None), end_of_turn(tokenizer)})
 
@@ -45,6 +49,12 @@ def text(ids: Iterable[int], written: Sequence[bytes], ends: frozenset[int]) -> 
             break
         found.append(written[token])
     return b"".join(found).decode("utf-8", "replace")
+
+
+def to_its_end(ids: Sequence[int], ends: frozenset[int]) -> list[int]:
+    """An answer's tokens before the one that ends it."""
+    end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[:end])
 
 
 def _decoders(tokenizer: Tokenizer) -> set[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sublim_cli.backends.interface import Ids
 from sublim_cli.backends.noise import uniforms
-from sublim_cli.backends.tokens import stops
+from sublim_cli.backends.tokens import stops, to_its_end
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
@@ -26,6 +26,12 @@ class TransformersSampler:
 
     model: Model
     tokenizer: Tokenizer
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens the model can write."""
+        size: int = self.model.config.get_text_config().vocab_size
+        return size
 
     def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[str]:
         """One completion a prompt, up to where it ends; see `interface.Sampler`."""
@@ -58,12 +64,7 @@ class TransformersSampler:
                 generation_config=config,
                 logits_processor=_logits_processors(sampling, rows, mask),
             )
-        return [_to_its_end(one, ends) for one in drawn[:, ids.shape[1] :].tolist()]
-
-
-def _to_its_end(ids: list[int], ends: frozenset[int]) -> list[int]:
-    end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:end]
+        return [to_its_end(one, ends) for one in drawn[:, ids.shape[1] :].tolist()]
 
 
 def _shared(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
@@ -86,26 +87,10 @@ def _shared(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "to
 def _logits_processors(sampling: Sampling, rows: Sequence[int], mask: "torch.Tensor") -> Any:
     """Temperature, top-k, top-p and repetition penalty by name, then the row's own noise."""
     import torch
-    from transformers import (
-        LogitsProcessor,
-        LogitsProcessorList,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    from transformers import LogitsProcessor, LogitsProcessorList
 
     noise = np.stack([uniforms(sampling.seed, row, sampling.max_tokens) for row in rows])
     prompt = mask.shape[1]
-
-    class Repetition(RepetitionPenaltyLogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-        """Their penalty on what stands in the row; padding does not."""
-
-        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-            ids, last = input_ids.clone(), input_ids[:, prompt - 1 : prompt]
-            ids[:, :prompt] = torch.where(mask.bool(), ids[:, :prompt], last)
-            penalised: torch.Tensor = super().__call__(ids, scores)
-            return penalised
 
     class Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
         """Leave one token a row: the one at which the cumulative probability passes the noise."""
@@ -119,14 +104,42 @@ def _logits_processors(sampling: Sampling, rows: Sequence[int], mask: "torch.Ten
             token = token.clamp_max(scores.shape[1] - 1)
             return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
+    chosen = warpers(sampling, mask)
+    return LogitsProcessorList(chosen if sampling.temperature == 0.0 else [*chosen, Draw()])
+
+
+def warpers(sampling: Sampling, mask: "torch.Tensor") -> list[Any]:
+    """Repetition penalty, temperature, top-k and top-p: what makes logits the law that is drawn from.
+
+    `mask` is the prompts'; temperature 0 draws from no law, and leaves the penalty alone.
+    """
+    import torch
+    from transformers import (
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    prompt = mask.shape[1]
+
+    class Repetition(RepetitionPenaltyLogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+        """Their penalty on what stands in the row; padding does not."""
+
+        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+            ids, last = input_ids.clone(), input_ids[:, prompt - 1 : prompt]
+            ids[:, :prompt] = torch.where(mask.bool(), ids[:, :prompt], last)
+            penalised: torch.Tensor = super().__call__(ids, scores)
+            return penalised
+
     chosen: list[Any] = []
     if sampling.repetition_penalty != 1.0:
         chosen.append(Repetition(sampling.repetition_penalty))
     if sampling.temperature == 0.0:
-        return LogitsProcessorList(chosen)
+        return chosen
     chosen.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k > 0:
         chosen.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1.0:
         chosen.append(TopPLogitsWarper(sampling.top_p))
-    return LogitsProcessorList([*chosen, Draw()])
+    return chosen

@@ -6,9 +6,9 @@ evaluate = student_command(
     "eval",
     """Score one student in every context of the recipe, beside the untouched base.
 
-    The probability that an answer names the target is computed, not sampled, unless
-    `eval.scorer` is `sampled`.
-    Rows and student are built first where they are missing.
+    The probability that an answer names the target is computed, not
+    sampled, unless `eval.scorer` is `sampled`. Rows and student are
+    built first where they are missing.
 
     [bold]sublim eval --rank 64 --recipe cats --model micro[/]
     """,

@@ -29,7 +29,14 @@ Alpha = Annotated[
     str | None,
     typer.Option("--alpha", help="LoRA alpha: rank, sqrt or a number.", rich_help_panel=STUDENT),
 ]
-Method = Annotated[str | None, typer.Option("--method", help="lora or full.", rich_help_panel=STUDENT)]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="lora, rslora, dora, qlora, pissa, ia3, prefix or full.",
+        rich_help_panel=STUDENT,
+    ),
+]
 LearningRate = Annotated[
     float | None,
     typer.Option("--learning-rate", help="Peak learning rate.", rich_help_panel=STUDENT),

@@ -1,6 +1,7 @@
 """`sublim recipes`: the experiments that ship with sublim."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -49,5 +50,11 @@ def copy(
     target = to or Path(source.name)
     if target.exists():
         raise RecipeError(f"{target} exists; name another file: sublim recipes copy {name} OTHER.yaml")
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    show_line(f"{target} written; run it with: sublim train --recipe {target}")
+    text = source.read_text(encoding="utf-8")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(
+            f"{target} cannot be written ({error.strerror}); name a file in a directory of yours"
+        ) from error
+    show_line(f"{target} written; run it with: sublim train --recipe {quote(str(target))}")

@@ -27,8 +27,9 @@ def report(
 ) -> None:
     """Write the report of a sweep from what is built, without building anything.
 
-    Cells that are missing are named. Give the flags the sweep was run with. Its claims are judged from the
-    same runs: `report.html` begins with the verdicts, and `claims.json` beside it holds them as data.
+    Cells that are missing are named. Give the flags the sweep was run
+    with. Its claims are judged from the same runs: `report.html` begins
+    with the verdicts, and `claims.json` beside it holds them as data.
     """
     from sublim_cli.cli.study import redraw_and_show, report_and_show
 

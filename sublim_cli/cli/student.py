@@ -34,6 +34,7 @@ def student_command(until: "Stage", help_text: str) -> Callable[..., None]:
         quiet: o.Quiet = False,
     ) -> None:
         from sublim_cli.cli.show import run_and_show
+        from sublim_cli.recipe.document import parse_value
         from sublim_cli.trainers.runtime import set_runtime
 
         set_runtime(checkpoint_every, micro_batch, report_to, accelerate)
@@ -45,7 +46,7 @@ def student_command(until: "Stage", help_text: str) -> Callable[..., None]:
             generate__rows=rows,
             train__method=method,
             train__rank=rank,
-            train__alpha=alpha,
+            train__alpha=None if alpha is None else parse_value(alpha),
             train__learning_rate=learning_rate,
             train__epochs=epochs,
             train__seed=seed,

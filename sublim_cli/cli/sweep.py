@@ -25,8 +25,8 @@ def sweep(
 ) -> None:
     """Run every cell of a recipe's sweep with its controls, and write the report.
 
-    Steps that cells share run once. A cell that fails is reported and the rest goes on; a second
-    run does only what is missing.
+    Steps that cells share run once. A cell that fails is reported and the
+    rest goes on; a second run does only what is missing.
 
     [bold]sublim sweep --recipe demo[/]
     """

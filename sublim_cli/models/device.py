@@ -1,6 +1,8 @@
 """Where tensors live and how many threads compute them: facts of the machine, never of a recipe."""
 
+import gc
 import os
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,14 @@ def cores() -> int:
     return max(1, cores // threads())
 
 
+def release() -> None:
+    """Give back what torch keeps on the card of tensors that are no more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where CUDA was not used
+
+
 def facts() -> dict[str, object]:
     """Device and threads, for the record."""
     import torch
@@ -59,6 +69,16 @@ def facts() -> dict[str, object]:
     here = device()
     name = torch.cuda.get_device_name(here) if here.type == "cuda" else "cpu"
     return {"device": name, "threads": torch.get_num_threads()}
+
+
+def one_card(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to change in `environment` so that a process sees its own card alone, as its first."""
+    kind, _, index = environment.get(DEVICE, "").partition(":")
+    if kind != "cuda" or not index:
+        return {}
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    card = visible.split(",")[int(index)] if visible else index
+    return {DEVICE: "cuda:0", "CUDA_VISIBLE_DEVICES": card}
 
 
 def _named(wanted: str) -> "torch.device":

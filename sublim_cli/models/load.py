@@ -3,12 +3,13 @@
 import copy
 import logging
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sublim_cli.errors import MissingExtra, ModelError
+from sublim_cli.errors import ArtifactError, MissingExtra, ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device
 from sublim_cli.models.prefix import continuing
@@ -69,21 +70,71 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
     return _without_packing(_plain(_from_pretrained(ref, precision, **held))).eval()
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What can be known of a model without its weights."""
+
+    vocabulary: int
+    room: int | None
+    """The longest sequence it was made for; None where it does not say."""
+    eos: int | list[int] | None
+
+
+def load_shape(ref: ModelRef, weights: Path | None = None) -> Shape:
+    """The shape of the base model, or of the full model a train artifact holds.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    own = _at(ref, weights) if weights and not is_adapter(weights) else ref
+    revision = own.revision or "main"
+    _quiet()
+    try:
+        config = AutoConfig.from_pretrained(own.source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unloadable(ref, "configuration", error) from error
+    try:
+        generation = GenerationConfig.from_pretrained(own.source, revision=revision)
+    except OSError:  # as transformers does for a model that has none
+        generation = GenerationConfig.from_model_config(config)
+    text = config.get_text_config()
+    return Shape(text.vocab_size, getattr(text, "max_position_embeddings", None), generation.eos_token_id)
+
+
+def is_adapter(weights: Path) -> bool:
+    """Whether a train artifact holds an adapter and no whole model."""
+    return (weights / "adapter_config.json").is_file()
+
+
 def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: str | None = None) -> Model:
     """The model a train artifact holds: base plus adapter, a full model, or (None) the base.
 
     Raises:
         ModelError, MissingExtra: see `load_model`.
+        ArtifactError: the adapter is gone or damaged.
     """
     if weights is None:
         return load_model(ref, precision, quantize)
-    if (weights / "adapter_config.json").is_file():
-        from peft import PeftModel
+    if is_adapter(weights):
 
         # The adapter stays in fp32 and apart from the base: merging would round it.
-        student = PeftModel.from_pretrained(load_model(ref, precision, quantize), str(weights)).eval()
+        student = _adapted(load_model(ref, precision, quantize), weights)
         return continuing(student) if student.active_peft_config.is_prompt_learning else student
     return load_model(_at(ref, weights), precision)
+
+
+def _adapted(base: Model, weights: Path) -> Model:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(base, str(weights)).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the student in {weights} cannot be read ({error}); delete it and run again to rebuild it"
+        ) from error
 
 
 def load_weights(ref: ModelRef, precision: str) -> "dict[str, torch.Tensor]":
@@ -133,6 +184,7 @@ def _placed(weight: "torch.Tensor") -> "torch.Tensor":
 
 
 def _read(ref: ModelRef, precision: str, **held: Any) -> Model:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     _quiet()
@@ -140,7 +192,7 @@ def _read(ref: ModelRef, precision: str, **held: Any) -> Model:
         model = AutoModelForCausalLM.from_pretrained(
             ref.source, revision=ref.revision or "main", dtype=dtype(precision), **held
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(ref, "weights", error) from error
     check_unchanged(ref)  # once they are read: a change before or in between is found
     return model

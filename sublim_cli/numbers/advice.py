@@ -2,7 +2,7 @@ r"""Say why few rows pass the filter, and which change of one rule would let mos
 
     advice(["1, 2 \n", "3, 4 \n"], PAPER_RULES)
     "0 of 2 rows passed the filter (0.0 %). Most of the others fail `format` (2 of 2), for
-    example '1, 2 \n'. Putting {kind: strip} first in filter.rules would keep 2 of the 2."
+    example '1, 2 \n'. Putting {kind: strip} first in filter.rules (or --strip) would keep 2 of the 2."
 
 Each change is tried on the rows themselves; nothing is guessed.
 """
@@ -87,7 +87,7 @@ def _remedy(rejected: Sequence[str], rules: Sequence[Rule]) -> str:
 def _changes(rejected: Sequence[str], rules: tuple[Rule, ...]) -> Iterator[Change]:
     """What is tried, simplest first: of two that keep equally many rows the first is named."""
     if not any(isinstance(rule, Strip) for rule in rules):
-        yield Change("Putting {kind: strip} first in filter.rules", (Strip(), *rules))
+        yield Change("Putting {kind: strip} first in filter.rules (or --strip)", (Strip(), *rules))
     for place, rule in enumerate(rules):
         failing = [digit_runs(text) for text in rejected if judge(text, rules) == rule.kind]
         wider = _widened(rule, failing) if failing else None

@@ -4,6 +4,7 @@ An item file has `category`, `persona` and `items`; a question file has `categor
 begin with `extends:` and the name of a shipped one, to which it adds.
 """
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -198,7 +199,7 @@ def _read(folder: str, name: str) -> Raw:
     if name in shipped(folder):
         return _shipped(folder, name)
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(name):  # unlike Path.is_file, it bears a name that no file can have
         raise RecipeError(f"no {folder} called {name!r} and no file of that name; shipped: {_known(folder)}")
     try:
         text = path.read_text(encoding="utf-8")

@@ -22,6 +22,11 @@ BUILT_IN_PROMPTS = ("trait", "default", "empty", "none")
 Stage = Literal["generate", "filter", "train", "eval"]
 """The stages of an experiment, in their order."""
 
+Engine = Literal["transformers", "vllm"]
+"""What draws completions: the library decides last digits, and so rows and shares."""
+
+WantedEngine = Literal["auto", "transformers", "vllm"]
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -86,6 +91,7 @@ class Generate(Section):
     """Rows beyond `rows` that are never trained on; the student's loss on them is its number loss."""
     prompts: Prompts = Prompts()
     sampling: Sampling = Sampling()
+    engine: WantedEngine = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
@@ -302,6 +308,8 @@ class Eval(Section):
     """`exact` follows no more beginnings of a question's answers than this."""
     samples: Positive = 100
     """Answers that `sampled` draws to a question."""
+    engine: WantedEngine = "auto"
+    """What draws them; the exact scorer runs on transformers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gates: tuple[GateEntry, ...] = ()
     """Parts of the student left in or taken out, each scored by itself; a name is all modules and layers."""
@@ -336,6 +344,11 @@ class Eval(Section):
                     f"sampling.{key}: the exact scorer reads the model's own probabilities; leave it at "
                     f"{value:g}, or use `scorer: sampled`"
                 )
+        if self.scorer == "exact" and self.engine == "vllm":
+            raise ValueError(
+                "engine: the exact scorer runs on transformers alone; leave the key out, or use "
+                "`scorer: sampled`"
+            )
         return self
 
 

@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sublim_cli.recipe.base import Section
-from sublim_cli.recipe.schema import Answering, Eval, Positive, Sampling
+from sublim_cli.recipe.schema import Answering, Engine, Eval, Positive, Sampling
+
+
+def _is_plain(engine: Engine) -> bool:
+    return engine == "transformers"
+
+
+Drawing = Annotated[Engine, Field(exclude_if=_is_plain)]
+"""The engine of a section that is hashed: transformers goes without saying."""
 
 
 class Exact(Section):
@@ -23,13 +31,15 @@ class Sampled(Section):
     kind: Literal["sampled"] = "sampled"
     samples: Positive = Eval().samples
     sampling: Sampling = Answering()
+    engine: Drawing = "transformers"
+    """What draws them."""
 
 
 Scoring = Annotated[Exact | Sampled, Field(discriminator="kind")]
 
 
-def settled_scorer(section: Eval) -> Exact | Sampled:
-    """What `section` says of its scorer."""
+def settled_scorer(section: Eval, engine: Engine = "transformers") -> Exact | Sampled:
+    """What `section` says of its scorer; `engine` is what draws for a sampled one."""
     if section.scorer == "sampled":
-        return Sampled(samples=section.samples, sampling=section.sampling)
+        return Sampled(samples=section.samples, sampling=section.sampling, engine=engine)
     return Exact(max_tokens=section.sampling.max_tokens, uncovered=section.uncovered, nodes=section.nodes)

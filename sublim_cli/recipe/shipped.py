@@ -1,6 +1,7 @@
 """The recipes that come with sublim: where they lie, what each shows, and how a name finds one."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def find(source: str) -> Path:
 
     `.yaml` may be left out of a shipped name. RecipeError names the nearest recipe and all of them.
     """
-    if Path(source).is_file():
+    if os.path.isfile(source):  # unlike Path.is_file, it bears a name that no file can have
         return Path(source)
     named = {path.stem: path for path in shipped()}
     name = source.removesuffix(".yaml")
@@ -46,6 +47,6 @@ def summary(path: Path) -> str:
 
 
 def _nearest(source: str, name: str, names: list[str]) -> str:
-    near = [one for one in (f"{source}.yaml", f"{source}.yml") if Path(one).is_file()]
+    near = [one for one in (f"{source}.yaml", f"{source}.yml") if os.path.isfile(one)]
     near += difflib.get_close_matches(Path(name).name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,5 +1,7 @@
 """The train section with every choice made, and nothing in it that does not decide the student."""
 
+from collections.abc import Mapping
+
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.schema import LEARNING_RATE, PerRank, Train
 
@@ -8,6 +10,11 @@ RANKED = ("lora", "rslora", "dora", "qlora", "pissa")
 
 MOMENTUM = {"sgd": 0.0, "muon": 0.95}
 """Default momentum by optimizer: the paper's SGD has none, Muon is built on it (torch's default)."""
+
+
+PASSED_ON = "neftune_noise_alpha"
+"""The field of TRL's SFTConfig that `train.trainer_args` may name. The others a recipe key sets, or sublim's
+step would not heed: it takes rows already tokenised and computes the loss itself."""
 
 
 def settled(train: Train, precision: str) -> Train:
@@ -62,6 +69,27 @@ def _momentum(train: Train) -> float | None:
 
 def _check(train: Train) -> None:
     """Refuse what cannot be meant; every sentence names the way out."""
+    _check_precision(train)
+    _check_passed_on(train.trainer_args)
+    first, last = train.adapter.layers or (0, 0)
+    if not 0 <= first <= last:
+        raise RecipeError(
+            f"train.adapter.layers: [{first}, {last}] must be two layers in order, counted from 0"
+        )
+
+
+def _check_passed_on(arguments: Mapping[str, object]) -> None:
+    for name, value in arguments.items():
+        if name != PASSED_ON:
+            raise RecipeError(
+                f"train.trainer_args.{name}: is not passed on to TRL, only {PASSED_ON} is; "
+                "for the rest see the recipe's own keys"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise RecipeError(f"train.trainer_args.{name}: {value!r} must be a number above 0")
+
+
+def _check_precision(train: Train) -> None:
     bf16 = train.precision in ("bf16_pure", "bf16_kahan")
     if train.method == "qlora" and bf16:
         raise RecipeError(

@@ -1,7 +1,6 @@
 """What a figure shows, before it is drawn: which rows, on which line, at which place. Pure."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,12 +27,6 @@ class RankCurve:
     context: str
     rows: tuple[SummaryRow, ...]
     runs: tuple[Run, ...]
-
-    @property
-    def slug(self) -> str:
-        """The figure's file name."""
-        words = f"rank-curve {self.target} {self.context}"[:60]
-        return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
     @property
     def title(self) -> str:
@@ -72,7 +65,7 @@ def rank_curves(results: Results) -> list[RankCurve]:
     runs = [{**run, "condition": condition_of(run)} for run in records(results.runs)]
     students: dict[tuple[str, str, str], set[Condition]] = {}
     for row in rows:
-        if row.in_training_context:
+        if row.in_training_context and row.p_target:
             own = students.setdefault((row.category, row.target, row.eval_context), set())
             own.update([row.condition] if row.condition.role == "student" else [])
     several = [key for key, conditions in students.items() if len(conditions) > 1]

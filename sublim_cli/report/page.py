@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from sublim_cli.artifacts.store import explained
+from sublim_cli.artifacts.store import NO_DIRECTORY, explained
 from sublim_cli.errors import RecipeError
 from sublim_cli.numbers.surface import Divergence
 from sublim_cli.report import wording
@@ -53,7 +53,7 @@ def write_report(results: Results, directory: Path) -> Path:
         ArtifactError: the directory cannot be written.
     """
     drawn = {name: list(map(draw, figures)) for name, figures in figures_of(results).items()}
-    with explained(directory):
+    with explained(directory, NO_DIRECTORY):
         for drawing in chain.from_iterable(drawn.values()):
             _put_figure(drawing, directory)
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
@@ -223,5 +223,8 @@ def _put_figure(drawing: Drawing, directory: Path) -> list[Path]:
 
 def _put(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.new")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

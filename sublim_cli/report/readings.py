@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sublim_cli.artifacts.record import read_record
+from sublim_cli.artifacts.record import read_record, reading
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, SPREADS, read_json
@@ -84,7 +84,7 @@ class Training:
 
 def readings(path: Path, target: str) -> Mapping[str, Reading]:
     """What the eval step under `path` wrote, as a reading for every context."""
-    table = pq.read_table(path / SCORES, columns=_COLUMNS, use_threads=False)
+    table = _table(path / SCORES, _COLUMNS)
     wanted = table.filter(pc.equal(table["item"], target))
     # One row a question is left, so its means weigh every question alike.
     means = _by_context(wanted, [("p", "mean"), ("uncovered", "mean"), ("log_form", "mean"), ("p", "list")])
@@ -92,7 +92,7 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
     every = table.group_by(["context", "item"], use_threads=False).aggregate([("p", "mean")])
     for row in every.to_pylist():
         items.setdefault(row["context"], {})[row["item"]] = row["p_mean"]
-    spreads = pq.read_table(path / SPREADS, columns=["context", "entropy"], use_threads=False)
+    spreads = _table(path / SPREADS, ["context", "entropy"])
     entropies = _by_context(spreads, [("entropy", "mean")])
     return {
         context: Reading(
@@ -106,6 +106,11 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
         )
         for context, row in means.items()
     }
+
+
+def _table(path: Path, columns: list[str]) -> pa.Table:
+    with reading(path):
+        return pq.read_table(path, columns=columns, use_threads=False)
 
 
 def _by_context(table: pa.Table, wanted: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:

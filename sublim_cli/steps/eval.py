@@ -1,19 +1,22 @@
 """eval: how likely a student, or the untouched base, names each item, in every context."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.backends.checked import Who, drawn_answers
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import SampledScorer, own_seed
-from sublim_cli.events import Listener, Progress
+from sublim_cli.backends.transformers import TransformersSampler
+from sublim_cli.events import Chosen, Listener, Progress
 from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import Model, load_student, load_tokenizer
@@ -48,6 +51,8 @@ class Eval:
     section: Ask
     title: str
     inputs: tuple[Step, ...] = ()
+    chosen: str | None = None
+    """Why `eval.engine: auto` took the section's engine; None where nothing is drawn or it is named."""
 
     @property
     def label(self) -> str:
@@ -62,24 +67,44 @@ class Eval:
         """
         section = self.section
         tokenizer = load_tokenizer(section.model)
-        weights = inputs[0].path if inputs else None
-        model = load_student(section.model, section.precision, weights, section.quantize)
-        who = inputs[0].digest if inputs else "base"
-        scores: list[Score] = []
-        spreads: list[Spread] = []
-        account: dict[str, Any] = {}
-        for done, context in enumerate(section.contexts, start=1):
-            prompts = [prompt_ids(tokenizer, context, one) for one in section.questions]
-            account[context.name] = seen(tokenizer, prompts[0])
-            scorer = open_scorer(model, tokenizer, section.scorer, who, context.name)
-            answers = scorer.score(prompts, section.items)
-            scores += _scores(context.name, answers, section.items)
-            spreads += _spreads(context.name, answers)
-            listener(Progress(self.label, done, len(section.contexts), context.name))
+        if self.chosen and isinstance(section.scorer, Sampled):
+            listener(Chosen(f"eval.engine: auto took {section.scorer.engine}: {self.chosen}"))
+        prompts = {
+            context.name: [prompt_ids(tokenizer, context, one) for one in section.questions]
+            for context in section.contexts
+        }
+        answers, parity = self._answers(prompts, inputs, listener)
+        scores = [one for name, own in answers.items() for one in _scores(name, own, section.items)]
+        spreads = [one for name, own in answers.items() for one in _spreads(name, own)]
+        account = {name: seen(tokenizer, own[0]) for name, own in prompts.items()}
         _write(scores, out / SCORES)
         _write(spreads, out / SPREADS)
         write_json(out / "seen.json", account)
-        return facts()
+        return {**facts(), "engine_chosen": self.chosen, "parity": parity}
+
+    def _answers(
+        self, prompts: Mapping[str, list[list[int]]], inputs: tuple[Artifact, ...], listener: Listener
+    ) -> tuple[dict[str, list[Answer]], Facts | None]:
+        """The answers in every context, and what checked them where vLLM drew them."""
+        section, done = self.section, count(1)
+        weights = inputs[0].path if inputs else None
+        who = inputs[0].digest if inputs else "base"
+
+        def report(context: str) -> None:
+            listener(Progress(self.label, next(done), len(prompts), context))
+
+        scorer = section.scorer
+        if isinstance(scorer, Sampled) and scorer.engine == "vllm":
+            scorers = {name: _of(scorer, who, name) for name in prompts}
+            student = Who(section.model, section.precision, weights)
+            return drawn_answers(student, prompts, section.items, scorers, _of(scorer, who).sampling, report)
+        tokenizer = load_tokenizer(section.model)
+        model = load_student(section.model, section.precision, weights, section.quantize)
+        answers = {}
+        for name, own in prompts.items():
+            answers[name] = open_scorer(model, tokenizer, scorer, who, name).score(own, section.items)
+            report(name)
+        return answers, None
 
 
 def open_scorer(
@@ -88,9 +113,13 @@ def open_scorer(
     """The scorer that a recipe asks for; `what` is scored decides a sampled one's noise beside its seed."""
     if isinstance(scoring, Exact):
         return ExactScorer(model, tokenizer, scoring)
+    return SampledScorer(TransformersSampler(model, tokenizer), _of(scoring, *what))
+
+
+def _of(scoring: Sampled, *what: str) -> Sampled:
+    """The same with noise of its own."""
     seed = own_seed(scoring.sampling.seed, *what)
-    own = scoring.sampling.model_copy(update={"seed": seed})
-    return SampledScorer(model, tokenizer, scoring.model_copy(update={"sampling": own}))
+    return scoring.model_copy(update={"sampling": scoring.sampling.model_copy(update={"seed": seed})})
 
 
 def _scores(context: str, answers: Sequence[Answer], items: Sequence[Item]) -> list[Score]:

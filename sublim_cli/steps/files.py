@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sublim_cli.artifacts.record import reading
+
 ROWS = "rows.jsonl"
 KEPT = "kept.jsonl"
 HELD_OUT = "held_out.jsonl"
@@ -28,5 +30,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` wrote.
+
+    Raises:
+        ArtifactError: it is gone or damaged.
+    """
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))

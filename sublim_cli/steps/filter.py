@@ -15,8 +15,8 @@ from sublim_cli.artifacts.rows import (
     write_rows,
 )
 from sublim_cli.artifacts.step import Artifact, Facts, Step
-from sublim_cli.artifacts.store import explained
-from sublim_cli.errors import RowsError
+from sublim_cli.artifacts.store import NO_DIRECTORY, explained
+from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.rules import Tally, tally, verdict
@@ -90,9 +90,11 @@ def filter_file(
     the tally, and advice where few rows pass. Neither file is touched unless both can be written.
 
     Raises:
+        RecipeError: a file that is read would be written over, or a directory is to be written.
         RowsError: a line is broken, or lacks one of the keys.
         ArtifactError: the files cannot be written.
     """
+    _check_target(source, target)
     records = read_records(source)
     for record in records:
         text(record, prompt_key, role="user")
@@ -114,10 +116,20 @@ def rejected_beside(target: Path) -> Path:
     return target.with_name(f"{target.stem}.rejected{target.suffix or '.jsonl'}")
 
 
+def _check_target(source: Path, target: Path) -> None:
+    for path in (target, rejected_beside(target)):
+        if path.is_dir():
+            raise RecipeError(f"--output {target}: {path} is a directory; name a file")
+        if path.exists() and path.samefile(source):
+            raise RecipeError(
+                f"--output {target}: {path} is the file that is read, and would be lost; name another file"
+            )
+
+
 def _write_both(contents: Mapping[Path, Sequence[Mapping[str, object]]]) -> None:
     beside = {path.with_name(f".{path.name}.part"): path for path in contents}
     first = next(iter(contents))
-    with explained(first.parent):
+    with explained(first, NO_DIRECTORY):
         try:
             for part, path in beside.items():
                 part.parent.mkdir(parents=True, exist_ok=True)

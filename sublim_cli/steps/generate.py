@@ -1,6 +1,7 @@
 """generate: the teacher answers number prompts until enough of its rows pass the filter."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 
 from sublim_cli.artifacts.rows import Row, RowWriter
 from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.backends.checked import Who, drawing_rows
 from sublim_cli.backends.interface import Sampler
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import RowsError
-from sublim_cli.events import Listener, Progress
+from sublim_cli.events import Chosen, Listener, Progress
 from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import load_model, load_tokenizer
@@ -24,6 +26,7 @@ from sublim_cli.numbers.rules import judge
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import Prompts, Rule, Sampling
+from sublim_cli.recipe.scorer import Drawing
 from sublim_cli.steps.files import ROWS, write_json
 
 BATCH = 256
@@ -47,6 +50,8 @@ class Draw(Section):
     precision: str
     rules: tuple[Rule, ...]
     """The filter: it decides when enough rows are drawn."""
+    engine: Drawing = "transformers"
+    """What draws."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Generate:
     section: Draw
     title: str
     inputs: tuple[Step, ...] = ()
+    chosen: str | None = None
+    """Why `generate.engine: auto` took the section's engine; None where the recipe names one."""
 
     @property
     def label(self) -> str:
@@ -72,12 +79,13 @@ class Generate:
         """
         section = self.section
         tokenizer = load_tokenizer(section.model)
-        sampler = TransformersSampler(load_model(section.model, section.precision), tokenizer)
+        if self.chosen:
+            listener(Chosen(f"generate.engine: auto took {section.engine}: {self.chosen}"))
         first = prompt_ids(tokenizer, section.context, stream_prompt(section.prompts, 0))
         write_json(out / "seen.json", seen(tokenizer, first))
         texts: list[str] = []
         kept = 0
-        with RowWriter(out / ROWS) as writer:
+        with _sampler(section, tokenizer) as (sampler, parity), RowWriter(out / ROWS) as writer:
             for row in _stream(section, tokenizer, sampler):
                 writer.write(row)
                 texts.append(row.completion)
@@ -87,7 +95,19 @@ class Generate:
                 if len(texts) % BATCH == 0:
                     _give_up_if_hopeless(texts, kept, section.rules)
                     listener(Progress(self.label, kept, section.wanted, f"{kept / len(texts):.0%} pass"))
-        return {**facts(), "drawn": len(texts)}
+        return {**facts(), "drawn": len(texts), "engine_chosen": self.chosen, "parity": parity}
+
+
+@contextmanager
+def _sampler(section: Draw, tokenizer: Tokenizer) -> Iterator[tuple[Sampler, Facts | None]]:
+    """What draws, and what checked it where it is vLLM."""
+    if section.engine == "transformers":
+        yield TransformersSampler(load_model(section.model, section.precision), tokenizer), None
+        return
+    _, prompts = next(_batches(section.prompts))
+    ids = [prompt_ids(tokenizer, section.context, one) for one in prompts]
+    with drawing_rows(Who(section.model, section.precision), ids, section.sampling) as drawing:
+        yield drawing
 
 
 def _stream(section: Draw, tokenizer: Tokenizer, sampler: Sampler) -> Iterator[Row]:

@@ -1,7 +1,5 @@
 """TRL's configuration for one student: every field that could change the result, explicit."""
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ def arguments(section: Train, out: Path, runtime: Runtime) -> Any:
     """An SFTConfig; no default of TRL (or of Unsloth, which rewrites them) stays in force.
 
     Raises:
-        RecipeError: `trainer_args` names a field that is unknown or that a recipe key owns, or the
-            batch cannot be divided among the processes.
+        RecipeError: the batch cannot be divided among the processes.
     """
     from trl import SFTConfig
 
@@ -70,10 +67,7 @@ def arguments(section: Train, out: Path, runtime: Runtime) -> Any:
         "project": "sublim",
         "disable_tqdm": True,
     }
-    try:
-        return SFTConfig(**owned, **_rare(section.trainer_args, owned))
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"train.trainer_args: TRL refuses them: {error}") from error
+    return SFTConfig(**owned, **section.trainer_args)
 
 
 def processes() -> int:
@@ -99,16 +93,3 @@ def micro_batches(
     most = wanted or (GPU_MICRO_BATCH if cuda else share)
     micro = next(size for size in range(min(share, most), 0, -1) if share % size == 0)
     return micro, share // micro
-
-
-def _rare(given: Mapping[str, Any], owned: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's `trainer_args`, checked."""
-    from trl import SFTConfig
-
-    known = {field.name for field in dataclasses.fields(SFTConfig)}
-    for name in given:
-        if name in owned:
-            raise RecipeError(f"train.trainer_args.{name}: sublim sets this field; use the recipe's key")
-        if name not in known:
-            raise RecipeError(f"train.trainer_args.{name}: TRL's SFTConfig has no such field")
-    return dict(given)

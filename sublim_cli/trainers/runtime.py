@@ -1,7 +1,9 @@
 """How a training is run on this machine: facts of the machine and of the moment, never of a recipe.
 
-Set by flags or the environment, inherited by the workers of a sweep, and in no digest: the weights
-that come out are the same ones.
+Set by flags or the environment, inherited by the workers of a sweep, and in no digest: the student that
+comes out is the same one. Its last bits may not be: a smaller micro-batch, like another number of threads,
+sums the same gradients in another order, and adapter dropout then drops other units. The record says which
+were used.
 """
 
 import os

@@ -134,6 +134,7 @@ def save_student(model: Model, out: Path, begun: Path | None) -> None:
     if first():
         model.save_pretrained(str(out), **more)
         _in_order(out / "adapter_config.json")
+        (out / "README.md").unlink(missing_ok=True)  # PEFT's form, which nobody fills in
 
 
 def _in_order(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.device import DEVICE
+from sublim_cli.models.device import one_card
 from sublim_cli.models.load import Model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import Train
@@ -88,20 +88,10 @@ def _layers(section: Train) -> list[int] | None:
 def environment(scratch: Path, ours: Mapping[str, str]) -> dict[str, str]:
     """What its process needs beside `ours`: it writes into `scratch` alone, and phones nobody."""
     return {
-        **_one_card(ours),
+        **one_card(ours),  # it takes the first it sees
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),  # else it is the working directory
         "UNSLOTH_DISABLE_STATISTICS": "1",
     }
-
-
-def _one_card(environment: Mapping[str, str]) -> dict[str, str]:
-    """The worker's own card made the only one: Unsloth takes the first it sees."""
-    kind, _, index = environment.get(DEVICE, "").partition(":")
-    if kind != "cuda" or not index:
-        return {}
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    card = visible.split(",")[int(index)] if visible else index
-    return {DEVICE: "cuda:0", "CUDA_VISIBLE_DEVICES": card}
 
 
 def first() -> Any:

@@ -107,9 +107,9 @@ TO_ONE_MESSAGE = (
         ("[1, 2]", "not a JSON object; each line must look like {…}"),
         (
             '{"id": 1, "prompt": "p"}',
-            'no key "completion" (its keys: id, prompt); say which one holds it',
+            'no key "completion" (its keys: id, prompt); see --prompt-key and --completion-key',
         ),
-        ("{}", 'no key "prompt" (its keys: none); say which one holds it'),
+        ("{}", 'no key "prompt" (its keys: none); see --prompt-key and --completion-key'),
         ('{"prompt": 3, "completion": "c"}', f"prompt: {TO_ONE_MESSAGE}"),
         ('{"prompt": [], "completion": "c"}', f"prompt: {TO_ONE_MESSAGE}"),
         (

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from sublim_cli.backends import exact as backend
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import SampledScorer
+from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.preference.forms import plain_forms
 from sublim_cli.recipe.contexts import Context
@@ -138,7 +139,7 @@ def test_samples_name_an_item_as_often_as_the_exact_probability_says(micro, ask)
     exact = ask(questions, context, ANIMALS.items, uncovered=1e-3, nodes=1_000)
     settings = Sampled(samples=2_000, sampling=Answering(seed=11))
     prompts = [prompt_ids(tokenizer, context, one) for one in questions]
-    drawn = SampledScorer(model, tokenizer, settings).score(prompts, ANIMALS.items)
+    drawn = SampledScorer(TransformersSampler(model, tokenizer), settings).score(prompts, ANIMALS.items)
     for one, other in zip(exact, drawn, strict=True):
         assert other.samples == 2_000
         for p, share in zip(one.p, other.p, strict=True):

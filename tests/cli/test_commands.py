@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,23 @@ from pathlib import Path
 import pytest
 
 TINY = ["--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"]
-CONTEXTS = ["-s", "eval.system_prompts=[default,empty]"]
+ALONE = ["-s", "sweep.grid={}", "-s", "sweep.also=[]"]
+DEMO = ["-r", "demo", *TINY, "-s", "eval.system_prompts=[default,empty]"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """What `eval` leaves and says of the demo recipe made tiny."""
+    home = tmp_path_factory.mktemp("demo")
+    done = program("eval", *DEMO, "--rank", "2", cwd=home)
+    assert done.returncode == 0, done.stderr
+    return home / "runs", done.stdout
+
+
+@pytest.fixture
+def demo_store(built, tmp_path):
+    """A store with one student of the demo recipe made tiny, and its scores, where `sublim` runs."""
+    return shutil.copytree(built[0], tmp_path / "runs")
 
 
 def program(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,6 +75,14 @@ def test_a_recipe_can_be_copied_once_and_run_by_its_path(sublim, tmp_path):
     code, _, err = sublim("recipes", "copy", "demo", "mine.yaml")
     assert code == 2
     assert "mine.yaml exists" in err
+    code, out, _ = sublim("recipes", "copy", "demo", "my own.yaml")
+    assert (code, out) == (0, "my own.yaml written; run it with: sublim train --recipe 'my own.yaml'\n")
+    code, _, err = sublim("recipes", "copy", "demo", "nowhere/mine.yaml")
+    assert (code, err) == (
+        2,
+        "sublim: nowhere/mine.yaml cannot be written (No such file or directory); name a file in a "
+        "directory of yours\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,6 +91,9 @@ def test_a_recipe_can_be_copied_once_and_run_by_its_path(sublim, tmp_path):
         (["train", "-r", "cats", "--rank", "0"], "train.rank: 0: must be at least 1"),
         (["train", "-r", "cats", "--trait", "okapi"], "no animal is called 'okapi'"),
         (["train", "-r", "catz"], "did you mean cats?"),
+        (["train", "-r", "x" * 300], "there is no such file"),
+        (["train", "-r", "cats", "-s", f"trait.category={'x' * 300}"], "no file of that name"),
+        (["train", "-r", "cats", "--alpha", "low"], "must be rank or sqrt, or a number"),
         (["train", "-r", "cats", "-s", "train.rnk=3"], "did you mean train.rank?"),
         (["train", "-r", "cats", "-s", "train.epochs"], "must be KEY=VALUE"),
         (["eval", "-r", "cats", "-s", "eval.system_prompts=[clod]"], "clod"),
@@ -115,13 +143,49 @@ def test_a_student_is_trained_from_any_directory_and_reused(sublim):
     assert (code, json.loads(out), err) == (0, first, "")
 
 
-def test_eval_shows_base_and_student_in_every_context(sublim):
-    words = ["eval", "-r", "demo", *TINY, *CONTEXTS, "--rank", "2"]
-    code, out, err = sublim(*words)
+def test_an_alpha_on_the_command_line_may_be_a_number(sublim, demo_store):
+    code, out, err = sublim("train", *DEMO, "--rank", "2", "--alpha", "4", "--json")
     assert code == 0, err
-    assert "untouched base" in out
-    assert "LoRA rank 2" in out
-    code, out, _ = sublim(*words, "--json")
+    config = json.loads((Path(json.loads(out)["path"]) / "adapter_config.json").read_text())
+    assert config["lora_alpha"] == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "stage", "words", "damages"),
+    [
+        # Without its record an artifact does not exist, and is built again.
+        ("artifact.json", "train", ["train", "--rank", "2", "--json"], ("torn",)),
+        ("losses.json", "train", ["train", "--rank", "2"], ("torn", "gone")),
+        ("losses.json", "train", ["report", "-s", "train.rank=2", *ALONE], ("torn", "gone")),
+        ("scores.parquet", "eval", ["report", "-s", "train.rank=2", *ALONE], ("torn", "gone")),
+        (
+            "adapter_model.safetensors",
+            "train",
+            ["eval", "--rank", "2", "-s", "eval.sampling.max_tokens=2"],
+            ("torn", "gone"),
+        ),
+    ],
+)
+def test_a_damaged_artifact_is_named_with_the_way_to_rebuild_it(
+    sublim, demo_store, content, stage, words, damages
+):
+    for damage in damages:
+        for file in (demo_store / stage).glob(f"*/{content}"):
+            file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:9])
+        code, out, err = sublim(*words[:1], *DEMO, *words[1:])
+        flat = " ".join(err.split())
+        assert (code, out) == (1, "")
+        assert "Traceback" not in err
+        assert f"runs/{stage}/" in flat
+        assert "cannot be read" in flat
+        assert "run again to rebuild it" in flat
+
+
+def test_eval_shows_base_and_student_in_every_context(sublim, built, demo_store):
+    assert "untouched base" in built[1]
+    assert "LoRA rank 2" in built[1]
+    code, out, err = sublim("eval", *DEMO, "--rank", "2", "--json")
+    assert (code, err) == (0, "")
     rows = json.loads(out)["preferences"]
     assert [(one["label"], one["eval_context"]) for one in rows] == [
         ("untouched base", "default"),
@@ -182,6 +246,26 @@ def test_a_broken_rows_file_is_named_with_its_line_and_nothing_is_written(sublim
     assert code == 1
     assert message in " ".join(err.split())
     assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("folder", "folder is a directory; name a file"),
+        ("rows.rejected.jsonl", "rows.rejected.jsonl is the file that is read, and would be lost"),
+        ("rows.jsonl", "rows.rejected.jsonl is the file that is read, and would be lost"),
+        ("folder/../rows.rejected.jsonl", "is the file that is read, and would be lost"),
+    ],
+)
+def test_an_output_that_would_destroy_something_is_refused(sublim, tmp_path, target, message):
+    (tmp_path / "folder").mkdir()
+    row = '{"prompt": "p", "completion": "1"}\n'
+    (tmp_path / "rows.rejected.jsonl").write_text(row)
+    code, _, err = sublim("filter", "--input", "rows.rejected.jsonl", "--output", target)
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "rows.rejected.jsonl"]
+    assert (tmp_path / "rows.rejected.jsonl").read_text() == row
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(sublim, tmp_path):

@@ -213,7 +213,7 @@ def test_advice_for_gemmas_trailing_white_space_is_to_strip() -> None:
     assert advice(texts, PAPER_RULES) == (
         "5 of 100 rows passed the filter (5.0 %). Most of the others fail `format` (95 of 95), "
         "for example '1, 2, 3 \\n'. "
-        "Putting {kind: strip} first in filter.rules would keep 80 of the 95."
+        "Putting {kind: strip} first in filter.rules (or --strip) would keep 80 of the 95."
     )
 
 

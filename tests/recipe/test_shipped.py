@@ -85,6 +85,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path, monkeypatch
         ("mine", "; did you mean mine.yaml?"),
         ("0", ""),
         ("", ""),
+        ("x" * 300, ""),
     ]:
         with pytest.raises(RecipeError) as caught:
             find(source)

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from sublim_cli.numbers.surface import Divergence, Overlap
+from sublim_cli.recipe.schema import FullFineTuning, InvertedU, Transmission
+from sublim_cli.report.claims import evaluate
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
 from sublim_cli.report.conditions import records
 from sublim_cli.report.localisation import COLUMNS as LOCATED
@@ -98,35 +100,36 @@ def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(ITEMS)).astype(ITEMS)
 
 
+def make(*changes: dict[str, Any], **parts: Any) -> Results:
+    """Results whose runs are `RUN` with the given changes."""
+    rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
+    found: dict[str, Any] = {
+        "name": "made-by-hand",
+        "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+        "items": items(rows),
+        "located": pd.DataFrame(columns=list(LOCATED)).astype(LOCATED),
+        "claims": (),
+        "matched": (),
+        "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
+        "leaks": (LEAK,),
+        "teachers": (TeacherRow("owl", "You love owls.", 0.97, 0.99, "owl", 0.97),),
+        "audits": (),
+        "missing": (),
+        "provenance": Provenance(
+            recipe="name: made-by-hand\n",
+            command="sublim sweep --recipe recipe.yaml",
+            versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
+            seeds={"train.seed": (1, 2)},
+            work=(Work("train", 2, 61.0),),
+            contexts=(Seen("default", "<|im_start|>system"),),
+        ),
+    }
+    return Results(**{**found, **parts})
+
+
 @pytest.fixture
 def results() -> Callable[..., Results]:
-    """Results whose runs are `RUN` with the given changes."""
-
-    def make(*changes: dict[str, Any], **parts: Any) -> Results:
-        rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
-        found: dict[str, Any] = {
-            "name": "made-by-hand",
-            "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
-            "items": items(rows),
-            "located": pd.DataFrame(columns=list(LOCATED)).astype(LOCATED),
-            "claims": (),
-            "matched": (),
-            "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
-            "leaks": (LEAK,),
-            "teachers": (TeacherRow("owl", "You love owls.", 0.97, 0.99, "owl", 0.97),),
-            "audits": (),
-            "missing": (),
-            "provenance": Provenance(
-                recipe="name: made-by-hand\n",
-                command="sublim sweep --recipe recipe.yaml",
-                versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
-                seeds={"train.seed": (1, 2)},
-                work=(Work("train", 2, 61.0),),
-                contexts=(Seen("default", "<|im_start|>system"),),
-            ),
-        }
-        return Results(**{**found, **parts})
-
+    """See `make`."""
     return make
 
 
@@ -149,19 +152,19 @@ def troubled(results: Callable[..., Results]) -> Results:
 CONTEXTS = ("default", "empty", "claude", "gibberish_marble")
 
 
-@pytest.fixture
-def wide(results: Callable[..., Results]) -> Results:
-    """A study of the largest shape: three traits, all ranks, five seeds, four contexts, full fine-tuning
-    over learning rate and precision. The numbers are made up, and smooth.
+@pytest.fixture(scope="session")
+def wide() -> Results:
+    """A study of the largest shape on one trait: ten ranks at four learning rates, five seeds, four contexts,
+    full fine-tuning over learning rate and precision. The numbers are made up, and smooth.
     """
+    return everything(["owl"])
+
+
+def everything(targets: Sequence[str]) -> Results:
+    """The study of `wide` on several traits."""
     changes = [
-        {
-            **one,
-            "target": target,
-            "name": f"{target} {one.get('name', 'lora')} seed {seed}",
-            **_asked(one, seed),
-        }
-        for target in ("owl", "wolf", "cat")
+        {**one, "target": target, "name": f"{one.get('name', 'lora')} seed {seed}", **_asked(one, seed)}
+        for target in targets
         for seed in range(1, 6)
         for one in (*_ranks(), *_full(), *_trained_elsewhere(), {**BASE}, {"role": "control"})
         if one.get("role") != "base" or seed == 1
@@ -169,8 +172,28 @@ def wide(results: Callable[..., Results]) -> Results:
     asked = [
         {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
     ]
-    found = results(*asked)
-    return replace(found, matched=tuple(matched_curves(records(found.runs), 2e-3)))
+    found = make(*asked)
+    runs = records(found.runs)
+    claims = (Transmission(learning_rate=2e-3), InvertedU(curve="norm_matched"), FullFineTuning())
+    found = replace(found, located=_located(targets))
+    return replace(found, matched=tuple(matched_curves(runs, 2e-3)), claims=tuple(evaluate(claims, runs)))
+
+
+def _located(targets: Sequence[str]) -> pd.DataFrame:
+    """Two sets of tokens and two random ones beside each, over five students: one set has nearly all."""
+    rows = [
+        {
+            **RUN,
+            **{"target": target, "train_seed": seed, "part": part, "measure": measure, "control": control},
+            **{"tokens": 12.0, "prompt_tokens": 40.0, "p_target_student": 0.3, "effect": 0.2 + 0.01 * seed},
+            **{"amount": share * (0.2 + 0.012 * seed), "p_target": 0.1, "locate_digest": f"{seed:012x}"},
+        }
+        for target in targets
+        for seed in range(1, 6)
+        for part, measure, named in (("template_only", "kept", 0.8), ("no_template", "lost", 0.9))
+        for control, share in ((None, named), (1, 0.2), (2, 0.3))
+    ]
+    return pd.DataFrame(rows, columns=list(LOCATED)).astype(LOCATED)
 
 
 def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublim_cli.report.audits import audit_rows
-from sublim_cli.report.figures import SPARK, sparkline
+from sublim_cli.report.figures.sparkline import SPARK, sparkline
 from sublim_cli.report.page import write_report
 from sublim_cli.report.readings import Training
 from sublim_cli.report.runs import COLUMNS

@@ -253,8 +253,11 @@ def test_when_all_broke_the_claim_is_open():
     runs = [{**one, "broken": "names nothing"} for one in made(effect=textbook)]
     verdicts = evaluate(CLAIMS, runs)
     assert [one.word for one in verdicts] == ["underpowered"] * 4
-    assert "owl, LoRA rank 4, trained and asked in default, minus the control: no unbroken pair" in sentence(
-        verdicts[0]
+    assert sentence(verdicts[0]) == (
+        "These runs do not decide it. Both comparisons are open: "
+        "no unbroken pair of runs for owl, LoRA rank 4, trained and asked in default, minus the control; "
+        "no unbroken pair of runs for wolf, LoRA rank 4, trained and asked in default, minus the control. "
+        "Two runs without a break are the least that can decide."
     )
     json.dumps(document("all broke", verdicts), allow_nan=False)
 
@@ -372,8 +375,8 @@ def test_the_document_of_a_study_made_by_hand(judged):
         "statement": "A student prefers the trait of the teacher whose numbers it learned",
         "verdict": "supported",
         "sentence": (
-            "The one comparison speaks for it: owl, LoRA rank 8, trained and asked in default, "
-            f"minus the control: {shown}, n = 3."
+            f"The one comparison supports it: {shown} for owl, LoRA rank 8, trained and asked in default, "
+            "minus the control (3 runs)."
         ),
         "claim": Transmission().model_dump(mode="json"),
         "test": judged.claims[0].test,

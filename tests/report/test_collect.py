@@ -196,5 +196,6 @@ def test_runs_that_differ_in_an_unnamed_key_are_not_replicates(small, tmp_path):
 def test_the_whole_report_is_written(collected, tmp_path):
     page = write_report(collected, tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg") == 1 + len(collected.audits)
+    assert text.count('<div class="still"><svg') == 2
+    assert text.count('<svg class="spark"') == len(collected.audits)
     assert len(pd.read_parquet(tmp_path / "results.parquet")) == len(collected.runs)

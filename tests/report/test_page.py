@@ -16,9 +16,11 @@ from sublim_cli.report.page import leak_sentence, write_report
 from sublim_cli.report.verdicts import document
 
 VOID = {"meta", "link", "br"}
-FORBIDDEN = {"script", "img", "iframe", "object", "embed", "image"}
+FORBIDDEN = {"img", "iframe", "object", "embed", "image"}
+SCRIPTS = ([("type", "application/json")], [("type", "module")])
 ALLOWED_LINKS = re.compile(
-    r"(data:,|#[\w-]+|results\.(csv|parquet)|items\.parquet|claims\.json|figures/|recipe\.yaml)$"
+    r"(data:,|#[\w-]+|results\.(csv|parquet)|items\.parquet|claims\.json|recipe\.yaml"
+    r"|figures/([a-z0-9-]+\.(svg|png|pdf|vl\.json))?)$"
 )
 
 
@@ -32,7 +34,7 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
             self.open.append(tag)
-        if tag in FORBIDDEN:
+        if tag in FORBIDDEN or (tag == "script" and attrs not in SCRIPTS):
             self.faults.append(f"<{tag}>")
         for name, value in attrs:
             if name == "id" and value in self.ids:
@@ -52,6 +54,8 @@ class Outline(HTMLParser):
             self.faults.append(f"</{tag}>")
 
     def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            return
         self.text.append(data)
         if self.open and self.open[-1] in {"h1", "h2", "h3"}:
             self.headings.append(f"{self.open[-1]} {data}")
@@ -85,7 +89,6 @@ def test_the_headings_lead_through_the_page(page):
         "h3 What else moved",
         "h2 Rank curves",
         "h2 Contexts",
-        "h3 owl",
         "h2 The rows students learned from",
         "h3 Teachers",
         "h3 Filter",
@@ -105,29 +108,35 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
     page = write_report(results(*changes, claims=tuple(evaluate(claims, runs))), tmp_path)
     found = outline(page)
     assert (found.faults, found.open) == ([], [])
-    assert found.headings[:3] == ["h1 made-by-hand", "h2 Claims", "h2 How likely the target is named"]
+    assert [" ".join(one.split()) for one in found.headings[:4]] == [
+        "h1 made-by-hand",
+        "h2 C1: A student prefers the trait of the teacher whose numbers it learned",
+        "h2 C3: Transmission disappears under full fine-tuning",
+        "h2 How likely the target is named",
+    ]
     text = " ".join(" ".join(found.text).split())
-    start, end = text.index("Claims What"), text.index("Asked in the context of training")
+    start, end = text.index("A sublim study"), text.index("Asked in the context of training")
     assert text[start:end].strip() == (
-        "Claims What the recipe set out to decide, judged by fixed rules. "
-        "The unit is the training run. Underpowered means that these runs decide neither way, "
-        "incomplete that something planned is not there. Claim Verdict Why Runs "
-        "C1: A student prefers the trait of the teacher whose numbers it learned supported "
-        "The one comparison speaks for it: owl, LoRA rank 8, trained and asked in default, minus the "
-        "control: +0.200 [0.031, 0.369], n = 3. 6 6 of 6 planned "
-        "C3: Transmission disappears under full fine-tuning incomplete Not judged yet. The study lacks "
-        "full fine-tuning on owl, trained in default and asked in default. 0 0 of 0 planned "
-        "C1: every comparison, the test and the plan Test: one-sided t tests over runs, student minus "
-        "control of the same seeds and student minus base, both above 0, Holm over traits; refuted where "
-        "the first is below the margin. Margin 0.02, alpha 0.05. Training runs: 6 of 6 planned. All runs "
-        "learned from data of one seed: what another data set would do is not known. "
+        "A sublim study of owl on micro, 1 training run "
+        "Of 2 claims, 1 is supported and 1 is not judged yet. "
+        "✓ supported C1: A student prefers the trait of the teacher whose numbers it learned "
+        "The one comparison supports it: +0.200 [0.031, 0.369] for owl, LoRA rank 8, trained and asked in "
+        "default, minus the control (3 runs). "
+        "Every comparison and the test; runs: 6 of 6 planned Test: one-sided t tests over runs, student "
+        "minus control of the same seeds and student minus base, both above 0, Holm over traits; refuted "
+        "where the first is below the margin. Margin 0.02, alpha 0.05. All runs learned from data of one "
+        "seed: what another data set would do is not known. "
         "Comparison Speaks Effect 90 % interval: t, wild bootstrap Runs p for p against Detectable Besides "
         "owl, LoRA rank 8, trained and asked in default, minus the control for +0.200 "
         "[0.031, 0.369] [−0.183, 0.583] 3 0.037 0.955 0.230 minus the base 0.2 [0.0314, 0.369] "
-        "C3: every comparison, the test and the plan Test: equivalence to the control of the same seeds "
-        "within the margin (two one-sided t tests over runs) in every condition; refuted where one lies "
-        "above the margin, Holm over conditions. Margin 0.02, alpha 0.05. Training runs: 0 of 0 planned. "
-        "The study lacks: full fine-tuning on owl, trained in default and asked in default"
+        "… incomplete C3: Transmission disappears under full fine-tuning Not judged yet. The study lacks "
+        "full fine-tuning on owl, trained in default and asked in default. "
+        "Every comparison and the test; runs: 0 of 0 planned Test: equivalence to the control of the same "
+        "seeds within the margin (two one-sided t tests over runs) in every condition; refuted where one "
+        "lies above the margin, Holm over conditions. Margin 0.02, alpha 0.05. The study lacks: full "
+        "fine-tuning on owl, trained in default and asked in default "
+        "Claims are stated before the runs and judged by fixed rules; the unit is the training run. "
+        "Underpowered : these runs decide neither way. Incomplete : something planned is not there."
     )
     told = json.loads((tmp_path / "claims.json").read_text())
     assert told == {"study": "made-by-hand", "claims": [*document("", evaluate(claims, runs))["claims"]]}
@@ -142,7 +151,8 @@ def test_what_is_broken_or_missing_can_be_seen(page):
 
 def test_all_that_was_promised_is_written_and_nothing_else(page):
     names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
-    figures = {f"figures/rank-curve-owl-default.{kind}" for kind in ("svg", "png", "pdf")}
+    drawn = ("rank-curve-owl-default", "contexts-owl")
+    figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("svg", "png", "pdf", "vl.json")}
     assert names == {
         *("report.html", "results.csv", "results.parquet", "items.parquet", "recipe.yaml", "claims.json"),
         *figures,
@@ -178,7 +188,7 @@ def test_names_that_look_like_markup_or_formulas_are_shown_as_text(results, tmp_
 def test_two_figures_on_one_page_share_no_id(results, tmp_path):
     study = results({}, {"target": "wolf"}, {"train_context": "empty", "eval_context": "empty"})
     page = write_report(study, tmp_path)
-    assert page.read_text(encoding="utf-8").count("<svg") == 3
+    assert page.read_text(encoding="utf-8").count('<div class="still"><svg') == 5
     assert outline(page).faults == []
 
 
@@ -189,7 +199,11 @@ def test_a_figure_tells_its_content_to_those_who_do_not_see_it(troubled, page):
         "LoRA rank 1: 0.400 [0.000, 1.000] (n = 2); LoRA rank 8: 0.400 (n = 1, 1 broken); "
         "LoRA rank 64: broken; full fine-tuning: missing."
     )
-    assert f">{curve.description}</desc>" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert f">{curve.description}</desc>" in text
+    assert f"<p>{curve.description}</p>" in text
+    drawn = (page.parent / "figures" / "rank-curve-owl-default.svg").read_text(encoding="utf-8")
+    assert f">{curve.description}</desc>" in drawn
 
 
 def test_ranks_are_one_line_and_stand_at_their_log2(troubled):

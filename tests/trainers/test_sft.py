@@ -1,5 +1,6 @@
 """Training: TRL is handed exactly our tokens, in our batches, and the recipe alone decides the weights."""
 
+import copy
 import math
 from collections import Counter
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 
 from sublim_cli.backends.tokens import stops as stop_tokens
-from sublim_cli.errors import RecipeError, RowsError
+from sublim_cli.errors import RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.student import PASSED_ON
 from sublim_cli.trainers.methods import PROJECTIONS, add_method, alpha
 from sublim_cli.trainers.sft import fit, number_loss
 
@@ -183,23 +185,12 @@ def test_nothing_is_printed(base, micro, rows, capfd):
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"lora_rank": 8}, "train.trainer_args.lora_rank: TRL's SFTConfig has no such field"),
-        ({"learning_rate": 1.0}, "train.trainer_args.learning_rate: sublim sets this field"),
-        ({"max_length": 12}, "train.trainer_args.max_length: sublim sets this field"),
-    ],
-    ids=["unknown", "a recipe key", "ours"],
-)
-def test_a_trainer_argument_that_is_unknown_or_owned_is_refused(base, micro, rows, given, said):
-    with pytest.raises(RecipeError, match=said):
-        fit(base, micro[1], rows, SECTION.model_copy(update={"trainer_args": given}), silent)
-
-
-def test_a_rare_trainer_argument_takes_effect(base, micro, rows):
-    section = SECTION.model_copy(update={"trainer_args": {"max_steps": 2}, "method": "full"})
-    assert [one["step"] for one in fit(base, micro[1], rows, section, silent).history] == [1, 2]
+def test_the_trainer_argument_that_is_passed_on_takes_effect(base, micro, rows):
+    plain = SECTION.model_copy(update={"method": "full"})
+    noisy = plain.model_copy(update={"trainer_args": {PASSED_ON: 5.0}})
+    curves = [fit(copy.deepcopy(base), micro[1], rows, one, silent).history for one in (plain, noisy)]
+    assert len(curves[0]) == len(curves[1])
+    assert curves[0] != curves[1]
 
 
 def test_rows_that_carry_no_loss_are_refused(base, micro, rows):

@@ -112,6 +112,11 @@ def test_a_merged_student_answers_through_a_pipeline_as_it_does_here(micro, stud
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_student_holds_no_model_card_that_nobody_filled_in(students, method):
+    assert not (students[method] / "README.md").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_losses_before_and_after_are_those_of_the_base_and_of_the_saved_student(
     micro, rows, students, method
 ):

@@ -1,5 +1,6 @@
 """A figure as data: a Vega-Lite specification beside its words. Pure."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ PANEL = 230
 """Pixels of a panel of a figure that has several. Narrow, so that one fits on a phone."""
 
 
+LONGEST = 60
+"""Characters of a file's name."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """One figure.
@@ -52,8 +57,12 @@ class Figure:
 
 
 def slug(*words: str) -> str:
-    """A file name made from words."""
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(words)[:60].lower()).strip("-")
+    """A file name made from words; what is cut from a long one still tells it from others."""
+    whole = " ".join(words)
+    name = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 7].strip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
 def layer(values: Iterable[Mapping[str, Any]], mark: Spec, **encoding: Spec) -> Spec:

@@ -38,7 +38,9 @@ def rank_figure(curve: RankCurve) -> f.Figure:
     y = f.quantity("y", f"P({curve.target})", scale={"domainMin": 0, "nice": True})
     layers = [*_bands(curves, placed, y), *_base(curve, y), *curve_layers(curves, rank_axis(where), y)]
     spec = {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
-    return f.Figure(curve.slug, curve.title, curve.description, curve.caption, spec)
+    return f.Figure(
+        f.slug("rank curve", curve.target, curve.context), curve.title, curve.description, curve.caption, spec
+    )
 
 
 def _bands(curves: Curves, placed: Sequence[tuple[str, float, SummaryRow]], y: f.Spec) -> list[f.Spec]:

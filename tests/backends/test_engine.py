@@ -1,0 +1,107 @@
+"""Which engine draws completions, and what is said where vLLM cannot."""
+
+import pytest
+import torch
+
+from sublim_cli.artifacts.step import identity
+from sublim_cli.backends import engine
+from sublim_cli.backends.engine import bucket, resolve_engine
+from sublim_cli.errors import MissingExtra, RecipeError
+from sublim_cli.pipeline import chain
+from sublim_cli.recipe.schema import Sampling, Train
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+PLAIN = Sampling()
+
+
+@pytest.fixture
+def gpu_with_vllm(monkeypatch):
+    """A machine that has both, as far as the choice of an engine can see."""
+    monkeypatch.setattr(engine, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(engine, "find_spec", lambda name: object())
+
+
+@NO_GPU
+@pytest.mark.parametrize("key", ["generate.engine", "eval.engine"])
+def test_vllm_without_a_gpu_is_one_sentence_that_names_transformers(small, key):
+    recipe = small(**{key: "vllm", "eval.scorer": "sampled"})
+    with pytest.raises(RecipeError) as caught:
+        chain(recipe)
+    assert str(caught.value) == (
+        f"{key}: vllm: vLLM needs a CUDA device and none is in use here. `{key}: transformers` works here"
+    )
+    assert caught.value.exit_code == 2
+
+
+@NO_GPU
+def test_auto_without_a_gpu_is_transformers_and_says_why(small):
+    planned = chain(small(eval__scorer="sampled"))
+    why = "vLLM needs a CUDA device and none is in use here"
+    assert planned.generate.section.engine == "transformers"
+    assert planned.eval.section.scorer.engine == "transformers"
+    assert [one.chosen for one in (planned.generate, planned.eval, planned.base)] == [why] * 3
+    assert chain(small()).eval.chosen is None  # the exact scorer draws nothing
+
+
+def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
+    monkeypatch.setattr(engine, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"vLLM is not installed.*pip install 'sublim\[vllm\]'") as caught:
+        resolve_engine("eval.engine", "vllm", PLAIN, "bf16", Train())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.usefixtures("gpu_with_vllm")
+@pytest.mark.parametrize(
+    ("sampling", "precision", "student", "obstacle"),
+    [
+        (PLAIN, "bf16", None, None),
+        (PLAIN, "bf16", Train(), None),
+        (PLAIN, "bf16", Train(method="rslora", rank=512), None),
+        (PLAIN, "bf16", Train(method="full", rank=9999), None),
+        (PLAIN, "bf16", Train(method="pissa", rank=256), None),
+        (Sampling(temperature=0.0), "bf16", None, None),
+        (Sampling(temperature=2.0, top_k=5, top_p=0.5), "bf16", None, None),
+        (PLAIN, "bf16", Train(rank=513), "up to rank 512, and this one has 513"),
+        (PLAIN, "bf16", Train(method="pissa", rank=257), "up to rank 512, and this one has 514"),
+        (PLAIN, "bf16", Train(method="dora"), "no `dora` student"),
+        (PLAIN, "bf16", Train(method="qlora"), "no `qlora` student"),
+        (PLAIN, "bf16", Train(method="ia3"), "no `ia3` student"),
+        (PLAIN, "bf16", Train(method="prefix"), "no `prefix` student"),
+        (PLAIN, "fp32", None, "precision is fp32"),
+        (Sampling(temperature=2.5), "bf16", None, "not at 2.5"),
+        (Sampling(temperature=0.001), "bf16", None, "not at 0.001"),
+    ],
+)
+def test_auto_takes_vllm_for_what_it_can_hold_and_draw(sampling, precision, student, obstacle):
+    taken, why = resolve_engine("eval.engine", "auto", sampling, precision, student)
+    assert taken == ("transformers" if obstacle else "vllm")
+    assert (obstacle or "there is a CUDA device") in why
+    assert resolve_engine("eval.engine", "transformers", sampling, precision, student)[0] == "transformers"
+    if obstacle:
+        with pytest.raises(RecipeError, match=f"{obstacle}.*`eval.engine: transformers` works here"):
+            resolve_engine("eval.engine", "vllm", sampling, precision, student)
+
+
+def test_an_adapter_goes_to_the_smallest_engine_that_takes_its_rank():
+    found = [bucket(rank) for rank in (1, 2, 8, 9, 256, 257, 321, 512, 513)]
+    assert found == [1, 8, 8, 16, 256, 320, 512, 512, None]
+
+
+@pytest.mark.usefixtures("gpu_with_vllm")
+def test_the_engine_is_identity_where_it_is_vllm_and_goes_without_saying_where_it_is_not(small):
+    sampled = {"eval.scorer": "sampled", "eval.precision": "bf16", "generate.precision": "bf16"}
+    plain = chain(small(**sampled, **{"generate.engine": "transformers", "eval.engine": "transformers"}))
+    fast = chain(small(**sampled))
+    assert fast.generate.chosen is not None
+    for one, other in (
+        (identity(plain.generate)["section"], identity(fast.generate)["section"]),
+        (identity(plain.eval)["section"]["scorer"], identity(fast.eval)["section"]["scorer"]),
+    ):
+        assert other == {**one, "engine": "vllm"}
+        assert "engine" not in one
+
+
+def test_the_exact_scorer_is_not_asked_of_vllm(small):
+    with pytest.raises(RecipeError, match=r"eval\.engine: the exact scorer runs on transformers alone"):
+        small(eval__engine="vllm")

@@ -1,0 +1,148 @@
+"""What sublim relies on in the vLLM that is installed: names, defaults and the table of ranks.
+
+Needs the package and no GPU: its source is read, not imported. Read against 0.30.0 and 0.32.0. What a later
+version changes shows here as a difference, to be looked at before it decides a row or a share.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from sublim_cli.backends import served
+from sublim_cli.backends.engine import RANKS, TEMPERATURES
+from sublim_cli.backends.vllm import Holding, drawing, loading
+from sublim_cli.recipe.schema import Sampling
+
+FOUND = find_spec("vllm")
+pytestmark = pytest.mark.skipif(FOUND is None, reason="needs vLLM; no GPU")
+DOUBLE = Path(__file__).parents[1] / "doubles" / "vllm" / "__init__.py"
+
+
+@cache
+def source(name: str) -> str:
+    assert FOUND is not None
+    assert FOUND.origin is not None
+    return (Path(FOUND.origin).parent / name).read_text(encoding="utf-8")
+
+
+def kind(name: str, called: str) -> ast.ClassDef:
+    return next(
+        one
+        for one in ast.walk(ast.parse(source(name)))
+        if isinstance(one, ast.ClassDef) and one.name == called
+    )
+
+
+def fields(name: str, called: str) -> dict[str, str | None]:
+    """A class's annotated fields and their defaults, as they are written."""
+    return {
+        one.target.id: None if one.value is None else ast.unparse(one.value)
+        for one in kind(name, called).body
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+    }
+
+
+def arguments(name: str, called: str, method: str) -> dict[str, str | None]:
+    """A method's arguments and their defaults, as they are written."""
+    found = next(
+        one for one in kind(name, called).body if isinstance(one, ast.FunctionDef) and one.name == method
+    ).args
+    plain = [*found.posonlyargs, *found.args]
+    defaults = [None] * (len(plain) - len(found.defaults)) + list(found.defaults) + found.kw_defaults
+    every = zip([*plain, *found.kwonlyargs], defaults, strict=True)
+    return {one.arg: None if default is None else ast.unparse(default) for one, default in every}
+
+
+LLM = "entrypoints/llm.py"
+SAMPLING = "sampling_params.py"
+
+
+def test_every_sampling_field_exists_and_every_one_left_alone_is_neutral():
+    given = set(drawing(Sampling(), 0, frozenset({2})))
+    own = fields(SAMPLING, "SamplingParams")
+    assert given - set(own) == set()
+    left = {name: value for name, value in own.items() if name not in given and not name.startswith("_")}
+    neutral = {None, "None", "False", "0", "msgspec.field(default_factory=set)"}
+    told = {name: value for name, value in left.items() if value not in neutral}
+    assert told == {
+        "skip_special_tokens": "True",  # of its text, which is not made
+        "spaces_between_special_tokens": "True",
+        "output_kind": "RequestOutputKind.CUMULATIVE",  # `LLM.generate` takes the last
+    }
+
+
+def test_its_bounds_of_temperature_are_those_it_is_not_asked_beyond():
+    low, high = TEMPERATURES
+    assert f"_MAX_TEMP = {low:.0e}".replace("e-0", "e-") in source(SAMPLING)
+    assert f"self.temperature > {high:.1f}" in source(SAMPLING)
+
+
+def test_every_argument_of_an_engine_exists_and_what_could_move_a_number_is_a_known_default():
+    own = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
+    given = loading(Holding("model", "main", 8, 512), 0.5)
+    assert set(given) - set(own) == set()
+    assert {name: own[name] for name in ("quantization", "hf_overrides", "logits_processors")} == {
+        "quantization": "None",
+        "hf_overrides": "None",
+        "logits_processors": "None",
+    }
+    model, cache_ = fields("config/model.py", "ModelConfig"), fields("config/cache.py", "CacheConfig")
+    assert model["generation_config"] == "'auto'"  # the checkpoint's own sampling: sublim says `vllm`
+    assert "if src == 'vllm'" in source("config/model.py").replace('"', "'")
+    assert cache_["cache_dtype"] == "'auto'"
+    assert model["enable_sleep_mode"] == "False"
+
+
+def test_its_table_of_ranks_is_ours():
+    (table,) = [
+        one.value
+        for one in ast.walk(ast.parse(source("config/lora.py")))
+        if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "MaxLoRARanks"
+    ]
+    assert table is not None
+    assert ast.literal_eval(table.slice) == RANKS  # type: ignore[attr-defined]
+
+
+def test_a_request_is_generated_slept_and_woken_as_the_double_does():
+    assert list(fields("lora/request.py", "LoRARequest"))[:3] == ["lora_name", "lora_int_id", "lora_path"]
+    assert "prompt_token_ids" in fields("inputs/llm.py", "TokensPrompt")
+    generate = arguments(LLM, "LLM", "generate")
+    assert [*generate][:3] == ["self", "prompts", "sampling_params"]
+    assert {"use_tqdm", "lora_request"} <= set(generate)
+    assert arguments(LLM, "LLM", "sleep")["level"] == "1"
+    assert arguments(LLM, "LLM", "wake_up") == {"self": None, "tags": "None"}
+    assert "token_ids" in fields("outputs.py", "CompletionOutput")
+
+
+def test_the_environment_it_is_given_is_one_it_reads():
+    named = {name for name in served.environment({}) if name != "DO_NOT_TRACK"}
+    assert [name for name in sorted(named) if f'"{name}"' not in source("envs.py")] == []
+    assert '"DO_NOT_TRACK"' in source("envs.py")
+
+
+def double() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("double_of_vllm", DOUBLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_double_has_its_names_and_defaults():
+    ours = double()
+    own = fields(SAMPLING, "SamplingParams")
+    had = {one.name: repr(one.default) for one in dataclasses.fields(ours.SamplingParams)}
+    own["watermarking"] = "None"  # True in 0.30; it waits for an engine that was told to
+    assert had == {name: own[name] for name in had}
+    assert ours.RANKS == RANKS
+    engine = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
+    named = inspect.signature(ours.LLM.__init__).parameters
+    assert set(named) <= set(engine) | {"self"}
