@@ -395,11 +395,13 @@ def test_a_target_that_every_cell_of_a_sweep_replaces_is_judged_there(here: Path
     [
         (
             "[{kind: magic}]",
-            'claims.0.kind: "magic": must be transmission, inverted_u, full_fine_tuning or contexts',
+            'claims.0.kind: "magic": must be transmission, inverted_u, full_fine_tuning, contexts or '
+            "localisation",
         ),
         (
             "[{rank: 8}]",
-            "claims.0.kind: is missing; it may be transmission, inverted_u, full_fine_tuning or contexts",
+            "claims.0.kind: is missing; it may be transmission, inverted_u, full_fine_tuning, contexts or "
+            "localisation",
         ),
         ("[{kind: transmission, margin: 0}]", "claims.0.margin: 0: must be above 0"),
         ("[{kind: transmission, margin: 2}]", "claims.0.margin: 2: must be below 1"),
