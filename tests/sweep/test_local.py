@@ -184,7 +184,7 @@ def test_more_ranks_and_seeds_reuse_all_that_is_there(tiny, tmp_path):
         planned = study(load("demo", dict(map(parse_setting, words[4::2]))))
         assert LocalLauncher(("cpu",)).launch(planned.steps, store, events.append) == {}
         labels.append({one.label for one in events if isinstance(one, StepFinished)})
-    # The new rank at both seeds, the old one at the new seed, the new seed's control; each trained and scored.
+    # The new rank at both seeds, the old one at the new seed, the new seed's control: trained and scored.
     students = ["wolf lora r2 lr 2e-3 seed 1", "wolf lora r2 lr 2e-3 seed 2", "wolf lora r1 lr 2e-3 seed 2"]
     students += ["default teacher lora r8 lr 2e-3 seed 2"]
     assert labels[1] == {f"{kind} {one}" for kind in ("train", "eval") for one in students}
