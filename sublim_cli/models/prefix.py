@@ -1,5 +1,6 @@
 """What stands before an answer, computed once: prompts, and the learned prefix of a prefix-tuned model."""
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,10 @@ from sublim_cli.models.batches import positions
 
 if TYPE_CHECKING:
     import torch
+
+
+Layers = Sequence[tuple["torch.Tensor", "torch.Tensor"]]
+"""For each layer of a model keys and values, [rows, heads, tokens, width]."""
 
 
 def has_own_cache(model: Any) -> bool:
@@ -30,6 +35,25 @@ def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
         use_cache=True,
         logits_to_keep=1,
     )
+
+
+def layers_of(cache: Any) -> Layers:
+    """What a cache holds."""
+    return [(one.keys, one.values) for one in cache.layers]
+
+
+def cache_of(layers: Layers) -> Any:
+    """A cache that holds `layers`, and keeps every position of what is added."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
 
 
 def continuing(model: Any) -> Any:
