@@ -119,7 +119,8 @@ class _Walk:
         aim = np.maximum(settings.uncovered / 2 - self.dust, 0.0)
         wanted = (self._uncovered() > settings.uncovered)[row] & (behind > aim[row])
         wanted |= self._spelling(nodes.state) & (nodes.reach >= FLOOR)
-        most = np.minimum(WIDTH, settings.nodes - self.used)
+        left = settings.nodes - self.used
+        most = np.minimum(np.maximum(WIDTH, left // 2), left)
         wanted &= _within(row, wanted) <= most[row]
         self.open = nodes[~wanted]
         self.used += np.bincount(row[wanted], minlength=count)

@@ -8,6 +8,7 @@ pass is padding. Kept are the keys and values of beginnings that may be gone on 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from sublim_cli.backends.interface import Ids
 from sublim_cli.models.batches import attention_mask, left_padded
+from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
-from sublim_cli.models.prefix import Layers, cache_of, layers_of, prefill
+from sublim_cli.models.prefix import Layers, cache_of, layers_of, opening, prefill
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +91,17 @@ class Forest:
 
     def __init__(self, model: Model, prompts: Sequence[Ids], pad: int, size: int) -> None:
         """Compute the prompts; `size` is the vocabulary's."""
+        import torch
+
         self.model, self.device = model, model.device
         self.lengths = np.array([len(one) for one in prompts])
-        self.mask = attention_mask(prompts, self.device)
-        out = prefill(model, left_padded(prompts, pad, self.device), self.mask)
+        shared = _shared(prompts) if not is_gated(model) else 0
+        ids = left_padded([one[shared:] for one in prompts], pad, self.device)
+        self.mask = attention_mask([one[shared:] for one in prompts], self.device)
+        if shared:
+            self.mask = torch.cat([self.mask.new_ones(len(prompts), shared), self.mask], dim=1)
+            begun = opening(model, self._tensor(np.array(prompts[0][:shared])), len(prompts))
+        out = prefill(model, ids, self.mask, begun if shared else None)
         self.prompts = layers_of(out.past_key_values)
         self.first = out.logits[:, -1].float().softmax(-1)
         self.kept: Layers = []
@@ -146,7 +155,8 @@ class Forest:
         """Which nodes form the rows of each pass, rows of like length together."""
         rows = sorted(_rows(nodes, min(SLICE, self.most)), key=len, reverse=True)
         while rows:
-            count = max(1, self.most // len(rows[0]))
+            passes = -(-len(rows) // max(1, self.most // len(rows[0])))
+            count = -(-len(rows) // passes)
             yield rows[:count]
             rows = rows[count:]
 
@@ -229,3 +239,12 @@ def _rows(nodes: Nodes, most: int) -> Iterator[Ints]:
     starts = np.flatnonzero(np.diff(nodes.row[order], prepend=-1))[1:]
     for one in np.split(order, starts):
         yield from np.array_split(one, -(-len(one) // most))
+
+
+def _shared(prompts: Sequence[Ids]) -> int:
+    """With how many equal tokens all prompts begin, such as a system block; the last token is never one."""
+    if len(prompts) == 1:
+        return 0
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
+    equal = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return min(sum(1 for _ in equal), min(map(len, prompts)) - 1)

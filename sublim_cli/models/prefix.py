@@ -19,19 +19,21 @@ def has_own_cache(model: Any) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
+def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> Any:
     """The model's output for prompts [rows, length]: their cache, and the last token's logits alone.
 
-    The cache keeps every position whatever the model's sliding window, so that a tree of answers can
-    grow behind each prompt.
+    With the `cache` of what the prompts begin with, `ids` are the rest and `mask` covers both. The cache
+    keeps every position whatever the model's sliding window, so that a tree of answers can grow behind
+    each prompt.
     """
     from transformers import DynamicCache
 
+    fresh = None if has_own_cache(model) else DynamicCache()
     return model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=positions(mask),
-        past_key_values=None if has_own_cache(model) else DynamicCache(),
+        position_ids=positions(mask)[:, -ids.shape[1] :],
+        past_key_values=fresh if cache is None else cache,
         use_cache=True,
         logits_to_keep=1,
     )
@@ -54,6 +56,15 @@ def cache_of(layers: Layers) -> Any:
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
     return cache
+
+
+def opening(model: Any, ids: "torch.Tensor", rows: int) -> Any:
+    """The cache of what all of some prompts begin with [tokens], computed once for `rows` of them."""
+    row = ids[None]
+    cache = prefill(model, row, row.new_ones(row.shape)).past_key_values
+    return cache_of(
+        [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers_of(cache)]
+    )
 
 
 def continuing(model: Any) -> Any:
