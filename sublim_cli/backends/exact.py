@@ -135,7 +135,7 @@ class _Walk:
         """Add what the nodes decide to the items, and what stays open to `open`."""
         nodes = grown.nodes
         last = nodes.depth + 1 == self.settings.max_tokens
-        node, item, mass = self.verdicts.masses(grown.laws, grown.place, nodes.state, last)
+        node, item, mass = self.verdicts.masses(grown.laws, nodes.state, last)
         mass *= nodes.reach[node]
         named = item >= 0
         np.add.at(self.p, (nodes.row[node[named]], item[named]), mass[named])
@@ -153,7 +153,7 @@ class _Walk:
         if not len(rich):
             return
         nodes = grown.nodes[rich]
-        laws = grown.laws[torch.from_numpy(grown.place[rich]).to(grown.laws.device)]
+        laws = grown.laws.at(rich)
         known, group = np.unique(nodes.state, return_inverse=True)
         nexts = np.stack([self.table.after(int(state)) for state in known])
         hot = (laws > torch.from_numpy(self.least / nodes.reach).to(laws)[:, None]).nonzero()

@@ -52,8 +52,6 @@ def _p(grown: Grown, own: Ints, tokens: Sequence[int]) -> Floats:
     """The probability of each token behind some of the nodes: [tokens, nodes]."""
     import torch
 
-    place = torch.from_numpy(grown.place[own]).to(grown.laws.device)
-    found: Floats = (
-        grown.laws[place[None, :], torch.tensor(tokens, device=place.device)[:, None]].double().cpu().numpy()
-    )
+    of_tokens = grown.laws.at(own)[:, torch.tensor(tokens, device=grown.laws.states.device)]
+    found: Floats = of_tokens.T.double().cpu().numpy()
     return found

@@ -19,24 +19,28 @@ def has_own_cache(model: Any) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> Any:
+def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
     """The model's output for prompts [rows, length]: their cache, and the last token's logits alone.
 
-    With the `cache` of what the prompts begin with, `ids` are the rest and `mask` covers both. The cache
-    keeps every position whatever the model's sliding window, so that a tree of answers can grow behind
-    each prompt.
+    The cache keeps every position whatever the model's sliding window, so that a tree of answers can
+    grow behind each prompt.
     """
+    return model(**prompt_inputs(model, ids, mask))
+
+
+def prompt_inputs(model: Any, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> dict[str, Any]:
+    """What `prefill` calls a model with; with a cache, `ids` are what follows it and `mask` covers both."""
     from transformers import DynamicCache
 
     fresh = None if has_own_cache(model) else DynamicCache()
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions(mask)[:, -ids.shape[1] :],
-        past_key_values=fresh if cache is None else cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions(mask)[:, -ids.shape[1] :],
+        "past_key_values": fresh if cache is None else cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
 
 
 def layers_of(cache: Any) -> Layers:
@@ -63,7 +67,10 @@ def opening(model: Any, ids: "torch.Tensor", rows: int) -> Any:
     row = ids[None]
     cache = prefill(model, row, row.new_ones(row.shape)).past_key_values
     return cache_of(
-        [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in layers_of(cache)]
+        [
+            (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+            for keys, values in layers_of(cache)
+        ]
     )
 
 
