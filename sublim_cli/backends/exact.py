@@ -146,19 +146,14 @@ class _Walk:
 
         `still[n]` is all the open mass behind node n: none where the answer's length is reached.
         """
-        import torch
-
         rich = np.flatnonzero(still > self.least)
         np.add.at(self.dust, grown.nodes.row, np.where(still > self.least, 0.0, still))
         if not len(rich):
             return
         nodes = grown.nodes[rich]
-        laws = grown.laws.at(rich)
+        at, token, p = grown.laws.likely(rich, self.least / nodes.reach)
         known, group = np.unique(nodes.state, return_inverse=True)
         nexts = np.stack([self.table.after(int(state)) for state in known])
-        hot = (laws > torch.from_numpy(self.least / nodes.reach).to(laws)[:, None]).nonzero()
-        p = laws[hot[:, 0], hot[:, 1]].double().cpu().numpy()
-        at, token = hot.cpu().numpy().T
         state = nexts[group[at], token].astype(np.int64)
         kept = state >= 0
         at, token, state, reach = at[kept], token[kept], state[kept], nodes.reach[at[kept]] * p[kept]

@@ -24,10 +24,10 @@ from sublim_cli.models.prefix import Layers, cache_of, layers_of, opening, promp
 if TYPE_CHECKING:
     import torch
 
-SLICE = 32
+SLICE = 64
 """Beginnings beside one copy of their prompt: more would look past each other at more cost than a copy's."""
 
-PASS = 2_048
+PASS = 4_096
 """Beginnings per forward pass: bounds memory, not the result."""
 
 LIMIT = 2**26
@@ -96,7 +96,24 @@ class Laws:
         import torch
 
         # In this order: PyTorch sums few rows eight times faster than few columns (2.13 on a CPU).
-        return torch.cat([sets @ self._laws(one).T for one in self.states.split(self.most)], dim=1)
+        return torch.cat([sets @ self._laws(one).T for one in torch.split(self.states, self.most)], dim=1)
+
+    def likely(self, chosen: Ints, least: Floats) -> tuple[Ints, Ints, Floats]:
+        """The tokens that are likelier than `least`, a number for each of the chosen nodes.
+
+        Returns:
+            Place in `chosen`, token and probability of each.
+        """
+        found = []
+        for start in range(0, len(chosen), self.most):
+            part = slice(start, start + self.most)
+            laws = self.at(chosen[part])
+            hot = (laws > laws.new_tensor(least[part])[:, None]).nonzero()
+            p = laws[hot[:, 0], hot[:, 1]].double().cpu().numpy()
+            at, token = hot.cpu().numpy().T
+            found.append((at + start, token, p))
+        at, token, p = (np.concatenate(one) for one in zip(*found, strict=True))
+        return at, token, p
 
     def _laws(self, states: "torch.Tensor") -> "torch.Tensor":
         return self.head(states).float().softmax(-1)
@@ -248,15 +265,14 @@ class Forest:
         import torch
 
         prompt, names = self._tensor(of), self._tensor(above)
+
+        def _beside(whole: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+            return torch.cat([whole[prompt], kept[names].transpose(1, 2)], dim=2)
+
         if not above.size:
             return [(keys[prompt], values[prompt]) for keys, values in self.prompts]
-        return [
-            tuple(
-                torch.cat([one[prompt], other[names].transpose(1, 2)], dim=2)
-                for one, other in zip(whole, kept, strict=True)
-            )
-            for whole, kept in zip(self.prompts, self.kept, strict=True)
-        ]
+        pairs = zip(self.prompts, self.kept, strict=True)
+        return [(_beside(keys, more), _beside(values, others)) for (keys, values), (more, others) in pairs]
 
     def _tensor(self, values: NDArray[Any]) -> "torch.Tensor":
         import torch

@@ -29,5 +29,5 @@ def head_of(model: Model, states: "torch.Tensor", logits: "torch.Tensor") -> Hea
 
     It is told by trying: `logits` are what the model made of `states`, to the last bit.
     """
-    head: Head = language_model(model).get_output_embeddings()
-    return head if head(states).equal(logits) else None
+    head: Head | None = language_model(model).get_output_embeddings()
+    return head if head is not None and head(states).to(logits).equal(logits) else None
