@@ -141,7 +141,7 @@ class Forest:
 
         self.model, self.device = model, model.device
         self.lengths = np.array([len(one) for one in prompts])
-        shared = 0 if is_gated(model) else _shared(prompts)
+        shared = 0 if _whole(model) else _shared(prompts)
         ids = left_padded([one[shared:] for one in prompts], pad, self.device)
         self.mask = attention_mask([one[shared:] for one in prompts], self.device)
         begun = None
@@ -290,6 +290,14 @@ def _rows(nodes: Nodes, most: int) -> Iterator[Ints]:
     starts = np.flatnonzero(np.diff(nodes.row[order], prepend=-1))[1:]
     for one in np.split(order, starts):
         yield from np.array_split(one, -(-len(one) // most))
+
+
+def _whole(model: Model) -> bool:
+    """Whether prompts must be computed whole: for a gate, or where they would come out otherwise in parts.
+
+    8-bit matrices (LLM.int8) treat a column by the largest value in it, so a token by those beside it.
+    """
+    return is_gated(model) or getattr(model.config, "quantization_config", None) is not None
 
 
 def _shared(prompts: Sequence[Ids]) -> int:
