@@ -29,10 +29,10 @@ FLOOR = 1e-5
 """Beginnings of a spelling at least this likely are followed even below the bound: rare items count too."""
 
 CHUNK = 64
-"""Questions per forward pass: bounds memory, not the result."""
+"""Questions whose trees grow together: bounds memory, not the result."""
 
 WIDTH = 64
-"""Beginnings of one question followed at a time: more would be less choosy, fewer would be slower."""
+"""Beginnings of one question followed at a time, or half of the budget's rest: more would be less choosy."""
 
 
 @dataclass(frozen=True)
