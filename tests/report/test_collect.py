@@ -92,6 +92,15 @@ def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned
         assert p == pytest.approx(wolf.p.mean())
 
 
+def test_the_answers_to_every_question_are_read_in_their_order(planned, built):
+    step = planned.cells[1].chain.eval
+    scores = pd.read_parquet(built.find(step).path / "scores.parquet")
+    for context, found in Shelf(built, {}).readings(step, "owl").items():
+        here = scores[(scores.context == context) & (scores.item == "owl")].sort_values("question")
+        assert found.answers == tuple(here.p)
+        assert found.p_target == pytest.approx(sum(found.answers) / len(found.answers))
+
+
 def test_every_run_stands_beside_the_base_in_the_same_context(collected):
     runs = collected.runs
     base = runs[runs.role == "base"].set_index("eval_context").p_target
