@@ -12,6 +12,7 @@ from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
 from sublim_cli.report.page import write_report
+from sublim_cli.report.readings import Shelf
 from sublim_cli.report.runs import COLUMNS, ITEMS
 from sublim_cli.sweep.plan import study
 
