@@ -5,13 +5,14 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from sublim_cli.artifacts.step import Artifact, Step
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
-from sublim_cli.models.device import device
+from sublim_cli.models.device import on_cuda
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import resolve_context
@@ -111,21 +112,36 @@ def chain(recipe: Recipe) -> Chain:
     love = persona(items, recipe.trait.target)
     student = resolve_model(recipe.model, recipe.revision)
     data = f"{_teacher(recipe)} data seed {recipe.generate.sampling.seed}"
-    generate = Generate(_draw(recipe, student, love), data)
-    kept = Filter(
-        Judge(
-            rules=recipe.filter.rules,
-            rows=recipe.generate.rows,
-            held_out=recipe.generate.held_out,
-        ),
-        (generate,),
-        data,
+    generate = _generate(_draw(recipe, student, love), data)
+    judge = Judge(
+        rules=recipe.filter.rules,
+        rows=recipe.generate.rows,
+        held_out=recipe.generate.held_out,
     )
+    kept = _filter(judge, generate.section, data)
     teach, chosen = _teach(recipe, student)
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
-    ask = _ask(recipe, student, items)
-    return Chain(generate, kept, train, Eval(ask, title, (train,)), Eval(ask, "base"))
+    base = _base(_ask(recipe, student, items))
+    return Chain(generate, kept, train, Eval(base.section, title, (train,)), base)
+
+
+# The cells of a study share these steps: made once, each is one object that is written down and hashed once.
+
+
+@lru_cache
+def _generate(draw: Draw, title: str) -> Generate:
+    return Generate(draw, title)
+
+
+@lru_cache
+def _filter(judge: Judge, draw: Draw, title: str) -> Filter:
+    return Filter(judge, (_generate(draw, title),), title)
+
+
+@lru_cache
+def _base(ask: Ask) -> Eval:
+    return Eval(ask, "base")
 
 
 def _draw(recipe: Recipe, model: ModelRef, love: str) -> Draw:
@@ -180,13 +196,13 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items) -> Ask:
 def _weights_precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16" if device().type == "cuda" else "fp32"
+    return "bf16" if on_cuda() else "fp32"
 
 
 def _train_precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16_mixed" if device().type == "cuda" else "fp32"
+    return "bf16_mixed" if on_cuda() else "fp32"
 
 
 def _teacher(recipe: Recipe) -> str:

@@ -1,6 +1,6 @@
 """The cells of a sweep: the grid, its additions, and the controls every sweep has. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
 
@@ -27,8 +27,7 @@ def study(recipe: Recipe) -> Study:
     grid, *also = families(recipe.sweep)
     wanted = [changes for axes in (grid, *also, _control(grid)) for changes in _combinations(axes)]
     cells = {_name(one): one for one in (cell(vary(recipe, changes)) for changes in wanted)}
-    leaks = {digest(one): one for one in map(_leak, cells.values()) if one is not None}
-    return Study(recipe.name, tuple(cells.values()), tuple(leaks.values()))
+    return Study(recipe.name, tuple(cells.values()), tuple(_leaks(cells.values())))
 
 
 def _control(grid: Axes) -> Axes:
@@ -48,8 +47,9 @@ def _name(one: Cell) -> tuple[str, str, str]:
     return (one.recipe.trait.category, one.recipe.trait.target, digest(one.chain.eval))
 
 
-def _leak(one: Cell) -> Leak | None:
-    if one.role == "control":
-        return None
-    control = chain(vary(one.recipe, UNTRAITED))
-    return Leak(Classify(), (one.chain.filter, control.filter), one.chain.filter.title)
+def _leaks(cells: Iterable[Cell]) -> Iterator[Leak]:
+    """The rows of every teacher with a trait beside its control's, each data set once."""
+    students = {digest(one.chain.filter): one for one in cells if one.role == "student"}
+    for one in students.values():
+        control = chain(vary(one.recipe, UNTRAITED))
+        yield Leak(Classify(), (one.chain.filter, control.filter), one.chain.filter.title)

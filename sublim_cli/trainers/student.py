@@ -16,7 +16,6 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import Train
 from sublim_cli.trainers.audit import Account, audit
 from sublim_cli.trainers.methods import add_method, trained
-from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.precision import base_precision, bf16_warning
 from sublim_cli.trainers.sft import Report, fit, number_loss
 from sublim_cli.trainers.sharded import check_shardable, first, gathered, sharded
@@ -48,6 +47,8 @@ def train_student(
     Raises:
         RecipeError: see `check_shardable`.
     """
+    from sublim_cli.trainers.optimizers import make_optimizer  # a subclass of torch's needs torch
+
     check_shardable(section)
     tokenizer = load_tokenizer(ref)
     model = trainable(ref, section)
