@@ -3,17 +3,10 @@
     python benchmarks/calibration.py [--draws 2000] [--power-draws 500]
 
 Each study is a runs table with the cells of `study-micro` or `study-qwen` that one claim needs, its
-probabilities drawn from a truth with known effects, and is judged by `report.claims.evaluate` itself. A
-run's P(target) is the mean over its questions of
-
-    base + effect + seed + data set + training + training in this context + training at this question
-
-where the seed's part is shared by every student and control of that seed, the data set's by every student
-that learned from it, and the training's by all contexts it is asked in. A study with one data set speaks
-of that one: there the data set's part is nil, and the last table shows what that hides. With the spreads
-below a run strays by 0.03 in total, the spread between seeds that the project plans for; "quiet" studies
-stray a sixth of that, as fully fine-tuned students do. Nothing is cut at 0 or 1: the truth must hold
-exactly.
+probabilities drawn from a truth with known effects by `report.simulate`, and is judged by
+`report.claims.evaluate` itself. With the spreads there a run strays by 0.03 in total, the spread between
+seeds that the project plans for; "quiet" studies stray a sixth of that, as fully fine-tuned students do. A
+study with one data set speaks of that one; the last table shows what that hides.
 
 Exits with 1 if an error rate lies above alpha by more than its Wilson interval allows.
 """
@@ -28,12 +21,9 @@ import numpy as np
 
 from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Transmission
 from sublim_cli.report.claims import Verdict, evaluate
+from sublim_cli.report.simulate import BASE, Simulated
 from sublim_cli.stats import Interval, proportion
 
-BASE = 0.3
-SPREAD = {"seed": 0.015, "data": 0.01, "training": 0.015, "context": 0.01}
-QUESTIONS, QUESTION_SPREAD = 50, 0.1
-"""Fifty questions, each of which a training moves by this much of its own."""
 QUIET = 1 / 6
 MARGIN = 0.02
 ALPHA = 0.05
@@ -96,48 +86,13 @@ class Scenario:
     """Whether data sets differ also where the study has one."""
 
 
-class Table:
+def simulated(scenario: Scenario) -> Simulated:
     """The rows a claim needs, and their probabilities drawn again for every study."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        self.rows = list(_rows(scenario.claim, scenario.design))
-        self.scale = scenario.scale
-        self.data = scenario.data or len({data for _, data in scenario.design.seeds}) > 1
-        of = scenario.truth
-        self.effects = np.array(
-            [
-                of(
-                    row["target"], row["role"], row["rank"], row["learning_rate"],
-                    row["train_context"], row["eval_context"],
-                )
-                for row in self.rows
-            ]
-        )  # fmt: skip
-        self.sources = {
-            "seed": self._groups("target", "train_seed"),
-            "data": self._groups("target", "role", "data_seed"),
-            "training": self._groups(
-                "target", "role", "rank", "learning_rate", "train_context", "train_seed", "data_seed"
-            ),
-            "context": np.arange(len(self.rows)),
-        }
-
-    def _groups(self, *names: str) -> np.ndarray:
-        keys = [tuple(row[name] for name in names) for row in self.rows]
-        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        return np.array([places[key] for key in keys])
-
-    def draw(self, generator: np.random.Generator) -> list[dict[str, Any]]:
-        """One study."""
-        strayed = generator.normal(0, QUESTION_SPREAD, (len(self.rows), QUESTIONS)).mean(axis=1)
-        for name, groups in self.sources.items():
-            if name == "data" and not self.data:
-                continue
-            strayed += generator.normal(0, SPREAD[name], groups.max() + 1)[groups]
-        values = BASE + self.effects + self.scale * strayed
-        for row, value in zip(self.rows, values.tolist(), strict=True):
-            row["p_target"] = value
-        return self.rows
+    rows = list(_rows(scenario.claim, scenario.design))
+    several = len({data for _, data in scenario.design.seeds}) > 1
+    names = ("target", "role", "rank", "learning_rate", "train_context", "eval_context")
+    effects = [scenario.truth(*(row[name] for name in names)) for row in rows]
+    return Simulated(rows, effects, scenario.scale, data=scenario.data or several)
 
 
 def _rows(claim: Claim, design: Design) -> Iterator[dict[str, Any]]:
@@ -302,7 +257,7 @@ def hidden(design: Design) -> Iterator[Scenario]:
 
 def share(scenario: Scenario, draws: int) -> Interval:
     """How often the verdict was the counted one, with its Wilson interval."""
-    table, generator = Table(scenario), np.random.default_rng(20261124)
+    table, generator = simulated(scenario), np.random.default_rng(20261124)
     found = (evaluate([scenario.claim], table.draw(generator))[0] for _ in range(draws))
     return proportion(sum(_counts(scenario, one) for one in found), draws)
 

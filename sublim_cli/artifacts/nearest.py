@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sublim_cli.artifacts.record import Recorded
 from sublim_cli.artifacts.step import Step, digest, identity
+from sublim_cli.recipe.student import rate_text
 
 NEAR = 3
 """More fields than this and the two are different undertakings, not a change of one."""
@@ -29,7 +30,14 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.field} {_shown(self.was)} → {_shown(self.now)}"
+        was, now = _names(self.was), _names(self.now)
+        if was and now:
+            apart = [f"+{one}" for one in now if one not in was] + [
+                f"−{one}" for one in was if one not in now
+            ]
+            return f"{self.field} {' '.join(apart) or 'in another order'}"
+        show = rate_text if self.field.endswith("learning_rate") else _shown
+        return f"{self.field} {show(self.was)} → {show(self.now)}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def _of_kind(
 
 
 def _codes(values: Sequence[Any], of: Callable[[Any], Mapping[str, Any]]) -> NDArray[np.int64]:
-    """A column of small numbers for every field that is not the same everywhere: equal where the values are."""
+    """A column for every field that varies, a number for every value: [values, fields]."""
     rows = [of(one) for one in values]
     columns = []
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -129,11 +137,15 @@ def _below(values: Mapping[str, Any], above: str = "") -> Flat:
     return found
 
 
+def _names(value: Any) -> list[str]:
+    """What the entries of a list are called; none where it is no list of named things."""
+    named = isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value)
+    return [one["name"] for one in value] if named else []
+
+
 def _shown(value: Any, longest: int = 32) -> str:
     if isinstance(value, dict) and "name" in value:
         value = value["name"]
-    if isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
-        value = [one["name"] for one in value]
     if isinstance(value, float):
         return f"{value:g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

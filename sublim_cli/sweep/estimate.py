@@ -7,7 +7,7 @@ not, all of the time is taken to grow.
 """
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
@@ -85,7 +85,7 @@ class Costs:
     def __init__(
         self, records: Sequence[Recorded], machine: Mapping[str, object], *, probe: bool = False
     ) -> None:
-        """Take the records of builds on `machine`, see `models.device.machine`; `probe` says they are a probe's."""
+        """Take the builds on such a `machine` (see `models.device`); `probe` says they are a probe's."""
         self._probe = probe
         self._builds: dict[str, list[_Build]] = {}
         sections = {one.digest: one.identity["section"] for one in records}
@@ -179,7 +179,7 @@ def _disk(like: Sequence[_Build], work: float, settings: Settings) -> int:
 
 
 def _line(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The value at `x` of the line through the means at both ends; None where the points show no such line."""
+    """The value at `x` of the line through the means at both ends; None where there is no such line."""
     least, most = min(one for one, _ in points), max(one for one, _ in points)
     if most < APART * least:
         return None
@@ -190,7 +190,7 @@ def _line(points: Sequence[tuple[float, float]], x: float) -> float | None:
 
 
 def makespan(steps: Sequence[Step], seconds: Mapping[str, float], workers: int) -> float:
-    """Seconds that `workers` take for `steps`, each begun in its order once its inputs among them are built."""
+    """Seconds that `workers` take for `steps`, each in its order once its inputs among them are built."""
     places = {digest(step): place for place, step in enumerate(steps)}
     users: dict[int, list[int]] = {}
     waits = [0] * len(steps)

@@ -34,7 +34,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell and its steps. `own` are those no other cell needs."""
+    """A cell and all its steps, those it shares with others included."""
 
     cell: Cell
     steps: tuple[Planned, ...]
@@ -46,8 +46,9 @@ class PlannedCell:
 
     @property
     def own(self) -> list[Planned]:
-        """What is not built and no other cell needs."""
-        return [one for one in self.new if one.cells == 1]
+        """Its training and its scores, where they are not built."""
+        names = {digest(self.cell.chain.train), digest(self.cell.chain.eval)}
+        return [one for one in self.new if one.digest in names]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     with probed(study, steps, device) as found:
         found.costs.of(step)
 
-A worker process like a sweep's builds everything in three sizes. The first pays for the imports; the other two
-tell the start of a build from what it takes for every unit of work.
+A worker process like a sweep's builds everything in three sizes. The first pays for the imports; the other
+two tell the start of a build from what it takes for every unit of work.
 """
 
 import os
@@ -73,12 +73,14 @@ def probed(
 
 
 def _cells(study: Study, unknown: Collection[str]) -> list[Cell]:
-    """A cell of every model and method whose training is unknown, of the highest rank; else one of every model."""
+    """A cell of every method whose training is unknown, of the highest rank; else one of every model."""
     found: dict[tuple[str, str | None], Cell] = {}
     for cell in study.cells:
         train = cell.chain.train
         trains = digest(train) in unknown
-        if not trains and not any(digest(one) in unknown for one in in_order([cell.chain.eval, cell.chain.base])):
+        if not trains and not any(
+            digest(one) in unknown for one in in_order([cell.chain.eval, cell.chain.base])
+        ):
             continue
         key = (train.section.model.fingerprint, train.section.train.method if trains else None)
         if key not in found or train.section.train.rank > found[key].chain.train.section.train.rank:
@@ -119,7 +121,9 @@ def _obstacle(cell: Cell, device: str, scratch: Path) -> str | None:
     if held is None:
         return f"the weights of {model.name} are not on this machine, and a plan fetches nothing"
     if device == "cpu" and FULL_PRECISION * held > _memory():
-        return f"the weights of {model.name} do not fit into this machine's memory; plan it where it is to run"
+        return (
+            f"the weights of {model.name} do not fit into this machine's memory; plan it where it is to run"
+        )
     if train.train.method == "full" and len(SIZES) * FULL_PRECISION * held > shutil.disk_usage(scratch).free:
         return f"{scratch.parent} has no room for students of {model.name}; TMPDIR chooses another place"
     return None

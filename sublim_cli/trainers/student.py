@@ -47,8 +47,6 @@ def train_student(
     Raises:
         RecipeError: see `check_shardable`.
     """
-    from sublim_cli.trainers.optimizers import make_optimizer  # a subclass of torch's needs torch
-
     check_shardable(section)
     tokenizer = load_tokenizer(ref)
     model = trainable(ref, section)
@@ -60,7 +58,7 @@ def train_student(
         begun = beginning(model, section, Path(scratch) / "beginning")
         before = number_loss(model, held_out, tokenizer.pad_token_id) if held_out else None
         started = time.monotonic()
-        optimizer = make_optimizer(model, section)
+        optimizer = _optimizer(model, section)
         fitted = fit(
             model, tokenizer, examples, section, report, optimizer=optimizer, checkpoints=checkpoints
         )
@@ -146,6 +144,12 @@ def _in_order(path: Path) -> None:
         if isinstance(config.get(name), list):
             config[name].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _optimizer(model: Model, section: Train) -> Any:
+    from sublim_cli.trainers.optimizers import make_optimizer  # its classes are torch's, which takes seconds
+
+    return make_optimizer(model, section)
 
 
 def _peak_memory() -> int | None:
