@@ -167,7 +167,7 @@ def _changes(seen: Forecast) -> Told:
     more += [f"{count(follow, 'new step')} only because of the steps before"] if follow else []
     return Told(
         "What differs from the nearest artifact of the store",
-        ("field", "new steps", "which"),
+        ("field", "new steps", "the old one"),
         rows[:CHANGES],
         caption="; ".join(more),
         numbers=False,
