@@ -43,8 +43,9 @@ class Condition:
 
 def records(runs: "pd.DataFrame") -> list[Run]:
     """The rows of a runs table as plain values, None where there is none."""
-    plain = runs.astype(object).where(runs.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+    columns = [runs[name].astype(object).where(runs[name].notna(), None).tolist() for name in runs]
+    names = list(map(str, runs))
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def condition_of(run: Run) -> Condition:

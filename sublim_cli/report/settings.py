@@ -6,9 +6,12 @@ Runs that differ in such a key are not replicates; their text keeps them apart i
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sublim_cli.pipeline import Cell
+from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Recipe
 
 _KNOWN = frozenset(
     {
@@ -28,7 +31,10 @@ _KNOWN = frozenset(
 )
 """Keys with a column of their own, and the seeds, which make replicates."""
 
-_ELSEWHERE = ("sweep.", "contexts.", "claims")
+_SHARED = ("trait", "generate", "filter", "eval")
+"""Sections of which the cells of a study have few: they are written down once."""
+
+_ELSEWHERE = ("sweep", "contexts.", "claims")
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,19 @@ def base_settings(settings: Settings) -> str:
 
 
 def _keys(cell: Cell) -> dict[str, str]:
-    keys = _flat(cell.recipe.model_dump(mode="json"))
+    own = cell.recipe.model_dump(mode="json", exclude={*_SHARED, "sweep", "claims"})
+    keys: dict[str, str] = {}
+    for name in Recipe.model_fields:
+        shared = name in _SHARED
+        keys |= _section(name, getattr(cell.recipe, name)) if shared else _flat({name: own.get(name)})
     if cell.recipe.train.method == "full":
         del keys["train.alpha"]  # it means nothing there
     return keys
+
+
+@lru_cache
+def _section(name: str, section: Section) -> dict[str, str]:
+    return _flat(section.model_dump(mode="json"), f"{name}.")
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
