@@ -88,11 +88,11 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         name=study.name,
         runs=runs,
         claims=tuple(evaluate(recipe.claims, records(runs))),
-        filters=tuple(_filters(study, store)),
-        leaks=tuple(_leaks(study, store)),
+        filters=tuple(_filters(study, shelf)),
+        leaks=tuple(_leaks(study, shelf)),
         audits=tuple(audit_rows(runs, trainings)),
         missing=tuple(_missing(study, shelf)),
-        provenance=trace(study, store, recipe),
+        provenance=trace(study, shelf, recipe),
     )
 
 
@@ -102,19 +102,19 @@ def _trainings(study: Study, shelf: Shelf) -> dict[str, Training]:
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _filters(study: Study, store: Store) -> Iterator[FilterRow]:
+def _filters(study: Study, shelf: Shelf) -> Iterator[FilterRow]:
     first: dict[str, Cell] = {}  # a data set bears the name of the cell that first uses it
     for cell in study.cells:
         first.setdefault(digest(cell.chain.filter), cell)
     for name, cell in first.items():
-        if found := store.find(cell.chain.filter):
+        if found := shelf.find(cell.chain.filter):
             counts = read_json(found.path / REASONS)
             yield FilterRow(cell.chain.filter.title, cell.role, name, **counts)
 
 
-def _leaks(study: Study, store: Store) -> Iterator[LeakRow]:
+def _leaks(study: Study, shelf: Shelf) -> Iterator[LeakRow]:
     for step in study.leaks:
-        if found := store.find(step):
+        if found := shelf.find(step):
             yield LeakRow(step.title, digest(step), **read_json(found.path / LEAK))
 
 

@@ -88,6 +88,11 @@ def _section(name: str, section: Section) -> dict[str, str]:
     return _flat(section.model_dump(mode="json"), f"{name}.")
 
 
+@lru_cache(typed=True)  # 1 and 1.0 are written differently
+def _scalar(value: str | float | bool | None) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
     """Dotted keys and their values as text, without the known ones."""
     found: dict[str, str] = {}
@@ -96,5 +101,6 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
         if isinstance(value, dict) and value:
             found |= _flat(value, f"{key}.")
         elif key not in _KNOWN and not key.startswith(_ELSEWHERE):
-            found[key] = value if isinstance(value, str) else json.dumps(value)
+            nested = isinstance(value, list | dict)
+            found[key] = json.dumps(value) if nested else _scalar(value)
     return found

@@ -14,7 +14,8 @@ from sublim_cli.sweep.plan import study
 
 TINY = (
     *("--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"),
-    *("-s", "eval.system_prompts=[default,empty]", "-s", "sweep.grid={train.rank: [1, 2]}", "-s", "sweep.also=[]"),
+    *("-s", "eval.system_prompts=[default,empty]"),
+    *("-s", "sweep.grid={train.rank: [1, 2]}", "-s", "sweep.also=[]"),
 )
 
 
@@ -37,10 +38,10 @@ def planned(*words: str, cwd: Path) -> dict:
 
 def everything(root: Path) -> dict[str, tuple[int, str]]:
     """Every file under `root`, hidden ones too, with its time and content."""
+    files = [one for one in sorted(root.rglob("*")) if one.is_file()]
     return {
-        one.relative_to(root).as_posix(): (one.stat().st_mtime_ns, hashlib.sha256(one.read_bytes()).hexdigest())
-        for one in sorted(root.rglob("*"))
-        if one.is_file()
+        str(one.relative_to(root)): (one.stat().st_mtime_ns, hashlib.sha256(one.read_bytes()).hexdigest())
+        for one in files
     }
 
 
