@@ -3,13 +3,13 @@
     python benchmarks/store_scale.py [--store DIR] [--seeds 19] [--rounds 3]
 
 The recipe is `study-qwen` on the embedded model with more training seeds. Of each kind of artifact one is
-really built; the others are made from it, so that every directory, record and file is shaped like a real one:
-each has its own record under its own digest, each evaluation its own scores (the built ones, moved a little by
-seed), and each loss curve as many steps as study-qwen trains. What no plan and no report reads (weights,
-tokenizers) is the same file in many places. The store is read from a warm page cache.
+really built; the others are made from it, so that every directory, record and file is shaped like a real
+one: each has its own record under its own digest, each evaluation its own scores (the built ones, moved a
+little by seed), and each loss curve as many steps as study-qwen trains. What no plan and no report reads
+(weights, tokenizers) is the same file in many places. The store is read from a warm page cache.
 
-Prints the median of some rounds, each in a process of its own and with its imports, and exits with 1 if one of
-them takes 5 s. The processor's time is beside it: on a machine that does other work it is the surer figure.
+Prints the median of some rounds, each in a process of its own and with its imports, and exits with 1 if one
+takes 5 s. The processor's time is beside it: on a machine that does other work it is the surer figure.
 """
 
 import argparse

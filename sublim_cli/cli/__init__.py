@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from sublim_cli.cli.doctor import doctor
 from sublim_cli.cli.eval import evaluate
 from sublim_cli.cli.filter import filter_rows
 from sublim_cli.cli.generate import generate
@@ -37,6 +38,7 @@ app.command("plan")(plan)
 app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("inspect")(inspect)
+app.command("doctor")(doctor)
 app.add_typer(recipes, name="recipes")
 
 
