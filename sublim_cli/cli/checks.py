@@ -21,11 +21,10 @@ State = Literal["ok", "wrong", "not here"]
 
 PURPOSE = {
     "gpu": "Unsloth's kernels, 4-bit bases and 8-bit AdamW, on a CUDA device",
-    "vllm": "sampling with vLLM",
     "ray": "a sweep on a Ray cluster",
     "slurm": "a sweep through Slurm",
 }
-"""The extras of pyproject.toml that a user may want."""
+"""The extras of pyproject.toml that something in sublim uses."""
 
 ROOM = 1_000_000_000
 """Bytes that a study of the embedded model needs with room to spare; less is wrong."""
