@@ -58,7 +58,7 @@ def trace(study: Study, shelf: Shelf, recipe: Recipe) -> Provenance:
         ArtifactError: a record cannot be read.
     """
     found = [one for step in in_order(study.steps) if (one := shelf.find(step))]
-    records = [shelf.record(one) for one in found]
+    records = [shelf.facts(one) for one in found]
     return Provenance(
         recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
@@ -74,8 +74,7 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
     found: dict[str, list[str]] = {
         "model": [f"{one.name} ({one.fingerprint})" for one in models],
     }
-    for record in records:
-        facts = record["provenance"]
+    for facts in records:
         named = {
             "sublim": facts["sublim"],
             "git": _git(facts["git"]),
@@ -110,9 +109,8 @@ def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
 
 def _work(records: Iterable[Mapping[str, Any]]) -> tuple[Work, ...]:
     spent: dict[str, list[float]] = {}
-    for record in records:
-        kind = record["identity"]["kind"]
-        spent.setdefault(kind, []).append(record["provenance"]["seconds"])
+    for facts in records:
+        spent.setdefault(facts["kind"], []).append(facts["seconds"])
     return tuple(Work(kind, len(each), sum(each)) for kind, each in spent.items())
 
 

@@ -44,7 +44,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Training:
-    """What one training did to the weights, from its `audit.json` and record."""
+    """What one training did to the weights as a whole, from its `audit.json` and record."""
 
     audit: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -117,8 +117,10 @@ def losses(path: Path) -> Losses:
 
 def training(path: Path, provenance: Mapping[str, Any]) -> Training:
     """The account of the student under `path`."""
+    audit = read_json(path / AUDIT)
+    audit.pop("matrices", None)  # hundreds a student, and nothing in a report is about one of them
     return Training(
-        audit=read_json(path / AUDIT),
+        audit=audit,
         provenance=provenance,
         loss=_curve((path / HISTORY).read_text(encoding="utf-8")),
         sketch=_array((path / SKETCH).read_bytes()),
@@ -159,7 +161,7 @@ class Shelf:
     store: Store
     failures: Mapping[str, str]
     _found: dict[str, Artifact | None] = field(default_factory=dict, compare=False)
-    _records: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    _facts: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     def find(self, step: Step) -> Artifact | None:
         """The step's artifact; the store is asked for each once."""
@@ -187,14 +189,16 @@ class Shelf:
     def training(self, step: Step) -> Training | None:
         """The account of a train step; None if it is not there."""
         found = self.find(step)
-        return training(found.path, self.record(found)["provenance"]) if found else None
+        return training(found.path, self.facts(found)) if found else None
 
-    def record(self, artifact: Artifact) -> Mapping[str, Any]:
-        """The record of an artifact, read once.
+    def facts(self, artifact: Artifact) -> Mapping[str, Any]:
+        """The provenance in an artifact's record, and its `kind`; read once.
 
         Raises:
             ArtifactError: it cannot be read.
         """
-        if artifact.digest not in self._records:
-            self._records[artifact.digest] = read_record(artifact.path)
-        return self._records[artifact.digest]
+        if artifact.digest not in self._facts:
+            record = read_record(artifact.path)
+            # The rest is let go: thousands of whole records keep Python's garbage collector busy.
+            self._facts[artifact.digest] = {"kind": record["identity"]["kind"], **record["provenance"]}
+        return self._facts[artifact.digest]
