@@ -111,9 +111,10 @@ def timed(what: str, seeds: int, root: Path) -> dict[str, Any]:
     planned = study(wanted)
     resolved = time.monotonic()
     if what == "plan":
-        from sublim_cli.sweep.forecast import missing
+        from sublim_cli.sweep.forecast import forecast, missing
 
-        seen = len(in_order(planned.steps)) - len(missing(planned, store))
+        found = forecast(planned, missing(planned, store), [], [], workers=2)
+        seen = len(found.steps) - len(found.new)
     else:
         from sublim_cli.report.collect import collect
 
