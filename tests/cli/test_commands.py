@@ -305,6 +305,21 @@ def test_the_verdicts_on_a_study_that_has_not_run_say_what_it_lacks(sublim, tmp_
     assert "C1: Not judged yet. The study lacks 2 of 2 runs of LoRA rank 8 on wolf" in out
 
 
+def test_one_figure_of_a_report_is_written_on_request(sublim, tmp_path):
+    code, out, err = sublim("report", "--recipe", "demo", "--figure", "contexts-wolf", "--json")
+    assert (code, err) == (0, "")
+    files = json.loads(out)["files"]
+    assert [one.rpartition("contexts-wolf")[2] for one in files] == [".svg", ".png", ".pdf", ".vl.json"]
+    assert sorted(str(one) for one in tmp_path.rglob("*.*") if one.is_file()) == sorted(
+        str(tmp_path / one) for one in files
+    )
+    code, _, err = sublim("report", "--recipe", "demo", "--figure", "contexts")
+    assert code == 2
+    assert "--figure contexts: the report of demo has no such figure; it has contexts-wolf" in " ".join(
+        err.split()
+    )
+
+
 def test_verdicts_on_a_recipe_without_claims_are_refused(sublim):
     code, out, err = sublim("report", "--recipe", "precision", "--claims")
     assert (code, out) == (2, "")

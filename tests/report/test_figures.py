@@ -8,7 +8,7 @@ import pytest
 from sublim_cli.errors import RecipeError
 from sublim_cli.report.curves import APART, COLUMN, places, rank_curves
 from sublim_cli.report.figures.drawn import figures_of
-from sublim_cli.report.figures.figure import PALETTE, SHAPES, series
+from sublim_cli.report.figures.figure import PALETTE, SHAPES, series, slug
 from sublim_cli.report.figures.files import draw, figure_files, inline_svg, script
 from sublim_cli.report.matrix import at_one_rate, matrices
 from sublim_cli.report.page import write_figure
@@ -178,6 +178,27 @@ def test_a_tile_carries_its_sign_its_interval_and_whether_it_was_the_context_of_
         "own": True,
     }
     assert [tiles[one]["short"] for one in ("LoRA rank 64", "full fine-tuning")] == ["broken", "missing"]
+
+
+def test_every_set_of_tokens_stands_beside_random_ones_of_its_size(wide):
+    (figure,) = figures_of(wide)["localisation"]
+    told = {(one["part"], one["series"]): one for one in values(figure.spec, "point")}
+    assert list(told) == [
+        (part, series)
+        for part in ("template_only (kept)", "no_template (lost)")
+        for series in ("the set", "random sets of as many tokens")
+    ]
+    assert told["no_template (lost)", "the set"]["x"] == pytest.approx(0.9 * 1.18 / 1.15)
+    assert told["no_template (lost)", "random sets of as many tokens"]["x"] == pytest.approx(
+        0.25 * 1.18 / 1.15
+    )
+    assert len(values(figure.spec, "rule")) == 2 + 4  # no share and the whole; an interval each
+
+
+def test_names_too_long_for_a_file_stay_apart():
+    names = {slug("contexts", "a" * 80 + end) for end in ("b", "c")}
+    assert len(names) == 2
+    assert all(len(one) <= 60 for one in names)
 
 
 def test_one_figure_is_written_alone_and_an_unknown_one_names_those_there_are(troubled, tmp_path):
