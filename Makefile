@@ -25,7 +25,7 @@ sweep: .venv/.installed ## The full study: on Qwen where there is a GPU, on micr
 test: .venv/.dev ## The quick tests, under ten minutes on two cores.
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not gpu"
 
-test-all: .venv/.dev ## All tests, the slow ones too.
+test-all: .venv/.dev .venv/.ray ## All tests, the slow ones too.
 	$(BIN)/pytest -n auto --dist loadfile
 
 lint: .venv/.dev ## Format, style, types and the import rule.
@@ -52,6 +52,10 @@ clean: ## Remove the environment, caches and build products; runs/ stays.
 
 .venv/.installed: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/.ray: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python

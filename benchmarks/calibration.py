@@ -3,17 +3,10 @@
     python benchmarks/calibration.py [--draws 2000] [--power-draws 500] [--claim localisation]
 
 Each study is a runs table with the cells of `study-micro` or `study-qwen` that one claim needs, its
-probabilities drawn from a truth with known effects, and is judged by `report.claims.evaluate` itself. A
-run's P(target) is the mean over its questions of
-
-    base + effect + seed + data set + training + training in this context + training at this question
-
-where the seed's part is shared by every student and control of that seed, the data set's by every student
-that learned from it, and the training's by all contexts it is asked in. A study with one data set speaks
-of that one: there the data set's part is nil, and a table shows what that hides. With the spreads
-below a run strays by 0.03 in total, the spread between seeds that the project plans for; "quiet" studies
-stray a sixth of that, as fully fine-tuned students do. Nothing is cut at 0 or 1: the truth must hold
-exactly.
+probabilities drawn from a truth with known effects by `report.simulate`, and is judged by
+`report.claims.evaluate` itself. With the spreads there a run strays by 0.03 in total, the spread between
+seeds that the project plans for; "quiet" studies stray a sixth of that, as fully fine-tuned students do. A
+study with one data set speaks of that one; the last table shows what that hides.
 
 For the curves of chosen learning rates every rank has a grid of them. Norms and losses are like those of the
 embedded model (docs/log.md): a norm of 1.5 · (rate / 2e-3)^0.8 · rank^0.25, a loss that is least at 1.5 and
@@ -33,13 +26,12 @@ from typing import Any
 import numpy as np
 
 from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Localisation, Transmission
-from sublim_cli.report.claims import Verdict, evaluate
+from sublim_cli.report.claims import evaluate
+from sublim_cli.report.conditions import Run
+from sublim_cli.report.findings import Verdict
+from sublim_cli.report.simulate import BASE, Shares, Simulated
 from sublim_cli.stats import Interval, power
 
-BASE = 0.3
-SPREAD = {"seed": 0.015, "data": 0.01, "training": 0.015, "context": 0.01}
-QUESTIONS, QUESTION_SPREAD = 50, 0.1
-"""Fifty questions, each of which a training moves by this much of its own."""
 QUIET = 1 / 6
 MARGIN = 0.02
 ALPHA = 0.05
@@ -128,91 +120,43 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Sets:
-    """Shares of a student's effect: of the named set and of random ones, kept alone and lost without.
+    """What named and random sets have of an effect: of the first trait's students, and of the others'."""
 
-    Those of the first trait; `others` are the other traits'.
-    """
-
-    kept: float
-    lost: float
-    random: float
-    others: tuple[float, float, float]
-
-    def of(self, first: bool) -> tuple[float, float, float]:
-        """Kept, lost and random of one trait."""
-        return (self.kept, self.lost, self.random) if first else self.others
+    first: Shares
+    others: Shares
 
 
-RANDOM_SETS, SET_SPREAD = 5, 0.1
-"""Random sets beside each gate, and how much their shares differ by luck."""
-
-
-class Table:
-    """The rows a claim needs, and their probabilities drawn again for every study."""
+class Table(Simulated):
+    """The rows a claim needs, and their probabilities and losses drawn again for every study."""
 
     def __init__(self, scenario: Scenario) -> None:
-        self.rows = list(_rows(scenario.claim, scenario.design))
-        self.scale = scenario.scale
-        self.data = scenario.data or len({data for _, data in scenario.design.seeds}) > 1
-        of = scenario.truth
-        self.effects = np.array(
-            [
-                of(
-                    row["target"], row["role"], row["rank"], row["learning_rate"],
-                    row["train_context"], row["eval_context"],
-                )
-                for row in self.rows
-            ]
-        )  # fmt: skip
-        same = ("target", "role", "method", "rank", "learning_rate", "precision", "train_context")
-        self.sources = {
-            "seed": self._groups("target", "train_seed"),
-            "data": self._groups("target", "role", "data_seed"),
-            "training": self._groups(*same, "train_seed", "data_seed"),
-            "context": np.arange(len(self.rows)),
-        }
-        self.losses = np.array([row.get("number_loss", math.nan) for row in self.rows])
-        self.sets, self.first = scenario.sets, scenario.design.traits[0]
+        rows = list(_rows(scenario.claim, scenario.design))
+        several = len({data for _, data in scenario.design.seeds}) > 1
+        names = ("target", "role", "rank", "learning_rate", "train_context", "eval_context")
+        effects = [scenario.truth(*(row[name] for name in names)) for row in rows]
+        super().__init__(rows, effects, scenario.scale, data=scenario.data or several)
+        self.losses = np.array([row.get("number_loss", math.nan) for row in rows])
+        self.data_sets = self._groups("target", "role", "data_seed")
+        self.sets, self.trait = scenario.sets, scenario.design.traits[0]
 
-    def _groups(self, *names: str) -> np.ndarray:
-        keys = [tuple(row[name] for name in names) for row in self.rows]
-        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        return np.array([places[key] for key in keys])
-
-    def draw(self, generator: np.random.Generator) -> list[dict[str, Any]]:
+    def draw(self, generator: np.random.Generator) -> list[Run]:
         """One study."""
-        strayed = generator.normal(0, QUESTION_SPREAD, (len(self.rows), QUESTIONS)).mean(axis=1)
-        for name, groups in self.sources.items():
-            if name == "data" and not self.data:
-                continue
-            strayed += generator.normal(0, SPREAD[name], groups.max() + 1)[groups]
-        values = BASE + self.effects + self.scale * strayed
-        sets = self.sources["data"]
-        losses = self.losses + generator.normal(0, LOSS_SPREAD["run"], len(self.rows))
-        losses += generator.normal(0, LOSS_SPREAD["data"], sets.max() + 1)[sets]
-        for row, value, loss in zip(self.rows, values.tolist(), losses.tolist(), strict=True):
-            row |= {"p_target": value, "number_loss": loss}
-        return self.rows
+        super().draw(generator)
+        losses = self.losses + generator.normal(0, LOSS_SPREAD["run"], len(self.runs))
+        losses += generator.normal(0, LOSS_SPREAD["data"], self.data_sets.max() + 1)[self.data_sets]
+        for row, loss in zip(self.runs, losses.tolist(), strict=True):
+            row["number_loss"] = loss
+        return self.runs
 
-    def located(self, generator: np.random.Generator) -> list[dict[str, Any]]:
-        """The gated students of the study drawn last: each set has its share of a run's effect, and noise."""
-        if self.sets is None:
+    def gated(self, generator: np.random.Generator) -> list[Run]:
+        """Its gated students, where the claim is about them."""
+        if (sets := self.sets) is None:
             return []
-        found = []
-        for row in self.rows:
-            if row["role"] == "control":
-                continue
-            kept, lost, random = self.sets.of(row["target"] == self.first)
-            effect = row["p_target"] - BASE
-            for part, own in (("shared_only", kept), ("no_shared", lost)):
-                shares = [own, *generator.normal(random, SET_SPREAD, RANDOM_SETS)]
-                noise = self.scale * generator.normal(0, SPREAD["context"], len(shares))
-                for control, (share_, stray) in enumerate(zip(shares, noise, strict=True)):
-                    amount = share_ * effect + float(stray)
-                    found.append(
-                        {**row, "part": part, "control": control or None, "amount": amount, "missing": ""}
-                    )
-        return found
+        return self.located(
+            generator,
+            lambda target: sets.first if target == self.trait else sets.others,
+            ("shared_only", "no_shared"),
+        )
 
 
 def _rows(claim: Claim, design: Design) -> Iterator[dict[str, Any]]:
@@ -323,13 +267,13 @@ def tent(design: Design, fall: float) -> Callable[[float], float]:
     return lambda u: 0.3 * u / at if u <= at else 0.3 - fall * (u - at) / (1 - at)
 
 
-def of_steps(height: float) -> Truth:
-    """An inverted U in the norm of the update, whatever the rank."""
+def of_steps(height: float, width: float) -> Truth:
+    """An inverted U in the norm of the update, with its peak at twice that of the least loss, at any rank."""
 
     def truth(target: str, role: str, rank: int | None, rate: float | None, *_: str) -> float:
         if rank is None or rate is None:
             return 0.0
-        return height * math.exp(-((math.log(norm_of(rank, rate) / 3) / 0.6) ** 2))
+        return height * math.exp(-((math.log(norm_of(rank, rate) / 3) / width) ** 2))
 
     return truth
 
@@ -374,10 +318,10 @@ def curve_powers(design: Design) -> Iterator[Scenario]:
 
 
 def by_steps(design: Design) -> Iterator[Scenario]:
-    """What each curve makes of an inverted U in the steps alone, which no rank has a part in."""
-    for claim in (InvertedU(), *CURVES):
-        for counts in ("supported", "refuted"):
-            yield Scenario(claim, design, "0.3 at a norm of 3, whatever the rank", of_steps(0.3), counts)
+    """How often each curve takes an inverted U in the steps alone for one in rank."""
+    for claim, width in product((InvertedU(), *CURVES), (1.0, 1.5)):
+        says = f"0.3 at a norm of 3, a third of it {math.exp(width):.1f} times from there"
+        yield Scenario(claim, design, says, of_steps(0.3, width), "supported")
 
 
 def errors(design: Design) -> Iterator[Scenario]:
@@ -431,22 +375,22 @@ def set_errors(design: Design) -> Iterator[Scenario]:
     c5, passes = Localisation(rank=design.rank), everywhere(0.3)
     there = (0.9, 0.9, 0.4)
     edge = 0.4 + MARGIN / 0.3
-    nowhere = Sets(0.4, 0.4, 0.4, (0.4, 0.4, 0.4))
+    nowhere = Sets((0.4, 0.4, 0.4), (0.4, 0.4, 0.4))
     for scale in (1.0, QUIET):
         for says, truth, counts, sets in (
             (
                 "one trait: alone no better than random, all is lost without",
-                passes, "supported", Sets(0.4, 1.0, 0.4, there),
+                passes, "supported", Sets((0.4, 1.0, 0.4), there),
             ),
             (
                 "one trait: all kept alone, without no worse than random",
-                passes, "supported", Sets(1.0, 0.4, 0.4, there),
+                passes, "supported", Sets((1.0, 0.4, 0.4), there),
             ),
             ("every trait: neither better than random", passes, "any supported", nowhere),
-            ("no trait passes", everywhere(0), "any supported", Sets(*there, there)),
+            ("no trait passes", everywhere(0), "any supported", Sets(there, there)),
             (
                 "every difference from random is the margin",
-                passes, "refuted", Sets(edge, edge, 0.4, (edge, edge, 0.4)),
+                passes, "refuted", Sets((edge, edge, 0.4), (edge, edge, 0.4)),
             ),
         ):  # fmt: skip
             yield Scenario(c5, design, says, truth, counts, scale, sets=sets)
@@ -458,10 +402,10 @@ def set_powers(design: Design) -> Iterator[Scenario]:
     there, nowhere = (0.6, 0.6, 0.3), (0.3, 0.3, 0.3)
     for effect in (0.1, 0.2, 0.3):
         says = f"effects of {effect:g}, 0.6 of them at the set and 0.3 at random ones"
-        yield Scenario(c5, design, says, everywhere(effect), "supported", sets=Sets(*there, there))
+        yield Scenario(c5, design, says, everywhere(effect), "supported", sets=Sets(there, there))
     for scale in (1.0, QUIET):
         says = "effects of 0.3, as much at random sets"
-        yield Scenario(c5, design, says, everywhere(0.3), "refuted", scale, sets=Sets(*nowhere, nowhere))
+        yield Scenario(c5, design, says, everywhere(0.3), "refuted", scale, sets=Sets(nowhere, nowhere))
 
 
 def hidden(design: Design) -> Iterator[Scenario]:
@@ -477,7 +421,7 @@ def share(scenario: Scenario, draws: int) -> Interval:
 
     def counts(generator: np.random.Generator) -> bool:
         rows = table.draw(generator)
-        (verdict,) = evaluate([scenario.claim], rows, located=table.located(generator))
+        (verdict,) = evaluate([scenario.claim], rows, located=table.gated(generator))
         return _counts(scenario, verdict)
 
     return power(counts, draws, SEED)

@@ -15,10 +15,9 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sublim_cli.events import (
@@ -176,10 +175,9 @@ def _screen(board: "Board | None", quiet: bool) -> Iterator[Screen]:
         return
     bars = Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        TextColumn("[dim]{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=10),
+        TimeRemainingColumn(compact=True),  # before the note, which is cut where the line ends
+        TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=err,
     )
 

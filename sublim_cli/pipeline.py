@@ -5,6 +5,7 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest
@@ -12,7 +13,7 @@ from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends.engine import resolve_engine
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
-from sublim_cli.models.device import device
+from sublim_cli.models.device import on_cuda
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import resolve_context
@@ -137,25 +138,39 @@ def chain(recipe: Recipe) -> Chain:
     student = resolve_model(recipe.model, recipe.revision)
     data = f"{_teacher(recipe)} data seed {recipe.generate.sampling.seed}"
     draw, why_drawn = _draw(recipe, student, love)
-    generate = Generate(draw, data, chosen=why_drawn)
-    kept = Filter(
-        Judge(
-            rules=recipe.filter.rules,
-            rows=recipe.generate.rows,
-            held_out=recipe.generate.held_out,
-        ),
-        (generate,),
-        data,
+    judge = Judge(
+        rules=recipe.filter.rules,
+        rows=recipe.generate.rows,
+        held_out=recipe.generate.held_out,
     )
+    generate = _generate(draw, data, why_drawn)
+    kept = _filter(judge, generate)
     teach, chosen = _teach(recipe, student)
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
     train = Train(teach, (kept,), title, chosen)
-    ask, why = _ask(recipe, student, items, teach.train)
-    teacher = (
-        _ask_teacher(recipe, generate.section, ask) if recipe.generate.system_prompt == "trait" else None
-    )
-    asked, base = Eval(ask, title, (train,), chosen=why), Eval(ask, "base", chosen=why)
-    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, ask, train))
+    base = _base(*_ask(recipe, student, items, teach.train))
+    asked = Eval(base.section, title, (train,), chosen=base.chosen)
+    has_trait = recipe.generate.system_prompt == "trait"
+    teacher = _ask_teacher(recipe, draw, base.section) if has_trait else None
+    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, base.section, train))
+
+
+# The cells of a study share these steps: made once, each is one object that is written down and hashed once.
+
+
+@lru_cache
+def _generate(draw: Draw, title: str, chosen: str | None) -> Generate:
+    return Generate(draw, title, chosen=chosen)
+
+
+@lru_cache
+def _filter(judge: Judge, generate: Generate) -> Filter:
+    return Filter(judge, (generate,), generate.title)
+
+
+@lru_cache
+def _base(ask: Ask, chosen: str | None) -> Eval:
+    return Eval(ask, "base", chosen=chosen)
 
 
 def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[Draw, str | None]:
@@ -266,13 +281,13 @@ def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:
 def _weights_precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16" if device().type == "cuda" else "fp32"
+    return "bf16" if on_cuda() else "fp32"
 
 
 def _train_precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16_mixed" if device().type == "cuda" else "fp32"
+    return "bf16_mixed" if on_cuda() else "fp32"
 
 
 def _teacher(recipe: Recipe) -> str:

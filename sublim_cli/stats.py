@@ -298,19 +298,20 @@ def two_way_interval(
         seeds: for every run its seeds, as for `estimate`.
 
     Returns:
-        An interval without bounds for fewer than two clusters of runs or two questions.
+        An interval without bounds for fewer than two questions, and where so few clusters of runs that even
+        resamples of one alone are too frequent to reach as far: at 0.9 fewer than five.
     """
     runs, questions = values.shape
     members = _clusters(runs, seeds)
     clusters, mean = len(members), float(values.mean())
-    if clusters < 2 or questions < 2:
+    tail = _expanded(clusters, level) if clusters > 1 else 0.0
+    if questions < 2 or tail < clusters**-clusters:
         return Interval(mean, None, None, runs)
     generator = np.random.Generator(np.random.Philox(seed))
     drawn = generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS)
     asked = generator.multinomial(questions, [1 / questions] * questions, size=DRAWS) / questions
     sums = np.einsum("dc,cq,dq->d", drawn, members @ values, asked)
     means = sums / (drawn @ members.sum(axis=1))
-    tail = _expanded(clusters, level)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), runs)
 

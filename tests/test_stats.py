@@ -211,22 +211,23 @@ def test_the_two_way_interval_covers_new_runs_and_new_questions_where_one_over_r
 
 
 def test_the_two_way_interval_takes_runs_that_share_a_seed_together():
-    values = np.random.default_rng(0).random((3, 5))
-    seeds = [(place, data) for place, data in enumerate((1, 1, 2, 2, 3, 3))]
+    values = np.random.default_rng(0).random((5, 7))
+    seeds = [(place, place // 2) for place in range(10)]
     found = two_way_interval(np.repeat(values, 2, axis=0), seeds)
     plain = two_way_interval(values)
-    assert (found.mean, found.n) == (pytest.approx(plain.mean), 6)
+    assert (found.mean, found.n) == (pytest.approx(plain.mean), 10)
     assert (found.low, found.high) == (pytest.approx(plain.low), pytest.approx(plain.high))
 
 
-def test_one_run_or_one_question_has_no_two_way_bounds():
-    values = np.random.default_rng(0).random((3, 5))
-    for few in (values[:1], values[:, :1]):
-        assert two_way_interval(few) == Interval(pytest.approx(few.mean()), None, None, len(few))
+def test_too_few_runs_or_questions_have_no_two_way_bounds():
+    values = np.random.default_rng(0).random((5, 7))
+    for few in (values[:1], values[:4], values[:, :1]):
+        assert two_way_interval(few, level=0.9) == Interval(pytest.approx(few.mean()), None, None, len(few))
+    assert two_way_interval(values, level=0.9).low is not None
 
 
 def test_the_two_way_interval_is_the_same_every_time():
-    values = np.random.default_rng(0).random((3, 5))
+    values = np.random.default_rng(0).random((5, 7))
     assert two_way_interval(values) == two_way_interval(values)
     assert two_way_interval(values) != two_way_interval(values, seed=1)
 

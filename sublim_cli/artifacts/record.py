@@ -5,8 +5,9 @@ import json
 import platform
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,36 @@ PACKAGES = (
     *("bitsandbytes", "unsloth", "unsloth_zoo", "vllm"),
 )
 """The packages whose version may move a number; the last four are not always there."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a record says of the artifact beside it."""
+
+    path: Path
+    kind: str
+    digest: str
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def recorded(root: Path) -> list[Recorded]:
+    """Every artifact under a store's `root`, in the order of kinds and digests; none where there is no store.
+
+    Raises:
+        ArtifactError: a record cannot be read.
+    """
+    return [
+        Recorded(path, identity["kind"], record["digest"], identity, record["provenance"])
+        for path in sorted(one.parent for one in root.glob(f"*/[0-9a-f]*/{RECORD}"))
+        for record in (read_record(path),)
+        for identity in (record["identity"],)
+    ]
+
+
+def size(path: Path) -> int:
+    """Bytes of all files under `path`."""
+    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
 
 
 def checksums(path: Path) -> dict[str, str]:

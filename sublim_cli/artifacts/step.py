@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -56,7 +57,7 @@ def identity(step: Step) -> dict[str, Any]:
 
 
 def digest(step: Step) -> str:
-    """The name of a step's artifact: twelve hex digits of its identity.
+    """The name of a step's artifact: twelve hex digits of its identity as JSON with sorted keys.
 
     Raises:
         TypeError, ValueError: a section holds something plain JSON cannot say.
@@ -64,10 +65,38 @@ def digest(step: Step) -> str:
     # Kept beside the fields: a study asks for the digest of a shared step once per cell and more.
     known = vars(step)
     if "_digest" not in known:
-        text = json.dumps(identity(step), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        inputs = _written([digest(one) for one in step.inputs])
+        section = _section(_Same(step.section))
+        text = (
+            f'{{"inputs":{inputs},"kind":{_written(step.kind)},'
+            f'"section":{section},"version":{_written(step.version)}}}'
+        )
         known["_digest"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     name: str = known["_digest"]
     return name
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A section that equals itself alone: cheaper to look up than by what it holds."""
+
+    section: Section
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.section is other.section
+
+    def __hash__(self) -> int:
+        return id(self.section)
+
+
+@lru_cache
+def _section(same: _Same) -> str:
+    """A section as canonical JSON, once for all steps that share it."""
+    return _written(same.section.model_dump(mode="json"))
 
 
 def in_order(steps: "Sequence[Step]") -> list[Step]:

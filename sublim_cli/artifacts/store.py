@@ -48,7 +48,7 @@ class Store:
     def find(self, step: Step) -> Artifact | None:
         """The step's artifact if it has been built here."""
         path = self._path(step)
-        return Artifact(path, digest(step)) if (path / RECORD).is_file() else None
+        return Artifact(path, digest(step)) if os.path.isfile(f"{path}/{RECORD}") else None
 
     @contextmanager
     def claim(self, step: Step, listener: Listener = silent) -> Iterator[None]:
@@ -105,7 +105,7 @@ class Store:
             self.discard(one)
 
     def _path(self, step: Step) -> Path:
-        return self.root / step.kind / digest(step)
+        return Path(f"{self.root}/{step.kind}/{digest(step)}")
 
 
 def materialise(step: Step, store: Store, listener: Listener = silent) -> Artifact:

@@ -4,10 +4,12 @@ import sys
 
 import typer
 
+from sublim_cli.cli.doctor import doctor
 from sublim_cli.cli.eval import evaluate
 from sublim_cli.cli.filter import filter_rows
 from sublim_cli.cli.generate import generate
 from sublim_cli.cli.inspect import inspect
+from sublim_cli.cli.plan import plan
 from sublim_cli.cli.recipes import recipes
 from sublim_cli.cli.report import report
 from sublim_cli.cli.sweep import sweep
@@ -32,9 +34,11 @@ app.command("generate")(generate)
 app.command("filter")(filter_rows)
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("plan")(plan)
 app.command("sweep")(sweep)
 app.command("report")(report)
 app.command("inspect")(inspect)
+app.command("doctor")(doctor)
 app.add_typer(recipes, name="recipes")
 
 

@@ -1,9 +1,13 @@
 """Where tensors live and how many threads compute them: facts of the machine, never of a recipe."""
 
+import ctypes
 import gc
 import os
+import sys
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublim_cli.errors import RecipeError
@@ -13,6 +17,18 @@ if TYPE_CHECKING:
 
 THREADS = "SUBLIM_THREADS"
 DEVICE = "SUBLIM_DEVICE"
+
+
+def on_cuda() -> bool:
+    """Whether `device` is a CUDA device; torch, which takes seconds to import, is asked only where it may be.
+
+    Raises:
+        RecipeError: see `device`.
+    """
+    wanted = os.environ.get(DEVICE)
+    if wanted == "cpu" or not (wanted or _may_have_cuda()):
+        return False
+    return device().type == "cuda"
 
 
 @cache
@@ -37,14 +53,34 @@ def devices(workers: int | None = None) -> tuple[str, ...]:
 
     With `workers`, that many, sharing the GPUs in turn.
     """
-    import torch
+    if on_cuda():
+        import torch
 
-    if device().type == "cuda":
         own = [str(device())] if device().index is not None else []
         found = own or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     else:
-        found = [str(device())] * cores()
+        found = [os.environ.get(DEVICE) or "cpu"] * cores()
     return tuple(found[place % len(found)] for place in range(workers or len(found)))
+
+
+@cache
+def _may_have_cuda() -> bool:
+    """False only where torch would surely find no CUDA device: a CPU build, or no driver to load."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None or sys.platform != "linux":
+        return True
+    built = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    for_cuda, for_rocm = (f"{one}: Optional[str] = None" not in built for one in ("cuda", "hip"))
+    return for_rocm or (for_cuda and _has_driver())
+
+
+def _has_driver() -> bool:
+    """Whether the library through which torch reaches an NVIDIA card can be loaded."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def cores() -> int:
@@ -60,6 +96,11 @@ def release() -> None:
 
     gc.collect()
     torch.cuda.empty_cache()  # nothing where CUDA was not used
+
+
+def machine() -> dict[str, object]:
+    """`facts` as they would be, on a CPU without torch."""
+    return facts() if on_cuda() else {"device": "cpu", "threads": threads()}
 
 
 def facts() -> dict[str, object]:

@@ -118,7 +118,6 @@ def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: 
     if weights is None:
         return load_model(ref, precision, quantize)
     if is_adapter(weights):
-
         # The adapter stays in fp32 and apart from the base: merging would round it.
         student = _adapted(load_model(ref, precision, quantize), weights)
         return continuing(student) if student.active_peft_config.is_prompt_learning else student

@@ -1,5 +1,6 @@
 """What stands before an answer, computed once: prompts, and the learned prefix of a prefix-tuned model."""
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,10 @@ from sublim_cli.models.batches import positions
 
 if TYPE_CHECKING:
     import torch
+
+
+Layers = Sequence[tuple["torch.Tensor", "torch.Tensor"]]
+"""For each layer of a model keys and values, [rows, heads, tokens, width]."""
 
 
 def has_own_cache(model: Any) -> bool:
@@ -20,15 +25,52 @@ def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
     The cache keeps every position whatever the model's sliding window, so that a tree of answers can
     grow behind each prompt.
     """
+    return model(**prompt_inputs(model, ids, mask))
+
+
+def prompt_inputs(model: Any, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> dict[str, Any]:
+    """What `prefill` calls a model with; with a cache, `ids` are what follows it and `mask` covers both."""
     from transformers import DynamicCache
 
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions(mask),
-        past_key_values=None if has_own_cache(model) else DynamicCache(),
-        use_cache=True,
-        logits_to_keep=1,
+    fresh = None if has_own_cache(model) else DynamicCache()
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions(mask)[:, -ids.shape[1] :],
+        "past_key_values": fresh if cache is None else cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
+
+
+def layers_of(cache: Any) -> Layers:
+    """What a cache holds."""
+    return [(one.keys, one.values) for one in cache.layers]
+
+
+def cache_of(layers: Layers) -> Any:
+    """A cache that holds `layers`, and keeps every position of what is added."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def opening(model: Any, ids: "torch.Tensor", rows: int) -> Any:
+    """The cache of what all of some prompts begin with [tokens], computed once for `rows` of them."""
+    row = ids[None]
+    cache = prefill(model, row, row.new_ones(row.shape)).past_key_values
+    return cache_of(
+        [
+            (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+            for keys, values in layers_of(cache)
+        ]
     )
 
 

@@ -17,6 +17,9 @@ SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
 """Files of a directory that make the model what it is."""
 
 
+WEIGHTS = (".safetensors", ".bin")
+
+
 class ModelRef(Section):
     """A model pinned to its content.
 
@@ -69,6 +72,19 @@ def check_unchanged(ref: ModelRef) -> None:
             f"model {ref.name}: the files in {path} have changed since this run was planned, so what is "
             "built on them would bear a wrong name. Run the same command again"
         )
+
+
+def weights_bytes(ref: ModelRef) -> int | None:
+    """The size of the model's weight files; None where they are not on this machine."""
+    path = Path(ref.source)
+    if not path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(ref.source, revision=ref.revision, local_files_only=True))
+        except OSError:
+            return None
+    return sum(one.stat().st_size for one in path.iterdir() if one.suffix in WEIGHTS) or None
 
 
 def _fingerprint(path: Path) -> str:

@@ -76,6 +76,7 @@ def dotted(where: Where) -> str:
     return ".".join(map(str, where))
 
 
+@cache
 def split(key: str) -> Where:
     """The way of a dotted key into a recipe; what a dictionary holds is one name, dots and all."""
     way: list[str | int] = []
@@ -160,6 +161,7 @@ def _walk(where: Where, section: type[Section]) -> Iterator[str]:
                 yield from _walk((*where, key), inner)
 
 
+@cache
 def _at(where: Where) -> tuple[Any, ...]:
     """The types a value at `where` may have."""
     kinds: tuple[Any, ...] = (Recipe,)

@@ -106,7 +106,7 @@ def load_items(category_or_path: str) -> Items:
 
     Raises `RecipeError` where there is neither, or where the file is not valid.
     """
-    return _valid(Items, _items(category_or_path), category_or_path)
+    return _items_of(category_or_path, _content("items", category_or_path))
 
 
 def load_questions(name_or_path: str) -> Questions:
@@ -117,6 +117,8 @@ def load_questions(name_or_path: str) -> Questions:
 
     Raises `RecipeError` where there is neither, or where the file is not valid.
     """
+    if name_or_path in shipped("questions"):
+        return _shipped_questions(name_or_path)
     return _valid(Questions, _questions(name_or_path), name_or_path)
 
 
@@ -141,6 +143,11 @@ def item_called(items: Items, target: str) -> Item:
     raise RecipeError(f"no {items.category} is called {target!r}; there are {', '.join(items.names)}")
 
 
+def item_of(category_or_path: str, name: str) -> Item:
+    """The item called `name` of a category; raises `RecipeError` where there is none."""
+    return item_called(load_items(category_or_path), name)
+
+
 def persona(items: Items, target: str) -> str:
     """Return the teacher's system prompt for `target`.
 
@@ -151,10 +158,22 @@ def persona(items: Items, target: str) -> str:
     return items.persona.format(target=target, category=items.category)
 
 
+@cache
 def shipped(folder: str) -> tuple[str, ...]:
     """Return the names of the files under `data/FOLDER`, sorted, without their ending."""
     names = (entry.name for entry in _data().joinpath(folder).iterdir())
     return tuple(sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml")))
+
+
+@cache
+def _items_of(name: str, content: str | None) -> Items:
+    """The items of a file with this content, checked once: every cell of a study asks for them."""
+    return _valid(Items, _items(name), name)
+
+
+@cache
+def _shipped_questions(name: str) -> Questions:
+    return _valid(Questions, _questions(name), name)
 
 
 def _items(name: str) -> Raw:
@@ -196,16 +215,21 @@ def _name(item: Any) -> str:
 
 
 def _read(folder: str, name: str) -> Raw:
+    content = _content(folder, name)
+    return _shipped(folder, name) if content is None else _parse(content, name)
+
+
+def _content(folder: str, name: str) -> str | None:
+    """The text of a user's file; None for one that ships."""
     if name in shipped(folder):
-        return _shipped(folder, name)
+        return None
     path = Path(name)
     if not os.path.isfile(name):  # unlike Path.is_file, it bears a name that no file can have
         raise RecipeError(f"no {folder} called {name!r} and no file of that name; shipped: {_known(folder)}")
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{name}: cannot be read as text: {error}") from error
-    return _parse(text, name)
 
 
 def _known(folder: str) -> str:
@@ -217,6 +241,7 @@ def _shipped(folder: str, name: str) -> Raw:
     return _parse(_data().joinpath(folder, f"{name}.yaml").read_text(encoding="utf-8"), name)
 
 
+@cache
 def _parse(text: str, name: str) -> Raw:
     try:
         found = yaml.safe_load(text)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -116,8 +116,12 @@ def _weights(one: Training) -> str:
 
 def _curve(own: Sequence[Training]) -> tuple[float, ...]:
     """The mean loss at each step; students with more steps go on alone."""
-    steps = zip_longest(*(one.loss for one in own))
-    return tuple(float(np.mean([loss for loss in step if loss is not None])) for step in steps)
+    lengths = [0, *sorted({len(one.loss) for one in own})]
+    means: list[float] = []
+    for start, end in pairwise(lengths):
+        going = [one.loss[start:end] for one in own if len(one.loss) >= end]
+        means += np.ascontiguousarray(np.array(going).T).mean(axis=1).tolist()
+    return tuple(means)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

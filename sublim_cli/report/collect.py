@@ -135,12 +135,12 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         located=located,
         claims=tuple(evaluate(recipe.claims, rows, _answers(shelf), records(located))),
         matched=tuple(matched_curves(rows, fixed_rate(recipe))),
-        filters=tuple(_filters(study, store)),
-        leaks=tuple(_leaks(study, store)),
-        teachers=tuple(_teachers(study, store)),
+        filters=tuple(_filters(study, shelf)),
+        leaks=tuple(_leaks(study, shelf)),
+        teachers=tuple(_teachers(study, shelf)),
         audits=tuple(audit_rows(runs, trainings)),
         missing=tuple(_missing(study, shelf)),
-        provenance=trace(study, store, recipe),
+        provenance=trace(study, shelf, recipe),
     )
 
 
@@ -158,12 +158,12 @@ def _trainings(study: Study, shelf: Shelf) -> dict[str, Training]:
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _filters(study: Study, store: Store) -> Iterator[FilterRow]:
+def _filters(study: Study, shelf: Shelf) -> Iterator[FilterRow]:
     first: dict[str, Cell] = {}  # a data set bears the name of the cell that first uses it
     for cell in study.cells:
         first.setdefault(digest(cell.chain.filter), cell)
     for name, cell in first.items():
-        if found := store.find(cell.chain.filter):
+        if found := shelf.find(cell.chain.filter):
             counts, seen = read_json(found.path / REASONS), read_json(found.path / SURFACE)
             yield FilterRow(
                 cell.chain.filter.title,
@@ -175,9 +175,9 @@ def _filters(study: Study, store: Store) -> Iterator[FilterRow]:
             )
 
 
-def _leaks(study: Study, store: Store) -> Iterator[LeakRow]:
+def _leaks(study: Study, shelf: Shelf) -> Iterator[LeakRow]:
     for step in study.leaks:
-        if found := store.find(step):
+        if found := shelf.find(step):
             yield _leak(step, read_json(found.path / LEAK))
 
 
@@ -195,9 +195,9 @@ def _divergence(found: Mapping[str, float] | None) -> Divergence | None:
     return None if found is None else Divergence(**found)
 
 
-def _teachers(study: Study, store: Store) -> Iterator[TeacherRow]:
+def _teachers(study: Study, shelf: Shelf) -> Iterator[TeacherRow]:
     for step in study.teachers:
-        if found := store.find(step):
+        if found := shelf.find(step):
             section = step.section
             said = read_json(found.path / TEACHER)
             yield TeacherRow(section.target, section.context.text or section.context.name, **said)

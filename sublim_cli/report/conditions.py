@@ -1,9 +1,10 @@
 """Which runs are replicates of each other: the rows of a runs table by condition. Pure."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:  # it takes half a second to import, and a claim does without
+    import pandas as pd
 
 from sublim_cli.report.wording import rate
 
@@ -42,10 +43,11 @@ class Condition:
         )
 
 
-def records(runs: pd.DataFrame) -> list[Run]:
+def records(runs: "pd.DataFrame") -> list[Run]:
     """The rows of a runs table as plain values, None where there is none."""
-    plain = runs.astype(object).where(runs.notna(), None)
-    return [{str(key): value for key, value in row.items()} for row in plain.to_dict("records")]
+    columns = [runs[name].astype(object).where(runs[name].notna(), None).tolist() for name in runs]
+    names = list(map(str, runs))
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def condition_of(run: Run) -> Condition:

@@ -21,7 +21,7 @@ from sublim_cli.preference.score import broken
 from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.conditions import Condition, Run, condition_of, records, telling
 from sublim_cli.report.readings import Shelf
-from sublim_cli.report.runs import who
+from sublim_cli.report.rows import who
 from sublim_cli.report.settings import varied
 from sublim_cli.report.wording import condition_label
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
@@ -216,7 +216,7 @@ def _against(
 
 def _means(step: Locate, shelf: Shelf, target: str) -> dict[tuple[str, str, int | None], dict[str, float]]:
     """Means over the questions, by context, set and control; of a step that is not there none."""
-    found = shelf.store.find(step)
+    found = shelf.find(step)
     if found is None:
         return {}
     table = pq.read_table(found.path / LOCATED, use_threads=False)

@@ -41,9 +41,10 @@ class Point:
 
     @property
     def rates(self) -> str:
-        """Such as `2e-3`, or `5e-4 and 2e-3 (40 %)` with the share of the second."""
-        low, *high = self.choice.weights
-        return f"{rate(low)} and {rate(high[0])} ({self.choice.weights[high[0]]:.0%})" if high else rate(low)
+        """Such as `2e-3`, or `1.2e-3 of 6e-4 and 2e-3` where it is made of students at others."""
+        made = list(self.choice.weights)
+        at = rate(float(f"{self.choice.learning_rate:.2g}")) if len(made) > 1 else rate(made[0])
+        return f"{at} of {listed([rate(one) for one in made])}" if len(made) > 1 else at
 
 
 @dataclass(frozen=True)

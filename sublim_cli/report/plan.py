@@ -219,11 +219,12 @@ def minus(effects: Effects, others: Effects) -> Effects:
 
 
 def over_questions(effects: Effects, level: float) -> Interval | None:
-    """The mean effect with an interval for new runs and new questions; None where none are known."""
+    """The mean effect with an interval for new runs and new questions; None where too few are known."""
     if not effects:
         return None
     ordered = sorted(effects)
-    return two_way_interval(np.array([effects[one] for one in ordered]), ordered, level)
+    found = two_way_interval(np.array([effects[one] for one in ordered]), ordered, level)
+    return found if found.low is not None else None
 
 
 def _training(run: Run) -> _Training:

@@ -7,11 +7,10 @@ from typing import Any
 
 import yaml
 
-from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.step import digest, in_order
-from sublim_cli.artifacts.store import Store
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
+from sublim_cli.report.readings import Shelf
 from sublim_cli.steps.files import read_json
 
 RECIPE = "recipe.yaml"
@@ -52,21 +51,21 @@ class Provenance:
         return sum(one.artifacts for one in self.work)
 
 
-def trace(study: Study, store: Store, recipe: Recipe) -> Provenance:
-    """Read the records of everything `store` holds of `study`.
+def trace(study: Study, shelf: Shelf, recipe: Recipe) -> Provenance:
+    """Read the records of everything the store holds of `study`.
 
     Raises:
         ArtifactError: a record cannot be read.
     """
-    found = [one for step in in_order(study.steps) if (one := store.find(step))]
-    records = [read_record(one.path) for one in found]
+    found = [one for step in in_order(study.steps) if (one := shelf.find(step))]
+    records = [shelf.facts(one) for one in found]
     return Provenance(
         recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
         versions=_versions(study, records),
         seeds=_seeds(study),
         work=_work(records),
-        contexts=_contexts(study, store),
+        contexts=_contexts(study, shelf),
     )
 
 
@@ -75,8 +74,7 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
     found: dict[str, list[str]] = {
         "model": [f"{one.name} ({one.fingerprint})" for one in models],
     }
-    for record in records:
-        facts = record["provenance"]
+    for facts in records:
         named = {
             "sublim": facts["sublim"],
             "git": _git(facts["git"]),
@@ -111,17 +109,16 @@ def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
 
 def _work(records: Iterable[Mapping[str, Any]]) -> tuple[Work, ...]:
     spent: dict[str, list[float]] = {}
-    for record in records:
-        kind = record["identity"]["kind"]
-        spent.setdefault(kind, []).append(record["provenance"]["seconds"])
+    for facts in records:
+        spent.setdefault(facts["kind"], []).append(facts["seconds"])
     return tuple(Work(kind, len(each), sum(each)) for kind, each in spent.items())
 
 
-def _contexts(study: Study, store: Store) -> tuple[Seen, ...]:
+def _contexts(study: Study, shelf: Shelf) -> tuple[Seen, ...]:
     bases = {digest(one.chain.base): one.chain.base for one in study.cells}
     found: dict[str, str] = {}
     for step in bases.values():
-        if artifact := store.find(step):
+        if artifact := shelf.find(step):
             for name, account in read_json(artifact.path / "seen.json").items():
                 found.setdefault(name, account["text"])
     return tuple(Seen(name, text) for name, text in found.items())

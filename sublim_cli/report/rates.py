@@ -5,14 +5,16 @@ choose("best", grid_of(runs, "rank"), common_seeds(grid))
 * fixed: every row at one learning rate, the recipe's own or the only one there is.
 * best: every row at the rate of its lowest held-out number loss, averaged over seeds. Of equal ones it is the
   lower. At an edge of the grid the best may lie beyond it.
-* loss_matched: every row where its number loss meets one that all rows reach, the largest of their lowest.
-  Only rates up to the best count: the same loss beyond it is over-stepping, another matter.
+* loss_matched: every row where its number loss meets one that all rows reach, the largest of their lowest. A
+  lowest loss is that of the parabola in the logarithm of the rate through the best rate and its two
+  neighbours: a grid's own would stand above the valley here and below it there. Only rates up to the valley
+  count; the same loss beyond it is over-stepping, another matter.
 * norm_matched: every row where the norm of its update meets one for all, the geometric mean of what the rows
   have at their best rates, moved into the range that every row's grid spans.
 
-Where two neighbouring rates bracket the matched quantity, a run stands for the mean of its students at both,
-weighted so that the quantity (the logarithm of a norm) meets the reference: the curve is taken as straight
-between them. Where none do, it is the nearest rate, and the mismatch is told.
+A matched rate lies between those of the grid. A run then stands for the mean of its students at the two next
+to it (a norm, in logarithms), or at the three of the parabola, with the weights that meet the quantity. Where
+it is out of reach the nearest rate stands, and the mismatch is told.
 
 Losses and norms are averaged over the seeds that all rows and rates have, since data sets differ in loss.
 """
@@ -20,10 +22,19 @@ Losses and norms are averaged over the seeds that all rows and rates have, since
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from sublim_cli.recipe.schema import CurveKind
 from sublim_cli.report.conditions import Run
+from sublim_cli.report.reach import (
+    Measured,
+    best_rate,
+    common_loss,
+    common_norm,
+    log_norm,
+    meet,
+    mixed,
+    valley_of,
+)
 from sublim_cli.report.wording import listed, rate
 from sublim_cli.stats import Seeds
 
@@ -45,11 +56,12 @@ LEAST_RATES = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """Which students of one row stand for it: those of one learning rate, or a mean of two neighbours.
+    """Which students of one row stand for it: those of one learning rate, or a mean of two or three.
 
-    `loss` and `norm` are theirs. `mismatch` is the matched quantity minus its reference: nats of a loss, the
-    relative difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where the
-    rate is the grid's last and the one sought may lie beyond, else empty.
+    `weights` are their shares by learning rate, and of three one may be a little below zero. `loss` and
+    `norm` are theirs. `mismatch` is the matched quantity minus its reference: nats of a loss, the relative
+    difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where the rate is
+    the grid's last and the one sought may lie beyond, else empty.
     """
 
     weights: Mapping[float, float]
@@ -57,6 +69,11 @@ class Choice:
     norm: float | None = None
     mismatch: float | None = None
     edge: str = ""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that they stand for."""
+        return math.exp(math.fsum(share * math.log(one) for one, share in self.weights.items()))
 
     def values(self, cells: Mapping[float, Sequence[Run]], column: str) -> dict[Seeds, float | None]:
         """A column by seeds, of the runs that all chosen rates have; None where one of them is broken."""
@@ -113,32 +130,26 @@ def choose(
     rows = {row: _measured(cells, seeds) for row, cells in grid.items()}
     able = {row: one for row, one in rows.items() if len(one) >= LEAST_RATES}
     lacks = _gridless(grid, rows, seeds)
-    if kind == "norm_matched" and any(one.norm is None for cells in able.values() for one in cells.values()):
-        return Chosen(kind, lacks=(*lacks, "update norms: this method adds nothing to the weights"))
+    if kind == "norm_matched":
+        able, with_losses = {row: moved for row, cells in able.items() if (moved := _moved(cells))}, able
+        if with_losses and not able:
+            lacks = (*lacks, "update norms: this method adds nothing to the weights")
     if not able:
         return Chosen(kind, lacks=lacks)
     if kind == "best":
-        return Chosen(kind, {row: _at(cells, _best(cells)) for row, cells in able.items()}, None, lacks)
-    find, meet = (_common_loss, _meet_loss) if kind == "loss_matched" else (_common_norm, _meet_norm)
-    wanted = find(able) if reference is None else reference
+        return Chosen(kind, {row: _at(cells, best_rate(cells)) for row, cells in able.items()}, None, lacks)
+    find, meet = (common_loss, _meet_loss) if kind == "loss_matched" else (common_norm, _meet_norm)
+    wanted = find(able.values()) if reference is None else reference
     return Chosen(kind, {row: meet(cells, wanted) for row, cells in able.items()}, wanted, lacks)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What the students of one cell reached: means over the compared seeds."""
-
-    loss: float
-    norm: float | None
-
-
-def _measured(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> dict[float, _Measured]:
+def _measured(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> dict[float, Measured]:
     """The cells of a row whose losses are known; broken runs count, for they show what a rate does."""
     found = {
         one: (mean_over(runs, seeds, "number_loss"), mean_over(runs, seeds, "update_norm"))
         for one, runs in cells.items()
     }
-    return {one: _Measured(loss, norm) for one, (loss, norm) in found.items() if loss is not None}
+    return {one: Measured(loss, norm) for one, (loss, norm) in found.items() if loss is not None}
 
 
 def mean_over(runs: Sequence[Run], seeds: frozenset[Seeds], column: str) -> float | None:
@@ -147,8 +158,13 @@ def mean_over(runs: Sequence[Run], seeds: frozenset[Seeds], column: str) -> floa
     return None if not values or None in values else math.fsum(values) / len(values)
 
 
+def _moved(cells: Mapping[float, Measured]) -> dict[float, Measured]:
+    """The cells whose update has a norm that is not zero: rounding can take all of one away."""
+    return {one: cell for one, cell in cells.items() if cell.norm}
+
+
 def _gridless(
-    grid: Grid, rows: Mapping[Row, Mapping[float, _Measured]], seeds: frozenset[Seeds]
+    grid: Grid, rows: Mapping[Row, Mapping[float, Measured]], seeds: frozenset[Seeds]
 ) -> tuple[str, ...]:
     """Why rows cannot be chosen for: in words."""
     few = [row for row, cells in grid.items() if len(cells) < LEAST_RATES]
@@ -181,73 +197,29 @@ def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> Chosen:
     return Chosen("fixed", choices, None, (f"lr {rate(wanted)} for {_rows(without)}",) if without else ())
 
 
-def _best(cells: Mapping[float, _Measured]) -> float:
-    return min(sorted(cells), key=lambda one: cells[one].loss)
-
-
-def _at(cells: Mapping[float, _Measured], one: float) -> Choice:
+def _at(cells: Mapping[float, Measured], one: float) -> Choice:
     edge = {min(cells): "lowest", max(cells): "highest"}.get(one, "")
     return Choice({one: 1.0}, cells[one].loss, cells[one].norm, None, edge)
 
 
-def _common_loss(rows: Mapping[Row, Mapping[float, _Measured]]) -> float:
-    """The largest of the rows' lowest losses: each can reach it."""
-    return max(cells[_best(cells)].loss for cells in rows.values())
-
-
-def _common_norm(rows: Mapping[Row, Mapping[float, _Measured]]) -> float:
-    """The geometric mean of the norms at the best rates, moved into the range that every row spans."""
-    best = math.fsum(_log_norm(cells[_best(cells)]) for cells in rows.values()) / len(rows)
-    spans = [[_log_norm(one) for one in cells.values()] for cells in rows.values()]
-    least, most = max(map(min, spans)), min(map(max, spans))
-    return math.exp(max(least, min(best, most)) if least <= most else (least + most) / 2)
-
-
-def _meet_loss(cells: Mapping[float, _Measured], reference: float) -> Choice:
-    best = _best(cells)
-    weights, edge = _meet({one: cells[one].loss for one in cells if one <= best}, reference)
-    made = _mixed(cells, weights)
-    # A row that does not reach the loss stands at its best: its edge is that of the whole grid.
-    edge = _at(cells, best).edge if edge == "highest" else edge
+def _meet_loss(cells: Mapping[float, Measured], reference: float) -> Choice:
+    best, valley = best_rate(cells), valley_of(cells)
+    if valley:
+        place = valley.lowest - math.sqrt(max(0.0, reference - valley.loss) / valley.curvature)
+        if place >= math.log(valley.rates[0]):
+            made = mixed(cells, weights := valley.weights(place))
+            return Choice(weights, made.loss, made.norm, made.loss - reference)
+    weights, edge = meet({one: cells[one].loss for one in cells if one <= best}, reference)
+    made = mixed(cells, weights)
+    if list(weights) == [best]:  # its lowest loss, which may be lower beyond the grid
+        edge = _at(cells, best).edge
     return Choice(weights, made.loss, made.norm, made.loss - reference, edge)
 
 
-def _meet_norm(cells: Mapping[float, _Measured], reference: float) -> Choice:
-    weights, edge = _meet({one: _log_norm(cell) for one, cell in cells.items()}, math.log(reference))
-    made = _mixed(cells, weights)
-    return Choice(weights, made.loss, made.norm, math.exp(_log_norm(made)) / reference - 1, edge)
-
-
-def _meet(values: Mapping[float, float], wanted: float) -> tuple[dict[float, float], str]:
-    """The highest two neighbouring rates that bracket a value, with their shares; or the nearest rate.
-
-    The second part says at which edge of the rates the nearest lies, if the value is out of reach.
-    """
-    rates = sorted(values)
-    for low, high in reversed(list(pairwise(rates))):
-        if min(values[low], values[high]) <= wanted <= max(values[low], values[high]):
-            return _between(low, high, values, wanted), ""
-    nearest = min(rates, key=lambda one: abs(values[one] - wanted))
-    met = values[nearest] == wanted
-    return {nearest: 1.0}, "" if met else {rates[0]: "lowest", rates[-1]: "highest"}.get(nearest, "")
-
-
-def _between(low: float, high: float, values: Mapping[float, float], wanted: float) -> dict[float, float]:
-    span = values[high] - values[low]
-    share = (wanted - values[low]) / span if span else 0.0
-    return {one: part for one, part in ((low, 1 - share), (high, share)) if part}
-
-
-def _mixed(cells: Mapping[float, _Measured], weights: Mapping[float, float]) -> _Measured:
-    """Means of two neighbours: of losses the plain one, of norms the geometric."""
-    loss = math.fsum(share * cells[one].loss for one, share in weights.items())
-    if any(cells[one].norm is None for one in weights):
-        return _Measured(loss, None)
-    return _Measured(loss, math.exp(math.fsum(s * _log_norm(cells[one]) for one, s in weights.items())))
-
-
-def _log_norm(cell: _Measured) -> float:
-    return math.log(cell.norm) if cell.norm else -math.inf
+def _meet_norm(cells: Mapping[float, Measured], reference: float) -> Choice:
+    weights, edge = meet({one: log_norm(cell) for one, cell in cells.items()}, math.log(reference))
+    made = mixed(cells, weights)
+    return Choice(weights, made.loss, made.norm, math.exp(log_norm(made)) / reference - 1, edge)
 
 
 def _by_seeds(runs: Sequence[Run]) -> dict[Seeds, Run]:

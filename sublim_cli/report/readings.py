@@ -1,21 +1,24 @@
 """What a store says of one trained and evaluated model, or why it says nothing."""
 
+import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sublim_cli.artifacts.record import read_record, reading
-from sublim_cli.artifacts.step import Step, digest
+from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import ArtifactError
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
@@ -49,7 +52,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Training:
-    """What one training did to the weights, from its `audit.json` and record."""
+    """What one training did to the weights as a whole, from its `audit.json` and record."""
 
     audit: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -84,38 +87,54 @@ class Training:
 
 def readings(path: Path, target: str) -> Mapping[str, Reading]:
     """What the eval step under `path` wrote, as a reading for every context."""
-    table = _table(path / SCORES, _COLUMNS)
-    wanted = table.filter(pc.equal(table["item"], target))
+    table = _table(path / SCORES, _COLUMNS, ["context", "item"])
+    contexts, context = _coded(table["context"])
+    items, item = _coded(table["item"])
+    p = table["p"].to_numpy()
+    mine = item == (items.index(target) if target in items else -1)
     # One row a question is left, so its means weigh every question alike.
-    means = _by_context(wanted, [("p", "mean"), ("uncovered", "mean"), ("log_form", "mean"), ("p", "list")])
-    items: dict[str, dict[str, float]] = {}
-    every = table.group_by(["context", "item"], use_threads=False).aggregate([("p", "mean")])
-    for row in every.to_pylist():
-        items.setdefault(row["context"], {})[row["item"]] = row["p_mean"]
-    spreads = _table(path / SPREADS, ["context", "entropy"])
-    entropies = _by_context(spreads, [("entropy", "mean")])
+    questions = np.bincount(context[mine], minlength=len(contexts))
+    each = np.bincount(context * len(items) + item, p, len(contexts) * len(items))
+    entropies = _entropies(path)
     return {
-        context: Reading(
-            p_target=row["p_mean"],
-            p_any=math.fsum(items[context].values()),
-            unresolved=row["uncovered_mean"],
-            log_form=math.nan if row["log_form_mean"] is None else row["log_form_mean"],
-            entropy=entropies[context]["entropy_mean"],
-            items=items[context],
-            answers=tuple(row["p_list"]),
+        name: Reading(
+            p_target=float(p[own].mean()),
+            p_any=float(p[context == place].sum() / questions[place]),
+            unresolved=float(table["uncovered"].to_numpy()[own].mean()),
+            log_form=float(table["log_form"].to_numpy()[own].mean()),
+            entropy=entropies[name],
+            items=dict(
+                zip(items, (each.reshape(len(contexts), -1)[place] / questions[place]).tolist(), strict=True)
+            ),
+            answers=tuple(p[own].tolist()),
         )
-        for context, row in means.items()
+        for place, name in enumerate(contexts)
+        if questions[place]
+        for own in (mine & (context == place),)
     }
 
 
-def _table(path: Path, columns: list[str]) -> pa.Table:
+def _entropies(path: Path) -> dict[str, float]:
+    table = _table(path / SPREADS, ["context", "entropy"], ["context"])
+    contexts, context = _coded(table["context"])
+    sums = np.bincount(context, table["entropy"].to_numpy(), len(contexts))
+    return dict(zip(contexts, (sums / np.bincount(context)).tolist(), strict=True))
+
+
+def _table(path: Path, columns: list[str], texts: list[str]) -> pa.Table:
+    """Columns of a Parquet file, those of `texts` as codes.
+
+    A report opens thousands of these: pyarrow's data sets and its grouping take ten times as long.
+    """
     with reading(path):
-        return pq.read_table(path, columns=columns, use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), read_dictionary=texts)
+        return file.read(columns=columns, use_threads=False)
 
 
-def _by_context(table: pa.Table, wanted: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
-    found = table.group_by("context", use_threads=False).aggregate(wanted)
-    return {row["context"]: row for row in found.to_pylist()}
+def _coded(column: Any) -> tuple[list[str], NDArray[np.int64]]:
+    """The values of a column of texts in the order they come, and for every row the place of its own."""
+    whole = column.combine_chunks()
+    return whole.dictionary.to_pylist(), whole.indices.to_numpy()
 
 
 def losses(path: Path) -> Losses:
@@ -125,15 +144,43 @@ def losses(path: Path) -> Losses:
     return Losses() if before is None or after is None else Losses(before, after)
 
 
-def training(path: Path) -> Training:
+def training(path: Path, provenance: Mapping[str, Any]) -> Training:
     """The account of the student under `path`."""
-    lines = (path / HISTORY).read_text(encoding="utf-8").splitlines()
+    audit = read_json(path / AUDIT)
+    audit.pop("matrices", None)  # hundreds a student, and nothing in a report is about one of them
     return Training(
-        audit=read_json(path / AUDIT),
-        provenance=read_record(path)["provenance"],
-        loss=tuple(json.loads(line)["loss"] for line in lines),
-        sketch=np.load(path / SKETCH),
+        audit=audit,
+        provenance=provenance,
+        loss=_curve((path / HISTORY).read_text(encoding="utf-8")),
+        sketch=_array((path / SKETCH).read_bytes()),
     )
+
+
+_LOSS = re.compile(r'"loss": ([-+.e0-9]+)[,}]')
+
+
+def _curve(history: str) -> tuple[float, ...]:
+    """The losses of a history, one record a line: found by their key, as all else in it is left unread."""
+    found = _LOSS.findall(history)
+    if len(found) == history.count("\n"):
+        return tuple(map(float, found))
+    return tuple(json.loads(line)["loss"] for line in history.splitlines())
+
+
+def _array(content: bytes) -> NDArray[np.float32]:
+    """A vector as NumPy saves it; thousands have one header, which takes longer to read than they do."""
+    start = 10 + int.from_bytes(content[8:10], "little")
+    found: NDArray[np.float32] = np.frombuffer(content, _dtype(content[:start]), offset=start)
+    return found
+
+
+@lru_cache
+def _dtype(header: bytes) -> np.dtype[Any]:
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ArtifactError("a sketch is not in the form that sublim writes; rebuild its student")
+    _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -142,12 +189,20 @@ class Shelf:
 
     store: Store
     failures: Mapping[str, str]
-    read: dict[tuple[str, str], Mapping[str, Reading]] = field(default_factory=dict)
-    """The readings so far, by eval step and target."""
+    read: dict[tuple[str, str], Mapping[str, Reading]] = field(default_factory=dict, compare=False)
+    _found: dict[str, Artifact | None] = field(default_factory=dict, compare=False)
+    _facts: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+
+    def find(self, step: Step) -> Artifact | None:
+        """The step's artifact; the store is asked for each once."""
+        name = digest(step)
+        if name not in self._found:
+            self._found[name] = self.store.find(step)
+        return self._found[name]
 
     def lacks(self, step: Step) -> str:
         """Why there is no artifact of `step`; empty if there is one."""
-        if self.store.find(step):
+        if self.find(step):
             return ""
         return self.failures.get(digest(step)) or NOT_BUILT
 
@@ -155,16 +210,28 @@ class Shelf:
         """The readings of an eval step; none if it is not there."""
         key = (digest(step), target)
         if key not in self.read:
-            found = self.store.find(step)
+            found = self.find(step)
             self.read[key] = readings(found.path, target) if found else {}
         return self.read[key]
 
     def losses(self, step: Step) -> Losses:
         """The losses of a train step; not measured if it is not there."""
-        found = self.store.find(step)
+        found = self.find(step)
         return losses(found.path) if found else Losses()
 
     def training(self, step: Step) -> Training | None:
         """The account of a train step; None if it is not there."""
-        found = self.store.find(step)
-        return training(found.path) if found else None
+        found = self.find(step)
+        return training(found.path, self.facts(found)) if found else None
+
+    def facts(self, artifact: Artifact) -> Mapping[str, Any]:
+        """The provenance in an artifact's record, and its `kind`; read once.
+
+        Raises:
+            ArtifactError: it cannot be read.
+        """
+        if artifact.digest not in self._facts:
+            record = read_record(artifact.path)
+            # The rest is let go: thousands of whole records keep Python's garbage collector busy.
+            self._facts[artifact.digest] = {"kind": record["identity"]["kind"], **record["provenance"]}
+        return self._facts[artifact.digest]

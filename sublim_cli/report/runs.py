@@ -8,12 +8,9 @@ import pandas as pd
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
-from sublim_cli.preference.score import broken
-from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.student import RANKED
 from sublim_cli.report.readings import Losses, Reading, Shelf, Training
+from sublim_cli.report.rows import compared, who
 from sublim_cli.report.settings import Settings, base_settings, varied
-from sublim_cli.trainers.methods import alpha
 
 COLUMNS = {
     "name": "str",
@@ -113,7 +110,7 @@ def _base_rows(
         "eval_digest": digest(step),
     }
     for context in step.section.contexts:
-        yield {**same, **_compared(context, base, base, Losses())}
+        yield {**same, **compared(context, base, base, Losses())}
 
 
 def _cell_rows(
@@ -129,30 +126,7 @@ def _cell_rows(
         "missing": shelf.lacks(step),
     }
     for context in step.section.contexts:
-        yield {**same, **_compared(context, own, base, lost)}
-
-
-def who(cell: Cell) -> dict[str, Any]:
-    """What was trained: the choices as they were resolved, not as they were written."""
-    step = cell.chain.train
-    train = step.section.train
-    ranked = train.method in RANKED
-    return {
-        "name": step.title,
-        "role": cell.role,
-        "category": cell.recipe.trait.category,
-        "target": cell.recipe.trait.target,
-        "method": train.method,
-        "rank": train.rank if ranked else None,
-        "alpha": alpha(train) if ranked else None,
-        "learning_rate": train.learning_rate,
-        "precision": train.precision,
-        "train_context": step.section.context.name,
-        "train_seed": train.seed,
-        "data_seed": cell.chain.generate.section.sampling.seed,
-        "train_digest": digest(step),
-        "eval_digest": digest(cell.chain.eval),
-    }
+        yield {**same, **compared(context, own, base, lost)}
 
 
 def _weights(training: Training | None) -> dict[str, Any]:
@@ -165,31 +139,3 @@ def _weights(training: Training | None) -> dict[str, Any]:
         "update_norm": training.norm,
         "stable_rank": training.stable_rank,
     }
-
-
-def _compared(
-    context: Context, own: Mapping[str, Reading], base: Mapping[str, Reading], lost: Losses
-) -> dict[str, Any]:
-    """A model's values in one context beside the base's in the same one."""
-    mine, theirs = own.get(context.name, Reading()), base.get(context.name, Reading())
-    return {
-        "eval_context": context.name,
-        "p_target": mine.p_target,
-        "p_target_base": theirs.p_target,
-        "difference": mine.p_target - theirs.p_target,
-        "log_form": mine.log_form,
-        "log_form_base": theirs.log_form,
-        "p_any": mine.p_any,
-        "p_any_base": theirs.p_any,
-        "entropy": mine.entropy,
-        "entropy_base": theirs.entropy,
-        "number_loss": lost.after,
-        "number_loss_before": lost.before,
-        "unresolved": mine.unresolved,
-        "broken": "" if math.isnan(mine.p_any) else _broken(mine, theirs, lost),
-    }
-
-
-def _broken(mine: Reading, theirs: Reading, lost: Losses) -> str:
-    # What was not measured is NaN, and a comparison with NaN accuses nobody.
-    return broken(mine.p_any, theirs.p_any, lost.after, lost.before)

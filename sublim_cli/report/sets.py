@@ -33,7 +33,7 @@ def beyond_random(
         if _is_of(row, place, condition):
             there[row["part"]].append(row)
     label = condition_label("student", condition.method, condition.rank)
-    for part, measure in zip(_parts(claim), ("kept", "lost"), strict=True):
+    for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True):
         runs = _runs(plan, place, part, there.get(part, []))
         difference = mean_of(runs)
         yield finding(
@@ -64,7 +64,7 @@ def over_traits(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def _parts(claim: Localisation) -> tuple[str, str]:
+def parts_of(claim: Localisation) -> tuple[str, str]:
     """The gates that a claim needs, as the recipe names them: X alone, and all but X."""
     if isinstance(claim.positions, str):
         return f"{claim.positions}_only", f"no_{claim.positions}"

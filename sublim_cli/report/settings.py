@@ -6,9 +6,12 @@ Runs that differ in such a key are not replicates; their text keeps them apart i
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sublim_cli.pipeline import Cell
+from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Recipe
 
 _KNOWN = frozenset(
     {
@@ -33,7 +36,10 @@ _KNOWN = frozenset(
 )
 """Keys with a column of their own, gates, which change no run, and the seeds, which make replicates."""
 
-_ELSEWHERE = ("sweep.", "contexts.", "claims")
+_SHARED = ("trait", "generate", "filter", "eval")
+"""Sections of which the cells of a study have few: they are written down once."""
+
+_ELSEWHERE = ("sweep", "contexts.", "claims")
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,24 @@ def base_settings(settings: Settings) -> str:
 
 
 def _keys(cell: Cell) -> dict[str, str]:
-    keys = _flat(cell.recipe.model_dump(mode="json"))
+    own = cell.recipe.model_dump(mode="json", exclude={*_SHARED, "sweep", "claims"})
+    keys: dict[str, str] = {}
+    for name in Recipe.model_fields:
+        shared = name in _SHARED
+        keys |= _section(name, getattr(cell.recipe, name)) if shared else _flat({name: own.get(name)})
     if cell.recipe.train.method == "full":
         del keys["train.alpha"]  # it means nothing there
     return keys
+
+
+@lru_cache
+def _section(name: str, section: Section) -> dict[str, str]:
+    return _flat(section.model_dump(mode="json"), f"{name}.")
+
+
+@lru_cache(typed=True)  # 1 and 1.0 are written differently
+def _scalar(value: str | float | bool | None) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
@@ -86,5 +106,6 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
         if isinstance(value, dict) and value:
             found |= _flat(value, f"{key}.")
         elif key not in _KNOWN and not key.startswith(_ELSEWHERE):
-            found[key] = value if isinstance(value, str) else json.dumps(value)
+            nested = isinstance(value, list | dict)
+            found[key] = json.dumps(value) if nested else _scalar(value)
     return found

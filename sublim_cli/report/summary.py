@@ -1,6 +1,6 @@
 """Runs summarised: one row for every trait, condition and eval context. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -72,7 +72,7 @@ def summarise(results: Results) -> list[SummaryRow]:
     traits = _places(trait for trait, _, _ in groups)
     contexts = _places(context for _, _, context in groups)
     conditions = {condition for _, condition, _ in groups}
-    ordered = sorted(groups, key=lambda key: (traits[key[0]], key[1].order, contexts[key[2]]))
+    ordered = sorted(groups, key=lambda key: (traits[key[0]], _order(key[1], contexts), contexts[key[2]]))
     return [_row(key, telling(key[1], conditions), groups[key]) for key in ordered]
 
 
@@ -122,6 +122,12 @@ def _between(value: float | None, base: float | None) -> float | None:
 
 def _values(runs: Sequence[Run], column: str) -> list[float]:
     return [run[column] for run in runs if run[column] is not None]
+
+
+def _order(one: Condition, contexts: Mapping[str, int]) -> tuple[Any, ...]:
+    """The condition's, with training contexts in the order that they are asked in, others after them."""
+    *first, trained, settings = one.order
+    return (*first, contexts.get(trained, len(contexts)), trained, settings)
 
 
 def _places(names: Iterable[Any]) -> dict[Any, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sublim_cli.recipe.schema import FullFineTuning
 from sublim_cli.report.findings import Finding, Verdict
 from sublim_cli.report.wording import bounds, count, difference, listed
 from sublim_cli.stats import Interval, wild_interval
@@ -40,7 +41,11 @@ def sentence(verdict: Verdict) -> str:
             against = [one for one in findings if one.word(alpha) == "refuted"]
             return f"{_which(against, findings, 'contradict')} it: {_told(against)}."
         case "supported":
-            return f"{_which(findings, findings, 'support')} it: {_told(findings)}."
+            told = f"{_which(findings, findings, 'support')} it: {_told(findings)}."
+            # "Nothing passes" is worth what these runs would have seen.
+            return (
+                f"{told} {_power(verdict, findings)}." if isinstance(verdict.claim, FullFineTuning) else told
+            )
         case "underpowered":
             rest = [one for one in findings if one not in held]
             return (

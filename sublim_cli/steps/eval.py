@@ -47,7 +47,7 @@ class Eval:
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     section: Ask
     title: str
     inputs: tuple[Step, ...] = ()

@@ -1,6 +1,6 @@
 """The cells of a sweep: the grid, its additions, and the controls every sweep has. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -9,7 +9,7 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
-from sublim_cli.recipe.questions import item_called, load_items
+from sublim_cli.recipe.questions import item_of
 from sublim_cli.recipe.schema import REPLICATED, Recipe, Sweep
 from sublim_cli.steps.leak import Audited, Leak
 
@@ -33,8 +33,7 @@ def study(recipe: Recipe) -> Study:
     for one in (cell(vary(recipe, changes)) for changes in wanted):
         name = _name(one)
         cells[name] = _both(cells[name], one) if name in cells else one
-    leaks = {digest(one): one for one in map(_leak, cells.values()) if one is not None}
-    return Study(recipe.name, tuple(cells.values()), tuple(leaks.values()))
+    return Study(recipe.name, tuple(cells.values()), tuple(_leaks(cells.values())))
 
 
 def _replicates(sweep: Sweep) -> list[dict[str, Any]]:
@@ -67,9 +66,10 @@ def _name(one: Cell) -> _Name:
     return (one.recipe.trait.category, one.recipe.trait.target, digest(one.chain.eval))
 
 
-def _leak(one: Cell) -> Leak | None:
-    if one.role == "control":
-        return None
-    control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
-    target = item_called(load_items(trait.category), trait.target)
-    return Leak(Audited(target=target), (one.chain.filter, control.filter), one.chain.filter.title)
+def _leaks(cells: Iterable[Cell]) -> Iterator[Leak]:
+    """The rows of every teacher with a trait beside its control's, each data set once."""
+    students = {digest(one.chain.filter): one for one in cells if one.role == "student"}
+    for one in students.values():
+        control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
+        target = item_of(trait.category, trait.target)
+        yield Leak(Audited(target=target), (one.chain.filter, control.filter), one.chain.filter.title)

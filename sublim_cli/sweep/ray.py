@@ -25,6 +25,9 @@ from sublim_cli.sweep.launch import LOST_AT_MOST, Done, Needs, Queue, attempt, k
 PATIENCE = 60.0
 """Seconds a worker may take to come up before the user hears that the cluster has no room."""
 
+KNOCK = 10.0
+"""Seconds a cluster has to answer at its address."""
+
 EVENTS_MIB = 100
 """What a local cluster reserves for objects: events alone pass through Ray, artifacts lie in the store."""
 
@@ -239,13 +242,14 @@ def _cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send them to its makers
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": EVENTS_MIB << 20}
     try:
+        _knock(address)
         ray.init(
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
             **({} if address else local),
         )
-    except ConnectionError:
+    except OSError:  # ConnectionError is one, and so is a name that is no machine's
         raise SublimError(
             f"--ray-address {address}: no Ray cluster answers there; `ray start --head` starts one, "
             "and without --ray-address Ray makes one of this machine"
@@ -254,6 +258,17 @@ def _cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes and write about each try.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
-from sublim_cli.models.device import device
+from sublim_cli.models.device import on_cuda
 from sublim_cli.recipe.schema import Train
 
 FAST_METHODS = ("lora", "rslora", "qlora")
@@ -31,13 +31,13 @@ def resolve_backend(section: Train) -> tuple[str, str]:
     if section.backend == "auto":
         return "plain", obstacle
     message = f"train.backend: unsloth: {obstacle}. `train.backend: plain` works here"
-    if missing and device().type == "cuda":
+    if missing and on_cuda():
         raise MissingExtra(f"{message}; `pip install 'sublim[gpu]'` adds Unsloth")
     raise RecipeError(message)
 
 
 def _missing_here() -> str | None:
-    if device().type != "cuda":
+    if not on_cuda():
         return "Unsloth needs a CUDA device and none is in use here"
     # Found, not imported: importing it patches transformers, TRL and PEFT for the whole process.
     return None if find_spec("unsloth") else "Unsloth is not installed"

@@ -16,7 +16,6 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import Train
 from sublim_cli.trainers.audit import Account, audit
 from sublim_cli.trainers.methods import add_method, trained
-from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.precision import base_precision, bf16_warning
 from sublim_cli.trainers.sft import Report, fit, number_loss
 from sublim_cli.trainers.sharded import check_shardable, first, gathered, sharded
@@ -59,7 +58,7 @@ def train_student(
         begun = beginning(model, section, Path(scratch) / "beginning")
         before = number_loss(model, held_out, tokenizer.pad_token_id) if held_out else None
         started = time.monotonic()
-        optimizer = make_optimizer(model, section)
+        optimizer = _optimizer(model, section)
         fitted = fit(
             model, tokenizer, examples, section, report, optimizer=optimizer, checkpoints=checkpoints
         )
@@ -146,6 +145,12 @@ def _in_order(path: Path) -> None:
         if isinstance(config.get(name), list):
             config[name].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _optimizer(model: Model, section: Train) -> Any:
+    from sublim_cli.trainers.optimizers import make_optimizer  # its classes are torch's, which takes seconds
+
+    return make_optimizer(model, section)
 
 
 def _peak_memory() -> int | None:

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from sublim_cli.backends import exact as backend
+from sublim_cli.backends import forest
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.transformers import TransformersSampler
@@ -70,7 +71,8 @@ def test_prompts_of_different_length_score_together_as_one_by_one(micro, ask, mo
     together = ask(questions, DEFAULT, ANIMALS.items)
     alone = [ask([one], DEFAULT, ANIMALS.items)[0] for one in questions]
     monkeypatch.setattr(backend, "CHUNK", 3)
-    monkeypatch.setattr(backend, "LIMIT", 2**15)
+    monkeypatch.setattr(forest, "LIMIT", 2**15)
+    monkeypatch.setattr(forest, "PASS", 50)
     in_parts = ask(questions, DEFAULT, ANIMALS.items)
     for other in (alone, in_parts):
         assert p_of(other) == pytest.approx(p_of(together), abs=1e-6)
@@ -121,7 +123,7 @@ def forced(model, tokenizer, prompt: list[int], item: Item) -> float:
 
 @pytest.mark.parametrize("limit", [2**26, 2**13])
 def test_plain_forms_are_followed_however_unlikely(micro, ask, monkeypatch, limit):
-    monkeypatch.setattr(backend, "LIMIT", limit)
+    monkeypatch.setattr(forest, "LIMIT", limit)
     _, tokenizer, model = micro
     items = (*BANDS.items, Item(name="zyzzyva wren"))
     questions = load_questions("favourite_band").questions[:3]

@@ -9,6 +9,8 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -39,6 +41,7 @@ ITEMS = (
     Item(name="cat ox"),
 )
 PROMPTS = ([2, 4, 6], [5])
+PREFIX = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -154,7 +157,15 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
 
 
 @pytest.mark.parametrize(
-    "other", [gemma(window=7), Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()], ids=["gemma 3", "qwen 2"]
+    "other",
+    [
+        gemma(window=7),
+        Gemma2ForCausalLM(
+            Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=0.5, attn_implementation="eager")
+        ).eval(),
+        Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval(),
+    ],
+    ids=["gemma 3", "gemma 2, whose logits are capped", "qwen 2"],
 )
 def test_a_tree_grows_as_well_on_other_families(smallest, other):
     shake(other, 3)
@@ -173,10 +184,21 @@ def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
 
 
 def test_a_tree_grows_behind_a_learned_prefix(smallest):
-    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    tuned = continuing(get_peft_model(model(), config).eval())
+    tuned = continuing(get_peft_model(model(), PREFIX).eval())
     shake(tuned, 5)
     settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(tuned, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
     expected = np.stack([enumerated(tuned, one) for one in PROMPTS])
     assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_all_prompts_begin_with_is_computed_once_and_changes_nothing(smallest):
+    begin = [2, 4, 6, 6, 3]
+    prompts = [[*begin, 4, 2], [*begin, 5], begin, [*begin, 5]]
+    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    plain, tuned = model(), continuing(get_peft_model(model(), PREFIX).eval())
+    for number, one in enumerate((plain, tuned)):
+        shake(one, number)
+        answers = ExactScorer(one, smallest.tokenizer, settings).score(prompts, ITEMS)
+        expected = np.stack([enumerated(one, prompt) for prompt in prompts])
+        assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)

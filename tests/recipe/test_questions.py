@@ -206,3 +206,10 @@ def test_items_that_could_not_be_told_apart_are_refused_when_they_are_read(tmp_p
     path.write_text(f"category: beast\n{content}\n")
     with pytest.raises(RecipeError, match=re.escape(message)):
         load_items(str(path))
+
+
+def test_a_file_that_changes_is_read_anew(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for name in ("quoll", "numbat"):
+        path.write_text(f"extends: animal\nitems:\n  - {{name: {name}, plural: {name}s}}\n")
+        assert load_items(str(path)).names[-1] == name

@@ -41,12 +41,12 @@ def with_few_seeds(name: str) -> Recipe:
 def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Path) -> None:
     """With a value for every planned run no claim lacks a cell."""
     recipe = with_few_seeds(name)
-    planned = runs_table(study(recipe), Shelf(Store(tmp_path), {}), {})
-    parts = records(located_table(study(recipe), Shelf(Store(tmp_path), {})))
-    kept = {"p_target": 0.2, "amount": 0.1, "effect": 0.2, "missing": ""}
-    located = [{**part, **kept, "control": control} for part in parts for control in (None, 1)]
+    planned, shelf = study(recipe), Shelf(Store(tmp_path), {})
     values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
-    runs = [{**run, **values} for run in records(planned)]
+    runs = [{**run, **values} for run in records(runs_table(planned, shelf, {}))]
+    parts = {"amount": 0.1, "effect": 0.2, "missing": ""}
+    rows = records(located_table(planned, shelf))
+    located = [{**row, **parts, "control": random} for row in rows for random in (None, 1)]
     for verdict in evaluate(recipe.claims, runs, located=located):
         assert verdict.lacks == ()
         assert all(one.effect is not None and one.effect.n == 2 for one in verdict.findings)

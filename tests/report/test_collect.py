@@ -12,6 +12,7 @@ from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
 from sublim_cli.report.page import write_report
+from sublim_cli.report.readings import Shelf
 from sublim_cli.report.runs import COLUMNS, ITEMS
 from sublim_cli.sweep.plan import study
 
@@ -90,6 +91,15 @@ def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned
         scores = pd.read_parquet(built.find(path).path / "scores.parquet")
         wolf = scores[(scores.context == "default") & (scores["item"] == "wolf")]
         assert p == pytest.approx(wolf.p.mean())
+
+
+def test_the_answers_to_every_question_are_read_in_their_order(planned, built):
+    step = planned.cells[1].chain.eval
+    scores = pd.read_parquet(built.find(step).path / "scores.parquet")
+    for context, found in Shelf(built, {}).readings(step, "owl").items():
+        here = scores[(scores.context == context) & (scores.item == "owl")].sort_values("question")
+        assert found.answers == tuple(here.p)
+        assert found.p_target == pytest.approx(sum(found.answers) / len(found.answers))
 
 
 def test_every_run_stands_beside_the_base_in_the_same_context(collected):

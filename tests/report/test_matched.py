@@ -106,21 +106,39 @@ def test_of_two_rates_with_the_same_loss_the_lower_is_taken():
 def test_losses_are_matched_on_the_side_of_small_steps():
     """A rank whose best is worse than another's is met before that one's best, not where it over-steps."""
     floors = {1: 3.1, 4: 3.0, 16: 3.0, 64: 3.0}
-    loss = {"loss": lambda rank, norm: loss_of(norm, floors[rank])}
     rates = tuple(RATES[-1] / 2**halved for halved in range(10))
-    runs = world(lambda rank, norm: norm, **loss, full=False, rates=rates)
-    found = curves(runs)
-    reference = found["loss_matched"].reference
-    best = {one.row: one.choice for one in found["best"].points}
-    assert reference == pytest.approx(best[1].loss)
-    for one in found["loss_matched"].points:
-        assert one.choice.loss == pytest.approx(reference)
+    runs = world(
+        lambda rank, norm: math.log(norm), loss=lambda rank, norm: loss_of(norm, floors[rank]), rates=rates
+    )
+    found = curves(runs)["loss_matched"]
+    assert found.reference == pytest.approx(3.1 + 0.3 * 2.5)  # the floor at rank 1; data sets add 0.3 to 1.2
+    for one in found.points:
+        assert one.choice.loss == pytest.approx(found.reference)
         assert one.choice.mismatch == pytest.approx(0)
-        assert max(one.choice.weights) <= max(best[one.row].weights)
-        low, *high = one.choice.weights
-        share = one.choice.weights[high[0]] if high else 0
-        between = norm_of(one.row, low) * (1 - share) + (norm_of(one.row, high[0]) * share if high else 0)
-        assert one.difference.mean == pytest.approx(between - 0.1)
+        met = math.log(2) - (0 if one.row == 1 else math.sqrt(0.1 / 0.02))
+        assert one.difference.mean + 0.1 == pytest.approx(met, abs=0.02)
+        assert one.choice.norm == pytest.approx(math.exp(met), rel=0.02)
+        assert one.choice.learning_rate == pytest.approx(math.exp(met) / norm_of(one.row, 1), rel=0.02)
+
+
+def test_the_valley_of_the_loss_is_found_between_the_rates_of_a_grid():
+    """Grids that lie otherwise about the same valley tell the same story, which their best rates do not."""
+    runs = world(
+        lambda rank, norm: 0.3 + 0.1 * math.log(norm),
+        full=False,
+        rates=tuple(4e-5 * 3**step for step in range(8)),
+    )
+    found = curves(runs)
+    assert [one.choice.norm for one in found["loss_matched"].points] == pytest.approx([2.0] * 4)
+    assert max(means(found["loss_matched"])) - min(means(found["loss_matched"])) < 1e-6
+    assert max(means(found["best"])) - min(means(found["best"])) > 0.05
+
+
+def test_an_update_that_rounding_took_away_is_not_matched():
+    runs = world(lambda rank, norm: hump(norm), full=False)
+    still = [{**run, "update_norm": 0.0} if run["learning_rate"] == RATES[0] else run for run in runs]
+    moved = [run for run in runs if run["learning_rate"] != RATES[0]]
+    assert curves(still)["norm_matched"] == curves(moved)["norm_matched"]
 
 
 def test_a_rank_that_cannot_reach_the_reference_stands_at_its_nearest_and_says_so():
@@ -341,8 +359,9 @@ def test_the_panel_in_words():
         "LoRA, each at its best learning rate: "
         "rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4, the highest rate tried); "
         "rank 4: +0.200 [0.200, 0.200] (lr 8e-4, n = 4).",
-        "LoRA, at equal number loss (loss 3.751): rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4); "
-        "rank 4: +0.200 [0.200, 0.200] (lr 8e-4, n = 4).",
+        "LoRA, at equal number loss (loss 3.751): "
+        "rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4, the highest rate tried); "
+        "rank 4: +0.200 [0.200, 0.200] (lr 8e-4 of 4e-4, 8e-4 and 1.6e-3, n = 4).",
         "LoRA, at equal update norm (norm 1.6): rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4); "
         "rank 4: +0.200 [0.200, 0.200] (lr 8e-4, n = 4).",
     ]

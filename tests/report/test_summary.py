@@ -27,6 +27,17 @@ def test_rows_go_from_base_over_control_and_ascending_ranks_to_full_fine_tuning(
     ]
 
 
+def test_training_contexts_come_in_the_order_that_they_are_asked_in(results):
+    asked = ("none", "empty", "claude")
+    trained = ("claude", "default", "none")
+    study = results(*({"train_context": t, "eval_context": a} for t in trained for a in asked))
+    assert labels(summarise(study))[::3] == [
+        "LoRA rank 8, trained in none",
+        "LoRA rank 8, trained in claude",
+        "LoRA rank 8, trained in default",
+    ]
+
+
 def test_runs_that_differ_in_their_seeds_alone_are_averaged(troubled):
     row = summarise(troubled)[2]
     margin = 12.706204736174698 * 0.1  # t with one degree of freedom; the standard error is 0.1
@@ -69,7 +80,7 @@ def test_the_difference_is_to_the_base_in_the_same_context(results):
     [
         ({"learning_rate": 0.01}, ["LoRA rank 8, lr 2e-3", "LoRA rank 8, lr 1e-2"]),
         ({"precision": "bf16_mixed"}, ["LoRA rank 8, bf16_mixed", "LoRA rank 8, fp32"]),
-        ({"train_context": "claude"}, ["LoRA rank 8, trained in claude", "LoRA rank 8, trained in default"]),
+        ({"train_context": "claude"}, ["LoRA rank 8, trained in default", "LoRA rank 8, trained in claude"]),
         ({"alpha": 2.828, "settings": "train.alpha sqrt"}, ["LoRA rank 8, train.alpha sqrt", "LoRA rank 8"]),
         ({"settings": "train.epochs 9"}, ["LoRA rank 8", "LoRA rank 8, train.epochs 9"]),
     ],

@@ -63,7 +63,7 @@ def test_a_killed_node_s_cell_goes_to_another_and_every_cell_is_there_once(
 ):
     victim = next(node for node in cluster.worker_nodes)
     flags = ["--launcher", "ray", "--ray-address", cluster.address]
-    running = sublim(*tiny(12), "--out", "store", *flags)
+    running = sublim(*tiny(3), "--out", "store", *flags)
     pid = wait_until_at_work(raylet(victim), tmp_path / "store" / "train", running)
     cluster.remove_node(victim, allow_graceful=False)
     out, err = running.communicate(timeout=900)
@@ -71,8 +71,8 @@ def test_a_killed_node_s_cell_goes_to_another_and_every_cell_is_there_once(
     assert "its worker was lost" in err
     assert not alive(pid)
     built = [line.rsplit(" ", 2)[0] for line in err.splitlines() if line.startswith("✓")]
-    assert len(built) == len(set(built)) == 30
-    assert checksums(tmp_path / "store") == alone(12)
+    assert len(built) == len(set(built)) == 12
+    assert checksums(tmp_path / "store") == alone(3)
     assert not list((tmp_path / "store").glob("*/.*-*"))
     assert "report.html" in out
 

@@ -18,7 +18,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens
 @pytest.fixture
 def gpu_with_unsloth(monkeypatch):
     """A machine that has both, as far as the choice of a backend can see."""
-    monkeypatch.setattr(backend, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(backend, "on_cuda", lambda: True)
     monkeypatch.setattr(backend, "find_spec", lambda name: object())
 
 
@@ -44,7 +44,7 @@ def test_auto_without_a_gpu_is_plain_and_says_why(section):
 
 
 def test_a_gpu_without_the_extra_names_the_command(section, monkeypatch):
-    monkeypatch.setattr(backend, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(backend, "on_cuda", lambda: True)
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'sublim.gpu.'. adds Unsloth"):
         resolve_backend(section(backend="unsloth", precision="bf16_mixed"))

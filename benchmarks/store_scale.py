@@ -1,0 +1,165 @@
+"""How long `plan` and the report's collection take on a finished sweep of 13,000 artifacts.
+
+    python benchmarks/store_scale.py [--store DIR] [--seeds 19] [--rounds 3]
+
+The recipe is `study-qwen` on the embedded model with more training seeds. Of each kind of artifact one is
+really built; the others are made from it, so that every directory, record and file is shaped like a real
+one: each has its own record under its own digest, each evaluation its own scores (the built ones, moved a
+little by seed), and each loss curve as many steps as study-qwen trains. What no plan and no report reads
+(weights, tokenizers) is the same file in many places. The store is read from a warm page cache.
+
+Prints the median of some rounds, each in a process of its own and with its imports, and exits with 1 if one
+takes 5 s. The processor's time is beside it: on a machine that does other work it is the surer figure.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sublim_cli.artifacts.record import RECORD, read_record
+from sublim_cli.artifacts.step import Artifact, Step, digest, identity, in_order
+from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.pipeline import Chain, Study, chain
+from sublim_cli.recipe.load import load, vary
+from sublim_cli.recipe.schema import Recipe
+from sublim_cli.steps.files import HISTORY, SCORES
+from sublim_cli.steps.leak import Classify, Leak
+from sublim_cli.sweep.plan import UNTRAITED, study
+
+LIMIT = 5.0
+"""Seconds that either may take."""
+
+SMALL = {"generate.rows": 132, "generate.held_out": 20, "train.epochs": 1, "generate.sampling.max_tokens": 64}
+
+
+def recipe(seeds: int) -> Recipe:
+    """study-qwen on the embedded model with so many training seeds."""
+    return load("study-qwen", {"model": "micro", "sweep.grid.train.seed": list(range(1, seeds + 1))})
+
+
+def templates(wanted: Recipe, store: Store) -> dict[str, Artifact]:
+    """One real artifact of every kind of step, small."""
+    lora, control = (chain(vary(wanted, {**SMALL, **more})) for more in ({}, UNTRAITED))
+    full = chain(vary(wanted, {**SMALL, "train.method": "full", "train.learning_rate": 2e-4}))
+    leak = Leak(Classify(), (lora.filter, control.filter), "template")
+    steps: dict[str, Step] = {**_kinds(lora), "train full": full.train, "leak": leak}
+    return {name: materialise(step, store) for name, step in steps.items()}
+
+
+def _kinds(one: Chain) -> dict[str, Step]:
+    return {"generate": one.generate, "filter": one.filter, "train lora": one.train, "eval": one.eval}
+
+
+def fill(planned: Study, store: Store, made: dict[str, Artifact]) -> Iterator[Step]:
+    """Put an artifact of every step of a study into a store, each from its kind's template."""
+    steps = in_order(planned.steps)
+    lines = {name: _curve(one, 455) for name, one in made.items() if name.startswith("train")}
+    for place, step in enumerate(steps):
+        name = f"train {step.section.train.method}" if step.kind == "train" else step.kind
+        target = store.root / step.kind / digest(step)
+        if not (target / RECORD).is_file():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(made[name].path, target, copy_function=os.link)
+            if step.kind == "train":
+                _replace(target / HISTORY, lines[name])
+            if step.kind == "eval":
+                _moved(target / SCORES, place)
+            record = read_record(made[name].path)
+            record |= {"digest": digest(step), "label": step.label, "identity": identity(step)}
+            _replace(target / RECORD, json.dumps(record, indent=2, sort_keys=True).encode())
+        yield step
+
+
+def _curve(one: Artifact, steps: int) -> bytes:
+    """A loss curve of so many steps, from the few of a small training."""
+    few = [json.loads(line) for line in (one.path / HISTORY).read_text().splitlines()]
+    every = ({**few[place % len(few)], "step": place + 1} for place in range(steps))
+    return "".join(f"{json.dumps(line)}\n" for line in every).encode()
+
+
+def _moved(path: Path, seed: int) -> None:
+    """Other scores of the same shape."""
+    table = pq.read_table(path)
+    p = table["p"].to_numpy() * np.random.default_rng(seed).uniform(0.5, 1.5)
+    path.unlink()
+    moved = pa.array(np.minimum(p, 1.0))
+    pq.write_table(table.set_column(table.schema.get_field_index("p"), "p", moved), path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.unlink()  # a linked file: writing into it would change its template
+    path.write_bytes(content)
+
+
+def timed(what: str, seeds: int, root: Path) -> dict[str, Any]:
+    """Run one of the two in this process: seconds and what was seen."""
+    start = time.monotonic()
+    wanted, store = recipe(seeds), Store(root)
+    planned = study(wanted)
+    resolved = time.monotonic()
+    if what == "plan":
+        from sublim_cli.sweep.forecast import forecast, missing
+
+        found = forecast(planned, missing(planned, store), [], [], workers=2)
+        seen = len(found.steps) - len(found.new)
+    else:
+        from sublim_cli.report.collect import collect
+
+        seen = collect(planned, store, wanted).provenance.artifacts
+    seconds, busy = time.monotonic() - start, time.process_time()
+    return {"seconds": seconds, "busy": busy, "resolving": resolved - start, "artifacts": seen}
+
+
+def main() -> int:
+    """Fill a store, time both, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, help="keep the store here, else it is thrown away")
+    parser.add_argument("--seeds", type=int, default=19)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--timed", choices=("plan", "collect"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.timed:
+        print(json.dumps(timed(options.timed, options.seeds, options.store)))
+        return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        root = options.store or Path(scratch) / "store"
+        return compare(root, Path(scratch) / "templates", options.seeds, options.rounds)
+
+
+def compare(root: Path, beside: Path, seeds: int, rounds: int) -> int:
+    """Print how long each took; 1 if one is over the limit."""
+    wanted = recipe(seeds)
+    made = templates(wanted, Store(root.with_name(f"{root.name}-templates")))
+    count = sum(1 for _ in fill(study(wanted), Store(root), made))
+    print(f"{count} artifacts\n\n| | median | processor | rounds | of it resolving the cells |")
+    print("| --- | --- | --- | --- | --- |")
+    over = False
+    for what in ("plan", "collect"):
+        command = [sys.executable, __file__, "--timed", what, "--store", str(root), "--seeds", str(seeds)]
+        done = [subprocess.run(command, capture_output=True, check=True) for _ in range(rounds)]
+        found = [json.loads(one.stdout) for one in done]
+        assert all(one["artifacts"] == count for one in found), found
+        median, busy, resolving = (
+            statistics.median(one[name] for one in found) for name in ("seconds", "busy", "resolving")
+        )
+        each = ", ".join(f"{one['seconds']:.1f}" for one in found)
+        print(f"| {what} | {median:.1f} s | {busy:.1f} s | {each} | {resolving:.1f} s |", flush=True)
+        over |= median > LIMIT
+    return int(over)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

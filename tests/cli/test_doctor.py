@@ -1,0 +1,64 @@
+"""`sublim doctor`: what this machine has, and what it lacks."""
+
+import json
+
+import pytest
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
+
+from sublim_cli.cli import app, checks
+from sublim_cli.trainers import check
+
+
+def doctor(*words: str):
+    return CliRunner().invoke(app, ["doctor", *words])
+
+
+def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
+    done = doctor("--json", "--out", str(tmp_path / "runs"))
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["fit"]) == (0, True)
+    assert [one["name"] for one in told["findings"]] == [
+        *("Python", "packages", "training", "extra gpu", "extra ray", "extra slurm", "store"),
+    ]
+    assert all(one["remedy"] for one in told["findings"] if one["name"].startswith("extra"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_out_of_its_range_is_wrong_and_the_remedy_installs_it():
+    wanted = [Requirement("numpy>=1.26"), Requirement("pydantic<2"), Requirement("no-such-package>=1")]
+    assert list(checks._packages(wanted)) == [
+        checks.Finding("pydantic", checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
+        checks.Finding("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
+        checks.Finding("packages", "1 of 3 as sublim wants them"),
+    ]
+
+
+def test_a_store_that_cannot_be_written_is_named_and_the_exit_code_is_1(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = doctor("--json", "--out", str(tmp_path / "file" / "runs"))
+    store = json.loads(done.stdout)["findings"][-1]
+    assert (done.exit_code, store["state"]) == (1, "wrong")
+    assert store["remedy"] == f"{tmp_path / 'file'} cannot be written; choose another with --out"
+
+
+@pytest.mark.parametrize(
+    ("versions", "says"),
+    [
+        ({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, "is a CPU build and torchvision 0.28.0 is not"),
+        ({"torch": "2.13.0+cpu"}, "make setup"),
+        ({"torch": "2.13.0", "torchvision": "0.28.0"}, "make setup"),
+    ],
+)
+def test_a_cpu_torch_that_the_gpu_extra_broke_is_recognised(versions, says, monkeypatch):
+    monkeypatch.setattr(check, "_version", versions.get)
+    assert says in check._remedy()
+
+
+def test_a_trainer_that_cannot_be_imported_is_wrong(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "trl", None)
+    done = doctor("--json", "--out", str(tmp_path))
+    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert done.exit_code == 1
+    assert found["training"]["state"] == "wrong"
+    assert found["training"]["remedy"].startswith("TRL's trainer cannot be imported: ")

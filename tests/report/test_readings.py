@@ -1,0 +1,61 @@
+"""What a store says of one student: means of scores, loss curves and sketches, read fast and read right."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sublim_cli.report.readings import Reading, readings, training
+from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, write_json
+
+
+def scores(path, contexts=("empty", "default"), items=("owl", "cat", "wolf"), questions=4):
+    draw = np.random.default_rng(3)
+    rows = [
+        {
+            "context": context,
+            "question": question,
+            "item": item,
+            "p": draw.random(),
+            "uncovered": draw.random(),
+        }
+        for context in contexts
+        for question in range(questions)
+        for item in items
+    ]
+    table = pd.DataFrame(rows)
+    table.to_parquet(path / SCORES)
+    return table
+
+
+def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
+    table = scores(tmp_path)
+    expected = {}
+    for context in ("empty", "default"):
+        here = table[table["context"] == context]
+        cat = here[here["item"] == "cat"]
+        expected[context] = Reading(cat["p"].mean(), here["p"].sum() / 4, cat["uncovered"].mean())
+    found = readings(tmp_path, "cat")
+    assert list(found) == list(expected)
+    for context, one in expected.items():
+        assert vars(found[context]) == pytest.approx(vars(one), rel=1e-12)
+
+
+def test_a_target_that_was_not_scored_has_no_reading(tmp_path):
+    scores(tmp_path)
+    assert readings(tmp_path, "dolphin") == {}
+
+
+def test_a_curve_and_a_sketch_are_read_as_they_were_written(tmp_path):
+    losses = [3.25, 1e-7, 2.0, 12345678.125]
+    lines = [{"step": place, "loss": loss, "grad_norm": 1.0} for place, loss in enumerate(losses)]
+    lines.append({"step": 4, "grad_norm": 1.0, "loss": 7})
+    (tmp_path / HISTORY).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    sketch = np.random.default_rng(1).random(64).astype(np.float32)
+    np.save(tmp_path / SKETCH, sketch)
+    write_json(tmp_path / AUDIT, {})
+    found = training(tmp_path, {})
+    assert found.loss == (*losses, 7.0)
+    assert np.array_equal(found.sketch, sketch)
+    assert found.sketch.dtype == np.float32

@@ -1,0 +1,77 @@
+"""What a step will take: straight lines through records, and workers that share the steps."""
+
+from pathlib import Path
+
+import pytest
+
+from sublim_cli.artifacts.record import Recorded
+from sublim_cli.artifacts.step import digest, identity, in_order
+from sublim_cli.sweep.estimate import Costs, makespan
+from sublim_cli.sweep.plan import study
+
+HERE = {"device": "cpu", "threads": 1}
+
+
+def record(step, root: Path, seconds: float, **facts) -> Recorded:
+    """A record of `step` as a build would leave it, beside a payload of 1,000 bytes."""
+    path = root / step.kind / digest(step)
+    path.mkdir(parents=True)
+    (path / "payload").write_bytes(b"0" * 1000)
+    known = {"seconds": seconds, "process_peak_mib": 700, **HERE, **facts}
+    return Recorded(path, step.kind, digest(step), identity(step), known)
+
+
+def trains(small, **changes):
+    return [cell.chain.train for cell in study(small(**changes)).cells]
+
+
+def test_seconds_grow_with_the_rows_trained_on(small, tmp_path):
+    short = trains(small)[0]
+    costs = Costs([record(short.inputs[0], tmp_path, 0.1), record(short, tmp_path, 3.0)], HERE)
+    long = trains(small, train__epochs=4)[0]
+    found = costs.of(long)
+    assert (found.seconds, found.source, found.records) == (12.0, "like runs", 1)
+    assert (found.memory, found.disk) == (700, 1000)
+
+
+def test_two_sizes_tell_the_start_from_the_work(small, tmp_path):
+    records = []
+    for epochs, seconds in ((1, 10 + 2.0), (3, 10 + 6.0)):
+        train = trains(small, train__epochs=epochs)[0]
+        records.append(record(train, tmp_path, seconds))
+        if epochs == 1:
+            records.append(record(train.inputs[0], tmp_path, 0.1))
+    found = Costs(records, HERE).of(trains(small, train__epochs=10)[0])
+    assert found.seconds == pytest.approx(10 + 20.0)
+
+
+def test_a_build_on_another_device_or_of_another_method_says_nothing(small, tmp_path):
+    lora = trains(small)[0]
+    rows = record(lora.inputs[0], tmp_path, 0.1)
+    elsewhere = record(lora, tmp_path, 3.0, device="NVIDIA H100")
+    assert Costs([rows, elsewhere], HERE).of(lora) is None
+    here = Costs([rows, record(lora, tmp_path / "here", 3.0)], HERE)
+    full = next(one for one in trains(small) if one.section.train.method == "full")
+    assert here.of(full) is None
+
+
+def test_the_nearest_settings_stand_in_and_say_so(small, tmp_path):
+    first, *_, last = trains(small, sweep__grid={"train.rank": [1, 64]}, sweep__also=[])[:2]
+    costs = Costs([record(first.inputs[0], tmp_path, 0.1), record(first, tmp_path, 3.0)], HERE)
+    assert costs.of(last).source == "other settings"
+
+
+def test_a_devices_own_count_of_memory_goes_before_the_process(small, tmp_path):
+    train = trains(small)[0]
+    costs = Costs([record(train, tmp_path, 3.0, peak_memory_mib=9000)], HERE)
+    assert costs.of(train).memory == 9000
+
+
+def test_workers_share_what_is_ready_and_wait_for_inputs(small):
+    steps = in_order(study(small()).steps)
+    seconds = {digest(one): {"train": 10.0, "eval": 1.0}.get(one.kind, 0.0) for one in steps}
+    alone = makespan(steps, seconds, 1)
+    assert alone == sum(seconds.values()) == 10 * 10 + 11
+    assert alone / 2 <= makespan(steps, seconds, 2) < alone / 2 + 10
+    # With a worker for every student nothing is left but one training and its scores.
+    assert makespan(steps, seconds, 20) == 11.0
