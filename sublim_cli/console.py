@@ -283,7 +283,7 @@ def show_shares(tables: "Sequence[Localised]") -> None:
 
 
 def _share(one: "Share") -> tuple[str, ...]:
-    tokens = NOTHING if one.tokens is None else f"{one.tokens:.3g} of {one.prompt_tokens:.3g}"
+    tokens = NOTHING if one.tokens is None else f"{one.tokens:.0f} of {one.prompt_tokens:.0f}"
     told = map(percent, (one.share, one.random, one.beyond)) if one.share else (one.state, "", "")
     return f"{one.part} {one.measure}", tokens, *told
 

@@ -55,7 +55,7 @@ def leaves_in(wanted: PositionSet) -> bool:
     return isinstance(wanted, OfText) or (isinstance(wanted, str) and wanted.endswith("_only"))
 
 
-def told(wanted: PositionSet) -> str:
+def told(wanted: PositionSet | str) -> str:
     """The set as a recipe writes it."""
     match wanted:
         case OfText(text=text):

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sublim_cli.recipe.schema import Claim, InvertedU
+from sublim_cli.models.positions import told
+from sublim_cli.recipe.schema import Claim, InvertedU, Localisation
 from sublim_cli.report.plan import Effects, mean_of, over_questions
 from sublim_cli.report.rates import TITLE
 from sublim_cli.stats import Estimate, Interval, Seeds, holm
@@ -110,6 +111,8 @@ class Verdict:
         said = STATEMENT[self.claim.kind]
         if isinstance(self.claim, InvertedU) and self.claim.curve != "fixed":
             return f"{said}, {TITLE[self.claim.curve]}"
+        if isinstance(self.claim, Localisation):
+            return f"{said}: {told(self.claim.positions)}"
         return said
 
     @property

@@ -211,7 +211,9 @@ def test_a_set_has_to_be_both_sufficient_and_necessary(kept, lost, word):
 
 def test_a_set_by_its_text_is_judged_alike():
     claim = Localisation(positions=OfText(text="Qwen"))
-    assert verdict(0.8, 0.8, claim=claim, name="text").word == "supported"
+    found = verdict(0.8, 0.8, claim=claim, name="text")
+    assert (found.word, found.number) == ("supported", "C5")
+    assert found.statement == "The preference sits at certain tokens of the prompt: {text: Qwen}"
 
 
 def test_without_an_effect_nothing_is_refuted():
