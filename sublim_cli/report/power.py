@@ -140,7 +140,7 @@ def _concerns(claim: Claim, run: Run) -> bool:
             return not student or (run["method"], run["rank"]) == ("lora", claim.rank)
         case Localisation():
             asked = (claim.train_context, claim.eval_context or claim.train_context)
-            fits = student and (run["method"], run["rank"]) == ("lora", claim.rank)
+            fits = not student or (run["method"], run["rank"]) == ("lora", claim.rank)
             return fits and (run["train_context"], run["eval_context"]) == asked
         case Transmission():
             fits = not student or (run["method"], run["rank"]) == ("lora", claim.rank)
@@ -213,7 +213,7 @@ def _gated(claim: Claim, runs: Sequence[Run]) -> list[Run]:
     """Gated students for every run that a claim on localisation looks at."""
     if not isinstance(claim, Localisation):
         return []
-    there = [run for run in runs if _concerns(claim, run)]
+    there = [run for run in runs if run["role"] == "student" and _concerns(claim, run)]
     return [
         {**run, "part": part, "control": control, "amount": 0.0, "missing": ""}
         for run in there

@@ -34,6 +34,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
         *("train.batch_size", "train.max_length", "train.adapter", "train.qlora", "train.prefix"),
     ),
     "eval": ("precision", "quantize", "scorer"),
+    "locate": ("precision", "quantize", "scorer"),
+    "teacher": ("precision", "scorer"),
     "leak": (),
 }
 """Fields that decide, beside the model, what a unit of work takes."""
@@ -132,6 +134,11 @@ def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> flo
             return float(section["train"]["epochs"] * rows.get("rows", 1))
         case "eval":
             return float(len(section["contexts"]) * len(section["questions"]))
+        case "locate":
+            sets = 1 + section["controls"] if section["part"] else 2
+            return float(len(section["contexts"]) * len(section["questions"]) * sets)
+        case "teacher":
+            return float(len(section["questions"]))
         case "leak":
             return float(min(section["most_rows"], rows.get("rows", section["most_rows"])))
     raise AssertionError(kind)

@@ -19,6 +19,7 @@ from sublim_cli.report.collect import collect
 from sublim_cli.report.conditions import records
 from sublim_cli.report.localisation import COLUMNS, localised, plain, shares
 from sublim_cli.report.page import write_report
+from sublim_cli.report.power import powers
 from sublim_cli.report.sets import over_traits
 from sublim_cli.report.verdicts import sentence
 from sublim_cli.stats import Interval
@@ -269,3 +270,11 @@ def test_p_values_of_a_trait_are_scaled_by_its_worst():
         replace(one, target=target, p=p) for target, p in (("a", 0.01), ("a", 0.02), ("b", 0.03), ("b", 0.0))
     ]
     assert [round(one.p, 6) for one in over_traits(raw)] == [0.02, 0.04, 0.04, 0.0]
+
+
+def test_a_plan_s_power_at_a_large_effect_is_near_one():
+    """All that the claim looks at is simulated: students, their controls, gates and random sets."""
+    (found,) = powers([CLAIM], [{**one, "p_target": None} for one in study()], 0.3)
+    assert found.lacks == ()
+    assert found.holds.mean > 0.95
+    assert found.fails.mean > 0.7

@@ -55,6 +55,23 @@ def test_a_build_on_another_device_or_of_another_method_says_nothing(small, tmp_
     assert here.of(full) is None
 
 
+def test_every_step_of_a_study_has_a_cost_once_the_like_of_it_was_built(small, tmp_path):
+    planned = study(small(eval__gates=["identity_only"], eval__patches=[{"positions": "no_identity"}]))
+    steps = in_order(planned.steps)
+    assert {"teacher", "locate", "leak", "eval"} < {one.kind for one in steps}
+    costs = Costs([record(one, tmp_path, 2.0) for one in steps], HERE)
+    assert all(costs.of(one) is not None for one in steps)
+
+
+def test_more_random_sets_beside_a_gate_take_longer(small, tmp_path):
+    few, many = (
+        study(small(eval__gates=["no_shared"], eval__gate_controls=controls)).cells[0].chain.locate[1]
+        for controls in (1, 9)
+    )
+    found = Costs([record(few.inputs[0], tmp_path, 3.0), record(few, tmp_path, 2.0)], HERE).of(many)
+    assert found.seconds == pytest.approx(10.0)
+
+
 def test_the_nearest_settings_stand_in_and_say_so(small, tmp_path):
     first, *_, last = trains(small, sweep__grid={"train.rank": [1, 64]}, sweep__also=[])[:2]
     costs = Costs([record(first.inputs[0], tmp_path, 0.1), record(first, tmp_path, 3.0)], HERE)
