@@ -55,6 +55,11 @@ def resolve_engine(
     raise RecipeError(message)
 
 
+def worth_saying(wanted: WantedEngine, why: str) -> str | None:
+    """Why `auto` took an engine; None where the recipe names one, or there was none to choose."""
+    return why if wanted == "auto" and device().type == "cuda" else None
+
+
 def _missing_here() -> str | None:
     if device().type != "cuda":
         return "vLLM needs a CUDA device and none is in use here"

@@ -188,7 +188,7 @@ def test_more_ranks_and_seeds_reuse_all_that_is_there(tiny, tmp_path):
     students = ["wolf lora r2 lr 2e-3 seed 1", "wolf lora r2 lr 2e-3 seed 2", "wolf lora r1 lr 2e-3 seed 2"]
     students += ["default teacher lora r8 lr 2e-3 seed 2"]
     assert labels[1] == {f"{kind} {one}" for kind in ("train", "eval") for one in students}
-    assert len(before) == len(labels[0]) == 10
+    assert len(before) == len(labels[0]) == 11
     assert before.items() <= {one: one.stat().st_ino for one in tmp_path.glob("*/*/artifact.json")}.items()
 
 
@@ -216,5 +216,5 @@ def test_two_sweeps_at_once_build_each_step_once(sublim, tiny, alone, checksums,
     said = [one.communicate()[1] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert not built(said[0]) & built(said[1])
-    assert len(built(said[0]) | built(said[1])) == 12
+    assert len(built(said[0]) | built(said[1])) == 13
     assert checksums(tmp_path / "store") == alone(3)

@@ -71,7 +71,7 @@ def test_a_killed_node_s_cell_goes_to_another_and_every_cell_is_there_once(
     assert "its worker was lost" in err
     assert not alive(pid)
     built = [line.rsplit(" ", 2)[0] for line in err.splitlines() if line.startswith("✓")]
-    assert len(built) == len(set(built)) == 12
+    assert len(built) == len(set(built)) == 13
     assert checksums(tmp_path / "store") == alone(3)
     assert not list((tmp_path / "store").glob("*/.*-*"))
     assert "report.html" in out
