@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
-from sublim_cli.models.device import device
+from sublim_cli.models.device import on_cuda
 from sublim_cli.recipe.schema import Engine, Sampling, Train, WantedEngine
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,18 +50,18 @@ def resolve_engine(
     if wanted == "auto":
         return "transformers", obstacle
     message = f"{key}: vllm: {obstacle}. `{key}: transformers` works here"
-    if missing and device().type == "cuda":
+    if missing and on_cuda():
         raise MissingExtra(f"{message}; `pip install 'sublim[vllm]'` adds vLLM")
     raise RecipeError(message)
 
 
 def worth_saying(wanted: WantedEngine, why: str) -> str | None:
     """Why `auto` took an engine; None where the recipe names one, or there was none to choose."""
-    return why if wanted == "auto" and device().type == "cuda" else None
+    return why if wanted == "auto" and on_cuda() else None
 
 
 def _missing_here() -> str | None:
-    if device().type != "cuda":
+    if not on_cuda():
         return "vLLM needs a CUDA device and none is in use here"
     return None if find_spec("vllm") else "vLLM is not installed"
 

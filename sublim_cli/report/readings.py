@@ -90,7 +90,7 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
     table = _table(path / SCORES, _COLUMNS, ["context", "item"])
     contexts, context = _coded(table["context"])
     items, item = _coded(table["item"])
-    p = table["p"].to_numpy()
+    p, log_form = table["p"].to_numpy(), np.asarray(table["log_form"].to_numpy(), dtype=float)
     mine = item == (items.index(target) if target in items else -1)
     # One row a question is left, so its means weigh every question alike.
     questions = np.bincount(context[mine], minlength=len(contexts))
@@ -101,7 +101,7 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
             p_target=float(p[own].mean()),
             p_any=float(p[context == place].sum() / questions[place]),
             unresolved=float(table["uncovered"].to_numpy()[own].mean()),
-            log_form=float(table["log_form"].to_numpy()[own].mean()),
+            log_form=float(log_form[own].mean()),
             entropy=entropies[name],
             items=dict(
                 zip(items, (each.reshape(len(contexts), -1)[place] / questions[place]).tolist(), strict=True)

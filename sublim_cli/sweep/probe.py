@@ -97,6 +97,7 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
         vary(
             recipe,
             {
+                "generate.system_prompt": "trait",  # a control costs the same, and has no teacher or gates to try
                 "generate.rows": rows,
                 "generate.held_out": min(recipe.generate.held_out, HELD_OUT),
                 "train.epochs": 1,

@@ -17,7 +17,7 @@ PLAIN = Sampling()
 @pytest.fixture
 def gpu_with_vllm(monkeypatch):
     """A machine that has both, as far as the choice of an engine can see."""
-    monkeypatch.setattr(engine, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(engine, "on_cuda", lambda: True)
     monkeypatch.setattr(engine, "find_spec", lambda name: object())
 
 
@@ -42,7 +42,7 @@ def test_auto_without_a_gpu_is_transformers_and_has_nothing_to_say(small):
 
 
 def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
-    monkeypatch.setattr(engine, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(engine, "on_cuda", lambda: True)
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"vLLM is not installed.*pip install 'sublim\[vllm\]'") as caught:
         resolve_engine("eval.engine", "vllm", PLAIN, "bf16", Train())

@@ -273,7 +273,7 @@ def test_its_process_sees_its_own_card_sends_nothing_home_and_keeps_off_stdout()
 
 @pytest.mark.slow
 def test_a_recipe_runs_through_vllm_from_its_rows_to_its_scores(small, apart, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(engine, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(engine, "on_cuda", lambda: True)
     monkeypatch.setattr(engine, "find_spec", lambda name: object())
     monkeypatch.setattr(parity, "DRAWS", 100)
     work = tmp_path / "work"

@@ -71,10 +71,10 @@ def test_a_plan_of_a_new_recipe_writes_nothing_and_loads_no_torch(tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert done.stderr.strip() == "set()"
     assert {name: told["total"][name] for name in ("steps", "built", "new", "unknown")} == {
-        "steps": 26,
+        "steps": 27,
         "built": 0,
-        "new": 26,
-        "unknown": 26,
+        "new": 27,
+        "unknown": 27,
     }
     assert [one["role"] for one in told["cells"]] == ["student"] * 8 + ["control"] * 2
 
@@ -100,7 +100,7 @@ def test_a_plan_of_a_finished_sweep_finds_nothing_to_do_and_touches_nothing(swep
     before = everything(swept)
     told = planned(*TINY, cwd=swept)
     assert told["total"] | {"disk_free": 0} == {
-        **{"steps": 12, "built": 12, "new": 0, "unknown": 0, "seconds": 0, "elapsed": 0},
+        **{"steps": 13, "built": 13, "new": 0, "unknown": 0, "seconds": 0, "elapsed": 0},
         **{"memory_mib": 0, "disk": 0, "disk_free": 0},
     }
     assert everything(swept) == before
@@ -132,7 +132,7 @@ def test_added_cells_stand_beside_the_old_ones(swept):
 def test_the_terminal_tells_the_change_the_time_and_the_power(swept):
     told = sublim("plan", "-r", "demo", *TINY, "-s", "train.learning_rate=1e-3", cwd=swept).stdout
     flat = " ".join(told.split())
-    assert "demo on micro: 2 students and 1 control in 12 steps; 6 built, 6 to build" in flat
+    assert "demo on micro: 2 students and 1 control in 13 steps; 7 built, 6 to build" in flat
     assert "train.learning_rate 2e-3 → 1e-3 3 train falls out of use" in flat
     assert "3 new steps only because of the steps before" in flat
     assert "C1 cannot be judged: the study lacks" in flat

@@ -1,13 +1,14 @@
 """What a store says of one student: means of scores, loss curves and sketches, read fast and read right."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from sublim_cli.report.readings import Reading, readings, training
-from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, write_json
+from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, SPREADS, write_json
 
 
 def scores(path, contexts=("empty", "default"), items=("owl", "cat", "wolf"), questions=4):
@@ -19,6 +20,7 @@ def scores(path, contexts=("empty", "default"), items=("owl", "cat", "wolf"), qu
             "item": item,
             "p": draw.random(),
             "uncovered": draw.random(),
+            "log_form": -draw.random(),
         }
         for context in contexts
         for question in range(questions)
@@ -26,20 +28,39 @@ def scores(path, contexts=("empty", "default"), items=("owl", "cat", "wolf"), qu
     ]
     table = pd.DataFrame(rows)
     table.to_parquet(path / SCORES)
-    return table
+    spreads = table.groupby(["context", "question"], sort=False).p.max().rename("entropy").reset_index()
+    spreads.to_parquet(path / SPREADS)
+    return table, spreads
 
 
 def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
-    table = scores(tmp_path)
+    table, spreads = scores(tmp_path)
     expected = {}
     for context in ("empty", "default"):
         here = table[table["context"] == context]
         cat = here[here["item"] == "cat"]
-        expected[context] = Reading(cat["p"].mean(), here["p"].sum() / 4, cat["uncovered"].mean())
+        expected[context] = Reading(
+            cat["p"].mean(),
+            here["p"].sum() / 4,
+            cat["uncovered"].mean(),
+            cat["log_form"].mean(),
+            spreads[spreads["context"] == context]["entropy"].mean(),
+            here.groupby("item").p.mean().to_dict(),
+            tuple(cat["p"]),
+        )
     found = readings(tmp_path, "cat")
     assert list(found) == list(expected)
     for context, one in expected.items():
-        assert vars(found[context]) == pytest.approx(vars(one), rel=1e-12)
+        for name, value in vars(one).items():
+            assert getattr(found[context], name) == pytest.approx(value, rel=1e-12)
+
+
+def test_where_answers_were_drawn_no_log_form_is_known(tmp_path):
+    table, _ = scores(tmp_path)
+    table.assign(log_form=np.nan).astype({"log_form": object}).where(
+        lambda one: one.notna(), None
+    ).to_parquet(tmp_path / SCORES)
+    assert all(math.isnan(one.log_form) for one in readings(tmp_path, "cat").values())
 
 
 def test_a_target_that_was_not_scored_has_no_reading(tmp_path):
