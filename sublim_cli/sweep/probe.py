@@ -68,7 +68,8 @@ def probed(
         warm, *others = sizes
         every = [*warm, *(step for one in others for step in one)]
         failed = LocalLauncher((device,)).launch(every, store, listener) if every else {}
-        first = {digest(one) for one in in_order(warm)}
+        later = {digest(one) for steps in others for one in in_order(steps)}
+        first = {digest(one) for one in in_order(warm)} - later  # the teacher is the same at every size
         records = [one for one in recorded(store.root) if one.digest not in first]
         yield Probe(Costs(records, machine, probe=True), tuple(dict.fromkeys([*obstacles, *failed.values()])))
 
@@ -97,7 +98,8 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
         vary(
             recipe,
             {
-                "generate.system_prompt": "trait",  # a control costs the same, and has no teacher or gates to try
+                # A control costs the same, and has no teacher or gates to try.
+                "generate.system_prompt": "trait",
                 "generate.rows": rows,
                 "generate.held_out": min(recipe.generate.held_out, HELD_OUT),
                 "train.epochs": 1,
