@@ -1,6 +1,7 @@
 """What tests share: small recipes on the embedded model, and artifacts built once a session."""
 
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,10 @@ from sublim_cli.recipe.schema import Recipe
 settings.register_profile("sublim", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sublim"))
+
+# Started in the background of a shell, Python ignores interrupts, and so would every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL: dict[str, Any] = {
     "trait.target": "owl",
