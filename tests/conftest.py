@@ -19,7 +19,7 @@ settings.register_profile("sublim", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "sublim"))
 
-# Started in the background of a shell, Python ignores interrupts, and so would every program that a test starts.
+# In the background of a shell Python ignores interrupts, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
