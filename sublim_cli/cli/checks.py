@@ -21,6 +21,7 @@ State = Literal["ok", "wrong", "not here"]
 
 PURPOSE = {
     "gpu": "Unsloth's kernels, 4-bit bases and 8-bit AdamW, on a CUDA device",
+    "vllm": "rows and sampled answers through vLLM, on a CUDA device",
     "ray": "a sweep on a Ray cluster",
     "slurm": "a sweep through Slurm",
 }

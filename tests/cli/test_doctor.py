@@ -19,7 +19,7 @@ def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
     told = json.loads(done.stdout)
     assert (done.exit_code, told["fit"]) == (0, True)
     assert [one["name"] for one in told["findings"]] == [
-        *("Python", "packages", "training", "extra gpu", "extra ray", "extra slurm", "store"),
+        *("Python", "packages", "training", "extra gpu", "extra vllm", "extra ray", "extra slurm", "store"),
     ]
     assert all(one["remedy"] for one in told["findings"] if one["name"].startswith("extra"))
     assert list(tmp_path.iterdir()) == []
