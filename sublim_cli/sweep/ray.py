@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -116,7 +117,7 @@ class _Crew:
         for hand in self.hands:
             if hand.news is not None:
                 continue
-            step = self.queue.take(lambda one, kind=hand.with_model: self._with_model(one) == kind)  # type: ignore[misc]
+            step = self.queue.take(partial(self._is_for, hand.with_model))
             if step is not None:
                 hand.step = step
                 hand.words = hand.actor.build.options(num_returns="streaming").remote(step)
@@ -169,6 +170,10 @@ class _Crew:
                 Warned(f"{hand.step.label}: its worker was lost ({why}); another one begins it anew")
             )
             self.queue.give_back(hand.step)
+
+    def _is_for(self, with_model: bool, step: Step) -> bool:
+        """Whether `step` goes to that kind of worker."""
+        return self._with_model(step) == with_model
 
     def _with_model(self, step: Step) -> bool:
         """Which kind of worker a step goes to; one kind does where models ask for nothing of their own."""

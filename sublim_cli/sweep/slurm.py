@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class _Batch:
         for with_model in (True, False):
             units: list[tuple[Step, ...]] = []
             while len(self.jobs) + len(units) < most:
-                unit = self.queue.take_chain(lambda one, kind=with_model: loads_model(one) == kind)  # type: ignore[misc]
+                unit = self.queue.take_chain(partial(_is_of, with_model))
                 if not unit:
                     break
                 units.append(unit)
@@ -250,6 +251,11 @@ class _Work(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submitit 
                 if reason := attempt(step, self.store, tell):
                     return built, reason
         return len(self.steps), None
+
+
+def _is_of(with_model: bool, step: Step) -> bool:
+    """Whether `step` is of the kind that loads a model, or of the other."""
+    return loads_model(step) == with_model
 
 
 def _event(told: tuple[str, dict[str, Any]]) -> Event:

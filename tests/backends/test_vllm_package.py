@@ -107,7 +107,7 @@ def test_its_table_of_ranks_is_ours():
         if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "MaxLoRARanks"
     ]
     assert table is not None
-    assert ast.literal_eval(table.slice) == RANKS  # type: ignore[attr-defined]
+    assert ast.literal_eval(table.slice) == RANKS
 
 
 def test_a_request_is_generated_slept_and_woken_as_the_double_does():
