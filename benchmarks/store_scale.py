@@ -13,6 +13,7 @@ takes 5 s. The processor's time is beside it: on a machine that does other work 
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -32,12 +33,14 @@ import pyarrow.parquet as pq
 from sublim_cli.artifacts.record import RECORD, read_record
 from sublim_cli.artifacts.step import Artifact, Step, digest, identity, in_order
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.pipeline import Chain, Study, chain
+from sublim_cli.cli import RARELY
+from sublim_cli.pipeline import Study
 from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.files import HISTORY, SCORES
-from sublim_cli.steps.leak import Classify, Leak
-from sublim_cli.sweep.plan import UNTRAITED, study
+from sublim_cli.steps.locate import Locate
+from sublim_cli.steps.train import Train
+from sublim_cli.sweep.plan import study
 
 LIMIT = 5.0
 """Seconds that either may take."""
@@ -52,15 +55,19 @@ def recipe(seeds: int) -> Recipe:
 
 def templates(wanted: Recipe, store: Store) -> dict[str, Artifact]:
     """One real artifact of every kind of step, small."""
-    lora, control = (chain(vary(wanted, {**SMALL, **more})) for more in ({}, UNTRAITED))
-    full = chain(vary(wanted, {**SMALL, "train.method": "full", "train.learning_rate": 2e-4}))
-    leak = Leak(Classify(), (lora.filter, control.filter), "template")
-    steps: dict[str, Step] = {**_kinds(lora), "train full": full.train, "leak": leak}
-    return {name: materialise(step, store) for name, step in steps.items()}
+    only = {"sweep": {"grid": {"train.method": ["lora", "full"]}}, "claims": []}
+    few = vary(wanted, {**SMALL, **only, "eval.gates": ["shared_only"]})
+    made = {_like(step): step for step in in_order(study(few).steps)}
+    return {name: materialise(step, store) for name, step in made.items()}
 
 
-def _kinds(one: Chain) -> dict[str, Step]:
-    return {"generate": one.generate, "filter": one.filter, "train lora": one.train, "eval": one.eval}
+def _like(step: Step) -> str:
+    """What files an artifact of this step has, in words."""
+    if isinstance(step, Train):
+        return f"train {step.section.train.method}"
+    if isinstance(step, Locate):
+        return "locate part" if step.section.part else "locate whole"
+    return step.kind
 
 
 def fill(planned: Study, store: Store, made: dict[str, Artifact]) -> Iterator[Step]:
@@ -68,7 +75,7 @@ def fill(planned: Study, store: Store, made: dict[str, Artifact]) -> Iterator[St
     steps = in_order(planned.steps)
     lines = {name: _curve(one, 455) for name, one in made.items() if name.startswith("train")}
     for place, step in enumerate(steps):
-        name = f"train {step.section.train.method}" if step.kind == "train" else step.kind
+        name = _like(step)
         target = store.root / step.kind / digest(step)
         if not (target / RECORD).is_file():
             shutil.rmtree(target, ignore_errors=True)
@@ -105,7 +112,8 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def timed(what: str, seeds: int, root: Path) -> dict[str, Any]:
-    """Run one of the two in this process: seconds and what was seen."""
+    """Run one of the two in this process, set up as the command line does: seconds and what was seen."""
+    gc.set_threshold(*RARELY)
     start = time.monotonic()
     wanted, store = recipe(seeds), Store(root)
     planned = study(wanted)

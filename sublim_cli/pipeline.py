@@ -4,8 +4,9 @@ from sublim_cli.pipeline import run
 artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path("runs")))
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest
@@ -85,7 +86,7 @@ class Study:
     cells: tuple[Cell, ...]
     leaks: tuple[Leak, ...]
 
-    @property
+    @cached_property
     def steps(self) -> list[Step]:
         """What has to exist before the study can be reported."""
         return [
@@ -94,7 +95,7 @@ class Study:
             *self.leaks,
         ]
 
-    @property
+    @cached_property
     def teachers(self) -> list[Teacher]:
         """The check of every teacher with a trait, each once."""
         found = [one.chain.teacher for one in self.cells if one.chain.teacher is not None]
@@ -119,11 +120,24 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
+    check(one for one in steps.asked if not store.find(one))
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
     for step in steps.asked if until == "eval" else ():
         materialise(step, store, listener)
     return materialise(steps.step(until), store, listener)
+
+
+def check(missing: Iterable[Step]) -> None:
+    """Refuse steps that cannot be built, as far as a tokenizer can tell; call it before building starts.
+
+    Resolving a recipe leaves this out: a plan or a report of what is built should not take its seconds.
+
+    Raises:
+        RecipeError: a part of a student does not exist; the message lists what does.
+        ModelError: a model is not there, or a context cannot be rendered.
+    """
+    check_parts(one for one in missing if isinstance(one, Locate))
 
 
 def chain(recipe: Recipe) -> Chain:
@@ -272,7 +286,6 @@ def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:
         precision=ask.precision,
         quantize=ask.quantize,
     )
-    check_parts(whole, parts, train.section.train)
     drawn = {"controls": section.gate_controls, "seed": section.gate_seed}
     looks = [whole, *(whole.model_copy(update={"part": one, **drawn}) for one in parts)]
     return tuple(Locate(one, train.title, (train,)) for one in looks)

@@ -9,7 +9,7 @@ from sublim_cli.cli.planned import caption, document, headline, tables
 from sublim_cli.console import screen, show_json, show_line, show_table, show_warning
 from sublim_cli.events import Chosen
 from sublim_cli.models.device import devices, machine
-from sublim_cli.pipeline import Study
+from sublim_cli.pipeline import Study, check
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.power import Power, powers
 from sublim_cli.report.readings import Shelf
@@ -41,6 +41,7 @@ def _foreseen(
 ) -> tuple[Forecast, tuple[str, ...]]:
     """The forecast, and why a probe left something open."""
     lacking = missing(whole, store)
+    check(lacking)
     records = recorded(store.root) if lacking else []
     known = Costs(records, machine()) if lacking else Costs([], {})
     unknown = [one for one in lacking if known.of(one) is None]

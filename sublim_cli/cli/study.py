@@ -15,6 +15,7 @@ from sublim_cli.console import (
 )
 from sublim_cli.errors import CellsFailed, RecipeError
 from sublim_cli.events import Warned
+from sublim_cli.pipeline import check
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.figures.files import FORMATS
@@ -23,6 +24,7 @@ from sublim_cli.report.page import write_figure, write_report
 from sublim_cli.report.summary import summarise
 from sublim_cli.report.verdicts import document, told_verdict
 from sublim_cli.sweep.board import board
+from sublim_cli.sweep.forecast import missing
 from sublim_cli.sweep.launch import Launcher
 from sublim_cli.sweep.plan import study
 
@@ -39,6 +41,7 @@ def sweep_and_show(
         CellsFailed: after the report, if a step could not be built.
     """
     planned, store = study(recipe), Store(out)
+    check(missing(planned, store))
     with screen(board(planned), quiet=quiet) as shown:
         if caution:
             shown(Warned(caution))

@@ -42,7 +42,17 @@ from sublim_cli.recipe.schema import (
 )
 from sublim_cli.report.conditions import Condition, Run
 from sublim_cli.report.findings import WIDER, Finding, Verdict, corrected, finding, word_of
-from sublim_cli.report.plan import Answers, Effects, Place, Plan, mean_of, minus, over_questions, unasked
+from sublim_cli.report.plan import (
+    Answers,
+    Effects,
+    Place,
+    Plan,
+    mean_of,
+    minus,
+    over_questions,
+    placed,
+    unasked,
+)
 from sublim_cli.report.rates import TITLE, choose, common_seeds
 from sublim_cli.report.sets import beyond_random, over_traits
 from sublim_cli.report.wording import condition_label, count, listed, rate
@@ -64,7 +74,8 @@ def evaluate(
     `answers` gives a run's questions one by one. No verdict rests on them; where they are known an effect
     is also given for new questions. `located` are the rows of `localisation.located_table`.
     """
-    return [_verdict(claim, Plan(runs, answers), located) for claim in claims]
+    every = placed(runs)
+    return [_verdict(claim, Plan(every, answers), located) for claim in claims]
 
 
 def _verdict(claim: Claim, plan: Plan, located: Sequence[Run]) -> Verdict:

@@ -1,4 +1,4 @@
-"""From a study and its store to tidy results. Reads artifacts, never a model.
+"""From a study and its store to tidy results. Reads artifacts, never a model, and notes what it read.
 
 results = collect(study(recipe), Store(Path("runs")), recipe)
 """
@@ -24,6 +24,7 @@ from sublim_cli.report.plan import Answers
 from sublim_cli.report.provenance import Provenance, trace
 from sublim_cli.report.readings import Shelf, Training
 from sublim_cli.report.runs import items_table, runs_table
+from sublim_cli.report.settings import varied
 from sublim_cli.steps.files import LEAK, REASONS, SURFACE, TEACHER, read_json
 from sublim_cli.steps.leak import Leak
 
@@ -124,11 +125,11 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         failures: why steps could not be built, by digest, as a launcher returns them.
     """
     shelf = Shelf(store, failures)
-    trainings = _trainings(study, shelf)
-    runs = runs_table(study, shelf, trainings)
+    trainings, settings = _trainings(study, shelf), varied(study.cells)
+    runs = runs_table(study, settings, shelf, trainings)
     rows = records(runs)
-    located = located_table(study, shelf)
-    return Results(
+    located = located_table(study, settings, shelf)
+    results = Results(
         name=study.name,
         runs=runs,
         items=items_table(study, shelf),
@@ -142,6 +143,8 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         missing=tuple(_missing(study, shelf)),
         provenance=trace(study, shelf, recipe),
     )
+    shelf.notes.save()
+    return results
 
 
 def _answers(shelf: Shelf) -> Answers:

@@ -8,6 +8,7 @@ set stand random ones of as many tokens, whose mean is taken in each run.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,7 +23,7 @@ from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.conditions import Condition, Run, condition_of, records, telling
 from sublim_cli.report.readings import Shelf
 from sublim_cli.report.rows import who
-from sublim_cli.report.settings import varied
+from sublim_cli.report.settings import Settings
 from sublim_cli.report.wording import condition_label
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
 from sublim_cli.steps.files import LOCATED
@@ -113,11 +114,11 @@ class Share:
         return "ok" if self.share else "no effect to locate"
 
 
-def located_table(study: Study, shelf: Shelf) -> pd.DataFrame:
+def located_table(study: Study, settings: Sequence[Settings], shelf: Shelf) -> pd.DataFrame:
     """The parts of every student of a study that the store holds, and which it lacks: `COLUMNS`."""
     rows = [
-        {**who(cell), "settings": settings.text, **one}
-        for cell, settings in zip(study.cells, varied(study.cells), strict=True)
+        {**who(cell), "settings": own.text, **one}
+        for cell, own in zip(study.cells, settings, strict=True)
         if cell.chain.locate
         for one in _cell(cell, shelf)
     ]
@@ -219,22 +220,34 @@ def _means(step: Locate, shelf: Shelf, target: str) -> dict[tuple[str, str, int 
     found = shelf.find(step)
     if found is None:
         return {}
-    table = pq.read_table(found.path / LOCATED, use_threads=False)
+    noted = shelf.notes.of(found, f"located {target}", lambda: {"sets": _sets(found.path / LOCATED, target)})
+    return {
+        (one["context"], one["set"], one["control"]): {name: one[name] for name in _MEANS}
+        for one in noted["sets"]
+    }
+
+
+_MEANS = ("p_target", "p_any", "tokens", "prompt_tokens", "unresolved")
+
+
+def _sets(path: Path, target: str) -> list[dict[str, Any]]:
+    table = pq.read_table(path, use_threads=False)
     keys = ["context", "set", "control"]
     every = table.group_by(keys, use_threads=False).aggregate([("p", "sum")]).to_pylist()
     any_of = {tuple(row[key] for key in keys): row["p_sum"] for row in every}
     means = [(name, "mean") for name in ("p", "tokens", "prompt_tokens", "uncovered")]
     mine = table.filter(pc.equal(table["item"], target)).group_by(keys, use_threads=False)
-    return {
-        (row["context"], row["set"], row["control"]): {
+    return [
+        {key: row[key] for key in keys}
+        | {
             "p_target": row["p_mean"],
-            "p_any": any_of[row["context"], row["set"], row["control"]] / row["p_count"],
+            "p_any": any_of[tuple(row[key] for key in keys)] / row["p_count"],
             "tokens": row["tokens_mean"],
             "prompt_tokens": row["prompt_tokens_mean"],
             "unresolved": row["uncovered_mean"],
         }
         for row in mine.aggregate([*means, ("p", "count")]).to_pylist()
-    }
+    ]
 
 
 def _share(rows: Sequence[Run], conditions: set[Condition]) -> Share:

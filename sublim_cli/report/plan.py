@@ -1,6 +1,6 @@
 """Which runs a claim is about: what was planned of them, what there is, what they are paired with. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,11 +48,24 @@ class Place:
         return f"{self.target}, trained in {self.trained} and asked in {self.asked}"
 
 
+Placed = Mapping[tuple[str, Place], Mapping[Condition, Sequence[Run]]]
+"""The rows of a runs table by role and place, then by condition."""
+
+
+def placed(runs: Iterable[Run]) -> Placed:
+    """The rows of a runs table as every claim looks them up."""
+    found: dict[tuple[str, Place], dict[Condition, list[Run]]] = {}
+    for run in runs:
+        place = Place(run["target"], run["train_context"] or "", run["eval_context"])
+        found.setdefault((run["role"], place), {}).setdefault(condition_of(run), []).append(run)
+    return found
+
+
 @dataclass
 class Plan:
-    """The rows of a runs table and, as cells are asked for, an account of those that a claim needs."""
+    """All runs and, as cells of them are asked for, an account of those that a claim needs."""
 
-    runs: Sequence[Run]
+    placed: Placed
     answers: Answers = unasked
     lacks: dict[str, None] = field(default_factory=dict)
     """What the study or the store does not hold, in words."""
@@ -61,13 +74,6 @@ class Plan:
     broken: set[_Training] = field(default_factory=set)
     missing: set[_Training] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self._placed: dict[tuple[str, Place], dict[Condition, list[Run]]] = {}
-        for run in self.runs:
-            place = Place(run["target"], run["train_context"] or "", run["eval_context"])
-            conditions = self._placed.setdefault((run["role"], place), {})
-            conditions.setdefault(condition_of(run), []).append(run)
-
     @property
     def data_seeds(self) -> set[object]:
         """The seeds of the data sets that the trainings learned from."""
@@ -75,7 +81,7 @@ class Plan:
 
     def traits(self, claim: Claimed) -> list[str]:
         """The traits a claim is about, by name."""
-        students = {place.target for role, place in self._placed if role == "student"}
+        students = {place.target for role, place in self.placed if role == "student"}
         if not students:
             self.lack("any student")
         return sorted(claim.traits or students)
@@ -83,8 +89,8 @@ class Plan:
     def contexts(self, claim: OfAdapters, target: str, rank: int) -> dict[str, list[str]]:
         """The contexts in which a trait's adapters of a rank were trained, and where each was asked."""
         found: dict[str, list[str]] = {}
-        for role, place in sorted(self._placed, key=lambda key: (key[0], key[1].trained, key[1].asked)):
-            conditions = self._placed[role, place]
+        for role, place in sorted(self.placed, key=lambda key: (key[0], key[1].trained, key[1].asked)):
+            conditions = self.placed[role, place]
             mine = role == "student" and place.target == target
             if mine and any(_fits(claim, one, rank) for one in conditions):
                 found.setdefault(place.trained, []).append(place.asked)
@@ -92,14 +98,14 @@ class Plan:
 
     def ranks(self, claim: OfAdapters, place: Place) -> list[int]:
         """The ranks a claim finds students of, ascending."""
-        conditions = self._placed.get(("student", place), {})
+        conditions = self.placed.get(("student", place), {})
         return sorted(
             {one.rank for one in conditions if one.rank is not None and _fits(claim, one, one.rank)}
         )
 
     def full(self, place: Place) -> list[Condition]:
         """The conditions of full fine-tuning, in the report's order."""
-        conditions = self._placed.get(("student", place), {})
+        conditions = self.placed.get(("student", place), {})
         found = sorted((one for one in conditions if one.method == "full"), key=lambda one: one.order)
         if not found:
             self.lack(f"full fine-tuning on {place}")
@@ -107,7 +113,7 @@ class Plan:
 
     def adapters(self, claim: OfAdapters, place: Place, rank: int) -> tuple[Condition, Values] | None:
         """The students of one rank that fit a claim; None, and noted as lacking, unless that is one cell."""
-        found = [one for one in self._placed.get(("student", place), {}) if _fits(claim, one, rank)]
+        found = [one for one in self.placed.get(("student", place), {}) if _fits(claim, one, rank)]
         label = f"{condition_label('student', 'lora', rank)} on {place}"
         if len(found) == 1:
             return found[0], self.values("student", place, found[0])
@@ -117,7 +123,7 @@ class Plan:
     def grid(self, claim: OfAdapters, place: Place) -> Grid:
         """The students that fit a claim, at every rank and learning rate those of one kind."""
         kinds: dict[tuple[int, float | None], list[Condition]] = {}
-        for one in self._placed.get(("student", place), {}):
+        for one in self.placed.get(("student", place), {}):
             if one.rank is not None and _fits(claim, one, one.rank):
                 kinds.setdefault((one.rank, one.learning_rate), []).append(one)
         for (rank, _), (first, *others) in kinds.items():
@@ -126,11 +132,11 @@ class Plan:
                 label = condition_label("student", "lora", rank, [f"lr {rate(first.learning_rate)}"])
                 self.lack(f"{label} on {place}: {_choice([first, *others])}")
         firsts = [kind[0] for kind in kinds.values()]
-        return grid_of([run for one in firsts for run in self._placed["student", place][one]], "rank")
+        return grid_of([run for one in firsts for run in self.placed["student", place][one]], "rank")
 
     def control(self, place: Place, like: Condition) -> Values | None:
         """The control students beside a condition: the only ones there are, or those most like it."""
-        found = list(self._placed.get(("control", place), {}))
+        found = list(self.placed.get(("control", place), {}))
         for alike in (_same_settings, _same_student):
             if len(found) > 1:
                 found = [one for one in found if alike(one, like)]
@@ -141,7 +147,7 @@ class Plan:
 
     def values(self, role: str, place: Place, condition: Condition, *, in_grid: bool = False) -> Values:
         """The runs of one cell; those that were not built go to `lacks`, with what tells a cell of a grid."""
-        runs = self._placed[role, place][condition]
+        runs = self.placed[role, place][condition]
         absent = sum(run["p_target"] is None for run in runs)
         tuning = [f"lr {rate(condition.learning_rate)}", condition.precision]
         told = tuning if in_grid or condition.method == "full" else []

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sublim_cli.artifacts.record import read_record, reading
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import ArtifactError
+from sublim_cli.report.notes import NOTES, Notes
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
@@ -144,16 +145,17 @@ def losses(path: Path) -> Losses:
     return Losses() if before is None or after is None else Losses(before, after)
 
 
-def training(path: Path, provenance: Mapping[str, Any]) -> Training:
-    """The account of the student under `path`."""
+def account(path: Path) -> dict[str, Any]:
+    """What the training of the student under `path` wrote about it, but for its sketch."""
     audit = read_json(path / AUDIT)
     audit.pop("matrices", None)  # hundreds a student, and nothing in a report is about one of them
-    return Training(
-        audit=audit,
-        provenance=provenance,
-        loss=_curve((path / HISTORY).read_text(encoding="utf-8")),
-        sketch=_array((path / SKETCH).read_bytes()),
-    )
+    return {"audit": audit, "loss": _curve((path / HISTORY).read_text(encoding="utf-8"))}
+
+
+def sketch(path: Path) -> NDArray[np.float32]:
+    """The sketch of what the training of the student under `path` added to its weights."""
+    with reading(path / SKETCH):
+        return _array((path / SKETCH).read_bytes())
 
 
 _LOSS = re.compile(r'"loss": ([-+.e0-9]+)[,}]')
@@ -185,13 +187,18 @@ def _dtype(header: bytes) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Shelf:
-    """The store, and why it may lack a step."""
+    """The store, why it may lack a step, and what earlier reports noted of it."""
 
     store: Store
     failures: Mapping[str, str]
     read: dict[tuple[str, str], Mapping[str, Reading]] = field(default_factory=dict, compare=False)
     _found: dict[str, Artifact | None] = field(default_factory=dict, compare=False)
     _facts: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+
+    @cached_property
+    def notes(self) -> Notes:
+        """Those of the store; whoever has read all of a study saves them."""
+        return Notes(self.store.root / NOTES)
 
     def find(self, step: Step) -> Artifact | None:
         """The step's artifact; the store is asked for each once."""
@@ -211,18 +218,31 @@ class Shelf:
         key = (digest(step), target)
         if key not in self.read:
             found = self.find(step)
-            self.read[key] = readings(found.path, target) if found else {}
+            self.read[key] = self._readings(found, target) if found else {}
         return self.read[key]
+
+    def _readings(self, artifact: Artifact, target: str) -> Mapping[str, Reading]:
+        noted = self.notes.of(
+            artifact,
+            f"readings {target}",
+            lambda: {name: vars(one) for name, one in readings(artifact.path, target).items()},
+        )
+        return {name: Reading(**{**one, "answers": tuple(one["answers"])}) for name, one in noted.items()}
 
     def losses(self, step: Step) -> Losses:
         """The losses of a train step; not measured if it is not there."""
         found = self.find(step)
-        return losses(found.path) if found else Losses()
+        return (
+            Losses(**self.notes.of(found, "losses", lambda: vars(losses(found.path)))) if found else Losses()
+        )
 
     def training(self, step: Step) -> Training | None:
         """The account of a train step; None if it is not there."""
         found = self.find(step)
-        return training(found.path, self.facts(found)) if found else None
+        if found is None:
+            return None
+        noted = self.notes.of(found, "training", lambda: account(found.path))
+        return Training(noted["audit"], self.facts(found), tuple(noted["loss"]), sketch(found.path))
 
     def facts(self, artifact: Artifact) -> Mapping[str, Any]:
         """The provenance in an artifact's record, and its `kind`; read once.
@@ -231,7 +251,10 @@ class Shelf:
             ArtifactError: it cannot be read.
         """
         if artifact.digest not in self._facts:
-            record = read_record(artifact.path)
-            # The rest is let go: thousands of whole records keep Python's garbage collector busy.
-            self._facts[artifact.digest] = {"kind": record["identity"]["kind"], **record["provenance"]}
+            self._facts[artifact.digest] = self.notes.of(artifact, "facts", lambda: _facts(artifact))
         return self._facts[artifact.digest]
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    record = read_record(artifact.path)
+    return {"kind": record["identity"]["kind"], **record["provenance"]}

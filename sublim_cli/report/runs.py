@@ -1,7 +1,7 @@
 """The runs table: every model of a study in every context, beside the base in the same one."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.report.readings import Losses, Reading, Shelf, Training
 from sublim_cli.report.rows import compared, who
-from sublim_cli.report.settings import Settings, base_settings, varied
+from sublim_cli.report.settings import Settings, base_settings
 
 COLUMNS = {
     "name": "str",
@@ -51,21 +51,25 @@ COLUMNS = {
 """The runs table: one row for every model (student, control, base) and eval context."""
 
 
-def runs_table(study: Study, shelf: Shelf, trainings: Mapping[str, Training]) -> pd.DataFrame:
+def runs_table(
+    study: Study, settings: Sequence[Settings], shelf: Shelf, trainings: Mapping[str, Training]
+) -> pd.DataFrame:
     """One row for every cell and context, and for every base a trait is compared with: `COLUMNS`.
 
-    `trainings` is what each student's training left, by the digest of its train step.
+    Args:
+        settings: of every cell, see `settings.varied`.
+        trainings: what each student's training left, by the digest of its train step.
     """
     bases: dict[tuple[str, str, str], dict[str, Reading]] = {}
     rows: list[dict[str, Any]] = []
-    for cell, settings in zip(study.cells, varied(study.cells), strict=True):
+    for cell, own in zip(study.cells, settings, strict=True):
         trait = cell.recipe.trait
         key = (trait.category, trait.target, digest(cell.chain.base))
         if key not in bases:
             bases[key] = dict(shelf.readings(cell.chain.base, trait.target))
-            rows += _base_rows(cell, settings, bases[key], shelf)
+            rows += _base_rows(cell, own, bases[key], shelf)
         training = trainings.get(digest(cell.chain.train))
-        rows += _cell_rows(cell, settings, bases[key], training, shelf)
+        rows += _cell_rows(cell, own, bases[key], training, shelf)
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -88,10 +92,11 @@ def items_table(study: Study, shelf: Shelf) -> pd.DataFrame:
         own, base = shelf.readings(cell.chain.eval, target), shelf.readings(cell.chain.base, target)
         for context, reading in own.items():
             theirs = base.get(context, Reading()).items
-            for item, p in reading.items.items():
-                row = (target, name, context, item, p, theirs.get(item, math.nan))
-                for column, value in zip(columns.values(), row, strict=True):
-                    column.append(value)
+            columns["item"] += reading.items
+            columns["p"] += reading.items.values()
+            columns["p_base"] += [theirs.get(item, math.nan) for item in reading.items]
+            for column, value in (("target", target), ("eval_digest", name), ("eval_context", context)):
+                columns[column] += [value] * len(reading.items)
     return pd.DataFrame(columns).astype(ITEMS)
 
 

@@ -3,17 +3,16 @@
 Each part is an artifact of its own, so a part that is added to a finished study makes nothing else anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.step import Artifact, Facts
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import own_seed
@@ -33,6 +32,7 @@ from sublim_cli.recipe.schema import Gating, Patching, PositionSet
 from sublim_cli.recipe.schema import Train as TrainSection
 from sublim_cli.recipe.scorer import Exact
 from sublim_cli.steps.files import LOCATED
+from sublim_cli.steps.train import Train
 from sublim_cli.trainers.methods import changed_modules
 
 Part = Gating | Patching
@@ -67,7 +67,7 @@ class Locate:
     version: ClassVar[int] = 1
     section: Look
     title: str
-    inputs: tuple[Step, ...]
+    inputs: tuple[Train, ...]
 
     @property
     def label(self) -> str:
@@ -144,37 +144,42 @@ def part_text(part: Part | None) -> str:
     return " · ".join(words)
 
 
-def check_parts(look: Look, parts: Sequence[Part], train: TrainSection) -> None:
-    """Refuse parts that do not exist in these contexts or in this student; loads a tokenizer alone.
+def check_parts(steps: Iterable[Locate]) -> None:
+    """Refuse parts that do not exist in their contexts or student, before hours go into it.
+
+    Loads a tokenizer at most, and none where no step has a part.
 
     Raises:
         RecipeError: a set of no token, an unknown module or layer; the message lists what exists.
         ModelError: the model is not there, or a context cannot be rendered.
     """
+    wanted: dict[Look, dict[Part, TrainSection]] = {}
+    for step in steps:
+        look, part = step.section, step.section.part
+        if part is not None:
+            plain = look.model_copy(update={"part": None, "controls": 0, "seed": 0})
+            wanted.setdefault(plain, {})[part] = step.inputs[0].section.train
+    for look, parts in wanted.items():
+        _check_sets(look, parts)
+        for part, train in parts.items():
+            _check_places(look, part, train)
+
+
+def _check_sets(look: Look, parts: Iterable[Part]) -> None:
+    tokenizer, question = load_tokenizer(look.model), look.questions[0]
+    prompts = {one.name: reading(tokenizer, one, question) for one in look.contexts}
+    training = reading(tokenizer, look.training, question)
     for kind, key in ((Gating, "gates"), (Patching, "patches")):
-        wanted = tuple(dict.fromkeys(one.positions for one in parts if isinstance(one, kind)))
-        _check_sets(look.model, look.training, look.contexts, look.questions[0], wanted, f"eval.{key}")
-    for part in parts:
-        if isinstance(part, Patching):
-            patch.places(outline(look.model), part.kinds, part.layers)
-        elif part.modules or part.layers:
-            shape = outline(look.model)
-            names = changed_modules(shape, train)
-            gate.among(names, gate.layer_count(shape), part.modules, part.layers)
+        sets = tuple(dict.fromkeys(one.positions for one in parts if isinstance(one, kind)))
+        check_positions(sets, prompts, training, field=f"eval.{key}")
 
 
-@lru_cache(maxsize=256)  # a study asks for every cell of it
-def _check_sets(
-    model: ModelRef,
-    training: Context,
-    contexts: tuple[Context, ...],
-    question: str,
-    wanted: tuple[PositionSet, ...],
-    field: str,
-) -> None:
-    tokenizer = load_tokenizer(model)
-    prompts = {one.name: reading(tokenizer, one, question) for one in contexts}
-    check_positions(wanted, prompts, reading(tokenizer, training, question), field=field)
+def _check_places(look: Look, part: Part, train: TrainSection) -> None:
+    if isinstance(part, Patching):
+        patch.places(outline(look.model), part.kinds, part.layers)
+    elif part.modules or part.layers:
+        shape = outline(look.model)
+        gate.among(changed_modules(shape, train), gate.layer_count(shape), part.modules, part.layers)
 
 
 def _trials(section: Look, tokenizer: Tokenizer, who: str) -> Iterator[_Trial]:

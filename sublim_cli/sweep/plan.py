@@ -1,16 +1,19 @@
 """The cells of a sweep: the grid, its additions, and the controls every sweep has. Pure."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
+from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import item_of
 from sublim_cli.recipe.schema import REPLICATED, Recipe, Sweep
+from sublim_cli.recipe.student import RANKED
 from sublim_cli.steps.leak import Audited, Leak
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
@@ -18,6 +21,8 @@ UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
 
 CONTROLLED = ("train.seed", "train.system_prompt")
 """The axes of `train` a control student crosses; rank and learning rate stay the recipe's own."""
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 def study(recipe: Recipe) -> Study:
@@ -28,9 +33,12 @@ def study(recipe: Recipe) -> Study:
     """
     own = families(recipe.sweep)
     asked = [changes for axes in (*own, *map(_control, own)) for changes in _combinations(axes)]
-    wanted = [{**changes, **seeds} for seeds in _replicates(recipe.sweep) for changes in asked]
+    wanted = _once(
+        _that_count(recipe, {**changes, **seeds}) for seeds in _replicates(recipe.sweep) for changes in asked
+    )
+    bare = recipe.model_copy(update={"sweep": Sweep(), "claims": ()})  # else each cell's are checked anew
     cells: dict[_Name, Cell] = {}
-    for one in (cell(vary(recipe, changes)) for changes in wanted):
+    for one in map(cell, _varied(bare, wanted)):
         name = _name(one)
         cells[name] = _both(cells[name], one) if name in cells else one
     return Study(recipe.name, tuple(cells.values()), tuple(_leaks(cells.values())))
@@ -52,6 +60,48 @@ def _combinations(axes: Axes) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
+def _varied(recipe: Recipe, wanted: Iterable[dict[str, Any]]) -> Iterator[Recipe]:
+    """The recipe with each of the changes.
+
+    Checking is what takes the time, and most cells differ from another in nothing but a seed that was
+    checked in a third.
+    """
+    checked: dict[str, Recipe] = {}
+    tried: set[tuple[str, object]] = set()
+    for changes in wanted:
+        seeds = {key: changes[key] for key in REPLICATED if key in changes}
+        others = {key: value for key, value in changes.items() if key not in seeds}
+        name = json.dumps(others, sort_keys=True)
+        if name in checked and tried.issuperset(seeds.items()):
+            yield _with_seeds(checked[name], seeds)
+        else:
+            checked[name] = vary(recipe, changes)
+            tried.update(seeds.items())
+            yield checked[name]
+
+
+def _with_seeds(recipe: Recipe, seeds: Mapping[str, int]) -> Recipe:
+    for key, seed in seeds.items():
+        recipe = _put(recipe, key.split("."), seed)
+    return recipe
+
+
+def _put(section: SectionT, way: Sequence[str], value: object) -> SectionT:
+    head, *rest = way
+    below = _put(getattr(section, head), rest, value) if rest else value
+    return section.model_copy(update={head: below})
+
+
+def _that_count(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes but for the rank of a method without one: its axis does not multiply full fine-tuning."""
+    ranked = changes.get("train.method", recipe.train.method) in RANKED
+    return {key: value for key, value in changes.items() if ranked or key != "train.rank"}
+
+
+def _once(wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(one, sort_keys=True): one for one in wanted}.values())
+
+
 def _both(one: Cell, other: Cell) -> Cell:
     """Two cells of one name, which may differ in their gates, as one."""
     located = {digest(step): step for step in (*one.chain.locate, *other.chain.locate)}
@@ -62,7 +112,7 @@ _Name = tuple[str, str, str]
 
 
 def _name(one: Cell) -> _Name:
-    """Cells with equal names are one: a rank axis does not multiply full fine-tuning."""
+    """Cells with equal names are one: what was written differently may resolve to the same."""
     return (one.recipe.trait.category, one.recipe.trait.target, digest(one.chain.eval))
 
 

@@ -111,6 +111,14 @@ def test_a_mistake_is_one_sentence_with_its_remedy(sublim, words, message):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["eval", "sweep", "plan"])
+def test_a_gate_at_no_token_is_refused_before_anything_is_built(sublim, tmp_path, command):
+    code, out, err = sublim(command, *DEMO, *ALONE, "-s", "eval.gates=[{text: Qwen}]")
+    assert (code, out) == (2, "")
+    assert "eval.gates: {text: Qwen} holds no token in any eval context" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_misspelt_key_names_file_line_and_the_right_key(sublim, tmp_path):
     (tmp_path / "mine.yaml").write_text("# One.\nname: mine\ntrain:\n  lora_rank: 4\n")
     code, _, err = sublim("train", "-r", "mine.yaml")

@@ -16,6 +16,7 @@ from sublim_cli.report.conditions import records
 from sublim_cli.report.localisation import located_table
 from sublim_cli.report.readings import Shelf
 from sublim_cli.report.runs import runs_table
+from sublim_cli.report.settings import varied
 from sublim_cli.sweep.plan import study
 
 
@@ -42,10 +43,11 @@ def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Pat
     """With a value for every planned run no claim lacks a cell."""
     recipe = with_few_seeds(name)
     planned, shelf = study(recipe), Shelf(Store(tmp_path), {})
+    settings = varied(planned.cells)
     values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
-    runs = [{**run, **values} for run in records(runs_table(planned, shelf, {}))]
+    runs = [{**run, **values} for run in records(runs_table(planned, settings, shelf, {}))]
     parts = {"amount": 0.1, "effect": 0.2, "missing": ""}
-    rows = records(located_table(planned, shelf))
+    rows = records(located_table(planned, settings, shelf))
     located = [{**row, **parts, "control": random} for row in rows for random in (None, 1)]
     for verdict in evaluate(recipe.claims, runs, located=located):
         assert verdict.lacks == ()

@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
+import shutil
 
 import pandas as pd
 import pytest
 
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.errors import ArtifactError
 from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
+from sublim_cli.report.notes import NOTES
 from sublim_cli.report.page import write_report
 from sublim_cli.report.readings import Shelf
 from sublim_cli.report.runs import COLUMNS, ITEMS
@@ -114,6 +118,60 @@ def test_what_was_left_open_in_the_recipe_is_shown_as_it_was_resolved(small, sha
     recipe = small(train__learning_rate=None, train__alpha="sqrt")
     run = collect(single(recipe), shared_store, recipe).runs.iloc[-1]
     assert (run.learning_rate, run.alpha) == (2e-4, math.sqrt(8))
+
+
+@pytest.fixture
+def own(built, tmp_path):
+    """A copy of the store without notes, free to be damaged."""
+    copy = tmp_path / "store"
+    shutil.copytree(built.root, copy, ignore=shutil.ignore_patterns(NOTES))
+    return Store(copy)
+
+
+def same(one, other):
+    """Whether two reports say the same."""
+    frames = [(getattr(one, name), getattr(other, name)) for name in ("runs", "items", "located")]
+    rest = [
+        {name: value for name, value in vars(each).items() if not isinstance(value, pd.DataFrame)}
+        for each in (one, other)
+    ]
+    return all(a.equals(b) for a, b in frames) and rest[0] == rest[1]
+
+
+READ_ONCE = ("scores.parquet", "questions.parquet", "history.jsonl", "audit.json", "losses.json")
+
+
+def test_the_next_report_reads_notes_and_says_the_same(collected, planned, own, recipe):
+    first = collect(planned, own, recipe)
+    assert same(first, collected)
+    for name in READ_ONCE:
+        for path in own.root.glob(f"*/*/{name}"):
+            path.unlink()
+    assert same(collect(planned, own, recipe), first)
+    (own.root / NOTES).unlink()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        collect(planned, own, recipe)
+
+
+def test_what_was_noted_of_an_artifact_built_anew_counts_no_more(planned, own, recipe):
+    collect(planned, own, recipe)
+    path = own.find(planned.cells[0].chain.eval).path
+    scores = pd.read_parquet(path / "scores.parquet")
+    scores.assign(p=0.5 * scores.p).to_parquet(path / "scores.parquet")
+    before = collect(planned, own, recipe).runs
+    os.utime(path / "artifact.json", ns=(1, 1))
+    after = collect(planned, own, recipe).runs
+    mine = after.eval_digest == digest(planned.cells[0].chain.eval)
+    assert after[mine].p_target.tolist() == pytest.approx((0.5 * before[mine].p_target).tolist())
+    assert after[~mine].p_target.equals(before[~mine].p_target)
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace('"', "'")])
+def test_damaged_notes_are_none(damage, collected, planned, own, recipe):
+    collect(planned, own, recipe)
+    notes = own.root / NOTES
+    notes.write_text(damage(notes.read_text()))
+    assert same(collect(planned, own, recipe), collected)
 
 
 def test_losses_stand_beside_the_students(collected, planned, built):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sublim_cli.report.readings import Reading, readings, training
+from sublim_cli.report.readings import Reading, account, readings, sketch
 from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, SPREADS, write_json
 
 
@@ -73,10 +73,10 @@ def test_a_curve_and_a_sketch_are_read_as_they_were_written(tmp_path):
     lines = [{"step": place, "loss": loss, "grad_norm": 1.0} for place, loss in enumerate(losses)]
     lines.append({"step": 4, "grad_norm": 1.0, "loss": 7})
     (tmp_path / HISTORY).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    sketch = np.random.default_rng(1).random(64).astype(np.float32)
-    np.save(tmp_path / SKETCH, sketch)
+    drawn = np.random.default_rng(1).random(64).astype(np.float32)
+    np.save(tmp_path / SKETCH, drawn)
     write_json(tmp_path / AUDIT, {})
-    found = training(tmp_path, {})
-    assert found.loss == (*losses, 7.0)
-    assert np.array_equal(found.sketch, sketch)
-    assert found.sketch.dtype == np.float32
+    assert account(tmp_path) == {"audit": {}, "loss": (*losses, 7.0)}
+    found = sketch(tmp_path)
+    assert np.array_equal(found, drawn)
+    assert found.dtype == np.float32

@@ -5,12 +5,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sublim_cli.artifacts.step import digest
-from sublim_cli.artifacts.store import materialise
+from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.positions import located
 from sublim_cli.models.roles import reading
-from sublim_cli.pipeline import chain, run
+from sublim_cli.pipeline import chain, check, run
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.schema import Gating, Patching
 from sublim_cli.steps.files import LOCATED, SCORES
@@ -211,15 +211,18 @@ def test_the_answer_follows_what_holds_outside_the_set(entry, settled, text):
         ),
     ],
 )
-def test_a_part_that_is_nowhere_is_refused_before_anything_is_built(changes, message, asked):
+def test_a_part_that_is_nowhere_is_refused_before_anything_is_built(changes, message, asked, tmp_path):
     with pytest.raises(RecipeError) as refused:
-        chain(asked(**changes))
+        run(asked(**changes), store=Store(tmp_path))
     assert str(refused.value) == message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gate_on_all_that_full_fine_tuning_changes_may_name_norms_and_the_head(asked):
     gates = [{"positions": "identity_only", "modules": ["norm", "lm_head", "embed_tokens"]}]
-    assert len(chain(asked(eval__gates=gates, **FULL)).locate) == 2
+    parts = chain(asked(eval__gates=gates, **FULL)).locate
+    assert len(parts) == 2
+    check(parts)
 
 
 NAMES = (
