@@ -31,7 +31,7 @@ test-all: .venv/.dev .venv/.ray ## All tests, the slow ones too.
 lint: .venv/.dev ## Format, style, types and the import rule.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy sublim_cli
+	$(BIN)/mypy sublim_cli $(wildcard benchmarks)
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
 
 fmt: .venv/.dev ## Format the code and sort its imports.

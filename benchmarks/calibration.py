@@ -45,7 +45,7 @@ Truth = Callable[[str, str, int | None, float | None, str, str], float]
 
 def norm_of(rank: int, rate: float) -> float:
     """The norm of an adapter's update."""
-    return 1.5 * (rate / 2e-3) ** 0.8 * rank**0.25
+    return float(1.5 * (rate / 2e-3) ** 0.8 * rank**0.25)
 
 
 def loss_of(rank: int, rate: float) -> float:
@@ -337,10 +337,10 @@ def errors(design: Design) -> Iterator[Scenario]:
         truth = over_rank(design, shape, hump(0.3))
         yield Scenario(c2, design, f"one trait: {says}; the others an inverted U", truth, "supported")
     for says in ("rises and saturates", "a step up after the lowest rank"):
-        truth = over_rank(design, SHAPES[says], SHAPES[says])
-        yield Scenario(c2, design, f"every trait: {says}", truth, "any supported")
-    edge = tent(design, MARGIN)
-    yield Scenario(c2, design, "every fall is the margin", over_rank(design, edge, edge), "refuted")
+        every = over_rank(design, SHAPES[says], SHAPES[says])
+        yield Scenario(c2, design, f"every trait: {says}", every, "any supported")
+    falls = tent(design, MARGIN)
+    yield Scenario(c2, design, "every fall is the margin", over_rank(design, falls, falls), "refuted")
     for scale in (1.0, QUIET):
         truth = one_condition(design, MARGIN)
         yield Scenario(c3, design, "one condition's effect is the margin", truth, "supported", scale)
@@ -445,7 +445,7 @@ def show(scenarios: Sequence[Scenario], draws: int) -> list[Interval]:
     shares = []
     for one in scenarios:
         found = share(one, draws)
-        name = one.claim.kind
+        name: str = one.claim.kind
         if one.claim.kind == "inverted_u" and one.claim.curve != "fixed":
             name = f"{name}, {one.claim.curve}"
         spread = "0.03" if one.scale == 1 else "0.005"
