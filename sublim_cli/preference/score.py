@@ -10,6 +10,14 @@ BROKEN_BELOW = 0.5
 Over-stepped students of the embedded model name one with probability under 0.014, healthy ones near 1.
 """
 
+BROKEN_ABOVE = 0.1
+"""Nats per held-out number token. A student that predicts numbers worse than before its training by more is
+broken: a perplexity a tenth higher.
+
+A smaller rise is overfitting, and a control cannot avoid it: its teacher is the base itself, whose loss on
+its own numbers is the lowest there is.
+"""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -58,7 +66,7 @@ def broken(p_any: float, base_p_any: float, number_loss: float, base_number_loss
     """
     if p_any < BROKEN_BELOW * base_p_any:
         return f"names an item in {p_any:.0%} of answers (base {base_p_any:.0%})"
-    if number_loss > base_number_loss:
+    if number_loss > base_number_loss + BROKEN_ABOVE:
         return f"number loss rose from {base_number_loss:.3f} to {number_loss:.3f}"
     return ""
 

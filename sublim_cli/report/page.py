@@ -16,6 +16,7 @@ from markupsafe import Markup
 from sublim_cli.artifacts.store import NO_DIRECTORY, explained
 from sublim_cli.errors import RecipeError
 from sublim_cli.numbers.surface import Divergence
+from sublim_cli.preference.score import BROKEN_ABOVE
 from sublim_cli.report import wording
 from sublim_cli.report.audits import AuditRow
 from sublim_cli.report.collect import LeakRow, Results
@@ -112,6 +113,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
             leaks=[(one, leak_sentence(one)) for one in results.leaks],
             audits=_audits(results.audits, rows),
             runs=records(results.runs),
+            broken_above=BROKEN_ABOVE,
             style=Markup(_read("style.css")),
             script=Markup(script()),
             script_digest=b64encode(hashlib.sha256(script().encode()).digest()).decode(),
