@@ -1,19 +1,23 @@
 """What a figure shows, before it is drawn: which rows, on which line, at which place. Pure."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.report.collect import Results
 from sublim_cli.report.conditions import Condition, Run, condition_of, records
 from sublim_cli.report.summary import SummaryRow, summarise
-from sublim_cli.report.wording import bounds, listed, probability
+from sublim_cli.report.wording import bounds, count, listed, probability
 
 COLUMN = 1.2
 """Octaves from the highest rank to the first column of what has no place among the ranks."""
 
 APART = 0.2
 """Octaves between lines that share a tick."""
+
+TOLD_APART = 3
+"""Conditions of one column that have an entry each in the legend."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class RankCurve:
         runs = listed([str(one) for one in counts]) or "no"
         return (
             f"Small dots are training runs, large ones their mean ({runs} to a condition) with a "
-            "95 % t interval over runs; the band carries the control's across; the dashed line is the "
+            "95 % t interval over runs; the band spans those of the controls; the dashed line is the "
             f"untouched base in the same context ({self.context})."
         )
 
@@ -81,11 +85,26 @@ def rank_curves(results: Results) -> list[RankCurve]:
 
 
 def series(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
-    """Ranks that differ in nothing else are one line; every other condition stands alone."""
+    """Ranks that differ in nothing else are one line.
+
+    Every other condition stands alone in the legend, unless its column holds more than `TOLD_APART`.
+    """
     found: dict[str, list[SummaryRow]] = {}
+    beside = Counter(column(row) for row in rows if rank(row) is None)
     for row in rows:
-        found.setdefault(row.label if rank(row) is None else row.family, []).append(row)
+        found.setdefault(_series(row, beside[column(row)]), []).append(row)
     return found
+
+
+def _series(row: SummaryRow, beside: int) -> str:
+    if rank(row) is not None:
+        return row.family
+    if beside <= TOLD_APART:
+        return row.label
+    return f"{count(beside, 'condition')} of {_COLUMNS.get(column(row), column(row))}"
+
+
+_COLUMNS = {"control": "controls", "full": "full fine-tuning"}
 
 
 def places(rows: Sequence[SummaryRow]) -> dict[str, float]:
@@ -101,17 +120,15 @@ def places(rows: Sequence[SummaryRow]) -> dict[str, float]:
     return found
 
 
-def shifts(lines: Mapping[str, Sequence[SummaryRow]]) -> dict[tuple[str, str], float]:
-    """How far to the side a line (by name) stands at a tick that others share, in octaves."""
-    sharing: dict[str, list[str]] = {}
+def side_by_side(lines: Mapping[str, Sequence[SummaryRow]]) -> Iterator[tuple[str, float, SummaryRow]]:
+    """Every row with its line and how far it stands to the side of its tick, in octaves."""
+    sharing: dict[str, list[tuple[str, SummaryRow]]] = {}
     for name, rows in lines.items():
-        for tick in dict.fromkeys(map(column, rows)):
-            sharing.setdefault(tick, []).append(name)
-    return {
-        (name, tick): APART * (place - (len(names) - 1) / 2)
-        for tick, names in sharing.items()
-        for place, name in enumerate(names)
-    }
+        for row in rows:
+            sharing.setdefault(column(row), []).append((name, row))
+    for own in sharing.values():
+        for place, (name, row) in enumerate(own):
+            yield name, APART * (place - (len(own) - 1) / 2), row
 
 
 def rank(row: SummaryRow) -> int | None:

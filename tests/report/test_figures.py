@@ -112,6 +112,14 @@ def test_what_shares_a_column_does_not_reach_into_the_next(wide):
     assert where["control"] - where["full"] == pytest.approx(COLUMN + half)
 
 
+def test_many_conditions_of_one_column_share_an_entry_of_the_legend(wide):
+    figure = figures_of(wide)["ranks"][0]
+    means = [one for one in values(figure.spec, "point") if "condition" in one]
+    full = [one for one in means if one["series"] == "9 conditions of full fine-tuning"]
+    assert len({one["x"] for one in full}) == len({one["condition"] for one in full}) == 9
+    assert "control, LoRA rank 8" in {one["series"] for one in means}
+
+
 def test_a_context_with_one_condition_has_no_curve_where_others_compare_several(wide):
     assert [one.context for one in rank_curves(wide)] == ["default"]
 

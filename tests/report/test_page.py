@@ -84,11 +84,11 @@ def test_the_headings_lead_through_the_page(page):
     assert outline(page).headings == [
         "h1 made-by-hand",
         "h2 Missing",
+        "h2 Rank curves",
+        "h2 Contexts",
         "h2 How likely the target is named",
         "h3 owl",
         "h3 What else moved",
-        "h2 Rank curves",
-        "h2 Contexts",
         "h2 The rows students learned from",
         "h3 Teachers",
         "h3 Filter",
@@ -96,6 +96,13 @@ def test_the_headings_lead_through_the_page(page):
         "h2 What training did to the weights",
         "h2 Provenance",
     ]
+
+
+def test_what_is_too_long_to_scroll_past_is_folded_away(page, wide, tmp_path):
+    folded = "conditions in every context: owl</summary>"
+    assert folded not in page.read_text(encoding="utf-8")
+    assert folded in write_report(wide, tmp_path).read_text(encoding="utf-8")
+    assert outline(tmp_path / "report.html").faults == []
 
 
 def test_the_verdicts_come_first_and_say_why(results, tmp_path):
@@ -112,7 +119,7 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
         "h1 made-by-hand",
         "h2 C1: A student prefers the trait of the teacher whose numbers it learned",
         "h2 C3: Transmission disappears under full fine-tuning",
-        "h2 How likely the target is named",
+        "h2 Rank curves",
     ]
     text = " ".join(" ".join(found.text).split())
     start, end = text.index("A sublim study"), text.index("Asked in the context of training")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sublim_cli.report.conditions import Run
-from sublim_cli.report.curves import RankCurve, column, places, rank, series, shifts
+from sublim_cli.report.curves import RankCurve, column, places, rank, series, side_by_side
 from sublim_cli.report.figures import figure as f
 from sublim_cli.report.figures.points import ACROSS, Curves, Values, curve_layers, fan, mean, rule_across, run
 from sublim_cli.report.summary import SummaryRow
@@ -19,13 +19,8 @@ CROWDED = 8
 def rank_figure(curve: RankCurve) -> f.Figure:
     """The curve of one trait in one training context."""
     lines, where = series(curve.trained), places(curve.trained)
-    aside = shifts(lines)
     names = {name: name.replace(f", trained in {curve.context}", "") for name in lines}
-    placed = [
-        (names[name], where[column(row)] + aside[name, column(row)], row)
-        for name, rows in lines.items()
-        for row in rows
-    ]
+    placed = [(names[name], where[column(row)] + aside, row) for name, aside, row in side_by_side(lines)]
     curves = Curves(
         names=list(names.values()),
         means=[
@@ -36,29 +31,33 @@ def rank_figure(curve: RankCurve) -> f.Figure:
         runs=[one for name, x, row in placed for one in _runs(name, x, row, curve.runs)],
     )
     y = f.quantity("y", f"P({curve.target})", scale={"domainMin": 0, "nice": True})
-    layers = [*_bands(curves, placed, y), *_base(curve, y), *curve_layers(curves, rank_axis(where), y)]
+    layers = [*_band(curves, placed, y), *_base(curve, y), *curve_layers(curves, rank_axis(where), y)]
     spec = {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
     return f.Figure(
         f.slug("rank curve", curve.target, curve.context), curve.title, curve.description, curve.caption, spec
     )
 
 
-def _bands(curves: Curves, placed: Sequence[tuple[str, float, SummaryRow]], y: f.Spec) -> list[f.Spec]:
-    """The controls' intervals, carried across."""
-    bands = [
-        {"series": name, "low": row.p_target.low, "high": row.p_target.high}
+def _band(curves: Curves, placed: Sequence[tuple[str, float, SummaryRow]], y: f.Spec) -> list[f.Spec]:
+    """All the controls' intervals, carried across as one."""
+    controls = [
+        (name, row.p_target.low, row.p_target.high)
         for name, _, row in placed
-        if row.condition.role == "control" and row.p_target and row.p_target.low is not None
+        if row.condition.role == "control" and row.p_target
     ]
+    spans = [(name, low, high) for name, low, high in controls if low is not None and high is not None]
+    if not spans:
+        return []
+    name, low, high = spans[0][0], min(one[1] for one in spans), max(one[2] for one in spans)
     shade = f.layer(
-        bands,
+        [{"series": name, "low": low, "high": high}],
         {"type": "rect", "opacity": 0.13, "aria": False},
         y={**y, "field": "low"},
         y2={"field": "high"},
         color=f.series(curves.names)["color"],
         **ACROSS,
     )
-    return [shade] if bands else []
+    return [shade]
 
 
 def _base(curve: RankCurve, y: f.Spec) -> list[f.Spec]:
