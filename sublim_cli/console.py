@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -69,6 +70,19 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+class _Remaining(TimeRemainingColumn):
+    """The time a step has left at its own pace; a sweep's, whose steps differ, is told to it as `until`."""
+
+    def render(self, task: Task) -> Text:
+        until = task.fields.get("until")
+        if until is None:
+            return super().render(task)
+        minutes, seconds = divmod(max(0, round(until - time.monotonic())), 60)
+        hours, minutes = divmod(minutes, 60)
+        told = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+        return Text(told if until else "--:--", style="progress.remaining")
+
+
 @dataclass
 class Screen:
     """The command line's listener: bars in a terminal, plain lines elsewhere, nothing if quiet."""
@@ -111,7 +125,7 @@ class Screen:
         self.reused += present
         self._planned = True  # what workers find there is counted already
         if self._bars and missing:
-            self._whole = self._bars.add_task("[bold]all steps", total=missing, note="")
+            self._whole = self._bars.add_task("[bold]all steps", total=missing, note="", until=0.0)
 
     def _begin(self, label: str, name: str) -> None:
         if self._bars:
@@ -133,7 +147,9 @@ class Screen:
     def _end(self, event: StepFinished | StepFailed) -> None:
         self._drop(event.digest)
         if self._bars and self._whole is not None:
-            self._bars.advance(self._whole)
+            left = self.board.left() if self.board else None
+            until = 0.0 if left is None else time.monotonic() + left
+            self._bars.update(self._whole, advance=1, until=until)
         name = escape(event.label)
         if isinstance(event, StepFailed):
             self._say(f"[red]✗ {name}[/]: {escape(event.reason)}")
@@ -176,7 +192,7 @@ def _screen(board: "Board | None", quiet: bool) -> Iterator[Screen]:
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
-        TimeRemainingColumn(compact=True),  # before the note, which is cut where the line ends
+        _Remaining(compact=True),  # before the note, which is cut where the line ends
         TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=err,
     )

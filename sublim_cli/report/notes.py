@@ -19,7 +19,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from sublim_cli.artifacts.record import RECORD
-from sublim_cli.artifacts.scratch import scratch_name
+from sublim_cli.artifacts.scratch import abandoned, scratch_name
 from sublim_cli.artifacts.step import Artifact
 
 NOTES = ".notes.jsonl"
@@ -56,6 +56,9 @@ class Notes:
             return
         scratch = self._path.with_name(f"{self._path.name}-{scratch_name()}")
         with suppress(OSError):
+            for old in self._path.parent.glob(f"{self._path.name}-*"):
+                if abandoned(old):
+                    old.unlink(missing_ok=True)
             try:
                 with scratch.open("w", encoding="utf-8") as file:
                     file.writelines(f"{about}\t{rest}\n" for about, rest in self._lines.items())

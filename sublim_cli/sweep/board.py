@@ -1,10 +1,14 @@
 """How far each cell of a sweep is, from what a launcher reports. Pure: it keeps count and shows nothing."""
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import mean
 from typing import Literal
 
-from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.events import Event, Planned, StepFailed, StepFinished, StepReused, StepStarted
 from sublim_cli.pipeline import Study
 
@@ -26,24 +30,58 @@ class Board:
     """Every cell's state, kept up by the events it is told."""
 
     rows: tuple[Row, ...]
+    steps: tuple[Step, ...] = ()
+    """All that the study is made of, inputs first."""
+    clock: Callable[[], float] = time.monotonic
     missing: set[str] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     """Digest of a step to the first line of why it failed."""
+    spent: dict[str, list[float]] = field(default_factory=dict)
+    """The seconds that steps of each kind took."""
+    began: float = 0.0
 
     def hear(self, event: Event) -> None:
         """Take note of one event."""
         match event:
             case Planned(missing):
-                self.missing = set(missing)
+                self.missing, self.began = set(missing), self.clock()
             case StepStarted(_, name):
                 self.running.add(name)
-            case StepFinished(_, name) | StepReused(_, name):
-                self.running.discard(name)
-                self.missing.discard(name)
+            case StepFinished(_, name, _, seconds):
+                self.spent.setdefault(self._kinds.get(name, ""), []).append(seconds)
+                self._there(name)
+            case StepReused(_, name):
+                self._there(name)
             case StepFailed(_, name, reason):
                 self.running.discard(name)
                 self.failed[name] = reason.splitlines()[0]
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        return {digest(step): step.kind for step in self.steps}
+
+    def _there(self, name: str) -> None:
+        self.running.discard(name)
+        self.missing.discard(name)
+
+    def left(self) -> float | None:
+        """Seconds until all is built, at the pace so far; None until a step of every kind to come is built.
+
+        Steps differ a thousandfold, so their number says nothing of the time they take.
+        """
+        lost = set(self.failed)
+        to_come: Counter[str] = Counter()
+        for step in self.steps:
+            if lost & {digest(one) for one in step.inputs}:
+                lost.add(digest(step))
+            if digest(step) in self.missing - lost:
+                to_come[step.kind] += 1
+        if not to_come.keys() <= self.spent.keys():
+            return None
+        done = sum(map(sum, self.spent.values()))
+        todo = sum(number * mean(self.spent[kind]) for kind, number in to_come.items())
+        return (self.clock() - self.began) * todo / done if done else None
 
     def state(self, row: Row) -> tuple[State, str]:
         """A cell's state, and a word on it: the step that is running, or why one failed."""
@@ -70,5 +108,6 @@ def board(study: Study) -> Board:
                 {digest(step): step.kind for step in in_order([one.chain.eval, one.chain.base])},
             )
             for one in study.cells
-        )
+        ),
+        tuple(in_order(study.steps)),
     )

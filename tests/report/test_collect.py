@@ -4,10 +4,13 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
+from sublim_cli.artifacts.scratch import scratch_name
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import ArtifactError
@@ -151,6 +154,19 @@ def test_the_next_report_reads_notes_and_says_the_same(collected, planned, own, 
     (own.root / NOTES).unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         collect(planned, own, recipe)
+
+
+def test_notes_that_a_killed_report_left_half_written_are_removed(planned, own, recipe):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    machine, mine, random = scratch_name().split("-")
+    left, live = (own.root / f"{NOTES}-{machine}-{pid}-{random}" for pid in (gone.stdout.strip(), mine))
+    for path in (left, live):
+        path.write_text("1 half")
+    collect(planned, own, recipe)
+    assert not left.exists()
+    assert live.exists()
 
 
 def test_what_was_noted_of_an_artifact_built_anew_counts_no_more(planned, own, recipe):

@@ -1,6 +1,7 @@
 """What a live sweep shows of its cells: from events to states, and from states to lines."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,37 @@ def test_a_step_of_a_lost_worker_may_begin_again(planned):
         told.hear(event)
         told.hear(event)
     assert told.counts() == {"running": 1, "waiting": 2}
+
+
+def test_the_time_left_is_that_of_like_steps_at_the_pace_so_far(planned):
+    """Two workers built in 30 s what takes 44 s one after the other; a training and its scores are to come."""
+    took = {"generate": 10.0, "filter": 1.0, "train": 20.0, "eval": 2.0, "leak": 1.0, "teacher": 1.0}
+    last = [digest(getattr(planned.cells[1].chain, kind)) for kind in ("train", "eval")]
+    now = iter([100.0, 130.0])
+    told = replace(board(planned), clock=lambda: next(now))
+    heard = [
+        replace(one, seconds=took[one.label.split()[0]]) for one in built(planned) if one.digest not in last
+    ]
+    told.hear(Planned(tuple(map(digest, in_order(planned.steps))), 0))
+    assert told.left() is None
+    for event in heard:
+        told.hear(event)
+    assert told.left() == pytest.approx(30.0 * 22.0 / sum(one.seconds for one in heard))
+
+
+def test_what_failed_and_what_needs_it_takes_no_time(planned):
+    told = board(planned)
+    events_ = [one for one in built(planned) if "default teacher" not in one.label]
+    for event in [Planned(tuple(map(digest, in_order(planned.steps))), 0), *events_]:
+        told.hear(event)
+    assert told.left() > 0
+    lost = next(one for one in built(planned) if one.label.startswith("generate default"))
+    told.hear(StepFailed(lost.label, lost.digest, "no rows"))
+    assert told.left() == 0.0
+
+
+def built(planned) -> list:
+    return [StepFinished(one.label, digest(one), Path("there"), 1.0) for one in in_order(planned.steps)]
 
 
 def shown(told: Board, *, height: int, width: int = 80) -> list[str]:
