@@ -189,10 +189,13 @@ def _screen(board: "Board | None", quiet: bool) -> Iterator[Screen]:
     if quiet or not err.is_terminal:
         yield Screen(quiet=quiet)
         return
+    # Names and notes are cut where the line would end, the bar and the time are not.
+    name = Column(no_wrap=True, overflow="ellipsis", max_width=max(16, err.width // 2))
+    time_left = Column(no_wrap=True, min_width=7)
     bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        _Remaining(compact=True),  # before the note, which is cut where the line ends
+        TextColumn("{task.description}", table_column=name),
+        BarColumn(bar_width=10, table_column=Column(no_wrap=True, min_width=10)),
+        _Remaining(compact=True, table_column=time_left),
         TextColumn("[dim]{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=err,
     )

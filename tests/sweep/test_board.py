@@ -1,6 +1,7 @@
 """What a live sweep shows of its cells: from events to states, and from states to lines."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,3 +146,23 @@ def test_progress_is_told_apart_by_step_where_labels_are_the_same(monkeypatch):
         assert bars == {1, 2}
         screen(StepFinished("eval base", "a", Path("there"), 1.0))
         assert [task.completed for task in screen._bars.tasks] == [2]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_long_name_leaves_room_for_the_bar_and_the_time(monkeypatch, planned, width):
+    file = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=file, force_terminal=True, width=width, height=24))
+    label = "train default teacher full lr 2e-4 bf16_pure in gibberish_marble seed 2"
+    with console.screen(replace(board(planned), rows=())) as screen:
+        for event in events(planned, f"eval {CELLS[2]}", "running"):
+            screen(event)
+        screen(StepStarted(label, "a"))
+        screen(Progress(label, 30, 120, "loss 3.220 · 8,328 tokens/s", "a"))
+        table = Console(file=io.StringIO(), width=width)
+        table.print(screen._bars)
+        lines = table.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    whole, *_, mine = lines
+    assert "━" in whole
+    assert whole.rstrip().endswith("--:--")  # no leak audit yet, so nobody knows
+    assert re.match(r"train default teacher full lr 2e-4.*… ━\S* +-:--:-- +loss 3\.220", mine), mine
