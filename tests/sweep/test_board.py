@@ -165,4 +165,4 @@ def test_a_long_name_leaves_room_for_the_bar_and_the_time(monkeypatch, planned, 
     whole, *_, mine = lines
     assert "━" in whole
     assert whole.rstrip().endswith("--:--")  # no leak audit yet, so nobody knows
-    assert re.match(r"train default teacher full lr 2e-4.*… ━\S* +-:--:-- +loss 3\.220", mine), mine
+    assert re.match(r"train default teacher full lr 2e-4.*… ━\S* +--:-- +loss 3\.220", mine), mine
