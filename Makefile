@@ -14,7 +14,7 @@ help: ## Show this list.
 
 setup: .venv/.installed ## Make .venv and put the program at .venv/bin/sublim.
 
-demo: .venv/.installed ## The main job on the embedded model, about five minutes on two cores.
+demo: .venv/.installed ## The main job on the embedded model, about three minutes on two cores after the set-up.
 	$(SWEEP) --recipe demo
 
 sweep: .venv/.installed ## The full study: on Qwen where there is a GPU, on micro elsewhere; RECIPE=… decides.

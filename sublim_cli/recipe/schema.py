@@ -390,10 +390,11 @@ MARGIN = 0.02
 """The smallest change of P(target) that counts as a preference, as a probability.
 
 It has to be told from what training does without a trait and from what passing a trait does. On the
-embedded model (docs/log.md, 2026-11-24) control students moved by 0.003 to 0.005 and the weakest student
-that took the trait by 0.063, so 0.02 lies well between. On a larger model it is under the spread of 0.03
-between seeds: what is smaller no study of a few seeds can show. State another where the base is so rare
-that 0.02 would be many times its probability.
+embedded model (docs/log.md, 2026-11-24) control students moved by 0.003 to 0.005 in the default context and
+the weakest student that took the trait by 0.063, so 0.02 lies well between; in the context `claude` controls
+moved by up to 0.03, so there the comparison with them is what counts. On a larger model it is under the
+spread of 0.03 between seeds: what is smaller no study of a few seeds can show. State another where the base
+is so rare that 0.02 would be many times its probability.
 """
 
 ContextName = Annotated[str, Field(min_length=1)]

@@ -59,6 +59,10 @@ from sublim_cli.report.wording import condition_label, count, listed, rate
 from sublim_cli.stats import Estimate, Interval, Seeds, peak, two_lines
 
 Curves = NDArray[np.float64]
+GIVEN_THE_CHOICE = (
+    "Judged given the learning rates that these runs chose: that other runs might choose others is in no "
+    "interval."
+)
 LEAST_RANKS = 4
 """Two lines through fewer are no test."""
 
@@ -181,6 +185,8 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
         _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
         for one in plan.traits(claim)
     ]
+    if claim.curve != "fixed":
+        notes.append(GIVEN_THE_CHOICE)
     return corrected([one for one in found if one], support=True)
 
 
@@ -243,7 +249,8 @@ def _in_all(cells: Mapping[int, Heights], seeds: Seeds) -> bool:
 
 def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]) -> Finding:
     """Judge curves that are there at every rank: y is [runs, ranks]."""
-    about = f"fall from the highest mean to rank {ranks[-1] if ranks else '–'}, {count(len(ranks), 'rank')}"
+    end = ranks[-1] if ranks else "–"
+    about = f"fall to rank {end} from the highest mean below it, {count(len(ranks), 'rank')}"
     if claim.curve != "fixed":
         about = f"{about} {TITLE[claim.curve]}"
     x = np.log2(ranks)
@@ -256,7 +263,7 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         for end in (0, last)
     ]
     top = peak(x, y, seeds)
-    falls = _differences(y, int(np.argmax(y.mean(axis=0))), last, seeds)
+    falls = _differences(y, int(np.argmax(y.mean(axis=0)[:last])), last, seeds)
     flat = min(max(one.below(claim.margin) for one in side) for side in above)
     found = finding(
         claim,
@@ -268,7 +275,11 @@ def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds
         against=min(1.0, 2 * flat),
         also={"slope up to the turn": lines.rise, "slope from the turn": lines.fall},
     )
-    turn = {"rank of the highest mean": Interval(2**top.mean, _power(top.low), _power(top.high), top.n)}
+    turn = {
+        "rank of the highest mean (95 %, bootstrap of these runs)": Interval(
+            2**top.mean, _power(top.low), _power(top.high), top.n
+        )
+    }
     return replace(found, also={**found.also, **turn})
 
 
@@ -371,8 +382,9 @@ def _localisation(claim: Localisation, plan: Plan, located: Sequence[Run]) -> li
     """C5, three findings for each trait: there is an effect, and two about X (`sets.beyond_random`).
 
     Null of support: there is none (C1's null), or X alone keeps no more of it than random sets of as many
-    tokens, or without X no more is lost than without such sets. Null of refutation: where there is an effect
-    above the margin, both differences are the margin or more. Without such an effect nothing is refuted.
+    tokens, or without X no more is lost than without such sets. Null of refutation: where random sets leave
+    more than the margin of the effect, both differences are the margin or more. Where they leave less, no
+    set could pass, and nothing is refuted.
     """
     asked = claim.eval_context or claim.train_context
     found: list[Finding] = []
@@ -383,5 +395,5 @@ def _localisation(claim: Localisation, plan: Plan, located: Sequence[Run]) -> li
         if chosen is None or effect is None:
             continue
         found.append(replace(effect, p_against=None))
-        found += beyond_random(claim, plan, place, chosen[0], located, mean_of(effect.runs))
+        found += beyond_random(claim, plan, place, chosen[0], located, effect.runs)
     return corrected(over_traits(found))

@@ -41,15 +41,16 @@ TEST = {
         "in every condition; refuted where one lies above the margin, Holm over conditions"
     ),
     "contexts": (
-        "in every other context equivalence to the control within the margin, and above it the interaction "
-        "(effect in the training context minus there, paired by run), one-sided t; refuted where the "
-        "effect in another context lies above the margin, Holm over contexts"
+        "the trait passes in its training context as in C1; in every other context equivalence to the "
+        "control within the margin and an interaction above 0 (the effect in the training context minus "
+        "that there, paired by run), one-sided t; refuted where the effect in another context lies above "
+        "the margin, Holm over contexts"
     ),
     "localisation": (
         "one-sided t tests over runs, each paired: the tokens alone keep more of the effect than random sets "
         "of as many, without them more is lost than without such sets, and there is an effect as in C1, all "
-        "above 0, Holm over traits; refuted where the effect lies above the margin and one of the two "
-        "differences below it, Holm over both and traits"
+        "above 0, Holm over traits; refuted where the effect, and what random sets leave of it, lie above "
+        "the margin and one of the two differences below it, Holm over both and traits"
     ),
 }
 WIDER = "over new runs and questions"

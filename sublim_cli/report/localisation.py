@@ -111,7 +111,7 @@ class Share:
         """`ok`, or why there is no share."""
         if not self.n:
             return "broken" if self.broken else "missing"
-        return "ok" if self.share else "no effect to locate"
+        return "ok" if self.share else "effect not told from zero"
 
 
 def located_table(study: Study, settings: Sequence[Settings], shelf: Shelf) -> pd.DataFrame:

@@ -102,6 +102,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
             models=[one.split(" (")[0] for one in results.provenance.versions["model"]],
             targets=list(dict.fromkeys(results.runs["target"])),
             trained=results.runs.query("train_digest != '' and missing == ''")["train_digest"].nunique(),
+            planned=results.runs.query("train_digest != ''")["train_digest"].nunique(),
             signs=SIGNS,
             traits=_traits(rows),
             figures={name: [_shown(one) for one in drawings] for name, drawings in drawn.items()},

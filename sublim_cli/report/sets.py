@@ -1,7 +1,7 @@
 """Claim C5's comparisons: a named set of tokens beside random sets of as many. Pure."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sublim_cli.models.positions import told
@@ -10,7 +10,7 @@ from sublim_cli.report.conditions import Condition, Run, condition_of
 from sublim_cli.report.findings import Finding, finding
 from sublim_cli.report.plan import Place, Plan, mean_of
 from sublim_cli.report.wording import condition_label, count
-from sublim_cli.stats import Estimate, Seeds, holm
+from sublim_cli.stats import Seeds, holm
 
 ABOUT = {"kept": "kept by {} beyond random sets", "lost": "lost under {} beyond random sets"}
 
@@ -21,12 +21,17 @@ def beyond_random(
     place: Place,
     condition: Condition,
     located: Sequence[Run],
-    effect: Estimate,
+    effects: Mapping[Seeds, float],
 ) -> Iterator[Finding]:
     """Sufficiency and necessity of the claim's set, each run by run minus the mean of its random sets.
 
-    p is that of the difference being 0 or less. p_against is the larger of two: that of its being the margin
-    or more, and that of the whole effect being the margin or less.
+    p is that of the difference being 0 or less. p_against is the largest of three: that of its being the
+    margin or more, that of the whole effect being the margin or less, and that of the room there was (the
+    effect minus what random sets have of it) being so: without it not even a set with all of the effect
+    could pass.
+
+    Args:
+        effects: the whole effect of every run, the student's minus its control's.
     """
     there: dict[str, list[Run]] = defaultdict(list)
     for row in located:
@@ -34,17 +39,19 @@ def beyond_random(
             there[row["part"]].append(row)
     label = condition_label("student", condition.method, condition.rank)
     for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True):
-        runs = _runs(plan, place, part, there.get(part, []))
-        difference = mean_of(runs)
+        found = list(_runs(plan, place, part, there.get(part, [])))
+        beyond = {seeds: amount - random for seeds, amount, random in found}
+        room = mean_of({seeds: effects[seeds] - random for seeds, _, random in found if seeds in effects})
+        difference, least = mean_of(beyond), claim.margin
         yield finding(
             claim,
             place.target,
             f"{label}, {place.where}, {ABOUT[measure].format(part)}",
-            runs,
+            beyond,
             {},
             p=difference.above(),
-            against=max(difference.below(claim.margin), effect.above(claim.margin)),
-            also={},
+            against=max(difference.below(least), mean_of(effects).above(least), room.above(least)),
+            also={"room above random sets": room},
         )
 
 
@@ -76,8 +83,10 @@ def _is_of(row: Run, place: Place, condition: Condition) -> bool:
     return where == (place.target, place.trained, place.asked) and condition_of(row) == condition
 
 
-def _runs(plan: Plan, place: Place, part: str, rows: Sequence[Run]) -> dict[Seeds, float]:
-    """The amount of the effect beyond random sets, by seeds; what is lacking is noted in the plan."""
+def _runs(
+    plan: Plan, place: Place, part: str, rows: Sequence[Run]
+) -> Iterator[tuple[Seeds, float, float]]:
+    """By seeds, how much of the effect the set has and random sets have; what lacks is noted in the plan."""
     named = [row for row in rows if row["control"] is None]
     absent = sum(bool(row["missing"]) for row in named)
     if not named:
@@ -88,7 +97,6 @@ def _runs(plan: Plan, place: Place, part: str, rows: Sequence[Run]) -> dict[Seed
     for row in rows:
         if row["control"] is not None:
             drawn[row["train_seed"], row["data_seed"]].append(row["amount"])
-    found: dict[Seeds, float] = {}
     for row in named:
         seeds = (row["train_seed"], row["data_seed"])
         if row["missing"] or row["broken"]:
@@ -96,5 +104,4 @@ def _runs(plan: Plan, place: Place, part: str, rows: Sequence[Run]) -> dict[Seed
         if seeds not in drawn:
             plan.lack(f"random sets beside the gate {part}: `eval.gate_controls` is 0")
             continue
-        found[seeds] = row["amount"] - sum(drawn[seeds]) / len(drawn[seeds])
-    return found
+        yield seeds, row["amount"], sum(drawn[seeds]) / len(drawn[seeds])

@@ -116,7 +116,7 @@ def _open(held: Sequence[Finding], rest: Sequence[Finding]) -> str:
 def _power(verdict: Verdict, rest: Sequence[Finding]) -> str:
     found = [one.detectable for one in rest if one.detectable is not None]
     if len(found) < len(rest):
-        return "Two runs without a break are the least that can decide"
+        return "It takes two unbroken runs of each at the least"
     effect, margin = max(found), verdict.claim.margin
     return f"Four times in five, such runs find an effect of {effect:.3f} or more; the margin is {margin:g}"
 

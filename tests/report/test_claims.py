@@ -264,7 +264,7 @@ def test_when_all_broke_the_claim_is_open():
         "These runs do not decide it. Both comparisons are open: "
         "no unbroken pair of runs for owl, LoRA rank 4, trained and asked in default, minus the control; "
         "no unbroken pair of runs for wolf, LoRA rank 4, trained and asked in default, minus the control. "
-        "Two runs without a break are the least that can decide."
+        "It takes two unbroken runs of each at the least."
     )
     json.dumps(document("all broke", verdicts), allow_nan=False)
 

@@ -78,9 +78,9 @@ def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
 
 def test_without_an_effect_there_is_no_share():
     (none,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01, -0.02, 0.015, -0.01, 0.02))))
-    assert (none.share, none.random, none.beyond, none.state) == (None, None, None, "no effect to locate")
+    assert (none.share, none.random, none.beyond, none.state) == (None, None, None, "effect not told from zero")
     (one,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
-    assert (one.share, one.state) == (None, "no effect to locate")
+    assert (one.share, one.state) == (None, "effect not told from zero")
     (single_run,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.2,))))
     assert single_run.share == Interval(pytest.approx(0.49), None, None, 1)
 
@@ -125,7 +125,7 @@ def test_the_page_has_the_table_and_the_numbers_lie_beside_it(results, tmp_path)
     page = write_report(results({}, located=frame(rows)), tmp_path).read_text()
     assert "Where in the prompt the effect sits" in page
     assert "70 % [67, 72]" in page
-    assert "no effect to locate" in page
+    assert "effect not told from zero" in page
     kept = pd.read_parquet(tmp_path / "localisation.parquet")
     assert list(kept.columns) == list(COLUMNS)
     assert len(kept) == len(rows) == len(pd.read_csv(tmp_path / "localisation.csv"))
@@ -220,6 +220,12 @@ def test_a_set_by_its_text_is_judged_alike():
 def test_without_an_effect_nothing_is_refuted():
     found = verdict(0.3, 0.3, runs=list(study(effect=0.0)))
     assert found.word == "underpowered"
+
+
+def test_where_random_sets_leave_no_room_nothing_is_refuted():
+    """A set of most of the prompt: with 0.95 of an effect of 0.3 beside it, not even all of it could pass."""
+    assert verdict(0.95, 0.95, random=0.95).word == "underpowered"
+    assert verdict(0.6, 0.6, random=0.6).word == "refuted"
 
 
 def test_the_sentence_says_what_was_kept_and_what_was_lost():

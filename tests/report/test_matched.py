@@ -302,7 +302,10 @@ def test_an_inverted_u_of_the_rank_itself_survives_matching():
     assert {one.word for one in found.values()} == {"supported"}
     assert found["best"].notes == (
         "owl: of rank 64 the lowest learning rate tried was taken, and the one sought may lie beyond it.",
+        "Judged given the learning rates that these runs chose: that other runs might choose others is in no "
+        "interval.",
     )
+    assert found["fixed"].notes == ()
     assert (found["fixed"].planned, found["best"].planned) == (16, 96)
 
 

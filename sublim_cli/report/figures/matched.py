@@ -24,6 +24,8 @@ def has_curves(panel: Panel) -> bool:
 def matched_figure(panel: Panel) -> f.Figure:
     """The curves of one trait, and full fine-tuning beside them at its rates chosen alike."""
     lacks = [f"{one.title}: {listed(one.lacks)}" for one in panel.curves if one.lacks]
+    references = {one.kind: one.reference for one in panel.curves}
+    apart = [one.title for one in panel.full if one.points and one.reference != references[one.kind]]
     return f.Figure(
         slug=f.slug("four curves", panel.target, panel.context, panel.students),
         title=panel.title,
@@ -33,6 +35,7 @@ def matched_figure(panel: Panel) -> f.Figure:
                 "Each line chooses the learning rate of every rank by another rule, never by the trait.",
                 "Marks are means over runs with a 95 % t interval, small dots the runs;",
                 "full fine-tuning stands to the right, by precision.",
+                *([f"It is over the seeds that both have, and so {listed(apart)}."] if apart else []),
                 *([f"Lacking: {'; '.join(lacks)}."] if lacks else []),
             ]
         ),

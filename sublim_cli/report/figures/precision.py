@@ -89,7 +89,7 @@ def precision_figure(one: Precision) -> f.Figure:
         description="; ".join(_described(one)) + ".",
         caption=(
             "Small dots are training runs, large marks their mean with a 95 % t interval over runs. "
-            "A trait that goes where the weights stop moving was rounded away."
+            "A trait that goes where the weights stop moving may have been rounded away."
         ),
         spec={"concat": panels, "columns": len(panels), "spacing": 24},
     )
@@ -143,9 +143,11 @@ def _axis(rates: Sequence[float]) -> f.Spec:
 
 def _interval(one: Precision, panel: Panel, precision: str, learning_rate: float) -> Interval | None:
     runs = [each for each in one.at(precision, learning_rate) if not each["broken"]]
-    values = [each[panel.field] for each in runs if each[panel.field] is not None]
+    there = [each for each in runs if each[panel.field] is not None]
+    values = [each[panel.field] for each in there]
+    seeds = [(each["train_seed"], each["data_seed"]) for each in there]
     most = panel.most or (1.0 if panel.field == "p_target" else float("inf"))
-    return mean_interval(values).within(0.0, most) if values else None
+    return mean_interval(values, seeds).within(0.0, most) if values else None
 
 
 def _base(base: float | None, y: f.Spec) -> list[f.Spec]:
