@@ -90,9 +90,11 @@ class Screen:
     quiet: bool = False
     built: int = 0
     reused: int = 0
+    failed: int = 0
     board: "Board | None" = None
     _bars: Progress | None = None
-    _planned: bool = False
+    _missing: set[str] | None = None
+    """Digests of what a launcher has still to build; None where none has planned anything."""
     _whole: TaskID | None = None
     _tasks: dict[str, TaskID] = field(default_factory=dict)
     _said: dict[str, float] = field(default_factory=dict)
@@ -107,11 +109,11 @@ class Screen:
     def _show(self, event: Event) -> None:
         match event:
             case Planned(missing, present):
-                self._expect(len(missing), present)
+                self._expect(missing, present)
             case StepStarted(label, name):
                 self._begin(label, name)
-            case StepReused() if not self._planned:
-                self.reused += 1
+            case StepReused(_, name):
+                self._reuse(name)
             case StepProgress():
                 self._advance(event)
             case StepFinished() | StepFailed():
@@ -121,11 +123,28 @@ class Screen:
             case Warned() | Chosen():
                 self._once(event)
 
-    def _expect(self, missing: int, present: int) -> None:
+    def _expect(self, missing: Sequence[str], present: int) -> None:
         self.reused += present
-        self._planned = True  # what workers find there is counted already
+        self._missing = set(missing)
         if self._bars and missing:
-            self._whole = self._bars.add_task("[bold]all steps", total=missing, note="", until=0.0)
+            until = 0.0 if self.board else None
+            self._whole = self._bars.add_task("[bold]all steps", total=len(missing), note="", until=until)
+
+    def _reuse(self, name: str) -> None:
+        """Count what another process built; what a launcher found there or built is counted already."""
+        if self._missing is None or name in self._missing:
+            self.reused += 1
+            self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        if self._missing is not None:
+            self._missing.discard(name)
+        if self._bars and self._whole is not None:
+            self._bars.advance(self._whole)
+            if self.board:
+                left = self.board.left()
+                until = 0.0 if left is None else time.monotonic() + left
+                self._bars.update(self._whole, until=until)
 
     def _begin(self, label: str, name: str) -> None:
         if self._bars:
@@ -146,12 +165,10 @@ class Screen:
 
     def _end(self, event: StepFinished | StepFailed) -> None:
         self._drop(event.digest)
-        if self._bars and self._whole is not None:
-            left = self.board.left() if self.board else None
-            until = 0.0 if left is None else time.monotonic() + left
-            self._bars.update(self._whole, advance=1, until=until)
+        self._settle(event.digest)
         name = escape(event.label)
         if isinstance(event, StepFailed):
+            self.failed += 1
             self._say(f"[red]✗ {name}[/]: {escape(event.reason)}")
         else:
             self.built += 1
@@ -252,10 +269,11 @@ def show_work(shown: Screen) -> None:
     """What a run built and what it found, on stderr."""
     if shown.quiet:
         return
-    if not shown.built and shown.reused:
+    if shown.reused and not shown.built and not shown.failed:
         err.print(f"[dim]nothing to do: all {shown.reused} steps were already built[/]")
     else:
-        err.print(f"[dim]{shown.built} steps built, {shown.reused} reused[/]")
+        failed = f", {shown.failed} failed" if shown.failed else ""
+        err.print(f"[dim]{shown.built} steps built, {shown.reused} reused{failed}[/]")
 
 
 def show_table(

@@ -159,8 +159,16 @@ def _settle(scratch: Path, final: Path) -> None:
         scratch.rename(final)
     except OSError:
         if not (final / RECORD).is_file():
-            raise
+            _replace_remains(scratch, final)
     _fsync(final.parent)
+
+
+def _replace_remains(scratch: Path, final: Path) -> None:
+    """Put scratch where a directory without a record lies: what is left of an artifact half removed."""
+    aside = final.with_name(f".{final.name}-{scratch_name()}")
+    final.rename(aside)
+    scratch.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
@@ -177,6 +185,11 @@ def explained(path: Path, refusals: tuple[int, ...] = _NOT_WRITABLE) -> Iterator
     try:
         yield
     except OSError as error:
+        if error.errno in (*_DISK_FULL, *refusals) and (elsewhere := _elsewhere(error, path)):
+            raise ArtifactError(
+                f"{elsewhere} cannot be written ({error.strerror}); it is not part of {path}: TMPDIR, "
+                "HF_HOME or another variable led there"
+            ) from error
         if error.errno in _DISK_FULL:
             raise _full(path) from error
         if error.errno in refusals:
@@ -190,6 +203,14 @@ def explained(path: Path, refusals: tuple[int, ...] = _NOT_WRITABLE) -> Iterator
         if "No space left" in str(error) or "File too large" in str(error):
             raise _full(path) from error
         raise
+
+
+def _elsewhere(error: OSError, path: Path) -> str | None:
+    """The file that was refused, if it lies neither under `path` nor above it."""
+    if not isinstance(error.filename, str):
+        return None
+    refused, own = Path(error.filename).absolute(), path.absolute()
+    return None if refused.is_relative_to(own) or own.is_relative_to(refused) else error.filename
 
 
 def _full(path: Path) -> ArtifactError:

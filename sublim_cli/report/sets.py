@@ -83,9 +83,7 @@ def _is_of(row: Run, place: Place, condition: Condition) -> bool:
     return where == (place.target, place.trained, place.asked) and condition_of(row) == condition
 
 
-def _runs(
-    plan: Plan, place: Place, part: str, rows: Sequence[Run]
-) -> Iterator[tuple[Seeds, float, float]]:
+def _runs(plan: Plan, place: Place, part: str, rows: Sequence[Run]) -> Iterator[tuple[Seeds, float, float]]:
     """By seeds, how much of the effect the set has and random sets have; what lacks is noted in the plan."""
     named = [row for row in rows if row["control"] is None]
     absent = sum(bool(row["missing"]) for row in named)

@@ -153,19 +153,20 @@ def check_parts(steps: Iterable[Locate]) -> None:
         RecipeError: a set of no token, an unknown module or layer; the message lists what exists.
         ModelError: the model is not there, or a context cannot be rendered.
     """
-    wanted: dict[Look, dict[Part, TrainSection]] = {}
+    wanted: dict[Look, dict[tuple[Part, str], TrainSection]] = {}
     for step in steps:
-        look, part = step.section, step.section.part
+        look, part, train = step.section, step.section.part, step.inputs[0].section.train
         if part is not None:
             plain = look.model_copy(update={"part": None, "controls": 0, "seed": 0})
-            wanted.setdefault(plain, {})[part] = step.inputs[0].section.train
+            changes = train.model_dump_json(include={"method", "adapter"})  # all that decides what it changes
+            wanted.setdefault(plain, {})[part, changes] = train
     for look, parts in wanted.items():
-        _check_sets(look, parts)
-        for part, train in parts.items():
+        _check_sets(look, [part for part, _ in parts])
+        for (part, _), train in parts.items():
             _check_places(look, part, train)
 
 
-def _check_sets(look: Look, parts: Iterable[Part]) -> None:
+def _check_sets(look: Look, parts: Sequence[Part]) -> None:
     tokenizer, question = load_tokenizer(look.model), look.questions[0]
     prompts = {one.name: reading(tokenizer, one, question) for one in look.contexts}
     training = reading(tokenizer, look.training, question)

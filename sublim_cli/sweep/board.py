@@ -11,6 +11,7 @@ from typing import Literal
 from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.events import Event, Planned, StepFailed, StepFinished, StepReused, StepStarted
 from sublim_cli.pipeline import Study
+from sublim_cli.sweep.launch import loads_model
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -66,21 +67,24 @@ class Board:
         self.missing.discard(name)
 
     def left(self) -> float | None:
-        """Seconds until all is built, at the pace so far; None until a step of every kind to come is built.
+        """Seconds until all is built, at the pace so far.
 
-        Steps differ a thousandfold, so their number says nothing of the time they take.
+        Steps differ a thousandfold, so their number says nothing of the time they take. None until a step
+        was built of every kind to come that loads a model; the others are quick, and count once seen.
         """
         lost = set(self.failed)
         to_come: Counter[str] = Counter()
+        slow: set[str] = set()
         for step in self.steps:
             if lost & {digest(one) for one in step.inputs}:
                 lost.add(digest(step))
             if digest(step) in self.missing - lost:
                 to_come[step.kind] += 1
-        if not to_come.keys() <= self.spent.keys():
+                slow |= {step.kind} if loads_model(step) else set()
+        if not slow <= self.spent.keys():
             return None
         done = sum(map(sum, self.spent.values()))
-        todo = sum(number * mean(self.spent[kind]) for kind, number in to_come.items())
+        todo = sum(number * mean(self.spent.get(kind, [0.0])) for kind, number in to_come.items())
         return (self.clock() - self.began) * todo / done if done else None
 
     def state(self, row: Row) -> tuple[State, str]:
@@ -105,7 +109,7 @@ def board(study: Study) -> Board:
         tuple(
             Row(
                 one.chain.eval.title,
-                {digest(step): step.kind for step in in_order([one.chain.eval, one.chain.base])},
+                {digest(step): step.kind for step in in_order(one.chain.asked)},
             )
             for one in study.cells
         ),

@@ -92,6 +92,8 @@ class Costs:
         self._builds: dict[str, list[_Build]] = {}
         sections = {one.digest: one.identity["section"] for one in records}
         for one in records:
+            if one.kind in _BY_ROWS and not sections.keys() & set(one.identity["inputs"]):
+                continue  # how much it worked is on a record that was removed
             if all(one.provenance.get(name, value) == value for name, value in machine.items()):
                 self._builds.setdefault(one.kind, []).append(_build(one, sections))
 
@@ -113,6 +115,10 @@ class Costs:
             source="probe" if self._probe else "like runs" if exact else "other settings",
             records=len(like),
         )
+
+
+_BY_ROWS = ("train", "leak")
+"""Kinds whose work goes by the rows of their inputs."""
 
 
 def _build(record: Recorded, sections: Mapping[str, Mapping[str, Any]]) -> _Build:

@@ -137,7 +137,7 @@ def forecast(
         for name in (digest(step),)
     }
     cells = tuple(
-        PlannedCell(one, tuple(steps[digest(step)] for step in in_order([one.chain.eval, one.chain.base])))
+        PlannedCell(one, tuple(steps[digest(step)] for step in in_order(one.chain.asked)))
         for one in study.cells
     )
     return Forecast(study.name, tuple(steps.values()), cells, workers)
@@ -147,7 +147,7 @@ def _users(study: Study) -> Mapping[str, int]:
     """How many cells need each step; a comparison of rows counts for none."""
     found: dict[str, int] = {digest(one): 0 for one in in_order(study.steps)}
     for cell in study.cells:
-        for step in in_order([cell.chain.eval, cell.chain.base]):
+        for step in in_order(cell.chain.asked):
             found[digest(step)] += 1
     return found
 

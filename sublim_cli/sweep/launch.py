@@ -4,7 +4,6 @@ import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from sublim_cli.artifacts.step import Step, digest, in_order
@@ -134,7 +133,7 @@ def attempt(step: Step, store: Store, listener: Listener) -> str | None:
     except SublimError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  # one cell's defect must not end the sweep
-        return f"{_first_line(error)} (details in {_note(step, store)})"
+        return f"{_first_line(error)} ({_note(step, store)})"
     return None
 
 
@@ -148,8 +147,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"
 
 
-def _note(step: Step, store: Store) -> Path:
-    path = store.root / FAILURES / f"{step.kind}-{digest(step)}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return path
+def _note(step: Step, store: Store) -> str:
+    """Where the traceback was written, in words."""
+    path, told = store.root / FAILURES / f"{step.kind}-{digest(step)}.txt", traceback.format_exc()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(told, encoding="utf-8")
+    except OSError as refused:
+        return f"details could not be written: {refused.strerror}"
+    return f"details in {path}"

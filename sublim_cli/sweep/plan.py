@@ -71,7 +71,7 @@ def _varied(recipe: Recipe, wanted: Iterable[dict[str, Any]]) -> Iterator[Recipe
     for changes in wanted:
         seeds = {key: changes[key] for key in REPLICATED if key in changes}
         others = {key: value for key, value in changes.items() if key not in seeds}
-        name = json.dumps(others, sort_keys=True)
+        name = json.dumps([others, sorted(seeds)], sort_keys=True)  # a seed not named is the recipe's
         if name in checked and tried.issuperset(seeds.items()):
             yield _with_seeds(checked[name], seeds)
         else:

@@ -81,12 +81,15 @@ def _cells(study: Study, unknown: Collection[str]) -> list[Cell]:
         train = cell.chain.train
         trains = digest(train) in unknown
         if not trains and not any(
-            digest(one) in unknown for one in in_order([cell.chain.eval, cell.chain.base])
+            digest(one) in unknown
+            for one in in_order([*cell.chain.asked, *filter(None, [cell.chain.teacher])])
         ):
             continue
         key = (train.section.model.fingerprint, train.section.train.method if trains else None)
         if key not in found or train.section.train.rank > found[key].chain.train.section.train.rank:
             found[key] = cell
+    if not found:  # what is unknown belongs to no cell: a comparison of rows
+        return list(study.cells[:1])
     trained = {model for model, method in found if method}
     return [cell for (model, method), cell in found.items() if method or model not in trained]
 

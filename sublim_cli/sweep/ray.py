@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store, explained
@@ -40,7 +39,7 @@ class RayLauncher:
     address: str | None
     """A running cluster, such as `auto` or `10.0.0.1:6379`; None makes one of this machine."""
     workers: int | None
-    """At most so many actors for each kind of step; None is as many as the cluster holds."""
+    """At most so many actors; None is as many as the cluster holds."""
     needs: Needs
 
     def launch(self, steps: Sequence[Step], store: Store, listener: Listener) -> Mapping[str, str]:
@@ -67,7 +66,6 @@ class _Hand:
     """One actor: coming up, idle, or at work on a step."""
 
     actor: Any
-    with_model: bool
     greeting: Any
     """Resolves once the actor is up; None afterwards."""
     step: Step | None = None
@@ -82,7 +80,11 @@ class _Hand:
 
 @dataclass
 class _Crew:
-    """The actors of one launch, and which step each is at."""
+    """The actors of one launch, and which step each is at.
+
+    All are of one kind and take any step. Were there others for steps that load no model, those with a model
+    could hold every core and wait for a step that only the others may build.
+    """
 
     launcher: RayLauncher
     store: Store
@@ -95,29 +97,27 @@ class _Crew:
 
     def work(self) -> None:
         """Until every step is built or has failed."""
-        self._check_room()
+        asked = self._asked()
+        self._check_room(asked)
         try:
             while self.queue.waiting or any(one.step for one in self.hands):
-                self._hire()
+                self._hire(asked)
                 self._assign()
                 self._listen()
         finally:
             for hand in self.hands:
                 ray.kill(hand.actor)
 
-    def _hire(self) -> None:
-        for with_model in (True, False):
-            waiting = sum(self._with_model(step) == with_model for step in self.queue.waiting.values())
-            have = sum(one.with_model == with_model for one in self.hands)
-            busy = sum(one.with_model == with_model and one.step is not None for one in self.hands)
-            for _ in range(min(self._room(with_model), busy + waiting) - have):
-                self.hands.append(self._new(with_model))
+    def _hire(self, asked: Mapping[str, float]) -> None:
+        busy = sum(one.step is not None for one in self.hands)
+        for _ in range(min(self._room(asked), busy + len(self.queue.waiting)) - len(self.hands)):
+            self.hands.append(self._new(asked))
 
     def _assign(self) -> None:
         for hand in self.hands:
             if hand.news is not None:
                 continue
-            step = self.queue.take(partial(self._is_for, hand.with_model))
+            step = self.queue.take()
             if step is not None:
                 hand.step = step
                 hand.words = hand.actor.build.options(num_returns="streaming").remote(step)
@@ -137,7 +137,7 @@ class _Crew:
                 self._greet(hand)
             else:
                 self._note(hand, ray.get(next(hand.words)))
-        except RayActorError as error:
+        except RayError as error:  # an actor that died, or was ended for the memory it took
             self._bury(hand, _last_line(error))
 
     def _greet(self, hand: _Hand) -> None:
@@ -171,17 +171,9 @@ class _Crew:
             )
             self.queue.give_back(hand.step)
 
-    def _is_for(self, with_model: bool, step: Step) -> bool:
-        """Whether `step` goes to that kind of worker."""
-        return self._with_model(step) == with_model
-
-    def _with_model(self, step: Step) -> bool:
-        """Which kind of worker a step goes to; one kind does where models ask for nothing of their own."""
-        return loads_model(step) or self._asked(True) == self._asked(False)
-
-    def _asked(self, with_model: bool) -> dict[str, float]:
-        """What an actor asks for, in Ray's words."""
-        needs = self.launcher.needs
+    def _asked(self) -> dict[str, float]:
+        """What an actor asks for, in Ray's words; cores alone if no step that waits loads a model."""
+        needs, with_model = self.launcher.needs, any(map(loads_model, self.queue.waiting.values()))
         asked = {"CPU": float(needs.cpus)}
         if with_model and needs.gpus:
             asked["GPU"] = needs.gpus
@@ -189,16 +181,14 @@ class _Crew:
             asked["memory"] = needs.memory_gib * 2**30
         return asked
 
-    def _room(self, with_model: bool) -> int:
-        """How many actors of a kind to keep: what was asked for, or what the cluster holds when empty."""
+    def _room(self, asked: Mapping[str, float]) -> int:
+        """How many actors to keep: what was asked for, or what the cluster holds when empty."""
         if self.launcher.workers:
             return self.launcher.workers
-        asked = self._asked(with_model)
         held = sum(min(int(node.get(name, 0) / one) for name, one in asked.items()) for node in _nodes())
         return max(1, held)
 
-    def _check_room(self) -> None:
-        asked = self._asked(any(map(loads_model, self.queue.waiting.values())))
+    def _check_room(self, asked: Mapping[str, float]) -> None:
         if any(all(node.get(name, 0) >= one for name, one in asked.items()) for node in _nodes()):
             return
         message = f"no machine here has what a worker asks for ({_told(asked)}); lower --gpus or --memory"
@@ -206,13 +196,12 @@ class _Crew:
             raise RecipeError(message)
         self.listener(Warned(f"{message}, or wait for one to join"))
 
-    def _new(self, with_model: bool) -> _Hand:
-        asked = self._asked(with_model)
+    def _new(self, asked: Mapping[str, float]) -> _Hand:
         kind = ray.remote(_Builder).options(
             num_cpus=asked["CPU"], num_gpus=asked.get("GPU", 0), memory=asked.get("memory", 0)
         )
         actor = kind.remote(self.store, {**knobs(), KEEP_BASE: "1"})
-        return _Hand(actor, with_model, actor.greet.remote(self.mark))
+        return _Hand(actor, actor.greet.remote(self.mark))
 
 
 class _Builder:

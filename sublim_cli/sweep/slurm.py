@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sublim_cli import events
 from sublim_cli.artifacts.step import Step, digest
@@ -37,6 +38,9 @@ TIMEOUTS = 50
 
 EVERY = "10min"
 """How often a training saves itself on Slurm if `--checkpoint-every` does not say."""
+
+RETRY = 60.0
+"""Seconds after a refusal until more is submitted, while jobs are out."""
 
 ENDING = 15.0
 """Seconds that jobs of this machine have to end after an interrupt."""
@@ -152,9 +156,13 @@ class _Batch:
     jobs: list[_Job] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)
     """How often the job of each step ended without a word."""
+    pause: float = 0.0
+    """Nothing is submitted before this time."""
 
     def submit(self, most: int) -> None:
         """Submit what is ready as one array for each kind of step, while fewer than `most` jobs are out."""
+        if self.jobs and time.monotonic() < self.pause:
+            return
         for with_model in (True, False):
             units: list[tuple[Step, ...]] = []
             while len(self.jobs) + len(units) < most:
@@ -176,8 +184,19 @@ class _Batch:
         work = [_Work(unit, self.store, _knobs(), path) for unit, path in zip(units, told, strict=True)]
         try:
             handles = executor.submit_array(work)
-        except submitit.core.utils.FailedJobError as error:
-            raise SublimError(f"sbatch refuses: {_last_line(str(error))}; --slurm sets its options") from None
+        except (FailedJobError, FailedSubmissionError) as error:
+            refusal = (
+                f"sbatch refuses: {_last_line(str(error))}; --slurm sets its options, --workers how many "
+                "jobs are out at a time"
+            )
+            if not self.jobs:
+                raise SublimError(refusal) from None
+            # Those that are out go on: a limit or a busy controller passes.
+            self.listener(Warned(f"{refusal}; trying again while others run"))
+            self.pause = time.monotonic() + RETRY
+            for step in (step for unit in reversed(units) for step in reversed(unit)):
+                self.queue.give_back(step)
+            return []
         return [_Job(*one) for one in zip(handles, units, told, strict=True)]
 
     def listen(self) -> None:

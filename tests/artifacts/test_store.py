@@ -123,6 +123,9 @@ def test_a_directory_without_its_record_does_not_exist(tmp_path):
     built = materialise(step, store)
     (built.path / RECORD).unlink()
     assert store.find(step) is None
+    assert materialise(step, store) == built
+    assert (built.path / RECORD).is_file()
+    assert [one.name for one in built.path.parent.iterdir()] == [built.path.name]
 
 
 def in_another_process(code: str) -> "subprocess.Popen[str]":
@@ -248,6 +251,17 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match=r"cannot be written .*--out"):
         materialise(Say(Word(text="owl")), Store(tmp_path / "file"))
+
+
+def test_a_file_elsewhere_that_cannot_be_written_is_named_and_not_the_store(tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    step = Say(Word(text="owl"), during=lambda: (tmp_path / "cache" / "model").mkdir())
+    with pytest.raises(ArtifactError) as refused:
+        materialise(step, Store(tmp_path / "runs"))
+    assert str(refused.value) == (
+        f"{tmp_path}/cache/model cannot be written (Not a directory); it is not part of {tmp_path}/runs: "
+        "TMPDIR, HF_HOME or another variable led there"
+    )
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that refuses")

@@ -129,6 +129,13 @@ def test_added_cells_stand_beside_the_old_ones(swept):
     assert new[0]["cost"]["source"] == "other settings"
 
 
+def test_an_added_gate_belongs_to_the_cells_that_have_it(swept):
+    told = planned(*TINY, "-s", "eval.gates=[identity_only]", "--no-probe", cwd=swept)
+    new = [one for one in told["steps"] if not one["built"]]
+    assert [(one["kind"], one["cells"]) for one in new] == [("locate", 1)] * 4
+    assert [one["built"] for one in told["cells"]] == [False, False, True]  # the control has no trait
+
+
 def test_the_terminal_tells_the_change_the_time_and_the_power(swept):
     told = sublim("plan", "-r", "demo", *TINY, "-s", "train.learning_rate=1e-3", cwd=swept).stdout
     flat = " ".join(told.split())

@@ -78,7 +78,12 @@ def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
 
 def test_without_an_effect_there_is_no_share():
     (none,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01, -0.02, 0.015, -0.01, 0.02))))
-    assert (none.share, none.random, none.beyond, none.state) == (None, None, None, "effect not told from zero")
+    assert (none.share, none.random, none.beyond, none.state) == (
+        None,
+        None,
+        None,
+        "effect not told from zero",
+    )
     (one,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
     assert (one.share, one.state) == (None, "effect not told from zero")
     (single_run,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.2,))))

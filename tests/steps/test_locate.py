@@ -218,6 +218,16 @@ def test_a_part_that_is_nowhere_is_refused_before_anything_is_built(changes, mes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_gate_is_tried_on_every_kind_of_student_that_has_it(asked):
+    """Full fine-tuning changes the head and an adapter does not, whichever comes last."""
+    gates = [{"positions": "identity_only", "modules": ["lm_head"]}]
+    lora, full = (chain(asked(eval__gates=gates, **one)).locate for one in ({}, FULL))
+    check(full)
+    for both in ([*lora, *full], [*full, *lora]):
+        with pytest.raises(RecipeError, match="training changes no module lm_head"):
+            check(both)
+
+
 def test_a_gate_on_all_that_full_fine_tuning_changes_may_name_norms_and_the_head(asked):
     gates = [{"positions": "identity_only", "modules": ["norm", "lm_head", "embed_tokens"]}]
     parts = chain(asked(eval__gates=gates, **FULL)).locate

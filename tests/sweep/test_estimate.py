@@ -34,6 +34,13 @@ def test_seconds_grow_with_the_rows_trained_on(small, tmp_path):
     assert (found.memory, found.disk) == (700, 1000)
 
 
+def test_a_training_whose_rows_are_gone_says_nothing(small, tmp_path):
+    """The rows were deleted to save disk, and with their record how many there were."""
+    short = trains(small)[0]
+    costs = Costs([record(short, tmp_path, 3.0)], HERE)
+    assert costs.of(short) is None
+
+
 def test_two_sizes_tell_the_start_from_the_work(small, tmp_path):
     records = []
     for epochs, seconds in ((1, 10 + 2.0), (3, 10 + 6.0)):
@@ -80,7 +87,8 @@ def test_the_nearest_settings_stand_in_and_say_so(small, tmp_path):
 
 def test_a_devices_own_count_of_memory_goes_before_the_process(small, tmp_path):
     train = trains(small)[0]
-    costs = Costs([record(train, tmp_path, 3.0, peak_memory_mib=9000)], HERE)
+    rows = record(train.inputs[0], tmp_path, 0.1)
+    costs = Costs([rows, record(train, tmp_path, 3.0, peak_memory_mib=9000)], HERE)
     assert costs.of(train).memory == 9000
 
 

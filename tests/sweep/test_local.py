@@ -19,7 +19,7 @@ from sublim_cli.errors import RowsError
 from sublim_cli.events import Event, Planned, StepFailed, StepFinished
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.load import load, parse_setting
-from sublim_cli.sweep.launch import FAILURES
+from sublim_cli.sweep.launch import FAILURES, attempt
 from sublim_cli.sweep.local import LocalLauncher
 from sublim_cli.sweep.plan import study
 
@@ -80,6 +80,13 @@ def test_a_failed_step_stops_only_what_needs_it(tmp_path):
     }
     assert "a defect" in note.read_text()
     assert {one.label for one in events if isinstance(one, StepFailed)} == {"refused", "crashed", "died"}
+
+
+def test_where_details_cannot_be_written_the_reason_is_still_told(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / FAILURES).write_text("in the way")
+    reason = attempt(do("crash", does="crash"), store, lambda event: None)
+    assert reason == "ZeroDivisionError: a defect (details could not be written: File exists)"
 
 
 def test_a_second_launch_builds_only_what_is_missing(tmp_path):
@@ -201,6 +208,7 @@ def test_a_cell_that_always_fails_is_marked_and_tried_again(sublim, tiny, tmp_pa
         out, err = running.communicate()
         assert running.returncode == 1, err
         assert "training diverged" in err
+        assert "nothing to do" not in err
         missing = {one["label"] for one in json.loads(out)["preferences"] if one["missing"]}
         page = (tmp_path / "store" / "reports" / "demo" / "report.html").read_text()
         assert "training diverged" in page

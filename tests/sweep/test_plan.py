@@ -1,6 +1,13 @@
 """A sweep's cells: the grid, its additions, its controls; each identity once."""
 
+from itertools import product
+
+import pytest
+
 from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.pipeline import chain
+from sublim_cli.recipe.load import vary
+from sublim_cli.recipe.schema import Sweep
 from sublim_cli.report.settings import varied
 from sublim_cli.sweep.plan import study
 
@@ -100,3 +107,31 @@ def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
         digest(step) for step in in_order(without.steps)
     ]
     assert varied([*without.cells, *stated.cells]) == varied([*without.cells, *without.cells])
+
+
+@pytest.mark.parametrize(
+    "also",
+    [
+        [{"train.method": "full", "train.seed": 2}, {"train.method": "full"}],
+        [
+            {"train.seed": [2, 3]},
+            {"generate.sampling.seed": [2, 3]},
+            {"train.method": "full", "train.seed": [2, 3]},
+            {"train.method": "full", "generate.sampling.seed": [2, 3]},
+        ],
+    ],
+)
+def test_a_seed_that_an_addition_does_not_name_is_the_recipes(small, also):
+    """Each cell is what the recipe gives with its own changes, whatever was resolved before it."""
+    recipe = small(sweep__grid={"train.rank": [8]}, sweep__also=also)
+    found = {digest(one.chain.eval) for one in study(recipe).cells if one.role == "student"}
+    alone = recipe.model_copy(update={"sweep": Sweep()})
+    lists = [
+        {key: value if isinstance(value, list) else [value] for key, value in one.items()} for one in also
+    ]
+    wanted = [
+        {"train.rank": 8, **dict(zip(one, values, strict=True))}
+        for one in [{}, *lists]
+        for values in product(*one.values())
+    ]
+    assert found == {digest(chain(vary(alone, changes)).eval) for changes in wanted}

@@ -3,12 +3,21 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from sublim_cli.errors import RecipeError
-from sublim_cli.sweep.slurm import minutes
+from sublim_cli.artifacts.step import Artifact, Step
+from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import RecipeError, SublimError
+from sublim_cli.events import Event, Warned
+from sublim_cli.recipe.base import Section
+from sublim_cli.sweep import slurm as launcher_file
+from sublim_cli.sweep.launch import Needs
+from sublim_cli.sweep.slurm import SlurmLauncher, minutes
 
 LOCAL = ("--launcher", "slurm", "--slurm", "executor=local")
 
@@ -150,3 +159,81 @@ def test_a_failed_step_of_a_job_is_told_with_its_reason(sublim, tiny):
     flat = " ".join(err.split())
     assert flat.count("train.max_length 20 would cut the completion") == 3
     assert "6 steps could not be built" in flat
+
+
+class Word(Section):
+    text: str
+
+
+@dataclass(frozen=True)
+class Say:
+    kind: ClassVar[str] = "say"
+    version: ClassVar[int] = 1
+    section: Word
+    inputs: tuple[Step, ...] = ()
+    label: str = "say"
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
+        (out / "said.txt").write_text(self.section.text)
+        return {}
+
+
+class Handle:
+    """A job that is over after so many looks."""
+
+    def __init__(self, work, looks: int) -> None:
+        self.work, self.looks = work, looks
+
+    def done(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def exception(self) -> None:
+        return None
+
+    def result(self):
+        return self.work()
+
+
+def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(monkeypatch, tmp_path):
+    """One array of two jobs; sbatch refuses the next while one of them still runs."""
+    answers = iter([None, FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit"), None])
+
+    class Executor:
+        def __init__(self, **_) -> None: ...
+
+        def update_parameters(self, **_) -> None: ...
+
+        def submit_array(self, work):
+            if refusal := next(answers):
+                raise refusal
+            return [Handle(one, looks) for one, looks in zip(work, (0, 6), strict=False)]
+
+    monkeypatch.setattr(launcher_file.submitit, "AutoExecutor", Executor)
+    monkeypatch.setattr(launcher_file, "POLL", 0.01)
+    monkeypatch.setattr(launcher_file, "RETRY", 0.02)
+    steps = [Say(Word(text=text), label=text) for text in ("one", "two", "three")]
+    heard: list[Event] = []
+    launcher = SlurmLauncher({"executor": "local"}, 2, Needs())
+    assert launcher.launch(steps, Store(tmp_path), heard.append) == {}
+    assert all(Store(tmp_path).find(one) for one in steps)
+    (warned,) = [one.message for one in heard if isinstance(one, Warned)]
+    assert warned == (
+        "sbatch refuses: sbatch: error: QOSMaxSubmitJobPerUserLimit; --slurm sets its options, --workers how "
+        "many jobs are out at a time; trying again while others run"
+    )
+
+
+def test_a_refusal_at_the_start_ends_the_sweep_with_one_sentence(monkeypatch, tmp_path):
+    class Executor:
+        def __init__(self, **_) -> None: ...
+
+        def update_parameters(self, **_) -> None: ...
+
+        def submit_array(self, work):
+            raise FailedSubmissionError("Could not make sense of sbatch output")
+
+    monkeypatch.setattr(launcher_file.submitit, "AutoExecutor", Executor)
+    launcher = SlurmLauncher({"executor": "local"}, 2, Needs())
+    with pytest.raises(SublimError, match="sbatch refuses: Could not make sense of sbatch output"):
+        launcher.launch([Say(Word(text="one"))], Store(tmp_path), lambda event: None)
