@@ -93,16 +93,16 @@ class Store:
 
     def discard(self, step: Step) -> None:
         """Remove what builders of `step` that are no more left half-written; see `scratch.abandoned`."""
-        final = self._path(step)
-        for old in final.parent.glob(f".{final.name}-*"):
-            if abandoned(old):
-                shutil.rmtree(old, ignore_errors=True)
+        _remove_abandoned(self._path(step).parent, {digest(step)})
 
     def tidy(self, steps: Sequence[Step]) -> None:
         """After other machines' work: see what they built, remove what those lost here left half-written."""
+        names: dict[Path, set[str]] = {}
         for one in in_order(steps):
-            _look_again(self._path(one).parent)
-            self.discard(one)
+            names.setdefault(self._path(one).parent, set()).add(digest(one))
+        for directory, own in names.items():
+            _look_again(directory)
+            _remove_abandoned(directory, own)
 
     def _path(self, step: Step) -> Path:
         return Path(f"{self.root}/{step.kind}/{digest(step)}")
@@ -143,6 +143,12 @@ def _build(step: Step, inputs: tuple[Artifact, ...], store: Store, listener: Lis
         raise ArtifactError(f"{step.label}: its artifact vanished from {store.root} while it was built")
     listener(StepFinished(step.label, digest(step), built.path, time.monotonic() - started))
     return built
+
+
+def _remove_abandoned(directory: Path, names: set[str]) -> None:
+    for old in directory.glob(".*-*"):
+        if old.name[1:].partition("-")[0] in names and abandoned(old):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _look_again(directory: Path) -> None:

@@ -30,7 +30,7 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What each worker asks a cluster for. A step that loads no model asks for cores alone."""
+    """What a worker asks a cluster for; cores alone where none of its steps loads a model."""
 
     cpus: int = 1
     gpus: float = 0.0
