@@ -121,3 +121,11 @@ def test_a_cluster_that_cannot_do_it_is_one_sentence(sublim, tiny, flags, code, 
     assert running.returncode == code, err
     assert message in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_actors_that_ask_for_memory_build_what_loads_no_model_too(sublim, tiny, alone, checksums, tmp_path):
+    """They hold every core of the cluster, so nobody else could filter the rows they wait for."""
+    done = sublim(*tiny(3), "--out", "store", "--launcher", "ray", "--memory", "0.5")
+    _, err = done.communicate(timeout=600)
+    assert done.returncode == 0, err
+    assert checksums(tmp_path / "store") == alone(3)
