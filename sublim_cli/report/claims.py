@@ -224,10 +224,14 @@ def _chosen(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> dic
     ranks = [rank for rank in found.choices if isinstance(rank, int)]
     _enough(plan, place, ranks, f" that can be compared {TITLE[claim.curve]}")
     told = [f"the curve lacks {one}" for one in found.lacks]
+    edges: dict[str, list[str]] = {}
+    for rank in ranks:
+        if edge := found.choices[rank].edge:
+            edges.setdefault(edge, []).append(str(rank))
     told += [
-        f"of rank {rank} the {edge} learning rate tried was taken, and the one sought may lie beyond it"
-        for rank in ranks
-        if (edge := found.choices[rank].edge)
+        f"of rank {listed(own)} the {edge} learning rate tried was taken, and the one sought may lie "
+        "beyond it"
+        for edge, own in edges.items()
     ]
     notes.extend(f"{place.target}: {one}." for one in told)
     return {rank: found.choices[rank].values(grid[rank], "p_target") for rank in ranks}

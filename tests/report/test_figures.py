@@ -118,6 +118,8 @@ def test_many_conditions_of_one_column_share_an_entry_of_the_legend(wide):
     full = [one for one in means if one["series"] == "9 conditions of full fine-tuning"]
     assert len({one["x"] for one in full}) == len({one["condition"] for one in full}) == 9
     assert "control, LoRA rank 8" in {one["series"] for one in means}
+    low, high = figure.spec["layer"][-1]["encoding"]["x"]["scale"]["domain"]
+    assert all(low < one["x"] < high for one in means)
 
 
 def test_a_context_with_one_condition_has_no_curve_where_others_compare_several(wide):

@@ -30,8 +30,9 @@ def rank_figure(curve: RankCurve) -> f.Figure:
         ],
         runs=[one for name, x, row in placed for one in _runs(name, x, row, curve.runs)],
     )
+    axis = rank_axis(where, [x for _, x, _ in placed])
     y = f.quantity("y", f"P({curve.target})", scale={"domainMin": 0, "nice": True})
-    layers = [*_band(curves, placed, y), *_base(curve, y), *curve_layers(curves, rank_axis(where), y)]
+    layers = [*_band(curves, placed, y), *_base(curve, y), *curve_layers(curves, axis, y)]
     spec = {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
     return f.Figure(
         f.slug("rank curve", curve.target, curve.context), curve.title, curve.description, curve.caption, spec
@@ -65,8 +66,8 @@ def _base(curve: RankCurve, y: f.Spec) -> list[f.Spec]:
     return [one for base in bases for one in rule_across(base, f"untouched base {probability(base)}", y)]
 
 
-def rank_axis(where: Mapping[str, float]) -> f.Spec:
-    """The x axis with the ticks `where`."""
+def rank_axis(where: Mapping[str, float], marks: Sequence[float] = ()) -> f.Spec:
+    """The x axis with the ticks `where`, wide enough for marks that stand beside theirs."""
     names, at = list(where), list(where.values())
     axis = {
         "values": at,
@@ -76,7 +77,8 @@ def rank_axis(where: Mapping[str, float]) -> f.Spec:
         "grid": False,
     }
     title = "LoRA rank" if any(name.isdecimal() for name in names) else None
-    return f.quantity("x", title, axis=axis, scale={"domain": [min(at) - 0.6, max(at) + 0.6], "nice": False})
+    ends = [min([min(at) - 0.6, *marks]), max([max(at) + 0.6, *(one + 0.3 for one in marks)])]
+    return f.quantity("x", title, axis=axis, scale={"domain": ends, "nice": False})
 
 
 def _runs(name: str, x: float, row: SummaryRow, runs: Iterable[Run]) -> Iterator[Values]:
