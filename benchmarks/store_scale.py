@@ -11,9 +11,10 @@ little by seed), and each loss curve as many steps as study-qwen trains. What no
 A report keeps notes of what it reads, as the sweep's own report does; so collection is timed twice, on a
 store without notes, which nobody has reported on yet, and with them.
 
-Prints the median of some rounds, each in a process of its own and with its imports, and exits with 1 if
-`plan` or collection with notes takes 5 s. The processor's time is beside it: on a machine that does other
-work it is the surer figure.
+Prints the median of some rounds, each in a process of its own: the whole with its imports, and of it the
+resolving of the recipe to cells and the rest. Exits with 1 if the whole of `plan`, or collection with notes
+once the cells are resolved, takes 5 s. The processor's time is beside it: on a machine that does other work
+it is the surer figure.
 """
 
 import argparse
@@ -132,8 +133,14 @@ def timed(what: str, seeds: int, root: Path) -> dict[str, Any]:
         from sublim_cli.report.collect import collect
 
         seen = collect(planned, store, wanted).provenance.artifacts
-    seconds, busy = time.monotonic() - start, time.process_time()
-    return {"seconds": seconds, "busy": busy, "resolving": resolved - start, "artifacts": seen}
+    done = time.monotonic()
+    return {
+        "seconds": done - start,
+        "busy": time.process_time(),
+        "resolving": resolved - start,
+        "collecting": done - resolved,
+        "artifacts": seen,
+    }
 
 
 def main() -> int:
@@ -157,8 +164,8 @@ def compare(root: Path, beside: Path, seeds: int, rounds: int) -> int:
     wanted = recipe(seeds)
     made = templates(wanted, Store(root.with_name(f"{root.name}-templates")))
     count = sum(1 for _ in fill(study(wanted), Store(root), made))
-    print(f"{count} artifacts\n\n| | median | processor | rounds | of it resolving the cells |")
-    print("| --- | --- | --- | --- | --- |")
+    print(f"{count} artifacts\n\n| | whole, median | processor | rounds | resolving the cells | collecting |")
+    print("| --- | --- | --- | --- | --- | --- |")
     over = False
     for what, timed_as in (("plan", "plan"), ("first collect", "collect"), ("collect", "collect")):
         command = [sys.executable, __file__, "--timed", timed_as, "--store", str(root), "--seeds", str(seeds)]
@@ -168,12 +175,16 @@ def compare(root: Path, beside: Path, seeds: int, rounds: int) -> int:
                 (root / NOTES).unlink(missing_ok=True)
             found.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
         assert all(one["artifacts"] == count for one in found), found
-        median, busy, resolving = (
-            statistics.median(one[name] for one in found) for name in ("seconds", "busy", "resolving")
+        median, busy, resolving, collecting = (
+            statistics.median(one[name] for one in found)
+            for name in ("seconds", "busy", "resolving", "collecting")
         )
         each = ", ".join(f"{one['seconds']:.1f}" for one in found)
-        print(f"| {what} | {median:.1f} s | {busy:.1f} s | {each} | {resolving:.1f} s |", flush=True)
-        over |= median > LIMIT and what != "first collect"
+        print(
+            f"| {what} | {median:.1f} s | {busy:.1f} s | {each} | {resolving:.1f} s | {collecting:.1f} s |",
+            flush=True,
+        )
+        over |= {"plan": median, "collect": collecting}.get(what, 0.0) > LIMIT
     return int(over)
 
 

@@ -39,7 +39,8 @@ _KNOWN = frozenset(
 _SHARED = ("trait", "generate", "filter", "eval")
 """Sections of which the cells of a study have few: they are written down once."""
 
-_ELSEWHERE = ("sweep", "contexts.", "claims")
+_ELSEWHERE = ("sweep", "contexts", "claims")
+"""What is no choice of a cell, or stands word for word where it is used."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ def base_settings(settings: Settings) -> str:
 
 
 def _keys(cell: Cell) -> dict[str, str]:
-    own = cell.recipe.model_dump(mode="json", exclude={*_SHARED, "sweep", "claims"})
     keys: dict[str, str] = {}
     for name in Recipe.model_fields:
-        shared = name in _SHARED
-        keys |= _section(name, getattr(cell.recipe, name)) if shared else _flat({name: own.get(name)})
+        value = getattr(cell.recipe, name)
+        if name == "train":
+            keys |= _train(cell.recipe.train.model_dump_json(exclude={"seed"}))
+        elif name not in _ELSEWHERE:
+            keys |= _section(name, value) if name in _SHARED else _flat({name: value})
     if cell.recipe.train.method == "full":
         del keys["train.alpha"]  # it means nothing there
     return keys
@@ -91,6 +94,12 @@ def _keys(cell: Cell) -> dict[str, str]:
 @lru_cache
 def _section(name: str, section: Section) -> dict[str, str]:
     return _flat(section.model_dump(mode="json"), f"{name}.")
+
+
+@lru_cache(maxsize=4096)
+def _train(section: str) -> dict[str, str]:
+    """The section as JSON: it may hold arguments of a library, which cannot be hashed."""
+    return _flat(json.loads(section), "train.")
 
 
 @lru_cache(typed=True)  # 1 and 1.0 are written differently
@@ -105,7 +114,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
         key = f"{above}{name}"
         if isinstance(value, dict) and value:
             found |= _flat(value, f"{key}.")
-        elif key not in _KNOWN and not key.startswith(_ELSEWHERE):
+        elif key not in _KNOWN:
             nested = isinstance(value, list | dict)
             found[key] = json.dumps(value) if nested else _scalar(value)
     return found
