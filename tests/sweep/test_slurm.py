@@ -92,8 +92,9 @@ def test_jobs_are_arrays_that_ask_for_what_the_flags_say(sublim, tiny, alone, ch
     jobs = [one.read_text() for one in slurm.glob("job*.sh")]
     assert all("#SBATCH --partition=short" in one and "#SBATCH --time=60" in one for one in jobs)
     arrays = [one for one in jobs if "#SBATCH --array=" in one]
-    # Two teachers and the base need nothing and begin together; two students wait for the same rows.
-    assert any("--array=0-2%3" in one for one in arrays)
+    # Two teachers, the check of one and the base need nothing and begin together; two students wait for
+    # the same rows.
+    assert any("--array=0-3%4" in one for one in arrays)
     assert any("--array=0-1%2" in one for one in arrays)
     assert any("#SBATCH --mem=2GB" in one for one in jobs)
     labels = [line.split(" ", 1)[1].rsplit(" ", 2)[0] for line in err.splitlines() if line.startswith("✓")]
