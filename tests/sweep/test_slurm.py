@@ -99,7 +99,7 @@ def test_jobs_are_arrays_that_ask_for_what_the_flags_say(sublim, tiny, alone, ch
     assert any("#SBATCH --mem=2GB" in one for one in jobs)
     labels = [line.split(" ", 1)[1].rsplit(" ", 2)[0] for line in err.splitlines() if line.startswith("✓")]
     assert len(labels) == len(set(labels)) == 13
-    # Three of the first kind, two students and a control that each score themselves, and the leak.
+    # Four of the first kind, two students and a control that each score themselves, and the leak.
     assert len(list((tmp_path / "store" / ".slurm").glob("*_result.pkl"))) == 8
 
 
