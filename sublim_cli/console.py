@@ -273,7 +273,7 @@ def show_work(shown: Screen) -> None:
         err.print(f"[dim]nothing to do: all {shown.reused} steps were already built[/]")
     else:
         failed = f", {shown.failed} failed" if shown.failed else ""
-        err.print(f"[dim]{shown.built} steps built, {shown.reused} reused{failed}[/]")
+        err.print(f"[dim]{count(shown.built, 'step')} built, {shown.reused} reused{failed}[/]")
 
 
 def show_table(

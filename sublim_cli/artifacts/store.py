@@ -164,6 +164,8 @@ def _settle(scratch: Path, final: Path) -> None:
     try:
         scratch.rename(final)
     except OSError:
+        if not final.is_dir():
+            raise
         if not (final / RECORD).is_file():
             _replace_remains(scratch, final)
     _fsync(final.parent)
@@ -193,8 +195,8 @@ def explained(path: Path, refusals: tuple[int, ...] = _NOT_WRITABLE) -> Iterator
     except OSError as error:
         if error.errno in (*_DISK_FULL, *refusals) and (elsewhere := _elsewhere(error, path)):
             raise ArtifactError(
-                f"{elsewhere} cannot be written ({error.strerror}); it is not part of {path}: TMPDIR, "
-                "HF_HOME or another variable led there"
+                f"{elsewhere}: {error.strerror}. It is not part of {path}; TMPDIR, HF_HOME or another "
+                "variable led there"
             ) from error
         if error.errno in _DISK_FULL:
             raise _full(path) from error

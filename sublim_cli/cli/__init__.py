@@ -1,6 +1,5 @@
 """What is typed: one file per command. Nothing heavy is imported until a command runs."""
 
-import gc
 import sys
 
 import typer
@@ -43,17 +42,8 @@ app.command("doctor")(doctor)
 app.add_typer(recipes, name="recipes")
 
 
-RARELY = (100_000, 20, 100)
-"""Thresholds of Python's garbage collector.
-
-A study is millions of objects that stay; to look for garbage among them as often as Python would takes a
-quarter of the time of `plan` and `report`.
-"""
-
-
 def main() -> None:
     """Run the command line; an error the user can mend is one sentence and an exit code."""
-    gc.set_threshold(*RARELY)
     try:
         app()
     except SublimError as error:

@@ -40,5 +40,6 @@ def plan(
     """
     from sublim_cli.cli.preview import plan_and_show
 
+    o.expect_a_study()
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
     plan_and_show(wanted, out, effect=effect, probe=probe, workers=workers, json=json, quiet=quiet)

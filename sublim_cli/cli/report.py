@@ -33,6 +33,7 @@ def report(
     """
     from sublim_cli.cli.study import redraw_and_show, report_and_show
 
+    o.expect_a_study()
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
     if figure is not None:
         redraw_and_show(wanted, out, figure, json=json)

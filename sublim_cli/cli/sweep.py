@@ -35,6 +35,7 @@ def sweep(
     from sublim_cli.trainers.runtime import set_runtime
 
     set_runtime(checkpoint_every, micro_batch, report_to, accelerate)
+    o.expect_a_study()
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
     chosen = open_launcher(
         launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []

@@ -76,9 +76,10 @@ class Board:
         to_come: Counter[str] = Counter()
         slow: set[str] = set()
         for step in self.steps:
-            if lost & {digest(one) for one in step.inputs}:
-                lost.add(digest(step))
-            if digest(step) in self.missing - lost:
+            name = digest(step)
+            if any(digest(one) in lost for one in step.inputs):
+                lost.add(name)
+            if name in self.missing and name not in lost:
                 to_come[step.kind] += 1
                 slow |= {step.kind} if loads_model(step) else set()
         if not slow <= self.spent.keys():

@@ -69,15 +69,22 @@ def _varied(recipe: Recipe, wanted: Iterable[dict[str, Any]]) -> Iterator[Recipe
     checked: dict[str, Recipe] = {}
     tried: set[tuple[str, object]] = set()
     for changes in wanted:
-        seeds = {key: changes[key] for key in REPLICATED if key in changes}
+        seeds = _seeds(changes)
         others = {key: value for key, value in changes.items() if key not in seeds}
-        name = json.dumps([others, sorted(seeds)], sort_keys=True)  # a seed not named is the recipe's
-        if name in checked and tried.issuperset(seeds.items()):
+        name = json.dumps([others, sorted(seeds)])  # a seed not named is the recipe's
+        if seeds and name in checked and tried.issuperset(seeds.items()):
             yield _with_seeds(checked[name], seeds)
         else:
             checked[name] = vary(recipe, changes)
             tried.update(seeds.items())
             yield checked[name]
+
+
+def _seeds(changes: Mapping[str, Any]) -> dict[str, int]:
+    """The seeds among the changes; none where one sets a whole section and may set them, too."""
+    if any(seed.startswith(f"{key}.") for seed in REPLICATED for key in changes):
+        return {}
+    return {key: changes[key] for key in REPLICATED if key in changes}
 
 
 def _with_seeds(recipe: Recipe, seeds: Mapping[str, int]) -> Recipe:
@@ -94,12 +101,12 @@ def _put(section: SectionT, way: Sequence[str], value: object) -> SectionT:
 
 def _that_count(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     """The changes but for the rank of a method without one: its axis does not multiply full fine-tuning."""
-    ranked = changes.get("train.method", recipe.train.method) in RANKED
+    ranked = "train" in changes or changes.get("train.method", recipe.train.method) in RANKED
     return {key: value for key, value in changes.items() if ranked or key != "train.rank"}
 
 
 def _once(wanted: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({json.dumps(one, sort_keys=True): one for one in wanted}.values())
+    return list({json.dumps(one): one for one in wanted}.values())  # their order counts, so it is kept
 
 
 def _both(one: Cell, other: Cell) -> Cell:

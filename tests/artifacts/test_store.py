@@ -1,5 +1,6 @@
 """A step is built once, named by its identity, and never half-written."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -138,6 +139,16 @@ def in_another_process(code: str) -> "subprocess.Popen[str]":
     )
 
 
+def test_a_refused_rename_is_told_as_it_is(tmp_path, monkeypatch):
+    def refuse(path, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(path))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Invalid cross-device link"):
+        materialise(Say(Word(text="owl")), Store(tmp_path))
+    assert list((tmp_path / "say").iterdir()) == []
+
+
 def test_a_killed_builder_s_claim_and_scratch_are_gone_at_once(tmp_path):
     code = f"""
         def forever():
@@ -259,8 +270,8 @@ def test_a_file_elsewhere_that_cannot_be_written_is_named_and_not_the_store(tmp_
     with pytest.raises(ArtifactError) as refused:
         materialise(step, Store(tmp_path / "runs"))
     assert str(refused.value) == (
-        f"{tmp_path}/cache/model cannot be written (Not a directory); it is not part of {tmp_path}/runs: "
-        "TMPDIR, HF_HOME or another variable led there"
+        f"{tmp_path}/cache/model: Not a directory. It is not part of {tmp_path}/runs; TMPDIR, HF_HOME or "
+        "another variable led there"
     )
 
 

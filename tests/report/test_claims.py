@@ -129,10 +129,18 @@ def test_a_study_of_noise_is_underpowered():
     assert words(made(spread=0.1)) == ["underpowered"] * 4
 
 
-def test_what_only_rises_or_only_falls_is_no_inverted_u():
-    def rise(one):
-        return 0.1 * math.log2(one["rank"] or 1)
+def rise(one):
+    return 0.1 * math.log2(one["rank"] or 1)
 
+
+def test_where_the_last_rank_is_the_highest_the_fall_to_it_is_below_zero_and_not_certain():
+    (verdict,) = evaluate([InvertedU()], made(effect=rise, spread=0.01))
+    for one in verdict.findings:
+        assert one.effect.low < one.effect.mean < 0
+        assert one.about == "fall to rank 64 from the highest mean below it, 4 ranks"
+
+
+def test_what_only_rises_or_only_falls_is_no_inverted_u():
     assert words(made(effect=rise, spread=0.01), [InvertedU()]) == ["refuted"]
     assert words(made(effect=lambda one: -rise(one), spread=0.01), [InvertedU()]) == ["refuted"]
 

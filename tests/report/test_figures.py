@@ -220,3 +220,17 @@ def test_one_figure_is_written_alone_and_an_unknown_one_names_those_there_are(tr
         "--figure contexts: the report of made-by-hand has no such figure; "
         "it has rank-curve-owl-default and contexts-owl"
     )
+
+
+def test_runs_that_share_seeds_count_as_fewer_in_the_precision_panel(results):
+    """Four runs of two data sets and two training seeds, and four that share none: the same values."""
+
+    def width(seeds) -> float:
+        same = {"method": "full", "rank": None, "precision": "fp32", "learning_rate": 2e-5}
+        drawn = zip(seeds, (0.30, 0.31, 0.50, 0.51), strict=True)
+        runs = [{**same, "train_seed": a, "data_seed": b, "p_target": p} for (a, b), p in drawn]
+        figure = figures_of(results(*runs, {**runs[0], "learning_rate": 1e-4}))["precision"][0]
+        (mean,) = [one for one in values(figure.spec["concat"][0], "rule") if one.get("n") == 4]
+        return mean["high"] - mean["low"]
+
+    assert width([(1, 1), (2, 1), (1, 2), (2, 2)]) > width([(1, 1), (2, 2), (3, 3), (4, 4)])

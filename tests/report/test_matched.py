@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sublim_cli.recipe.schema import InvertedU, PerRank, Recipe, Train
 from sublim_cli.report.claims import evaluate
+from sublim_cli.report.figures.matched import matched_figure
 from sublim_cli.report.matched import KINDS, fixed_rate, matched_curves
 from sublim_cli.report.rates import common_seeds, grid_of
 
@@ -368,3 +369,19 @@ def test_the_panel_in_words():
         "LoRA, at equal update norm (norm 1.6): rank 1: +0.200 [0.200, 0.200] (lr 1.6e-3, n = 4); "
         "rank 4: +0.200 [0.200, 0.200] (lr 8e-4, n = 4).",
     ]
+
+
+def test_where_full_fine_tuning_has_fewer_seeds_the_caption_says_where_it_is_compared():
+    runs = world(lambda rank, norm: hump(norm))
+    assert "seeds that both have" not in matched_figure(matched_curves(runs, 3.2e-3)[0]).caption
+    missing = dict.fromkeys(("p_target", "difference", "number_loss", "update_norm"))
+    fewer = [
+        {**one, **missing} if (one["method"], one["data_seed"]) == ("full", SEEDS[0][1]) else one
+        for one in runs
+    ]
+    (panel,) = matched_curves(fewer, 3.2e-3)
+    titles = {one.kind: one.title for one in panel.full}
+    assert (
+        f"It is over the seeds that both have, and so {titles['loss_matched']}"
+        in matched_figure(panel).caption
+    )

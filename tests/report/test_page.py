@@ -98,6 +98,14 @@ def test_the_headings_lead_through_the_page(page):
     ]
 
 
+def test_the_page_says_how_many_of_the_planned_trainings_there_are(results, tmp_path):
+    there = {"train_seed": 1, "train_digest": "a"}
+    gone = {"train_seed": 2, "train_digest": "b", "missing": "not built yet", "p_target": None}
+    page = write_report(results(there, gone), tmp_path).read_text(encoding="utf-8")
+    assert "1 training run of 2 planned</p>" in page
+    assert "planned</p>" not in write_report(results(there), tmp_path).read_text(encoding="utf-8")
+
+
 def test_what_is_too_long_to_scroll_past_is_folded_away(page, wide, tmp_path):
     folded = "conditions in every context: owl</summary>"
     assert folded not in page.read_text(encoding="utf-8")

@@ -166,7 +166,7 @@ def test_a_run_says_nothing_to_do_only_where_nothing_was(monkeypatch, terminal):
     # Another sweep over the same store built one while this one waited; what was there is counted once.
     reused = [StepReused("filter", "there", there), StepReused("train", "a", there)]
     own = [StepFinished("eval", "b", there, 1.0), StepReused("eval", "b", there)]
-    assert said(Planned(("a", "b"), 11), *reused, *own) == "1 steps built, 12 reused"
+    assert said(Planned(("a", "b"), 11), *reused, *own) == "1 step built, 12 reused"
     assert said(StepReused("train", "a", there)) == "nothing to do: all 1 steps were already built"
 
 

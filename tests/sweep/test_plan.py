@@ -119,10 +119,12 @@ def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
             {"train.method": "full", "train.seed": [2, 3]},
             {"train.method": "full", "generate.sampling.seed": [2, 3]},
         ],
+        [{"train.seed": [2, 3], "train": [{"rank": 4, "seed": 5}]}],
+        [{"train": [{"method": "full", "learning_rate": 1e-4}]}],
     ],
 )
-def test_a_seed_that_an_addition_does_not_name_is_the_recipes(small, also):
-    """Each cell is what the recipe gives with its own changes, whatever was resolved before it."""
+def test_a_cell_is_what_its_own_changes_make_of_the_recipe(small, also):
+    """Whatever was resolved before it: a seed that is not named is the recipe's, a section may set one."""
     recipe = small(sweep__grid={"train.rank": [8]}, sweep__also=also)
     found = {digest(one.chain.eval) for one in study(recipe).cells if one.role == "student"}
     alone = recipe.model_copy(update={"sweep": Sweep()})
