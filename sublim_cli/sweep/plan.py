@@ -72,7 +72,7 @@ def _varied(recipe: Recipe, wanted: Iterable[dict[str, Any]]) -> Iterator[Recipe
         seeds = _seeds(changes)
         others = {key: value for key, value in changes.items() if key not in seeds}
         name = json.dumps([others, sorted(seeds)])  # a seed not named is the recipe's
-        if seeds and name in checked and tried.issuperset(seeds.items()):
+        if name in checked and tried.issuperset(seeds.items()):
             yield _with_seeds(checked[name], seeds)
         else:
             checked[name] = vary(recipe, changes)

@@ -118,8 +118,14 @@ def test_many_conditions_of_one_column_share_an_entry_of_the_legend(wide):
     full = [one for one in means if one["series"] == "9 conditions of full fine-tuning"]
     assert len({one["x"] for one in full}) == len({one["condition"] for one in full}) == 9
     assert "control, LoRA rank 8" in {one["series"] for one in means}
+
+
+def test_the_axis_reaches_as_far_as_the_marks_beside_its_last_tick(results):
+    controls = [{"role": "control", "learning_rate": lr} for lr in (1e-5, 2e-5, 4e-5, 8e-5, 1e-4, 2e-4, 4e-4)]
+    (figure,) = figures_of(results({"rank": 1}, {"rank": 8}, *controls))["ranks"]
     low, high = figure.spec["layer"][-1]["encoding"]["x"]["scale"]["domain"]
-    assert all(low < one["x"] < high for one in means)
+    marks = [one["x"] for one in values(figure.spec, "point")]
+    assert low < min(marks) <= max(marks) < high
 
 
 def test_a_context_with_one_condition_has_no_curve_where_others_compare_several(wide):

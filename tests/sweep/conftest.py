@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from sublim_cli.artifacts.record import checksum, read_record
+from sublim_cli.artifacts.step import Artifact, Step
 from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.errors import RowsError
+from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.load import load, parse_setting
 from sublim_cli.sweep.plan import study
 
@@ -41,6 +45,47 @@ def words(cells: int, **more: Any) -> list[str]:
     }
     flags = [word for name, value in settings.items() for word in ("-s", f"{name}={value}")]
     return ["sweep", "-r", "demo", *flags]
+
+
+class Deed(Section):
+    name: str
+    does: str = "write"
+
+
+@dataclass(frozen=True)
+class Do:
+    """A step that writes its name, or fails in one of the ways steps fail."""
+
+    kind: ClassVar[str] = "do"
+    version: ClassVar[int] = 1
+    section: Deed
+    inputs: tuple[Step, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.section.name
+
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
+        match self.section.does:
+            case "refuse":
+                raise RowsError("no rows")
+            case "crash":
+                raise ZeroDivisionError("a defect")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case _:
+                (out / "name.txt").write_text(self.section.name)
+        return {}
+
+
+@pytest.fixture(scope="session")
+def do() -> Callable[..., Do]:
+    """Make such a step; `does` is one of the ways."""
+
+    def make(name: str, *inputs: Step, does: str = "write") -> Do:
+        return Do(Deed(name=name, does=does), inputs)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,18 @@
 """A sweep on worker processes: shared steps once, failures contained, the same bits as alone."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from sublim_cli.artifacts.record import checksum, read_record
-from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
+from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.errors import RowsError
 from sublim_cli.events import Event, Planned, StepFailed, StepFinished
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.load import load, parse_setting
 from sublim_cli.sweep.launch import FAILURES, attempt
 from sublim_cli.sweep.local import LocalLauncher
@@ -26,42 +21,7 @@ from sublim_cli.sweep.plan import study
 TWO = LocalLauncher(("cpu", "cpu"))
 
 
-class Deed(Section):
-    name: str
-    does: str = "write"
-
-
-@dataclass(frozen=True)
-class Do:
-    """A step that writes its name, or fails in one of the ways steps fail."""
-
-    kind: ClassVar[str] = "do"
-    version: ClassVar[int] = 1
-    section: Deed
-    inputs: tuple[Step, ...] = ()
-
-    @property
-    def label(self) -> str:
-        return self.section.name
-
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
-        match self.section.does:
-            case "refuse":
-                raise RowsError("no rows")
-            case "crash":
-                raise ZeroDivisionError("a defect")
-            case "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case _:
-                (out / "name.txt").write_text(self.section.name)
-        return {}
-
-
-def do(name: str, *inputs: Step, does: str = "write") -> Do:
-    return Do(Deed(name=name, does=does), inputs)
-
-
-def test_a_failed_step_stops_only_what_needs_it(tmp_path):
+def test_a_failed_step_stops_only_what_needs_it(do, tmp_path):
     store, events = Store(tmp_path), list[Event]()
     refused, crashed, died = do("refused", does="refuse"), do("crashed", does="crash"), do("died", does="die")
     child, grandchild = do("child", refused), do("grandchild", do("child", refused))
@@ -82,14 +42,14 @@ def test_a_failed_step_stops_only_what_needs_it(tmp_path):
     assert {one.label for one in events if isinstance(one, StepFailed)} == {"refused", "crashed", "died"}
 
 
-def test_where_details_cannot_be_written_the_reason_is_still_told(tmp_path):
+def test_where_details_cannot_be_written_the_reason_is_still_told(do, tmp_path):
     store = Store(tmp_path)
     (tmp_path / FAILURES).write_text("in the way")
     reason = attempt(do("crash", does="crash"), store, lambda event: None)
     assert reason == "ZeroDivisionError: a defect (details could not be written: File exists)"
 
 
-def test_a_second_launch_builds_only_what_is_missing(tmp_path):
+def test_a_second_launch_builds_only_what_is_missing(do, tmp_path):
     store, events = Store(tmp_path), list[Event]()
     TWO.launch([do("a"), do("b", do("a"))], store, events.append)
     events.clear()

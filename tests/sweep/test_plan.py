@@ -119,7 +119,7 @@ def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
             {"train.method": "full", "train.seed": [2, 3]},
             {"train.method": "full", "generate.sampling.seed": [2, 3]},
         ],
-        [{"train.seed": [2, 3], "train": [{"rank": 4, "seed": 5}]}],
+        [{"train.seed": [2, 3]}, {"train.seed": [2, 3], "train": [{"rank": 4, "seed": 5}]}],
         [{"train": [{"method": "full", "learning_rate": 1e-4}]}],
     ],
 )

@@ -3,18 +3,14 @@
 import os
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from sublim_cli.artifacts.step import Artifact, Step
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RecipeError, SublimError
 from sublim_cli.events import Event, Warned
-from sublim_cli.recipe.base import Section
 from sublim_cli.sweep import slurm as launcher_file
 from sublim_cli.sweep.launch import Needs
 from sublim_cli.sweep.slurm import SlurmLauncher, minutes
@@ -162,23 +158,6 @@ def test_a_failed_step_of_a_job_is_told_with_its_reason(sublim, tiny):
     assert "6 steps could not be built" in flat
 
 
-class Word(Section):
-    text: str
-
-
-@dataclass(frozen=True)
-class Say:
-    kind: ClassVar[str] = "say"
-    version: ClassVar[int] = 1
-    section: Word
-    inputs: tuple[Step, ...] = ()
-    label: str = "say"
-
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
-        (out / "said.txt").write_text(self.section.text)
-        return {}
-
-
 class Handle:
     """A job that is over after so many looks."""
 
@@ -196,7 +175,7 @@ class Handle:
         return self.work()
 
 
-def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(monkeypatch, tmp_path):
+def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(do, monkeypatch, tmp_path):
     """One array of two jobs; sbatch refuses the next while one of them still runs."""
     answers = iter([None, FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit"), None])
 
@@ -213,7 +192,7 @@ def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(monkeypatch, tmp_p
     monkeypatch.setattr(launcher_file.submitit, "AutoExecutor", Executor)
     monkeypatch.setattr(launcher_file, "POLL", 0.01)
     monkeypatch.setattr(launcher_file, "RETRY", 0.02)
-    steps = [Say(Word(text=text), label=text) for text in ("one", "two", "three")]
+    steps = [do(name) for name in ("one", "two", "three")]
     heard: list[Event] = []
     launcher = SlurmLauncher({"executor": "local"}, 2, Needs())
     assert launcher.launch(steps, Store(tmp_path), heard.append) == {}
@@ -225,7 +204,7 @@ def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(monkeypatch, tmp_p
     )
 
 
-def test_a_refusal_at_the_start_ends_the_sweep_with_one_sentence(monkeypatch, tmp_path):
+def test_a_refusal_at_the_start_ends_the_sweep_with_one_sentence(do, monkeypatch, tmp_path):
     class Executor:
         def __init__(self, **_) -> None: ...
 
@@ -237,4 +216,4 @@ def test_a_refusal_at_the_start_ends_the_sweep_with_one_sentence(monkeypatch, tm
     monkeypatch.setattr(launcher_file.submitit, "AutoExecutor", Executor)
     launcher = SlurmLauncher({"executor": "local"}, 2, Needs())
     with pytest.raises(SublimError, match="sbatch refuses: Could not make sense of sbatch output"):
-        launcher.launch([Say(Word(text="one"))], Store(tmp_path), lambda event: None)
+        launcher.launch([do("one")], Store(tmp_path), lambda event: None)
