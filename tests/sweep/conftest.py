@@ -95,11 +95,25 @@ def tiny() -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
+def finished() -> Callable[[Path], dict[str, int]]:
+    """Every artifact in place in a store by its label, and the file that proves it.
+
+    One whose builder died between its record and its new name is not: pathlib's `*` would match it.
+    """
+
+    def read(store: Path) -> dict[str, int]:
+        found = store.glob("*/[0-9a-f]*/artifact.json")
+        return {read_record(one.parent)["label"]: one.stat().st_ino for one in found}
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def checksums() -> Callable[[Path], dict[str, str]]:
     """The payload of every artifact in a store, by its kind and digest."""
 
     def read(store: Path) -> dict[str, str]:
-        found = (one.parent for one in store.glob("[a-z]*/*/artifact.json"))
+        found = (one.parent for one in store.glob("*/[0-9a-f]*/artifact.json"))
         return {f"{one.parent.name}/{one.name}": checksum(read_record(one)) for one in found}
 
     return read

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sublim_cli.artifacts.record import read_record
-
 KILLS = 20
 
 pytestmark = pytest.mark.slow
@@ -20,12 +18,6 @@ pytestmark = pytest.mark.slow
 def begun(err: str) -> list[str]:
     """The labels of the steps that a sweep said it began."""
     return [line[2:] for line in err.splitlines() if line.startswith("· ")]
-
-
-def finished(store: Path) -> dict[str, int]:
-    """Every artifact in place by its label, and the file that proves it."""
-    found = store.glob("*/*/artifact.json")
-    return {read_record(one.parent)["label"]: one.stat().st_ino for one in found}
 
 
 def kill_after(seconds: float, running) -> str:
@@ -37,7 +29,7 @@ def kill_after(seconds: float, running) -> str:
     return running.communicate(timeout=120)[1]
 
 
-def test_twenty_kills_at_random_moments_change_nothing(sublim, tiny, alone, checksums, tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(sublim, tiny, alone, finished, checksums, tmp_path):
     started = time.monotonic()
     quiet = sublim(*tiny(12), "--out", "quiet", "--workers", "2")
     quiet.communicate()
@@ -46,15 +38,16 @@ def test_twenty_kills_at_random_moments_change_nothing(sublim, tiny, alone, chec
     moments, kills, stores = random.Random(1), 0, 0
     while kills < KILLS:
         stores += 1
-        kills += sweep_to_the_end(tmp_path / f"store{stores}", sublim, tiny, moments, 0.6 * undisturbed)
-        assert checksums(tmp_path / f"store{stores}") == alone(12)
+        store = tmp_path / f"store{stores}"
+        kills += sweep_to_the_end(store, sublim, tiny, finished, moments, 0.6 * undisturbed)
+        assert checksums(store) == alone(12)
         assert not list(tmp_path.glob("store*/*/.*-*"))
     assert stores > 1
     # Seen with `pytest -s`, for benchmarks/results/launchers.md.
     sys.stderr.write(f"{kills} kills in {stores} sweeps; undisturbed, one took {undisturbed:.0f} s\n")
 
 
-def sweep_to_the_end(store: Path, sublim, tiny, moments: random.Random, most: float) -> int:
+def sweep_to_the_end(store: Path, sublim, tiny, finished, moments: random.Random, most: float) -> int:
     """Run a sweep again and again, killed at a random moment each time it lasts so long; how often it was."""
     kills, code = 0, None
     while code != 0:

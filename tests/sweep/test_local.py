@@ -118,7 +118,7 @@ def test_an_interrupt_exits_130_and_keeps_finished_work(tmp_path):
     assert running.returncode == 130
     assert "interrupted: finished steps are kept" in err
     assert "Traceback" not in err
-    assert list(tmp_path.glob("generate/*/artifact.json"))
+    assert list(tmp_path.glob("generate/[0-9a-f]*/artifact.json"))
     assert not list(tmp_path.glob("*/.*-*"))
 
 
@@ -139,14 +139,14 @@ def built(err: str) -> set[str]:
     return {line[2:].rsplit(" ", 2)[0] for line in err.splitlines() if line.startswith("✓")}
 
 
-def test_more_ranks_and_seeds_reuse_all_that_is_there(tiny, tmp_path):
+def test_more_ranks_and_seeds_reuse_all_that_is_there(tiny, finished, tmp_path):
     store, grids = (
         Store(tmp_path),
         ("{train.rank: [1], train.seed: [1]}", "{train.rank: [1, 2], train.seed: [1, 2]}"),
     )
     labels, before = [], {}
     for grid in grids:
-        before = {one: one.stat().st_ino for one in tmp_path.glob("*/*/artifact.json")}
+        before = finished(tmp_path)
         words, events = tiny(3, sweep__grid=grid), list[Event]()
         planned = study(load("demo", dict(map(parse_setting, words[4::2]))))
         assert LocalLauncher(("cpu",)).launch(planned.steps, store, events.append) == {}
@@ -156,7 +156,7 @@ def test_more_ranks_and_seeds_reuse_all_that_is_there(tiny, tmp_path):
     students += ["default teacher lora r8 lr 2e-3 seed 2"]
     assert labels[1] == {f"{kind} {one}" for kind in ("train", "eval") for one in students}
     assert len(before) == len(labels[0]) == 11
-    assert before.items() <= {one: one.stat().st_ino for one in tmp_path.glob("*/*/artifact.json")}.items()
+    assert before.items() <= finished(tmp_path).items()
 
 
 def test_a_cell_that_always_fails_is_marked_and_tried_again(sublim, tiny, tmp_path):
