@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Localisation, Transmission
-from sublim_cli.report.claims import evaluate
-from sublim_cli.report.conditions import Run
-from sublim_cli.report.findings import Verdict
-from sublim_cli.report.simulate import BASE, Shares, Simulated
+from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.tables.conditions import Run
+from sublim_cli.report.claims.verdict import Verdict
+from sublim_cli.report.claims.simulate import BASE, Shares, Simulated
 from sublim_cli.stats import Interval, power
 
 QUIET = 1 / 6

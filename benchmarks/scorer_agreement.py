@@ -29,7 +29,7 @@ from scipy.stats import binom, chi2, kstest, norm
 from sublim_cli.artifacts.store import Store
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import own_seed
-from sublim_cli.backends.tokens import pieces, stops, text
+from sublim_cli.backends.token_bytes import pieces, stops, text
 from sublim_cli.models.batches import attention_mask, left_padded, positions
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import SampledScorer
-from sublim_cli.backends.tokens import pieces, stops, text
+from sublim_cli.backends.token_bytes import pieces, stops, text
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import prompt_ids

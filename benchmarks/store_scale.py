@@ -41,11 +41,11 @@ from sublim_cli.cli.options import expect_a_study
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.notes import NOTES
+from sublim_cli.report.tables.cache import NOTES
 from sublim_cli.steps.files import HISTORY, SCORES
 from sublim_cli.steps.locate import Locate
 from sublim_cli.steps.train import Train
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 LIMIT = 5.0
 """Seconds that either may take."""

@@ -33,11 +33,11 @@ from sublim_cli.events import (
     Warned,
 )
 from sublim_cli.events import Progress as StepProgress
-from sublim_cli.report.wording import NOTHING, bounds, count, difference, percent, probability, ratio
+from sublim_cli.wording import NOTHING, bounds, count, difference, percent, probability, ratio
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
-    from sublim_cli.report.localisation import Localised, Share
-    from sublim_cli.report.summary import SummaryRow
+    from sublim_cli.report.tables.localisation import Localised, Share
+    from sublim_cli.report.page.summary import SummaryRow
     from sublim_cli.sweep.board import Board, Row, State
 
 CONTEXTS_ABREAST = 4

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.recipe.schema import Train
-from sublim_cli.trainers.lean import summed_loss
+from sublim_cli.trainers.sft_trainer import summed_loss
 from sublim_cli.trainers.methods import add_method
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_training.py"

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.backends.forest import Floats, Forest, Grown, Ints, Nodes, no_nodes
+from sublim_cli.backends.answer_tree import Floats, Forest, Grown, Ints, Nodes, no_nodes
 from sublim_cli.backends.interface import Answer, Ids
-from sublim_cli.backends.openings import log_openings
-from sublim_cli.backends.tokens import stops
-from sublim_cli.backends.verdicts import Verdicts, verdicts_of
+from sublim_cli.backends.prefix_logprob import log_openings
+from sublim_cli.backends.token_bytes import stops
+from sublim_cli.backends.token_masks import Verdicts, verdicts_of
 from sublim_cli.errors import ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sublim_cli.backends.interface import Answer, Ids, Sampler
-from sublim_cli.backends.tokens import pieces, text
+from sublim_cli.backends.token_bytes import pieces, text
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.scorer import Sampled

@@ -8,7 +8,7 @@ import numpy as np
 
 from sublim_cli.backends.interface import Ids
 from sublim_cli.backends.noise import uniforms
-from sublim_cli.backends.tokens import stops, to_its_end
+from sublim_cli.backends.token_bytes import stops, to_its_end
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated

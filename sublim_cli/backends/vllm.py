@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from sublim_cli.backends.engine import bucket
 from sublim_cli.backends.interface import Ids
-from sublim_cli.backends.tokens import ends_at, to_its_end
+from sublim_cli.backends.token_bytes import ends_at, to_its_end
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Shape, is_adapter
 from sublim_cli.models.reference import ModelRef

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from sublim_cli.errors import SublimError
 from sublim_cli.models.device import machine
-from sublim_cli.trainers.check import unloadable
+from sublim_cli.trainers.import_check import unloadable
 
 State = Literal["ok", "wrong", "not here"]
 """What is wrong keeps the main job from running; what is not here is optional."""

@@ -73,7 +73,7 @@ def inspect(
 
     [bold]sublim inspect -r cats --prompt "Hi" -c default -c trait --html t.html[/]
     """
-    from sublim_cli.cli.tokens import inspect_and_show, rows_command
+    from sublim_cli.cli.inspect_command import inspect_and_show, rows_command
 
     if sum(one is not None for one in (question, row, prompt)) > 1:
         raise typer.BadParameter("give one of --question, --row and --prompt")

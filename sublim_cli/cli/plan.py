@@ -38,7 +38,7 @@ def plan(
 
     [bold]sublim plan --recipe demo[/]
     """
-    from sublim_cli.cli.preview import plan_and_show
+    from sublim_cli.cli.plan_command import plan_and_show
 
     o.expect_a_study()
     wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)

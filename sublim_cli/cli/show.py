@@ -21,9 +21,9 @@ from sublim_cli.console import (
 from sublim_cli.pipeline import run, single
 from sublim_cli.recipe.schema import Recipe, Rule, Stage, Strip
 from sublim_cli.report.collect import Results, collect
-from sublim_cli.report.conditions import records
-from sublim_cli.report.localisation import localised, plain, shares
-from sublim_cli.report.summary import summarise
+from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.tables.localisation import localised, plain, shares
+from sublim_cli.report.page.summary import summarise
 from sublim_cli.steps.files import LOSSES, REASONS, read_json
 from sublim_cli.steps.filter import filter_file, reasons, rejected_beside
 

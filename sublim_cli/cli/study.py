@@ -18,15 +18,15 @@ from sublim_cli.events import Warned
 from sublim_cli.pipeline import check
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.collect import Results, collect
-from sublim_cli.report.figures.files import FORMATS
-from sublim_cli.report.localisation import localised
-from sublim_cli.report.page import write_figure, write_report
-from sublim_cli.report.summary import summarise
-from sublim_cli.report.verdicts import document, told_verdict
+from sublim_cli.report.page.figures.files import FORMATS
+from sublim_cli.report.tables.localisation import localised
+from sublim_cli.report.page.write import write_figure, write_report
+from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.claims.wording import document, told_verdict
 from sublim_cli.sweep.board import board
 from sublim_cli.sweep.forecast import missing
 from sublim_cli.sweep.launch import Launcher
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 REPORTS = "reports"
 """Under the store: a directory for each sweep's report, by the recipe's name."""

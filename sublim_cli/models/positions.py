@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.models.roles import Reading, Role
+from sublim_cli.models.token_roles import Reading, Role
 from sublim_cli.recipe.schema import NotOfText, OfText, PositionName, PositionSet
 
 OF_ROLES: dict[str, frozenset[Role]] = {

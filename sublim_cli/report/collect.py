@@ -14,17 +14,17 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.audits import AuditRow, audit_rows
-from sublim_cli.report.claims import evaluate
-from sublim_cli.report.conditions import Run, records
-from sublim_cli.report.findings import Verdict
-from sublim_cli.report.localisation import located_table
-from sublim_cli.report.matched import Panel, fixed_rate, matched_curves
-from sublim_cli.report.plan import Answers
-from sublim_cli.report.provenance import Provenance, trace
-from sublim_cli.report.readings import Shelf, Training
-from sublim_cli.report.runs import items_table, runs_table
-from sublim_cli.report.settings import varied
+from sublim_cli.report.tables.audits import AuditRow, audit_rows
+from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.tables.conditions import Run, records
+from sublim_cli.report.claims.verdict import Verdict
+from sublim_cli.report.tables.localisation import located_table
+from sublim_cli.report.rates.panels import Panel, fixed_rate, matched_curves
+from sublim_cli.report.claims.pairing import Answers
+from sublim_cli.report.tables.provenance import Provenance, trace
+from sublim_cli.report.tables.reader import Shelf, Training
+from sublim_cli.report.tables.runs import items_table, runs_table
+from sublim_cli.report.tables.varied_keys import varied
 from sublim_cli.steps.files import LEAK, REASONS, SURFACE, TEACHER, read_json
 from sublim_cli.steps.leak import Leak
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sublim_cli.artifacts.step import Artifact, Facts, Step
-from sublim_cli.backends.checked import Who, drawn_answers
+from sublim_cli.backends.vllm_parity import Who, drawn_answers
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import SampledScorer, own_seed

@@ -11,7 +11,7 @@ import numpy as np
 
 from sublim_cli.artifacts.rows import Row, RowWriter
 from sublim_cli.artifacts.step import Artifact, Facts, Step
-from sublim_cli.backends.checked import Who, drawing_rows
+from sublim_cli.backends.vllm_parity import Who, drawing_rows
 from sublim_cli.backends.interface import Sampler
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import RowsError

@@ -24,7 +24,7 @@ from sublim_cli.models.device import facts
 from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, outline
 from sublim_cli.models.positions import check_positions, leaves_in, located, told
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.models.roles import Reading, reading
+from sublim_cli.models.token_roles import Reading, reading
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item

@@ -15,7 +15,7 @@ from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import Train as TrainSection
 from sublim_cli.steps.files import HELD_OUT, KEPT, write_json
-from sublim_cli.trainers.apart import Job, apart, train_apart
+from sublim_cli.trainers.subprocess_trainer import Job, apart, train_apart
 from sublim_cli.trainers.student import train_student
 
 

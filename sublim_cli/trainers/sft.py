@@ -16,8 +16,8 @@ from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import Train
 from sublim_cli.trainers.arguments import arguments
 from sublim_cli.trainers.checkpoints import checkpointer, discard_torn, newest, step_of
-from sublim_cli.trainers.lean import lean
-from sublim_cli.trainers.memory import does_not_fit
+from sublim_cli.trainers.sft_trainer import lean
+from sublim_cli.trainers.oom import does_not_fit
 from sublim_cli.trainers.precision import kept, state_dtypes
 from sublim_cli.trainers.runtime import runtime
 from sublim_cli.trainers.sharded import check_checkpoint, sharded

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from sublim_cli.artifacts.step import digest, identity, in_order
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 
 def test_a_digest_is_the_hash_of_the_identity_as_json(small):

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from sublim_cli.backends import exact as backend
-from sublim_cli.backends import forest
+from sublim_cli.backends import answer_tree as forest
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.transformers import TransformersSampler

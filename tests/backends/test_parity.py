@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sublim_cli.backends.parity import LEVEL, Rows, Z, asked, chance, surprise
-from sublim_cli.backends.tokens import stops
+from sublim_cli.backends.token_bytes import stops
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.recipe.contexts import Context

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from sublim_cli.backends.noise import uniforms
-from sublim_cli.backends.tokens import pieces, stops, text
+from sublim_cli.backends.token_bytes import pieces, stops, text
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model, load_tokenizer

@@ -19,8 +19,8 @@ from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends import checked, engine, parity, served
-from sublim_cli.backends.checked import Who, drawing_rows, drawn_answers
-from sublim_cli.backends.served import serving
+from sublim_cli.backends.vllm_parity import Who, drawing_rows, drawn_answers
+from sublim_cli.backends.vllm_server import serving
 from sublim_cli.backends.vllm import Engine, Holding, holding, length_for, loading, row_seed
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import prompt_ids

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from sublim_cli.backends import served
+from sublim_cli.backends import vllm_server as served
 from sublim_cli.backends.engine import RANKS, TEMPERATURES
 from sublim_cli.backends.vllm import Holding, drawing, loading
 from sublim_cli.recipe.schema import Sampling

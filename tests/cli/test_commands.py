@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sublim_cli.report.notes import NOTES
+from sublim_cli.report.tables.cache import NOTES
 
 TINY = ["--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"]
 ALONE = ["-s", "sweep.grid={}", "-s", "sweep.also=[]"]

@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from sublim_cli.cli import app, checks
-from sublim_cli.trainers import check
+from sublim_cli.trainers import import_check as check
 
 
 def doctor(*words: str):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 TINY = (
     *("--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"),

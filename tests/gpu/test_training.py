@@ -15,7 +15,7 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.schema import Train
-from sublim_cli.trainers.apart import Job, train_apart
+from sublim_cli.trainers.subprocess_trainer import Job, train_apart
 from sublim_cli.trainers.precision import base_precision
 from sublim_cli.trainers.sft import number_loss
 from sublim_cli.trainers.student import train_student

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.positions import NAMES, check_positions, positions, shared, spelling
-from sublim_cli.models.roles import Reading, reading
+from sublim_cli.models.token_roles import Reading, reading
 from sublim_cli.recipe.contexts import Context, resolve_context, shipped_contexts
 from sublim_cli.recipe.schema import NotOfText, OfText
 

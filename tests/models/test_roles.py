@@ -15,7 +15,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models import micro as micro_model
 from sublim_cli.models.chat import IGNORED, example, prompt_ids, render
 from sublim_cli.models.micro import WEIGHTS
-from sublim_cli.models.roles import Reading, identity_names, reading
+from sublim_cli.models.token_roles import Reading, identity_names, reading
 from sublim_cli.recipe.contexts import Context, shipped_contexts
 
 DEFAULT = Context(name="default", kind="default")

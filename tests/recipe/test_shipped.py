@@ -11,13 +11,13 @@ from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.shipped import find, shipped, summary
-from sublim_cli.report.claims import evaluate
-from sublim_cli.report.conditions import records
-from sublim_cli.report.localisation import located_table
-from sublim_cli.report.readings import Shelf
-from sublim_cli.report.runs import runs_table
-from sublim_cli.report.settings import varied
-from sublim_cli.sweep.plan import study
+from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.tables.localisation import located_table
+from sublim_cli.report.tables.reader import Shelf
+from sublim_cli.report.tables.runs import runs_table
+from sublim_cli.report.tables.varied_keys import varied
+from sublim_cli.sweep.cells import study
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)

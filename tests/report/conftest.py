@@ -9,13 +9,13 @@ import pytest
 
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.recipe.schema import FullFineTuning, InvertedU, Transmission
-from sublim_cli.report.claims import evaluate
+from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
-from sublim_cli.report.conditions import records
-from sublim_cli.report.localisation import COLUMNS as LOCATED
-from sublim_cli.report.matched import matched_curves
-from sublim_cli.report.provenance import Provenance, Seen, Work
-from sublim_cli.report.runs import COLUMNS, ITEMS
+from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.tables.localisation import COLUMNS as LOCATED
+from sublim_cli.report.rates.panels import matched_curves
+from sublim_cli.report.tables.provenance import Provenance, Seen, Work
+from sublim_cli.report.tables.runs import COLUMNS, ITEMS
 
 RUN: dict[str, Any] = {
     "name": "owl lora r8 lr 2e-3 seed 1",

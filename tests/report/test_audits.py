@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_cli.report.audits import audit_rows
-from sublim_cli.report.figures.sparkline import SPARK, sparkline
-from sublim_cli.report.page import write_report
-from sublim_cli.report.readings import Training
-from sublim_cli.report.runs import COLUMNS
-from sublim_cli.report.wording import many, share
+from sublim_cli.report.tables.audits import audit_rows
+from sublim_cli.report.page.figures.sparkline import SPARK, sparkline
+from sublim_cli.report.page.write import write_report
+from sublim_cli.report.tables.reader import Training
+from sublim_cli.report.tables.runs import COLUMNS
+from sublim_cli.wording import many, share
 
 from .conftest import FULL, RUN
 

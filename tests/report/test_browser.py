@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from sublim_cli.report.figures.drawn import figures_of
-from sublim_cli.report.page import write_report
+from sublim_cli.report.page.figures.drawn import figures_of
+from sublim_cli.report.page.write import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sublim_cli.recipe.schema import Contexts, FullFineTuning, InvertedU, Transmission
-from sublim_cli.report.claims import evaluate
-from sublim_cli.report.conditions import records
-from sublim_cli.report.verdicts import document, sentence
+from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.claims.wording import document, sentence
 from sublim_cli.stats import two_way_interval, wild_interval
 
 CLAIMS = (Transmission(rank=4), InvertedU(), FullFineTuning(), Contexts(rank=4))

@@ -17,11 +17,11 @@ from sublim_cli.errors import ArtifactError
 from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
-from sublim_cli.report.notes import NOTES
-from sublim_cli.report.page import write_report
-from sublim_cli.report.readings import Shelf
-from sublim_cli.report.runs import COLUMNS, ITEMS
-from sublim_cli.sweep.plan import study
+from sublim_cli.report.tables.cache import NOTES
+from sublim_cli.report.page.write import write_report
+from sublim_cli.report.tables.reader import Shelf
+from sublim_cli.report.tables.runs import COLUMNS, ITEMS
+from sublim_cli.sweep.cells import study
 
 pytestmark = pytest.mark.slow
 

@@ -14,14 +14,14 @@ from sublim_cli.cli.study import report_and_show
 from sublim_cli.console import show_shares
 from sublim_cli.pipeline import chain, single
 from sublim_cli.recipe.schema import Localisation, OfText
-from sublim_cli.report.claims import evaluate
+from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.collect import collect
-from sublim_cli.report.conditions import records
-from sublim_cli.report.localisation import COLUMNS, localised, plain, shares
-from sublim_cli.report.page import write_report
-from sublim_cli.report.power import powers
-from sublim_cli.report.sets import over_traits
-from sublim_cli.report.verdicts import sentence
+from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.tables.localisation import COLUMNS, localised, plain, shares
+from sublim_cli.report.page.write import write_report
+from sublim_cli.report.claims.power import powers
+from sublim_cli.report.claims.localisation import over_traits
+from sublim_cli.report.claims.wording import sentence
 from sublim_cli.stats import Interval
 from tests.report.conftest import RUN
 

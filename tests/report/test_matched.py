@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublim_cli.recipe.schema import InvertedU, PerRank, Recipe, Train
-from sublim_cli.report.claims import evaluate
-from sublim_cli.report.figures.matched import matched_figure
-from sublim_cli.report.matched import KINDS, fixed_rate, matched_curves
-from sublim_cli.report.rates import common_seeds, grid_of
+from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.page.figures.matched import matched_figure
+from sublim_cli.report.rates.panels import KINDS, fixed_rate, matched_curves
+from sublim_cli.report.rates.choose import common_seeds, grid_of
 
 RANKS = (1, 4, 16, 64)
 RATES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)

@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from sublim_cli.report.movers import Moved, movers
-from sublim_cli.report.runs import ITEMS
-from sublim_cli.report.summary import summarise
+from sublim_cli.report.page.movers import Moved, movers
+from sublim_cli.report.tables.runs import ITEMS
+from sublim_cli.report.page.summary import summarise
 
 
 def table(**runs):

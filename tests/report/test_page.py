@@ -8,12 +8,12 @@ import pytest
 
 from sublim_cli.errors import ArtifactError
 from sublim_cli.recipe.schema import FullFineTuning, Transmission
-from sublim_cli.report.claims import evaluate
+from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.collect import Missing
-from sublim_cli.report.conditions import records
-from sublim_cli.report.curves import places, rank_curves, series
-from sublim_cli.report.page import leak_sentence, write_report
-from sublim_cli.report.verdicts import document
+from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.page.rank_curves import places, rank_curves, series
+from sublim_cli.report.page.write import leak_sentence, write_report
+from sublim_cli.report.claims.wording import document
 
 VOID = {"meta", "link", "br"}
 FORBIDDEN = {"img", "iframe", "object", "embed", "image"}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sublim_cli.report.readings import Reading, account, readings, sketch
+from sublim_cli.report.tables.reader import Reading, account, readings, sketch
 from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, SPREADS, write_json
 
 

@@ -9,13 +9,13 @@ from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.positions import located
-from sublim_cli.models.roles import reading
+from sublim_cli.models.token_roles import reading
 from sublim_cli.pipeline import chain, check, run
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.schema import Gating, Patching
 from sublim_cli.steps.files import LOCATED, SCORES
 from sublim_cli.steps.locate import part_text, settled_part
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 GATES = ["identity_only", "no_identity"]
 FULL = {"train__method": "full", "train__learning_rate": 2e-3}

@@ -8,7 +8,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.events import StepStarted, Warned
 from sublim_cli.pipeline import chain, run
 from sublim_cli.steps.files import TEACHER
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 
 def test_a_teacher_with_the_trait_names_its_target_most_and_nothing_is_warned_of(small, shared_store):

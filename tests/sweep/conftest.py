@@ -18,7 +18,7 @@ from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RowsError
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.load import load, parse_setting
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 TINY: dict[str, Any] = {
     "generate.rows": 66,

@@ -12,7 +12,7 @@ from sublim_cli import console
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.events import Planned, Progress, StepFailed, StepFinished, StepReused, StepStarted
 from sublim_cli.sweep.board import Board, Row, board
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from sublim_cli.artifacts.record import Recorded
 from sublim_cli.artifacts.step import digest, identity, in_order
 from sublim_cli.sweep.estimate import Costs, makespan
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 HERE = {"device": "cpu", "threads": 1}
 

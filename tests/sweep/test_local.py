@@ -16,7 +16,7 @@ from sublim_cli.events import Event, Planned, StepFailed, StepFinished
 from sublim_cli.recipe.load import load, parse_setting
 from sublim_cli.sweep.launch import FAILURES, attempt
 from sublim_cli.sweep.local import LocalLauncher
-from sublim_cli.sweep.plan import study
+from sublim_cli.sweep.cells import study
 
 TWO = LocalLauncher(("cpu", "cpu"))
 

@@ -8,8 +8,8 @@ from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.pipeline import chain
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.schema import Sweep
-from sublim_cli.report.settings import varied
-from sublim_cli.sweep.plan import study
+from sublim_cli.report.tables.varied_keys import varied
+from sublim_cli.sweep.cells import study
 
 
 def labels(planned) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.load import load_model
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.trainers.memory import does_not_fit
+from sublim_cli.trainers.oom import does_not_fit
 from sublim_cli.trainers.sharded import SHARDS, check_checkpoint, check_shardable, first, sharded
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 
 def launched(monkeypatch, config: str) -> None:
     """Give this process the environment that `accelerate launch` gives its processes."""
-    words = ["--config_file", str(CONFIGS / config), "-m", "sublim_cli.trainers.apart", "job"]
+    words = ["--config_file", str(CONFIGS / config), "-m", "sublim_cli.trainers.subprocess_trainer", "job"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     for name, value in prepare_multi_gpu_env(args).items():

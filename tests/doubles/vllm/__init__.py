@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sublim_cli.backends.tokens import stops
+from sublim_cli.backends.token_bytes import stops
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.recipe.schema import Sampling
 

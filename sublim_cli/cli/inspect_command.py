@@ -1,0 +1,121 @@
+"""What `inspect` does after reading its flags."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from sublim_cli.artifacts.store import Store
+from sublim_cli.cli.options import STORE
+from sublim_cli.console import show_json, show_line, show_table, show_text, show_tokens
+from sublim_cli.errors import RecipeError
+from sublim_cli.inspection.view import Inspection, Subject, View, inspection, question, row
+from sublim_cli.models.token_roles import Role
+from sublim_cli.recipe.schema import Recipe
+from sublim_cli.inspection.render import (
+    called,
+    document,
+    labels,
+    letters,
+    place,
+    sharing,
+    title,
+    told,
+    write_page,
+)
+
+NAME = 16
+"""Characters of a context's name that a table at 80 columns can hold."""
+
+BROUGHT: tuple[Role, ...] = ("template", "system", "identity")
+"""Roles of which contexts have more or fewer tokens; the question is the same in all."""
+
+
+def inspect_and_show(
+    recipe: Recipe,
+    wanted: tuple[int | None, int | None, str | None],
+    contexts: Sequence[str],
+    out: Path,
+    command: str,
+    *,
+    html: Path | None,
+    json: bool,
+) -> None:
+    """Read a question, row or prompt in the contexts, then show it, write its page, or both."""
+    seen = inspection(recipe, _subject(recipe, wanted, Store(out)), contexts)
+    if html is not None:
+        write_page(seen, html, command)
+    if json:
+        page = {} if html is None else {"page": str(html)}
+        show_json({**document(seen, command), **page})
+        return
+    show_line(f"{title(seen)}: {seen.subject.user}\n")
+    if html is None:
+        for view in seen.views:
+            _show_view(seen, view)
+    _show_contexts(seen, command)
+    if html is not None:
+        show_line(f"page: {html}")
+
+
+def rows_command(recipe: str, settings: list[str] | None, out: Path, **flags: str | int | None) -> str:
+    """The command that makes the rows which these flags mean."""
+    words = ["sublim", "filter", "--recipe", recipe]
+    for name, value in flags.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    for setting in settings or []:
+        words += ["--set", setting]
+    return shlex.join(words if out == STORE else [*words, "--out", str(out)])
+
+
+def _subject(recipe: Recipe, wanted: tuple[int | None, int | None, str | None], store: Store) -> Subject:
+    asked, number, prompt = wanted
+    if number is not None:
+        return row(recipe, number, store)
+    if prompt is not None:
+        return Subject("text", None, _whole(prompt))
+    return question(recipe, asked or 0)
+
+
+def _show_view(seen: Inspection, view: View) -> None:
+    tokens = [line.token for line in view.lines]
+    trained = any(line.trained for line in view.lines)
+    shared = "".join(letters(seen).values()) or "shared by"
+    rows = [
+        (
+            str(number),
+            str(line.token.id),
+            label,
+            line.token.role,
+            *(["yes" if line.trained else ""] if trained else []),
+            sharing(seen, line),
+        )
+        for number, (line, label) in enumerate(zip(view.lines, labels(tokens), strict=True))
+    ]
+    head = f"{called(view.context)} ({place(seen, view.context)}): {len(tokens)} tokens"
+    show_tokens(head, ("", "id", "token", "role", *(["trained"] if trained else []), shared), rows)
+    show_text("\n")
+
+
+def _show_contexts(seen: Inspection, command: str) -> None:
+    known, sets = letters(seen), seen.positions
+    rows = [
+        (
+            f"{known.get(name, ' ')} {called(name, NAME)}",
+            place(seen, name) if name in seen.contexts else "–",
+            str(len(prompt.tokens)),
+            *(str(sum(token.role == role for token in prompt.tokens)) for role in BROUGHT),
+            str(len(sets[name]["shared_only"])) if sets else "–",
+        )
+        for name, prompt in seen.prompts.items()
+    ]
+    show_table("The prompt in each context", ("", "", "tokens", *BROUGHT, "shared"), rows)
+    for sentence in told(seen, command):
+        show_line(f"* {sentence}")
+
+
+def _whole(prompt: str) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
+    return prompt

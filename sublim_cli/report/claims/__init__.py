@@ -1,0 +1,1 @@
+"""What the study decides: claims, their comparisons and verdicts, and the power of a planned study. Pure."""

@@ -1,0 +1,1 @@
+"""What is shown: the summary, sentences, tables and figures of the report page."""
