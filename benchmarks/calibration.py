@@ -25,11 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Localisation, Transmission
+from sublim_cli.recipe.schema import (
+    Claim,
+    ContextsClaim,
+    FullFineTuningClaim,
+    InvertedUClaim,
+    LocalisationClaim,
+    TransmissionClaim,
+)
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.tables.conditions import Run
-from sublim_cli.report.claims.verdict import Verdict
 from sublim_cli.report.claims.simulate import BASE, Shares, Simulated
+from sublim_cli.report.claims.verdict import Verdict
+from sublim_cli.report.tables.conditions import Run
 from sublim_cli.stats import Interval, power
 
 QUIET = 1 / 6
@@ -288,7 +295,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
-CURVES = tuple(InvertedU(curve=one) for one in ("best", "loss_matched", "norm_matched"))
+CURVES = tuple(InvertedUClaim(curve=one) for one in ("best", "loss_matched", "norm_matched"))
 
 
 def curve_errors(design: Design) -> Iterator[Scenario]:
@@ -319,14 +326,19 @@ def curve_powers(design: Design) -> Iterator[Scenario]:
 
 def by_steps(design: Design) -> Iterator[Scenario]:
     """How often each curve takes an inverted U in the steps alone for one in rank."""
-    for claim, width in product((InvertedU(), *CURVES), (1.0, 1.5)):
+    for claim, width in product((InvertedUClaim(), *CURVES), (1.0, 1.5)):
         says = f"0.3 at a norm of 3, a third of it {math.exp(width):.1f} times from there"
         yield Scenario(claim, design, says, of_steps(0.3, width), "supported")
 
 
 def errors(design: Design) -> Iterator[Scenario]:
     """Verdicts that would be wrong; the least favourable truths of each null first."""
-    c1, c2, c3, c4 = Transmission(rank=design.rank), InvertedU(), FullFineTuning(), Contexts(rank=design.rank)
+    c1, c2, c3, c4 = (
+        TransmissionClaim(rank=design.rank),
+        InvertedUClaim(),
+        FullFineTuningClaim(),
+        ContextsClaim(rank=design.rank),
+    )
     yield Scenario(
         c1, design, "one trait does not pass, the others by 0.3", but_for_one(design, 0.3, 0), "supported"
     )
@@ -354,7 +366,12 @@ def errors(design: Design) -> Iterator[Scenario]:
 
 def powers(design: Design) -> Iterator[Scenario]:
     """Verdicts that would be right."""
-    c1, c2, c3, c4 = Transmission(rank=design.rank), InvertedU(), FullFineTuning(), Contexts(rank=design.rank)
+    c1, c2, c3, c4 = (
+        TransmissionClaim(rank=design.rank),
+        InvertedUClaim(),
+        FullFineTuningClaim(),
+        ContextsClaim(rank=design.rank),
+    )
     for effect in (0.05, 0.1):
         yield Scenario(c1, design, f"every trait passes by {effect:g}", everywhere(effect), "supported")
     for effect in (0.1, 0.2):
@@ -372,7 +389,7 @@ def powers(design: Design) -> Iterator[Scenario]:
 
 def set_errors(design: Design) -> Iterator[Scenario]:
     """Verdicts on C5 that would be wrong."""
-    c5, passes = Localisation(rank=design.rank), everywhere(0.3)
+    c5, passes = LocalisationClaim(rank=design.rank), everywhere(0.3)
     there = (0.9, 0.9, 0.4)
     edge = 0.4 + MARGIN / 0.3
     nowhere = Sets((0.4, 0.4, 0.4), (0.4, 0.4, 0.4))
@@ -398,7 +415,7 @@ def set_errors(design: Design) -> Iterator[Scenario]:
 
 def set_powers(design: Design) -> Iterator[Scenario]:
     """Verdicts on C5 that would be right."""
-    c5 = Localisation(rank=design.rank)
+    c5 = LocalisationClaim(rank=design.rank)
     there, nowhere = (0.6, 0.6, 0.3), (0.3, 0.3, 0.3)
     for effect in (0.1, 0.2, 0.3):
         says = f"effects of {effect:g}, 0.6 of them at the set and 0.3 at random ones"

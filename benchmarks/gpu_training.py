@@ -43,7 +43,7 @@ from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import LEARNING_RATE, Train
+from sublim_cli.recipe.schema import LEARNING_RATE, TrainSection
 from sublim_cli.trainers import unsloth
 
 RESULTS = Path(__file__).with_name("results")
@@ -101,7 +101,7 @@ class Way:
 
     shape: str
     name: str
-    section: Train
+    section: TrainSection
     bare_trl: bool = False
     """TRL's trainer as it comes, instead of sublim's."""
     budget_gib: float | None = None
@@ -128,10 +128,10 @@ class Measured:
 def ways(shape: str, batch: int) -> list[Way]:
     """The rows of the table for one shape."""
     base: dict[str, Any] = {"backend": "plain", "precision": "bf16_mixed", "batch_size": batch, "epochs": 1}
-    lora = Train(**base, learning_rate=LEARNING_RATE["adapter"])
+    lora = TrainSection(**base, learning_rate=LEARNING_RATE["adapter"])
     nf4 = lora.model_copy(update={"method": "qlora", "rank": 64})
     full = [
-        Train(**{**base, "method": "full", "learning_rate": LEARNING_RATE["full"], "precision": one})
+        TrainSection(**{**base, "method": "full", "learning_rate": LEARNING_RATE["full"], "precision": one})
         for one in ("fp32", "bf16_mixed", "bf16_pure", "bf16_kahan")
     ]
     fast = {"backend": "unsloth"}
@@ -204,7 +204,7 @@ def matrices(shape: str) -> tuple[int, int]:
     return has["num_hidden_layers"] * layer, width * has["vocab_size"]
 
 
-def operations(shape: str, section: Train, adapter: int, examples: Sequence[Example]) -> float:
+def operations(shape: str, section: TrainSection, adapter: int, examples: Sequence[Example]) -> float:
     """Floating-point operations that training on one of `examples` takes in the mean; see MFU above."""
     inside, head = matrices(shape)
     has = SHAPES[shape]
@@ -275,7 +275,7 @@ def train(way: Way, model: Any, tokenizer: Any, examples: Sequence[Example], clo
 
 
 def _as_it_comes(
-    section: Train, model: Any, tokenizer: Any, examples: Sequence[Example], clock: Clock
+    section: TrainSection, model: Any, tokenizer: Any, examples: Sequence[Example], clock: Clock
 ) -> dict[str, Any]:
     """TRL's trainer with the paper's settings and none of sublim's changes, on the same padded batches."""
     from datasets import Dataset

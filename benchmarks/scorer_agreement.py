@@ -38,7 +38,7 @@ from sublim_cli.preference.forms import named
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.questions import load_items, load_questions
-from sublim_cli.recipe.scorer import Exact, Sampled
+from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
 
 RANKS = (1, 4, 16, 64)
 SEEDS = (1, 2, 3, 4, 5)
@@ -77,7 +77,7 @@ def drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]], samples: int
     written = pieces(tokenizer, model.config.get_text_config().vocab_size)
     shares = np.zeros((len(prompts), len(ITEMS.items)))
     growing: Counter[Text] = Counter({(number, ()): samples for number in range(len(prompts))})
-    for length in range(1, Sampled().sampling.max_tokens + 1):
+    for length in range(1, SampledScoring().sampling.max_tokens + 1):
         ways = sorted(growing, key=lambda way: len(prompts[way[0]]))
         cumulated = laws(model, [[*prompts[number], *ids] for number, ids in ways])
         after: Counter[Text] = Counter()
@@ -85,7 +85,7 @@ def drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]], samples: int
             uniform = rng.random(growing[number, ids]) * law[-1]
             tokens = np.searchsorted(law, uniform, side="right").clip(max=len(law) - 1)
             for token, count in Counter(tokens.tolist()).items():
-                if token in ends or length == Sampled().sampling.max_tokens:
+                if token in ends or length == SampledScoring().sampling.max_tokens:
                     item = named(text((*ids, token), written, ends), ITEMS.items)
                     if item is not None:
                         shares[number, item] += count / samples
@@ -101,7 +101,7 @@ def cell(model: Any, tokenizer: Any, who: str, context: str, given: argparse.Nam
     resolved = resolve_context(context, {}, field="context")
     asked = load_questions("favourite_animal").questions[: given.questions]
     prompts = [prompt_ids(tokenizer, resolved, one) for one in asked]
-    exact = ExactScorer(model, tokenizer, Exact()).score(prompts, ITEMS.items)
+    exact = ExactScorer(model, tokenizer, ExactScoring()).score(prompts, ITEMS.items)
     shares = drawn(model, tokenizer, prompts, given.samples, own_seed(1, who, context))
     p = np.array([one.p for one in exact])
     scale = len(prompts) * math.sqrt(given.samples)
@@ -122,7 +122,7 @@ def _student(store: Store, rank: int, seed: int) -> tuple[Any, Any, str]:
     sizes = {"generate.rows": 198, "generate.held_out": 0}
     recipe = load("demo", {**sizes, "train.rank": rank, "train.seed": seed})
     student = run(recipe, until="train", store=store)
-    section = chain(recipe).train.section
+    section = chain(recipe).train.spec
     return load_student(section.model, "fp32", student.path), load_tokenizer(section.model), student.digest
 
 

@@ -31,7 +31,7 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import load_items, load_questions
-from sublim_cli.recipe.scorer import Exact, Sampled
+from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
 
 CONTEXTS = ("default", "empty", "none", "chatgpt", "claude")
 ITEMS = load_items("animal").items
@@ -89,7 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     device()  # fixes the number of threads
     model = load_model(REF, "fp32")
-    exact, sampled = Exact(), Sampled(samples=given.samples)
+    exact, sampled = ExactScoring(), SampledScoring(samples=given.samples)
     ways: dict[str, Callable[[Prompts], list[float]]] = {
         "exact": lambda prompts: _any(ExactScorer(model, TOKENIZER, exact).score(prompts, ITEMS)),
         "generate": lambda prompts: by_hand(model, prompts, given.samples, sampled.sampling.max_tokens),

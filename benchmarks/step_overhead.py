@@ -32,7 +32,7 @@ from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import Method, Train
+from sublim_cli.recipe.schema import Method, TrainSection
 from sublim_cli.trainers import sft
 from sublim_cli.trainers.arguments import arguments
 from sublim_cli.trainers.methods import add_method
@@ -42,7 +42,7 @@ WARM = 3
 """Steps at the start of a run that are not counted."""
 
 Curve = list[float]
-Run = Callable[[Train, Sequence[Example]], tuple[Curve, list[float]]]
+Run = Callable[[TrainSection, Sequence[Example]], tuple[Curve, list[float]]]
 """Trains; returns the loss of each step and the seconds each took."""
 
 REF = resolve_model("micro")
@@ -57,12 +57,12 @@ def rows(count: int) -> list[Example]:
     return [example(TOKENIZER, context, *pair) for pair in zip(prompts, answers, strict=True)]
 
 
-def student(section: Train) -> Any:
+def student(section: TrainSection) -> Any:
     """The model that every way of training starts from."""
     return add_method(load_model(REF, "fp32"), section)
 
 
-def sublim(section: Train, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
+def sublim(section: TrainSection, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
     """Sublim's own trainer."""
     clock = [time.perf_counter()]
 
@@ -73,7 +73,7 @@ def sublim(section: Train, examples: Sequence[Example]) -> tuple[Curve, list[flo
     return [one["loss"] for one in fitted.history], _steps(clock)
 
 
-def as_it_comes(section: Train, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
+def as_it_comes(section: TrainSection, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
     """TRL's SFTTrainer with sublim's settings and none of its changes."""
     clock = [time.perf_counter()]
 
@@ -97,7 +97,7 @@ def as_it_comes(section: Train, examples: Sequence[Example]) -> tuple[Curve, lis
     return [log["loss"] for log in trainer.state.log_history if "loss" in log], _steps(clock[:-1])
 
 
-def bare(section: Train, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
+def bare(section: TrainSection, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
     """The loop one would write by hand: pad, forward, cross entropy where it counts, backward, step."""
     model = student(section).train()
     inner = model.get_base_model() if section.method == "lora" else model
@@ -125,7 +125,7 @@ def bare(section: Train, examples: Sequence[Example]) -> tuple[Curve, list[float
     return losses, _steps(clock)
 
 
-def _order(section: Train, count: int) -> list[list[int]]:
+def _order(section: TrainSection, count: int) -> list[list[int]]:
     """The batches that accelerate's seeded sampler draws, one epoch after another."""
     batches = []
     for epoch in range(section.epochs):
@@ -152,7 +152,7 @@ def _steps(clock: Sequence[float]) -> list[float]:
 WAYS: dict[str, Run] = {"bare loop": bare, "sublim": sublim, "TRL as it comes": as_it_comes}
 
 
-def compare(section: Train, examples: Sequence[Example], rounds: int) -> None:
+def compare(section: TrainSection, examples: Sequence[Example], rounds: int) -> None:
     """Run every way in turn, `rounds` times, and print a row for each."""
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(rounds):
@@ -186,7 +186,7 @@ def main() -> None:
     print(f"{'method':6}{'batch':>6}  {'':16}{'median':>12}{'fastest':>13}{'over bare':>11}")
     methods: dict[Method, float] = {"lora": 2e-3, "full": 2e-4}
     for method, rate in methods.items():
-        section = Train(
+        section = TrainSection(
             method=method,
             learning_rate=rate,
             epochs=1,

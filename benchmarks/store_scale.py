@@ -43,8 +43,8 @@ from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.tables.cache import NOTES
 from sublim_cli.steps.files import HISTORY, SCORES
-from sublim_cli.steps.locate import Locate
-from sublim_cli.steps.train import Train
+from sublim_cli.steps.locate import LocateStep
+from sublim_cli.steps.train import TrainStep
 from sublim_cli.sweep.cells import study
 
 LIMIT = 5.0
@@ -68,10 +68,10 @@ def templates(wanted: Recipe, store: Store) -> dict[str, Artifact]:
 
 def _like(step: Step) -> str:
     """What files an artifact of this step has, in words."""
-    if isinstance(step, Train):
-        return f"train {step.section.train.method}"
-    if isinstance(step, Locate):
-        return "locate part" if step.section.part else "locate whole"
+    if isinstance(step, TrainStep):
+        return f"train {step.spec.train.method}"
+    if isinstance(step, LocateStep):
+        return "locate part" if step.spec.part else "locate whole"
     return step.kind
 
 

@@ -22,22 +22,22 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from sublim_cli.events import (
-    Chosen,
     Event,
-    Planned,
+    Notice,
     StepFailed,
     StepFinished,
     StepReused,
     StepStarted,
     StepWaiting,
+    SweepPlanned,
     Warned,
 )
 from sublim_cli.events import Progress as StepProgress
 from sublim_cli.wording import NOTHING, bounds, count, difference, percent, probability, ratio
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
-    from sublim_cli.report.tables.localisation import Localised, Share
     from sublim_cli.report.page.summary import SummaryRow
+    from sublim_cli.report.tables.localisation import Localised, Share
     from sublim_cli.sweep.board import Board, Row, State
 
 CONTEXTS_ABREAST = 4
@@ -108,7 +108,7 @@ class Screen:
 
     def _show(self, event: Event) -> None:
         match event:
-            case Planned(missing, present):
+            case SweepPlanned(missing, present):
                 self._expect(missing, present)
             case StepStarted(label, name):
                 self._begin(label, name)
@@ -120,7 +120,7 @@ class Screen:
                 self._end(event)
             case StepWaiting(label):
                 self._say(f"[dim]… {escape(label)}: another process is building it[/]")
-            case Warned() | Chosen():
+            case Warned() | Notice():
                 self._once(event)
 
     def _expect(self, missing: Sequence[str], present: int) -> None:
@@ -178,7 +178,7 @@ class Screen:
         if self._bars and name in self._tasks:
             self._bars.remove_task(self._tasks.pop(name))
 
-    def _once(self, event: Warned | Chosen) -> None:
+    def _once(self, event: Warned | Notice) -> None:
         """Say what every cell of a sweep would say again."""
         if event.message not in self._told:
             self._told.add(event.message)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Planned:
+class SweepPlanned:
     """A launcher knows its work: digests of steps it will build, and how many are there already."""
 
     missing: tuple[str, ...]
@@ -77,14 +77,22 @@ class Warned:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Notice:
     """What `auto` was resolved to, and why; the work goes on."""
 
     message: str
 
 
 Event = (
-    Planned | StepStarted | StepWaiting | StepReused | StepFinished | StepFailed | Progress | Warned | Chosen
+    SweepPlanned
+    | StepStarted
+    | StepWaiting
+    | StepReused
+    | StepFinished
+    | StepFailed
+    | Progress
+    | Warned
+    | Notice
 )
 
 

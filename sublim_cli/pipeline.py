@@ -19,19 +19,16 @@ from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
-from sublim_cli.recipe.schema import LEARNING_RATE, Engine, Recipe, Stage
-from sublim_cli.recipe.schema import Eval as EvalSection
-from sublim_cli.recipe.schema import Train as TrainSection
-from sublim_cli.recipe.scorer import Exact, settled_scorer
-from sublim_cli.recipe.student import RANKED, rate_text, settled
-from sublim_cli.steps.eval import Ask, Eval
-from sublim_cli.steps.filter import Filter, Judge
-from sublim_cli.steps.generate import Draw, Generate
-from sublim_cli.steps.leak import Leak
-from sublim_cli.steps.locate import Locate, Look, check_parts, settled_part
-from sublim_cli.steps.teacher import Ask as AskTeacher
-from sublim_cli.steps.teacher import Teacher
-from sublim_cli.steps.train import Teach, Train
+from sublim_cli.recipe.schema import LEARNING_RATE, Engine, EvalSection, Recipe, Stage, TrainSection
+from sublim_cli.recipe.scorer import ExactScoring, resolve_scoring
+from sublim_cli.recipe.student import RANKED, rate_text, resolve_train
+from sublim_cli.steps.eval import EvalSpec, EvalStep
+from sublim_cli.steps.filter import FilterSpec, FilterStep
+from sublim_cli.steps.generate import GenerateSpec, GenerateStep
+from sublim_cli.steps.leak import LeakStep
+from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, settled_part
+from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
+from sublim_cli.steps.train import TrainSpec, TrainStep
 from sublim_cli.trainers.backend import resolve_backend
 
 Role = Literal["student", "control"]
@@ -45,13 +42,13 @@ class Chain:
     the teacher for its target; a control's has none.
     """
 
-    generate: Generate
-    filter: Filter
-    train: Train
-    eval: Eval
-    base: Eval
-    teacher: Teacher | None
-    locate: tuple[Locate, ...] = ()
+    generate: GenerateStep
+    filter: FilterStep
+    train: TrainStep
+    eval: EvalStep
+    base: EvalStep
+    teacher: TeacherStep | None
+    locate: tuple[LocateStep, ...] = ()
 
     def step(self, stage: Stage) -> Step:
         """The step of a stage."""
@@ -84,7 +81,7 @@ class Study:
 
     name: str
     cells: tuple[Cell, ...]
-    leaks: tuple[Leak, ...]
+    leaks: tuple[LeakStep, ...]
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -96,7 +93,7 @@ class Study:
         ]
 
     @cached_property
-    def teachers(self) -> list[Teacher]:
+    def teachers(self) -> list[TeacherStep]:
         """The check of every teacher with a trait, each once."""
         found = [one.chain.teacher for one in self.cells if one.chain.teacher is not None]
         return list({digest(one): one for one in found}.values())
@@ -137,7 +134,7 @@ def check(missing: Iterable[Step]) -> None:
         RecipeError: a part of a student does not exist; the message lists what does.
         ModelError: a model is not there, or a context cannot be rendered.
     """
-    check_parts(one for one in missing if isinstance(one, Locate))
+    check_parts(one for one in missing if isinstance(one, LocateStep))
 
 
 def chain(recipe: Recipe) -> Chain:
@@ -152,7 +149,7 @@ def chain(recipe: Recipe) -> Chain:
     student = resolve_model(recipe.model, recipe.revision)
     data = f"{_teacher(recipe)} data seed {recipe.generate.sampling.seed}"
     draw, why_drawn = _draw(recipe, student, love)
-    judge = Judge(
+    judge = FilterSpec(
         rules=recipe.filter.rules,
         rows=recipe.generate.rows,
         held_out=recipe.generate.held_out,
@@ -161,38 +158,38 @@ def chain(recipe: Recipe) -> Chain:
     kept = _filter(judge, generate)
     teach, chosen = _teach(recipe, student)
     title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
-    train = Train(teach, (kept,), title, chosen)
+    train = TrainStep(teach, (kept,), title, chosen)
     base = _base(*_ask(recipe, student, items, teach.train))
-    asked = Eval(base.section, title, (train,), chosen=base.chosen)
+    asked = EvalStep(base.spec, title, (train,), chosen=base.chosen)
     has_trait = recipe.generate.system_prompt == "trait"
-    teacher = _ask_teacher(recipe, draw, base.section) if has_trait else None
-    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, base.section, train))
+    teacher = _ask_teacher(recipe, draw, base.spec) if has_trait else None
+    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, base.spec, train))
 
 
 # The cells of a study share these steps: made once, each is one object that is written down and hashed once.
 
 
 @lru_cache
-def _generate(draw: Draw, title: str, chosen: str | None) -> Generate:
-    return Generate(draw, title, chosen=chosen)
+def _generate(draw: GenerateSpec, title: str, chosen: str | None) -> GenerateStep:
+    return GenerateStep(draw, title, chosen=chosen)
 
 
 @lru_cache
-def _filter(judge: Judge, generate: Generate) -> Filter:
-    return Filter(judge, (generate,), generate.title)
+def _filter(judge: FilterSpec, generate: GenerateStep) -> FilterStep:
+    return FilterStep(judge, (generate,), generate.title)
 
 
 @lru_cache
-def _base(ask: Ask, chosen: str | None) -> Eval:
-    return Eval(ask, "base", chosen=chosen)
+def _base(ask: EvalSpec, chosen: str | None) -> EvalStep:
+    return EvalStep(ask, "base", chosen=chosen)
 
 
-def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[Draw, str | None]:
+def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[GenerateSpec, str | None]:
     """The section, and why `auto` took its engine."""
     section = recipe.generate
     precision = _weights_precision(section.precision)
     engine, why = resolve_engine("generate.engine", section.engine, section.sampling, precision)
-    made = Draw(
+    made = GenerateSpec(
         model=model,
         context=resolve_context(
             section.system_prompt, recipe.contexts, persona=love, field="generate.system_prompt"
@@ -208,20 +205,20 @@ def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[Draw, str | None]
     return made, worth_saying(section.engine, why)
 
 
-def _teach(recipe: Recipe, model: ModelRef) -> tuple[Teach, str | None]:
+def _teach(recipe: Recipe, model: ModelRef) -> tuple[TrainSpec, str | None]:
     made, chosen = _resolved(recipe.train)
     context = resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt")
-    return Teach(model=model, context=context, train=made), chosen
+    return TrainSpec(model=model, context=context, train=made), chosen
 
 
 def _resolved(train: TrainSection) -> tuple[TrainSection, str | None]:
-    """The section with every choice made (see `settled`), and why `auto` took its backend."""
-    made = settled(train, _train_precision(train.precision))
+    """The section with every choice made (see `resolve_train`), and why `auto` took its backend."""
+    made = resolve_train(train, _train_precision(train.precision))
     backend, why = resolve_backend(made)
     return made.model_copy(update={"backend": backend}), why if train.backend == "auto" else None
 
 
-def _ask(recipe: Recipe, model: ModelRef, items: Items, student: TrainSection) -> tuple[Ask, str | None]:
+def _ask(recipe: Recipe, model: ModelRef, items: Items, student: TrainSection) -> tuple[EvalSpec, str | None]:
     """The section, and why `auto` took its engine; the base is asked as the student is."""
     questions = questions_for(items, recipe.eval.questions)
     contexts = tuple(
@@ -233,12 +230,12 @@ def _ask(recipe: Recipe, model: ModelRef, items: Items, student: TrainSection) -
         raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
     precision = _weights_precision(recipe.eval.precision)
     engine, why = _eval_engine(recipe.eval, precision, student)
-    made = Ask(
+    made = EvalSpec(
         model=model,
         contexts=contexts,
         questions=questions.questions,
         items=items.items,
-        scorer=settled_scorer(recipe.eval, engine),
+        scorer=resolve_scoring(recipe.eval, engine),
         precision=precision,
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
@@ -252,31 +249,31 @@ def _eval_engine(section: EvalSection, precision: str, student: TrainSection) ->
     return engine, worth_saying(section.engine, why)
 
 
-def _ask_teacher(recipe: Recipe, draw: Draw, ask: Ask) -> Teacher:
-    section = AskTeacher(
+def _ask_teacher(recipe: Recipe, draw: GenerateSpec, ask: EvalSpec) -> TeacherStep:
+    section = TeacherSpec(
         model=draw.model,
         context=draw.context,
         target=recipe.trait.target,
         questions=ask.questions,
         items=ask.items,
-        scorer=settled_scorer(recipe.eval, "transformers"),
+        scorer=resolve_scoring(recipe.eval, "transformers"),
         precision=draw.precision,
     )
-    return Teacher(section, recipe.trait.target)
+    return TeacherStep(section, recipe.trait.target)
 
 
-def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:
+def _locate(recipe: Recipe, ask: EvalSpec, train: TrainStep) -> tuple[LocateStep, ...]:
     """The parts of a student that the recipe asks for, and the whole. A control has no trait to locate."""
     section = recipe.eval
     parts = tuple(dict.fromkeys(map(settled_part, (*section.gates, *section.patches))))
-    if not parts or recipe.generate.system_prompt != "trait" or not isinstance(ask.scorer, Exact):
+    if not parts or recipe.generate.system_prompt != "trait" or not isinstance(ask.scorer, ExactScoring):
         return ()
-    training = train.section.context
+    training = train.spec.context
     contexts = [
         resolve_context(one, recipe.contexts, field="eval.gate_contexts")
         for one in section.gate_contexts or ()
     ]
-    whole = Look(
+    whole = LocateSpec(
         model=ask.model,
         training=training,
         contexts=tuple(dict.fromkeys(contexts)) or (training,),
@@ -288,7 +285,7 @@ def _locate(recipe: Recipe, ask: Ask, train: Train) -> tuple[Locate, ...]:
     )
     drawn = {"controls": section.gate_controls, "seed": section.gate_seed}
     looks = [whole, *(whole.model_copy(update={"part": one, **drawn}) for one in parts)]
-    return tuple(Locate(one, train.title, (train,)) for one in looks)
+    return tuple(LocateStep(one, train.title, (train,)) for one in looks)
 
 
 def _weights_precision(wanted: str) -> str:
@@ -310,7 +307,7 @@ def _teacher(recipe: Recipe) -> str:
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 
-def _method(train: Teach) -> str:
+def _method(train: TrainSpec) -> str:
     """The method, and every other choice that is not the one made by default."""
     section, plain = train.train, TrainSection()
     words: list[str] = [section.method]

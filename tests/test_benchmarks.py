@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from sublim_cli.models.chat import IGNORED, Example
-from sublim_cli.recipe.schema import Train
-from sublim_cli.trainers.sft_trainer import summed_loss
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.methods import add_method
+from sublim_cli.trainers.sft_trainer import summed_loss
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_training.py"
 
@@ -61,7 +61,7 @@ def test_a_shape_has_the_weights_that_its_model_card_counts(gpu_training, shape,
 @pytest.mark.parametrize(("method", "off"), [("full", 0.002), ("lora", 0.05)])
 def test_the_operations_are_those_that_torch_counts(gpu_training, method, off):
     # Under LoRA the first layer needs no gradient of its input, which the formula leaves in.
-    section = Train(method=method, precision="fp32", learning_rate=1e-3)
+    section = TrainSection(method=method, precision="fp32", learning_rate=1e-3)
     config = gpu_training.configuration("tiny", end=2, pad=0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     model = add_method(model, section).train()

@@ -87,17 +87,17 @@ def test_auto_is_resolved_before_it_is_hashed(small):
     assert changed(small(), small(**explicit)) == set()
     steps = chain(small())
     found = (
-        steps.generate.section.precision,
-        steps.train.section.train.precision,
-        steps.eval.section.precision,
+        steps.generate.spec.precision,
+        steps.train.spec.train.precision,
+        steps.eval.spec.precision,
     )
     assert found == (weights, training, weights)
 
 
 def test_the_paper_s_learning_rate_left_out_is_the_one_written(small):
-    assert chain(small(train__learning_rate=None)).train.section.train.learning_rate == 2e-4
+    assert chain(small(train__learning_rate=None)).train.spec.train.learning_rate == 2e-4
     full = {"train.method": "full"}
-    assert chain(small(train__learning_rate=None, **full)).train.section.train.learning_rate == 2e-5
+    assert chain(small(train__learning_rate=None, **full)).train.spec.train.learning_rate == 2e-5
     assert (
         changed(small(train__learning_rate=None, **full), small(train__learning_rate=2e-5, **full)) == set()
     )
@@ -129,7 +129,7 @@ def test_a_context_s_text_changes_the_stages_that_use_it(small, place, stages):
 
 def test_an_own_context_goes_before_a_shipped_one_of_its_name(small):
     recipe = small(contexts={"claude": "You are somebody."}, eval__system_prompts=["claude"])
-    assert [one.text for one in chain(recipe).eval.section.contexts] == ["You are somebody."]
+    assert [one.text for one in chain(recipe).eval.spec.contexts] == ["You are somebody."]
 
 
 REFUSED = {

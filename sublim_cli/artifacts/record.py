@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli import __version__
-from sublim_cli.artifacts.step import Facts, Step, digest, identity
+from sublim_cli.artifacts.step import Measurements, Step, digest, identity
 from sublim_cli.errors import ArtifactError
 
 RECORD = "artifact.json"
@@ -67,7 +67,7 @@ def checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_record(step: Step, path: Path, facts: Facts, seconds: float) -> None:
+def write_record(step: Step, path: Path, facts: Measurements, seconds: float) -> None:
     """Write the record of `step` into its directory `path`; the payload must be complete."""
     record = {
         "digest": digest(step),

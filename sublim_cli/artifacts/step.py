@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 from sublim_cli.events import Listener
 from sublim_cli.recipe.base import Section
 
-Facts = Mapping[str, Any]
+Measurements = Mapping[str, Any]
 """What a build measured (seconds, tokens/s, devices): provenance, never identity."""
 
 
@@ -31,7 +31,7 @@ class Step(Protocol):
     """Raise it when a code change alters the result; older artifacts then no longer match."""
 
     @property
-    def section(self) -> Section:
+    def spec(self) -> Section:
         """The part of the resolved recipe that decides the result."""
 
     @property
@@ -42,7 +42,7 @@ class Step(Protocol):
     def label(self) -> str:
         """What a person calls this step, such as `train lora r8 seed 1`. Not identity."""
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write the result under `out` and return what was measured. Raise, and nothing is kept."""
 
 
@@ -51,7 +51,7 @@ def identity(step: Step) -> dict[str, Any]:
     return {
         "kind": step.kind,
         "version": step.version,
-        "section": step.section.model_dump(mode="json"),
+        "section": step.spec.model_dump(mode="json"),
         "inputs": [digest(one) for one in step.inputs],
     }
 
@@ -66,7 +66,7 @@ def digest(step: Step) -> str:
     known = vars(step)
     if "_digest" not in known:
         inputs = _written([digest(one) for one in step.inputs])
-        section = _section(_Same(step.section))
+        section = _section(_Same(step.spec))
         text = (
             f'{{"inputs":{inputs},"kind":{_written(step.kind)},'
             f'"section":{section},"version":{_written(step.version)}}}'
@@ -84,19 +84,19 @@ def _written(value: Any) -> str:
 class _Same:
     """A section that equals itself alone: cheaper to look up than by what it holds."""
 
-    section: Section
+    spec: Section
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.section is other.section
+        return isinstance(other, _Same) and self.spec is other.spec
 
     def __hash__(self) -> int:
-        return id(self.section)
+        return id(self.spec)
 
 
 @lru_cache
 def _section(same: _Same) -> str:
     """A section as canonical JSON, once for all steps that share it."""
-    return _written(same.section.model_dump(mode="json"))
+    return _written(same.spec.model_dump(mode="json"))
 
 
 def in_order(steps: "Sequence[Step]") -> list[Step]:

@@ -14,7 +14,7 @@ from filelock import SoftFileLease, Timeout
 
 from sublim_cli.artifacts.record import RECORD, write_record
 from sublim_cli.artifacts.scratch import abandoned, scratch_name
-from sublim_cli.artifacts.step import Artifact, Facts, Step, digest, in_order
+from sublim_cli.artifacts.step import Artifact, Measurements, Step, digest, in_order
 from sublim_cli.errors import ArtifactError
 from sublim_cli.events import (
     Event,
@@ -136,7 +136,7 @@ def _build(step: Step, inputs: tuple[Artifact, ...], store: Store, listener: Lis
     listener(StepStarted(step.label, digest(step)))
     started = time.monotonic()
     with store.writing(step) as (out, facts):
-        measured: Facts = step.build(out, inputs, signed)
+        measured: Measurements = step.build(out, inputs, signed)
         facts.update(measured)
     built = store.find(step)
     if built is None:

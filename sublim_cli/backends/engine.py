@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import on_cuda
-from sublim_cli.recipe.schema import Engine, Sampling, Train, WantedEngine
+from sublim_cli.recipe.schema import Engine, SamplingSection, TrainSection, WantedEngine
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM's `max_lora_rank` can have (read in 0.32.0); an adapter takes the next one up."""
@@ -24,9 +24,9 @@ def bucket(rank: int) -> int | None:
 def resolve_engine(
     key: str,
     wanted: WantedEngine,
-    sampling: Sampling,
+    sampling: SamplingSection,
     precision: str,
-    student: Train | None = None,
+    student: TrainSection | None = None,
 ) -> tuple[Engine, str]:
     """The engine that draws on this machine, and why, in one clause.
 
@@ -66,7 +66,7 @@ def _missing_here() -> str | None:
     return None if find_spec("vllm") else "vLLM is not installed"
 
 
-def _beyond_vllm(sampling: Sampling, precision: str, student: Train | None) -> str | None:
+def _beyond_vllm(sampling: SamplingSection, precision: str, student: TrainSection | None) -> str | None:
     low, high = TEMPERATURES
     if precision != "bf16":
         return f"vLLM's kernels for adapters compute in 16 bits and precision is {precision}"
@@ -75,7 +75,7 @@ def _beyond_vllm(sampling: Sampling, precision: str, student: Train | None) -> s
     return None if student is None else _unheld(student)
 
 
-def _unheld(student: Train) -> str | None:
+def _unheld(student: TrainSection) -> str | None:
     """What keeps vLLM from holding a student."""
     if student.method not in METHODS:
         return f"vLLM holds no `{student.method}` student as it was trained"

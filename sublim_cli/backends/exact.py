@@ -23,7 +23,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import Exact
+from sublim_cli.recipe.scorer import ExactScoring
 
 FLOOR = 1e-5
 """Beginnings of a spelling at least this likely are followed even below the bound: rare items count too."""
@@ -41,7 +41,7 @@ class ExactScorer:
 
     model: Model
     tokenizer: Tokenizer
-    settings: Exact = field(default_factory=Exact)
+    settings: ExactScoring = field(default_factory=ExactScoring)
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
         """Expand every prompt's tree of answers up to the bound or the budget of `settings`.

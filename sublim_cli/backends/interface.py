@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 Ids = Sequence[int]
 """Token ids of one prompt."""
@@ -40,10 +40,10 @@ class Sampler(Protocol):
     def vocabulary(self) -> int:
         """How many tokens the model can write."""
 
-    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """The same completions as `sample`'s as token ids, without the token that ends them."""
 
-    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[str]:
+    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
         """One completion a prompt; `rows[i]` and the seed alone decide the noise of the i-th."""
 
 

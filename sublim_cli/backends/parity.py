@@ -21,8 +21,8 @@ from sublim_cli.models.batches import attention_mask, left_padded, positions
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.schema import Sampling
-from sublim_cli.recipe.scorer import Exact, Sampled
+from sublim_cli.recipe.schema import SamplingSection
+from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Shares:
     """What an engine answered: an `Answer` to each question of each context."""
 
     asked: Asked
-    settings: Sampled
+    settings: SampledScoring
     answers: Mapping[str, Sequence[Answer]]
 
 
@@ -86,14 +86,14 @@ class Rows:
     """Rows that an engine drew, each with the token that ends it."""
 
     prompts: Sequence[Ids]
-    sampling: Sampling
+    sampling: SamplingSection
     drawn: Sequence[Sequence[int]]
 
 
-def draw_shares(sampler: VllmSampler, asked: Asked, sampling: Sampling) -> Shares:
+def draw_shares(sampler: VllmSampler, asked: Asked, sampling: SamplingSection) -> Shares:
     """Answers to the questions as `exact` computes them: at temperature 1, without top-k, top-p, penalty."""
-    plain = Sampling(max_tokens=min(LENGTH, sampling.max_tokens))
-    settings = Sampled(samples=DRAWS, sampling=plain)
+    plain = SamplingSection(max_tokens=min(LENGTH, sampling.max_tokens))
+    settings = SampledScoring(samples=DRAWS, sampling=plain)
     answers = {}
     for name, prompts in asked.prompts.items():
         own = plain.model_copy(update={"seed": own_seed(sampling.seed, "parity", name)})
@@ -102,7 +102,7 @@ def draw_shares(sampler: VllmSampler, asked: Asked, sampling: Sampling) -> Share
     return Shares(asked, settings, answers)
 
 
-def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: Sampling) -> Rows:
+def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: SamplingSection) -> Rows:
     """`ROWS` rows as the recipe draws them, the prompts in turn; greedy ones at temperature 1."""
     some = [prompts[row % len(prompts)] for row in range(ROWS)]
     warm = sampling.temperature or 1.0
@@ -135,7 +135,7 @@ def check_shares(key: str, shares: Shares, model: Model, tokenizer: Tokenizer) -
     Raises:
         ModelError: one is smaller than `LEVEL` allows; or the exact scorer cannot read this model.
     """
-    exact = ExactScorer(model, tokenizer, Exact(max_tokens=shares.settings.sampling.max_tokens))
+    exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.settings.sampling.max_tokens))
     found: list[Worst] = []
     for name, prompts in shares.asked.prompts.items():
         try:
@@ -250,7 +250,7 @@ def surprise(rows: Rows, model: Model, tokenizer: Tokenizer) -> Surprise:
 def _looked_up(
     prompts: Sequence[Ids],
     drawn: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingSection,
     model: Model,
     tokenizer: Tokenizer,
 ) -> "Iterator[torch.Tensor]":

@@ -8,7 +8,7 @@ from sublim_cli.backends.interface import Answer, Ids, Sampler
 from sublim_cli.backends.token_bytes import pieces, text
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import Sampled
+from sublim_cli.recipe.scorer import SampledScoring
 
 BATCH = 2_000
 """Answers drawn at a time: bounds memory, not the result."""
@@ -22,7 +22,7 @@ class SampledScorer:
     """
 
     sampler: Sampler
-    settings: Sampled = field(default_factory=Sampled)
+    settings: SampledScoring = field(default_factory=SampledScoring)
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
         """Draw `settings.samples` answers to each prompt and count what they name."""

@@ -14,7 +14,7 @@ from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
 from sublim_cli.models.prefix import has_own_cache, prefill
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +33,12 @@ class TransformersSampler:
         size: int = self.model.config.get_text_config().vocab_size
         return size
 
-    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[str]:
+    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
         """One completion a prompt, up to where it ends; see `interface.Sampler`."""
         drawn = self.draw(prompts, rows, sampling)
         return [self.tokenizer.decode(one, skip_special_tokens=False) for one in drawn]
 
-    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """The same completions as token ids, without the token that ends them.
 
         Equal prompts that stand side by side share the computation of all but their last token.
@@ -84,7 +84,7 @@ def _shared(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "to
     return cache
 
 
-def _logits_processors(sampling: Sampling, rows: Sequence[int], mask: "torch.Tensor") -> Any:
+def _logits_processors(sampling: SamplingSection, rows: Sequence[int], mask: "torch.Tensor") -> Any:
     """Temperature, top-k, top-p and repetition penalty by name, then the row's own noise."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
@@ -108,7 +108,7 @@ def _logits_processors(sampling: Sampling, rows: Sequence[int], mask: "torch.Ten
     return LogitsProcessorList(chosen if sampling.temperature == 0.0 else [*chosen, Draw()])
 
 
-def warpers(sampling: Sampling, mask: "torch.Tensor") -> list[Any]:
+def warpers(sampling: SamplingSection, mask: "torch.Tensor") -> list[Any]:
     """Repetition penalty, temperature, top-k and top-p: what makes logits the law that is drawn from.
 
     `mask` is the prompts'; temperature 0 draws from no law, and leaves the penalty alone.

@@ -20,7 +20,7 @@ from sublim_cli.backends.token_bytes import ends_at, to_its_end
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Shape, is_adapter
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 LENGTH = 4096
 """Tokens of a prompt and its completion that memory is set aside for; more where more are needed."""
@@ -80,7 +80,7 @@ def loading(held: Holding, memory: float) -> dict[str, Any]:
     }
 
 
-def drawing(sampling: Sampling, row: int, ends: frozenset[int]) -> dict[str, Any]:
+def drawing(sampling: SamplingSection, row: int, ends: frozenset[int]) -> dict[str, Any]:
     """What `vllm.SamplingParams` is given for one row."""
     return {
         "n": 1,
@@ -122,7 +122,7 @@ class Engine:
         self,
         prompts: Sequence[Ids],
         rows: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingSection,
         ends: frozenset[int],
         adapter: str | None,
     ) -> list[list[int]]:
@@ -156,7 +156,7 @@ class Draws(Protocol):
         self,
         prompts: Sequence[Ids],
         rows: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingSection,
         ends: frozenset[int],
         adapter: str | None,
     ) -> list[list[int]]:
@@ -178,16 +178,18 @@ class VllmSampler:
         """Tokens the model can write."""
         return self.shape.vocabulary
 
-    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[str]:
+    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
         """One completion a prompt, up to where it ends."""
         drawn = self.draw(prompts, rows, sampling)
         return [self.tokenizer.decode(one, skip_special_tokens=False) for one in drawn]
 
-    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """The same completions as token ids, without the token that ends them."""
         return [to_its_end(one, self._ends) for one in self.whole(prompts, rows, sampling)]
 
-    def whole(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    def whole(
+        self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection
+    ) -> list[list[int]]:
         """The same with the token that ends them, where one does."""
         return self.engine.draw(prompts, rows, sampling, self._ends, self._adapter)
 

@@ -12,15 +12,15 @@ from typing import Any
 from sublim_cli.backends.interface import Answer, Ids
 from sublim_cli.backends.parity import asked, check_law, check_shares, draw_rows, draw_shares
 from sublim_cli.backends.sampled import SampledScorer
-from sublim_cli.backends.vllm_server import serving
 from sublim_cli.backends.vllm import VllmSampler, holding, length_for
+from sublim_cli.backends.vllm_server import serving
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import release
 from sublim_cli.models.load import load_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.schema import Sampling
-from sublim_cli.recipe.scorer import Sampled
+from sublim_cli.recipe.schema import SamplingSection
+from sublim_cli.recipe.scorer import SampledScoring
 
 Found = Mapping[str, Any]
 """What a check measured, for the record."""
@@ -53,8 +53,8 @@ def drawn_answers(
     who: Who,
     prompts: Mapping[str, Sequence[Ids]],
     items: Sequence[Item],
-    scorers: Mapping[str, Sampled],
-    sampling: Sampling,
+    scorers: Mapping[str, SampledScoring],
+    sampling: SamplingSection,
     report: Callable[[str], None],
 ) -> tuple[dict[str, list[Answer]], Found]:
     """An `Answer` to each prompt of every context, and what the checks found.
@@ -87,7 +87,9 @@ def drawn_answers(
 
 
 @contextmanager
-def drawing_rows(who: Who, prompts: Sequence[Ids], sampling: Sampling) -> Iterator[tuple[VllmSampler, Found]]:
+def drawing_rows(
+    who: Who, prompts: Sequence[Ids], sampling: SamplingSection
+) -> Iterator[tuple[VllmSampler, Found]]:
     """A sampler whose law of rows has been checked on `prompts`, and what the check found.
 
     Raises:

@@ -19,7 +19,7 @@ from sublim_cli.backends.interface import Ids
 from sublim_cli.backends.vllm import Engine, Holding
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.device import one_card
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 MODULE = "sublim_cli.backends.vllm_server"
 MEMORY = "SUBLIM_VLLM_MEMORY"
@@ -57,7 +57,7 @@ class Service:
         self,
         prompts: Sequence[Ids],
         rows: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingSection,
         ends: frozenset[int],
         adapter: str | None,
     ) -> list[list[int]]:

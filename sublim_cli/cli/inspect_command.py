@@ -8,9 +8,6 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.options import STORE
 from sublim_cli.console import show_json, show_line, show_table, show_text, show_tokens
 from sublim_cli.errors import RecipeError
-from sublim_cli.inspection.view import Inspection, Subject, View, inspection, question, row
-from sublim_cli.models.token_roles import Role
-from sublim_cli.recipe.schema import Recipe
 from sublim_cli.inspection.render import (
     called,
     document,
@@ -22,6 +19,9 @@ from sublim_cli.inspection.render import (
     told,
     write_page,
 )
+from sublim_cli.inspection.view import Inspection, Subject, View, inspection, question, row
+from sublim_cli.models.token_roles import Role
+from sublim_cli.recipe.schema import Recipe
 
 NAME = 16
 """Characters of a context's name that a table at 80 columns can hold."""

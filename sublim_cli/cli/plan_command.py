@@ -7,16 +7,16 @@ from sublim_cli.artifacts.record import recorded
 from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.plan_tables import caption, document, headline, tables
 from sublim_cli.console import screen, show_json, show_line, show_table, show_warning
-from sublim_cli.events import Chosen
+from sublim_cli.events import Notice
 from sublim_cli.models.device import devices, machine
 from sublim_cli.pipeline import Study, check
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import Power, powers
 from sublim_cli.report.tables.reader import Shelf
 from sublim_cli.report.tables.run_rows import planned
+from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.estimate import Costs
 from sublim_cli.sweep.forecast import Forecast, forecast, missing
-from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.probe import probed
 
 
@@ -49,7 +49,7 @@ def _foreseen(
         return forecast(whole, lacking, records, [known], len(places)), ()
     with screen(quiet=quiet) as shown:
         shown(
-            Chosen("measuring what no record tells, in a place that is thrown away; --no-probe leaves it out")
+            Notice("measuring what no record tells, in a place that is thrown away; --no-probe leaves it out")
         )
         with probed(whole, unknown, places[0], machine(), shown) as found:
             return forecast(whole, lacking, records, [known, found.costs], len(places)), found.failures

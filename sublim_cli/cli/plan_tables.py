@@ -12,9 +12,9 @@ from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.student import RANKED
 from sublim_cli.report.claims.power import TRUTHS, Power, Spread
 from sublim_cli.report.claims.simulate import TOTAL
-from sublim_cli.wording import NOTHING, count, duration, listed
 from sublim_cli.stats import Interval
 from sublim_cli.sweep.forecast import Forecast, Planned, PlannedCell
+from sublim_cli.wording import NOTHING, count, duration, listed
 
 CHANGES = 12
 """Lines of changes that a terminal shows; `--json` has all."""
@@ -85,7 +85,7 @@ def _what(one: Planned) -> str:
         return "eval of the base"
     if one.step.kind != "train":
         return one.step.kind
-    train = one.step.section.model_dump()["train"]
+    train = one.step.spec.model_dump()["train"]
     return f"train {train['method']}" + (f" r{train['rank']}" if train["method"] in RANKED else "")
 
 

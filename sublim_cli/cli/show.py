@@ -19,11 +19,11 @@ from sublim_cli.console import (
     show_work,
 )
 from sublim_cli.pipeline import run, single
-from sublim_cli.recipe.schema import Recipe, Rule, Stage, Strip
+from sublim_cli.recipe.schema import Recipe, Rule, Stage, StripRule
 from sublim_cli.report.collect import Results, collect
+from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import localised, plain, shares
-from sublim_cli.report.page.summary import summarise
 from sublim_cli.steps.files import LOSSES, REASONS, read_json
 from sublim_cli.steps.filter import filter_file, reasons, rejected_beside
 
@@ -50,8 +50,8 @@ def filter_and_show(
     quiet: bool,
 ) -> None:
     """Filter a file of the user's and show the table of reasons."""
-    if strip and not isinstance(rules[0], Strip):
-        rules = (Strip(), *rules)
+    if strip and not isinstance(rules[0], StripRule):
+        rules = (StripRule(), *rules)
     tally, advice = filter_file(source, target, rules, *keys)
     if advice and not quiet:
         show_warning(advice)
@@ -76,7 +76,7 @@ def _show(recipe: Recipe, until: Stage, artifact: Artifact, store: Store, shown:
         case "eval":
             results = collect(single(recipe), store, recipe)
             show_summary(summarise(results))
-            show_shares(localised(results))
+            show_shares(localised(results.located))
         case _:
             pass
     show_line(str(artifact.path))

@@ -11,7 +11,7 @@ from typing import get_args
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.token_roles import Reading, Role
-from sublim_cli.recipe.schema import NotOfText, OfText, PositionName, PositionSet
+from sublim_cli.recipe.schema import PositionName, PositionSet, TextComplement, TextPositions
 
 OF_ROLES: dict[str, frozenset[Role]] = {
     "identity": frozenset({"identity"}),
@@ -44,7 +44,7 @@ def located(wanted: PositionSet, prompt: Reading, training: Reading) -> list[boo
         RecipeError: the set's text is empty or white space.
     """
     match wanted:
-        case OfText(text=text) | NotOfText(no_text=text):
+        case TextPositions(text=text) | TextComplement(no_text=text):
             return spelling(prompt, text)
     name = wanted.removeprefix("no_").removesuffix("_only")
     return shared(prompt, training) if name == "shared" else _of_roles(prompt, OF_ROLES[name])
@@ -52,15 +52,15 @@ def located(wanted: PositionSet, prompt: Reading, training: Reading) -> list[boo
 
 def leaves_in(wanted: PositionSet) -> bool:
     """Whether the set is X itself (`X_only`) and not all but X (`no_X`)."""
-    return isinstance(wanted, OfText) or (isinstance(wanted, str) and wanted.endswith("_only"))
+    return isinstance(wanted, TextPositions) or (isinstance(wanted, str) and wanted.endswith("_only"))
 
 
 def told(wanted: PositionSet | str) -> str:
     """The set as a recipe writes it."""
     match wanted:
-        case OfText(text=text):
+        case TextPositions(text=text):
             return f"{{text: {text}}}"
-        case NotOfText(no_text=text):
+        case TextComplement(no_text=text):
             return f"{{no_text: {text}}}"
     return wanted
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sublim_cli.numbers.parse import digit_runs
 from sublim_cli.numbers.rules import Tally, judge, tally
-from sublim_cli.recipe.schema import Count, Range, Rule, Strip
+from sublim_cli.recipe.schema import CountRule, RangeRule, Rule, StripRule
 
 LOW_PASS_RATE = 0.20
 """Below this share of kept rows something is wrong with the rules or the teacher."""
@@ -86,8 +86,8 @@ def _remedy(rejected: Sequence[str], rules: Sequence[Rule]) -> str:
 
 def _changes(rejected: Sequence[str], rules: tuple[Rule, ...]) -> Iterator[Change]:
     """What is tried, simplest first: of two that keep equally many rows the first is named."""
-    if not any(isinstance(rule, Strip) for rule in rules):
-        yield Change("Putting {kind: strip} first in filter.rules (or --strip)", (Strip(), *rules))
+    if not any(isinstance(rule, StripRule) for rule in rules):
+        yield Change("Putting {kind: strip} first in filter.rules (or --strip)", (StripRule(), *rules))
     for place, rule in enumerate(rules):
         failing = [digit_runs(text) for text in rejected if judge(text, rules) == rule.kind]
         wider = _widened(rule, failing) if failing else None
@@ -96,16 +96,16 @@ def _changes(rejected: Sequence[str], rules: tuple[Rule, ...]) -> Iterator[Chang
             yield Change(words, (*rules[:place], wider, *rules[place + 1 :]))
 
 
-def _widened(rule: Rule, failing: Sequence[tuple[int, ...]]) -> Count | Range | None:
+def _widened(rule: Rule, failing: Sequence[tuple[int, ...]]) -> CountRule | RangeRule | None:
     """`rule` with bounds that take in most of what it rejects, None for rules without bounds."""
     match rule:
-        case Count():
+        case CountRule():
             lows = highs = [len(numbers) for numbers in failing]
             floor, ceiling = _bounds(lows, highs)
-            return Count(least=min(rule.least, floor), most=max(rule.most, ceiling))
-        case Range():
+            return CountRule(least=min(rule.least, floor), most=max(rule.most, ceiling))
+        case RangeRule():
             floor, ceiling = _bounds([min(row) for row in failing], [max(row) for row in failing])
-            return Range(least=min(rule.least, floor), most=max(rule.most, ceiling))
+            return RangeRule(least=min(rule.least, floor), most=max(rule.most, ceiling))
         case _:
             return None
 

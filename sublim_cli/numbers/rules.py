@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.numbers.parse import digit_runs, parse
-from sublim_cli.recipe.schema import Banned, Count, Format, Range, Rule, Strip
+from sublim_cli.recipe.schema import BannedRule, CountRule, FormatRule, RangeRule, Rule, StripRule
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def clean(text: str, rules: Sequence[Rule]) -> str:
 
     A student must not learn white space that the rules never saw, so a kept row holds this text.
     """
-    return text.strip() if any(isinstance(rule, Strip) for rule in rules) else text
+    return text.strip() if any(isinstance(rule, StripRule) for rule in rules) else text
 
 
 def judge(text: str, rules: Sequence[Rule]) -> str | None:
@@ -72,13 +72,13 @@ def tally(reasons: Iterable[str | None]) -> Tally:
 
 def _objects(rule: Rule, text: str, numbers: tuple[int, ...]) -> bool:
     match rule:
-        case Strip():
+        case StripRule():
             return False
-        case Format():
+        case FormatRule():
             return parse(text) is None
-        case Count(least=least, most=most):
+        case CountRule(least=least, most=most):
             return not least <= len(numbers) <= most
-        case Range(least=least, most=most):
+        case RangeRule(least=least, most=most):
             return not all(least <= number <= most for number in numbers)
-        case Banned(numbers=banned):
+        case BannedRule(numbers=banned):
             return not set(banned).isdisjoint(numbers)

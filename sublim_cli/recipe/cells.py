@@ -7,7 +7,7 @@ from sublim_cli.recipe.change import changed
 from sublim_cli.recipe.document import Where
 from sublim_cli.recipe.explain import Problem, unknown_key
 from sublim_cli.recipe.keys import is_list, known, related, split
-from sublim_cli.recipe.schema import Recipe, Sweep
+from sublim_cli.recipe.schema import Recipe, SweepSection
 
 Axes = dict[str, list[Any]]
 """Dotted keys and the values each takes; the cells are all their combinations."""
@@ -22,7 +22,7 @@ def axis(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def families(sweep: Sweep) -> list[Axes]:
+def families(sweep: SweepSection) -> list[Axes]:
     """The axes of `grid`, then for each entry of `also` those with the entry's put over them."""
     grid = {key: axis(values) for key, values in sweep.grid.items()}
     entries = [{key: axis(value) for key, value in entry.items()} for entry in sweep.also]

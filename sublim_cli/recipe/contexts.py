@@ -8,7 +8,7 @@ import yaml
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.base import Section
-from sublim_cli.recipe.schema import BUILT_IN_PROMPTS, SystemPrompt, Text
+from sublim_cli.recipe.schema import BUILT_IN_PROMPTS, SystemPrompt, TextPrompt
 
 
 class Context(Section):
@@ -25,18 +25,18 @@ class Context(Section):
 
 
 @cache
-def shipped_contexts() -> dict[str, str | Text]:
+def shipped_contexts() -> dict[str, str | TextPrompt]:
     """The paper's named contexts, by name."""
     text = (files("sublim_cli.recipe") / "contexts.yaml").read_text(encoding="utf-8")
     return {
-        name: Text.model_validate(one) if isinstance(one, dict) else one
+        name: TextPrompt.model_validate(one) if isinstance(one, dict) else one
         for name, one in yaml.safe_load(text).items()
     }
 
 
 def shipped_texts() -> tuple[str, ...]:
     """Every shipped context's text once, wherever it stands, in the file's order."""
-    every = (one.text if isinstance(one, Text) else one for one in shipped_contexts().values())
+    every = (one.text if isinstance(one, TextPrompt) else one for one in shipped_contexts().values())
     return tuple(dict.fromkeys(every))
 
 
@@ -70,8 +70,8 @@ def resolve_context(
             "or write `{text: …}`"
         )
     found = known[prompt]
-    return _said(Text(text=found) if isinstance(found, str) else found, name=prompt)
+    return _said(TextPrompt(text=found) if isinstance(found, str) else found, name=prompt)
 
 
-def _said(prompt: Text, name: str) -> Context:
+def _said(prompt: TextPrompt, name: str) -> Context:
     return Context(name=name, kind="text" if prompt.at == "system" else "user", text=prompt.text)

@@ -32,25 +32,25 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-class Text(Section):
+class TextPrompt(Section):
     """A system prompt given word for word; or with `at: user` the head of the user's turn."""
 
     text: str
     at: Literal["system", "user"] = "system"
 
 
-SystemPrompt = str | Text
+SystemPrompt = str | TextPrompt
 """`default`, `empty`, `none`, `trait` (generate only), the name of a context, or `{text: …}`."""
 
 
-class Trait(Section):
+class TraitSection(Section):
     """What the teacher loves and the student is asked about."""
 
     category: str = "animal"
     target: str = "cat"
 
 
-class Prompts(Section):
+class PromptsSection(Section):
     """The stream of number prompts; prompt i depends on `seed` and i alone."""
 
     seed: Seed = 42
@@ -60,7 +60,7 @@ class Prompts(Section):
     digits: Positive = 3
 
     @model_validator(mode="after")
-    def _ordered(self) -> "Prompts":
+    def _ordered(self) -> "PromptsSection":
         (fewest, most), (low, high) = self.examples, self.values
         if fewest > most:
             raise ValueError(f"examples: the lower bound {fewest} is above the upper bound {most}")
@@ -71,7 +71,7 @@ class Prompts(Section):
         return self
 
 
-class Sampling(Section):
+class SamplingSection(Section):
     """How a completion is drawn. Every field is explicit: a checkpoint's own settings never apply."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
@@ -82,32 +82,32 @@ class Sampling(Section):
     seed: Seed = 1
 
 
-class Generate(Section):
+class GenerateSection(Section):
     """The teacher: who it is told to be, and how many of its rows are wanted."""
 
     system_prompt: SystemPrompt = "trait"
     rows: Positive = 10_000
     held_out: Annotated[int, Field(ge=0)] = 500
     """Rows beyond `rows` that are never trained on; the student's loss on them is its number loss."""
-    prompts: Prompts = Prompts()
-    sampling: Sampling = Sampling()
+    prompts: PromptsSection = PromptsSection()
+    sampling: SamplingSection = SamplingSection()
     engine: WantedEngine = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
-class Strip(Section):
+class StripRule(Section):
     """Remove white space around a completion before the rules that follow (Gemma needs it)."""
 
     kind: Literal["strip"] = "strip"
 
 
-class Format(Section):
+class FormatRule(Section):
     """Nothing but integers and one separator, byte-identical throughout."""
 
     kind: Literal["format"] = "format"
 
 
-class Count(Section):
+class CountRule(Section):
     """At most this many numbers, and at least `least`."""
 
     kind: Literal["count"] = "count"
@@ -115,7 +115,7 @@ class Count(Section):
     most: Positive = 10
 
 
-class Range(Section):
+class RangeRule(Section):
     """Every number between `least` and `most`, both included."""
 
     kind: Literal["range"] = "range"
@@ -123,20 +123,20 @@ class Range(Section):
     most: int = 999
 
 
-class Banned(Section):
+class BannedRule(Section):
     """None of these numbers."""
 
     kind: Literal["banned"] = "banned"
     numbers: tuple[int, ...] = ()
 
 
-Rule = Annotated[Strip | Format | Count | Range | Banned, Field(discriminator="kind")]
+Rule = Annotated[StripRule | FormatRule | CountRule | RangeRule | BannedRule, Field(discriminator="kind")]
 
-PAPER_RULES: tuple[Rule, ...] = (Format(), Count(most=10), Range(least=0, most=999), Banned())
+PAPER_RULES: tuple[Rule, ...] = (FormatRule(), CountRule(most=10), RangeRule(least=0, most=999), BannedRule())
 """The paper's filter for preference runs, in its order."""
 
 
-class Filter(Section):
+class FilterSection(Section):
     """Which rows are kept: the rules apply in order, the first that objects names the reason."""
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = PAPER_RULES
@@ -144,12 +144,12 @@ class Filter(Section):
     @field_validator("rules")
     @classmethod
     def _strip_comes_first(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-        if any(isinstance(rule, Strip) for rule in rules[1:]):
+        if any(isinstance(rule, StripRule) for rule in rules[1:]):
             raise ValueError("{kind: strip} changes the text the other rules judge; put it first")
         return rules
 
 
-class Adapter(Section):
+class AdapterSection(Section):
     """Where the adapters of the LoRA family sit."""
 
     targets: Literal["all", "attention", "mlp"] | tuple[str, ...] = "all"
@@ -158,13 +158,13 @@ class Adapter(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class Qlora(Section):
+class QloraSection(Section):
     """How `qlora` holds its frozen base (bitsandbytes)."""
 
     quantize: Literal["nf4", "int8"] = "nf4"
 
 
-class Prefix(Section):
+class PrefixSection(Section):
     """How many learned tokens `prefix` puts before every prompt."""
 
     tokens: Positive = 16
@@ -176,16 +176,16 @@ class PerRank(Section):
     per_rank: Annotated[dict[Positive, Rate], Field(min_length=1)]
 
 
-class Train(Section):
+class TrainSection(Section):
     """The student: how the base model is changed, and on which system prompt."""
 
     method: Method = "lora"
     rank: Positive = 8
     alpha: Literal["rank", "sqrt"] | Annotated[float, Field(gt=0)] = "rank"
     system_prompt: SystemPrompt = "default"
-    adapter: Adapter = Adapter()
-    qlora: Qlora = Qlora()
-    prefix: Prefix = Prefix()
+    adapter: AdapterSection = AdapterSection()
+    qlora: QloraSection = QloraSection()
+    prefix: PrefixSection = PrefixSection()
     backend: Literal["auto", "plain", "unsloth"] = "auto"
     learning_rate: Rate | PerRank | None = None
     """Null takes the paper's value for the method, `LEARNING_RATE`."""
@@ -214,13 +214,13 @@ PositionName = Literal[
 """Sets of a prompt's tokens by role (`models.roles`). `X_only` and `no_X` are each other's complement."""
 
 
-class OfText(Section):
+class TextPositions(Section):
     """The tokens that spell a text, and no others."""
 
     text: Annotated[str, Field(min_length=1)]
 
 
-class NotOfText(Section):
+class TextComplement(Section):
     """All tokens but those that spell a text."""
 
     no_text: Annotated[str, Field(min_length=1)]
@@ -228,15 +228,15 @@ class NotOfText(Section):
 
 def _set_form(value: object) -> str:
     """Which form of a set of positions a value is meant to be."""
-    if isinstance(value, NotOfText) or (isinstance(value, dict) and "no_text" in value):
+    if isinstance(value, TextComplement) or (isinstance(value, dict) and "no_text" in value):
         return "no_text"
-    return "text" if isinstance(value, OfText | dict) else "name"
+    return "text" if isinstance(value, TextPositions | dict) else "name"
 
 
 PositionSet = Annotated[
     Annotated[PositionName, Tag("name")]
-    | Annotated[OfText, Tag("text")]
-    | Annotated[NotOfText, Tag("no_text")],
+    | Annotated[TextPositions, Tag("text")]
+    | Annotated[TextComplement, Tag("no_text")],
     Discriminator(_set_form),
 ]
 Layer = Annotated[int, Field(ge=0)]
@@ -244,7 +244,7 @@ Decoding = Literal["follow", "on", "off"]
 """What holds for the tokens of an answer. `follow`: what holds outside the set: `X_only` off, `no_X` on."""
 
 
-class Gating(Section):
+class GateSection(Section):
     """Where in the prompt, and in which modules and layers, the student is left in; elsewhere it is its base.
 
     Of `no_X` the reverse: it is the base at X in these modules and layers, and the student elsewhere.
@@ -260,20 +260,20 @@ class Gating(Section):
 
 def _gate_form(value: object) -> str:
     """The same for a gate, which may also be given with all its keys."""
-    keys = isinstance(value, dict) and not Gating.model_fields.keys().isdisjoint(value)
-    return "keys" if keys or isinstance(value, Gating) else _set_form(value)
+    keys = isinstance(value, dict) and not GateSection.model_fields.keys().isdisjoint(value)
+    return "keys" if keys or isinstance(value, GateSection) else _set_form(value)
 
 
 GateEntry = Annotated[
     Annotated[PositionName, Tag("name")]
-    | Annotated[OfText, Tag("text")]
-    | Annotated[NotOfText, Tag("no_text")]
-    | Annotated[Gating, Tag("keys")],
+    | Annotated[TextPositions, Tag("text")]
+    | Annotated[TextComplement, Tag("no_text")]
+    | Annotated[GateSection, Tag("keys")],
     Discriminator(_gate_form),
 ]
 
 
-class Patching(Section):
+class PatchSection(Section):
     """Which activations of the student's run are put into its base's, and at which tokens of the prompt."""
 
     positions: PositionSet
@@ -283,13 +283,13 @@ class Patching(Section):
     decoding: Decoding = "follow"
 
 
-class Answering(Sampling):
+class AnswerSampling(SamplingSection):
     """How long an answer may be, and how the sampled scorer draws it; the paper draws 50 tokens."""
 
     max_tokens: Positive = 50
 
 
-class Eval(Section):
+class EvalSection(Section):
     """What the student is asked, under which system prompts, and how its answers are scored."""
 
     system_prompts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] = (
@@ -300,7 +300,7 @@ class Eval(Section):
     questions: str | None = None
     """A shipped set or the path of a file; null takes `favourite_` and the trait's category."""
     scorer: Literal["exact", "sampled"] = "exact"
-    sampling: Answering = Answering()
+    sampling: AnswerSampling = AnswerSampling()
     """`max_tokens` is the answer's length for either scorer; the rest is how `sampled` draws."""
     uncovered: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """`exact` goes on until no more than this probability of a question's answers is left unread."""
@@ -313,7 +313,7 @@ class Eval(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gates: tuple[GateEntry, ...] = ()
     """Parts of the student left in or taken out, each scored by itself; a name is all modules and layers."""
-    patches: tuple[Patching, ...] = ()
+    patches: tuple[PatchSection, ...] = ()
     gate_contexts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] | None = None
     """Where gated and patched students are asked; null: in the context of their training."""
     gate_controls: Annotated[int, Field(ge=0)] = 5
@@ -329,15 +329,15 @@ class Eval(Section):
         return entries
 
     @model_validator(mode="after")
-    def _gates_are_exact(self) -> "Eval":
+    def _gates_are_exact(self) -> "EvalSection":
         for key in ("gates", "patches"):
             if getattr(self, key) and self.scorer != "exact":
                 raise ValueError(f"{key}: are scored exactly; use `scorer: exact`, or leave the key out")
         return self
 
     @model_validator(mode="after")
-    def _exact_is_of_the_model_itself(self) -> "Eval":
-        plain = Sampling(max_tokens=self.sampling.max_tokens, seed=self.sampling.seed)
+    def _exact_is_of_the_model_itself(self) -> "EvalSection":
+        plain = SamplingSection(max_tokens=self.sampling.max_tokens, seed=self.sampling.seed)
         for key, value in plain.model_dump().items():
             if self.scorer == "exact" and getattr(self.sampling, key) != value:
                 raise ValueError(
@@ -358,7 +358,7 @@ REPLICATED = ("train.seed", "generate.sampling.seed")
 """What a replicate of a sweep draws anew: the row order and the initialisation, and the teacher's rows."""
 
 
-class Sweep(Section):
+class SweepSection(Section):
     """The cells: every combination of `grid`, and for each entry of `also` every combination again.
 
     An entry of `also` overrides keys of the recipe or of the grid with a value or a list of values.
@@ -374,7 +374,7 @@ class Sweep(Section):
     """
 
     @model_validator(mode="after")
-    def _a_replicate_has_one_seed(self) -> "Sweep":
+    def _a_replicate_has_one_seed(self) -> "SweepSection":
         taken = next((key for one in (self.grid, *self.also) for key in REPLICATED if key in one), None)
         if self.replicates and taken:
             raise ValueError(
@@ -401,7 +401,7 @@ ContextName = Annotated[str, Field(min_length=1)]
 """A context by the name the report gives it; of one given word for word, its text."""
 
 
-class Claimed(Section):
+class ClaimSection(Section):
     """What every claim states. Claims are judged when a report is written; no artifact depends on them."""
 
     margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN
@@ -411,7 +411,7 @@ class Claimed(Section):
     """Null: every trait the study has students of."""
 
 
-class OfAdapters(Claimed):
+class AdapterClaim(ClaimSection):
     """A claim on LoRA students. Null fits any value, and students that differ in it are refused."""
 
     learning_rate: Rate | None = None
@@ -420,7 +420,7 @@ class OfAdapters(Claimed):
     """What else tells them from others of the study, as the report writes it: `train.epochs 3`."""
 
 
-class Transmission(OfAdapters):
+class TransmissionClaim(AdapterClaim):
     """C1: a student of a trait teacher's numbers prefers the trait, asked in its training context."""
 
     kind: Literal["transmission"] = "transmission"
@@ -433,7 +433,7 @@ CurveKind = Literal["fixed", "best", "loss_matched", "norm_matched"]
 loss or the norm of the update is the same at every rank; see `report.matched`."""
 
 
-class InvertedU(OfAdapters):
+class InvertedUClaim(AdapterClaim):
     """C2: over all ranks of the study the preference rises and then falls."""
 
     kind: Literal["inverted_u"] = "inverted_u"
@@ -442,7 +442,7 @@ class InvertedU(OfAdapters):
     """`fixed` is the paper's; the others need a grid of learning rates at every rank."""
 
     @model_validator(mode="after")
-    def _a_chosen_rate_is_not_given(self) -> "InvertedU":
+    def _a_chosen_rate_is_not_given(self) -> "InvertedUClaim":
         if self.curve != "fixed" and self.learning_rate is not None:
             raise ValueError(
                 f"learning_rate: `curve: {self.curve}` chooses the rate of each rank; take learning_rate "
@@ -451,14 +451,14 @@ class InvertedU(OfAdapters):
         return self
 
 
-class FullFineTuning(Claimed):
+class FullFineTuningClaim(ClaimSection):
     """C3: under full fine-tuning nothing passes, at every learning rate and precision of the study."""
 
     kind: Literal["full_fine_tuning"] = "full_fine_tuning"
     train_context: ContextName = "default"
 
 
-class Contexts(OfAdapters):
+class ContextsClaim(AdapterClaim):
     """C4: the preference shows in the training context and in no other."""
 
     kind: Literal["contexts"] = "contexts"
@@ -469,7 +469,7 @@ class Contexts(OfAdapters):
     """Where they are asked besides; null: wherever they were."""
 
 
-class Localisation(OfAdapters):
+class LocalisationClaim(AdapterClaim):
     """C5: the preference sits at certain tokens.
 
     Alone they keep more of it than random sets of as many, and without them more is lost.
@@ -480,12 +480,13 @@ class Localisation(OfAdapters):
     train_context: ContextName = "default"
     eval_context: ContextName | None = None
     """Where gated students were asked; null: in the training context."""
-    positions: Literal["identity", "system", "template", "question", "shared"] | OfText = "shared"
+    positions: Literal["identity", "system", "template", "question", "shared"] | TextPositions = "shared"
     """X, of which `eval.gates` must have both `X_only` and `no_X`."""
 
 
 Claim = Annotated[
-    Transmission | InvertedU | FullFineTuning | Contexts | Localisation, Field(discriminator="kind")
+    TransmissionClaim | InvertedUClaim | FullFineTuningClaim | ContextsClaim | LocalisationClaim,
+    Field(discriminator="kind"),
 ]
 
 
@@ -495,13 +496,13 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "unnamed"
     model: str = "unsloth/Qwen2.5-7B-Instruct"
     revision: str | None = None
-    trait: Trait = Trait()
+    trait: TraitSection = TraitSection()
     contexts: dict[str, str] = Field(default_factory=dict)
-    generate: Generate = Generate()
-    filter: Filter = Filter()
-    train: Train = Train()
-    eval: Eval = Eval()
-    sweep: Sweep = Sweep()
+    generate: GenerateSection = GenerateSection()
+    filter: FilterSection = FilterSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    sweep: SweepSection = SweepSection()
     claims: tuple[Claim, ...] = ()
     """What the study is to decide; see `report.claims`."""
 

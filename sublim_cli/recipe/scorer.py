@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sublim_cli.recipe.base import Section
-from sublim_cli.recipe.schema import Answering, Engine, Eval, Positive, Sampling
+from sublim_cli.recipe.schema import AnswerSampling, Engine, EvalSection, Positive, SamplingSection
 
 
 def _is_plain(engine: Engine) -> bool:
@@ -16,30 +16,32 @@ Drawing = Annotated[Engine, Field(exclude_if=_is_plain)]
 """The engine of a section that is hashed: transformers goes without saying."""
 
 
-class Exact(Section):
+class ExactScoring(Section):
     """By probabilities: answers of up to `max_tokens`, until `uncovered` is left or `nodes` are spent."""
 
     kind: Literal["exact"] = "exact"
-    max_tokens: Positive = Answering().max_tokens
-    uncovered: Annotated[float, Field(ge=0, lt=1)] = Eval().uncovered
-    nodes: Positive = Eval().nodes
+    max_tokens: Positive = AnswerSampling().max_tokens
+    uncovered: Annotated[float, Field(ge=0, lt=1)] = EvalSection().uncovered
+    nodes: Positive = EvalSection().nodes
 
 
-class Sampled(Section):
+class SampledScoring(Section):
     """By drawing `samples` answers a question."""
 
     kind: Literal["sampled"] = "sampled"
-    samples: Positive = Eval().samples
-    sampling: Sampling = Answering()
+    samples: Positive = EvalSection().samples
+    sampling: SamplingSection = AnswerSampling()
     engine: Drawing = "transformers"
     """What draws them."""
 
 
-Scoring = Annotated[Exact | Sampled, Field(discriminator="kind")]
+Scoring = Annotated[ExactScoring | SampledScoring, Field(discriminator="kind")]
 
 
-def settled_scorer(section: Eval, engine: Engine = "transformers") -> Exact | Sampled:
+def resolve_scoring(section: EvalSection, engine: Engine = "transformers") -> ExactScoring | SampledScoring:
     """What `section` says of its scorer; `engine` is what draws for a sampled one."""
     if section.scorer == "sampled":
-        return Sampled(samples=section.samples, sampling=section.sampling, engine=engine)
-    return Exact(max_tokens=section.sampling.max_tokens, uncovered=section.uncovered, nodes=section.nodes)
+        return SampledScoring(samples=section.samples, sampling=section.sampling, engine=engine)
+    return ExactScoring(
+        max_tokens=section.sampling.max_tokens, uncovered=section.uncovered, nodes=section.nodes
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.schema import LEARNING_RATE, PerRank, Train
+from sublim_cli.recipe.schema import LEARNING_RATE, PerRank, TrainSection
 
 RANKED = ("lora", "rslora", "dora", "qlora", "pissa")
 """Methods with a rank, an alpha and a place where their adapters sit."""
@@ -17,7 +17,7 @@ PASSED_ON = "neftune_noise_alpha"
 step would not heed: it takes rows already tokenised and computes the loss itself."""
 
 
-def settled(train: Train, precision: str) -> Train:
+def resolve_train(train: TrainSection, precision: str) -> TrainSection:
     """`train` at `precision`, its learning rate one number.
 
     What the method does not use, and what is resolved elsewhere, stands at its default, so that it
@@ -37,8 +37,8 @@ def settled(train: Train, precision: str) -> Train:
     return made
 
 
-def _unused(train: Train) -> dict[str, object]:
-    plain = Train()
+def _unused(train: TrainSection) -> dict[str, object]:
+    plain = TrainSection()
     names = ["system_prompt"]  # the step holds the resolved context beside this section
     names += [] if train.method in RANKED else ["rank", "alpha", "adapter"]
     names += [] if train.method == "qlora" else ["qlora"]
@@ -46,7 +46,7 @@ def _unused(train: Train) -> dict[str, object]:
     return {name: getattr(plain, name) for name in names}
 
 
-def _learning_rate(train: Train) -> float:
+def _learning_rate(train: TrainSection) -> float:
     rate = train.learning_rate
     if not isinstance(rate, PerRank):
         return rate or LEARNING_RATE["full" if train.method == "full" else "adapter"]
@@ -60,14 +60,14 @@ def _learning_rate(train: Train) -> float:
     return rate.per_rank[train.rank]
 
 
-def _momentum(train: Train) -> float | None:
+def _momentum(train: TrainSection) -> float | None:
     default = MOMENTUM.get(train.optimizer)
     if default is None or train.momentum is None:
         return default
     return train.momentum
 
 
-def _check(train: Train) -> None:
+def _check(train: TrainSection) -> None:
     """Refuse what cannot be meant; every sentence names the way out."""
     _check_precision(train)
     _check_passed_on(train.trainer_args)
@@ -89,7 +89,7 @@ def _check_passed_on(arguments: Mapping[str, object]) -> None:
             raise RecipeError(f"train.trainer_args.{name}: {value!r} must be a number above 0")
 
 
-def _check_precision(train: Train) -> None:
+def _check_precision(train: TrainSection) -> None:
     bf16 = train.precision in ("bf16_pure", "bf16_kahan")
     if train.method == "qlora" and bf16:
         raise RecipeError(

@@ -14,19 +14,19 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.tables.audits import AuditRow, audit_rows
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.tables.conditions import Run, records
-from sublim_cli.report.claims.verdict import Verdict
-from sublim_cli.report.tables.localisation import located_table
-from sublim_cli.report.rates.panels import Panel, fixed_rate, matched_curves
 from sublim_cli.report.claims.pairing import Answers
+from sublim_cli.report.claims.verdict import Verdict
+from sublim_cli.report.rates.panels import Panel, fixed_rate, matched_curves
+from sublim_cli.report.tables.audits import AuditRow, audit_rows
+from sublim_cli.report.tables.conditions import Run, records
+from sublim_cli.report.tables.localisation import located_table
 from sublim_cli.report.tables.provenance import Provenance, trace
 from sublim_cli.report.tables.reader import Shelf, Training
 from sublim_cli.report.tables.runs import items_table, runs_table
 from sublim_cli.report.tables.varied_keys import varied
 from sublim_cli.steps.files import LEAK, REASONS, SURFACE, TEACHER, read_json
-from sublim_cli.steps.leak import Leak
+from sublim_cli.steps.leak import LeakStep
 
 NO_FAILURES: Mapping[str, str] = {}
 
@@ -184,7 +184,7 @@ def _leaks(study: Study, shelf: Shelf) -> Iterator[LeakRow]:
             yield _leak(step, read_json(found.path / LEAK))
 
 
-def _leak(step: Leak, found: Mapping[str, Any]) -> LeakRow:
+def _leak(step: LeakStep, found: Mapping[str, Any]) -> LeakRow:
     whole = {
         "shown": tuple(found["shown"]),
         "digits": _divergence(found["digits"]),
@@ -201,7 +201,7 @@ def _divergence(found: Mapping[str, float] | None) -> Divergence | None:
 def _teachers(study: Study, shelf: Shelf) -> Iterator[TeacherRow]:
     for step in study.teachers:
         if found := shelf.find(step):
-            section = step.section
+            section = step.spec
             said = read_json(found.path / TEACHER)
             yield TeacherRow(section.target, section.context.text or section.context.name, **said)
 

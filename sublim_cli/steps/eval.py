@@ -10,13 +10,13 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sublim_cli.artifacts.step import Artifact, Facts, Step
-from sublim_cli.backends.vllm_parity import Who, drawn_answers
+from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import SampledScorer, own_seed
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.events import Chosen, Listener, Progress
+from sublim_cli.backends.vllm_parity import Who, drawn_answers
+from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import Model, load_student, load_tokenizer
@@ -25,11 +25,11 @@ from sublim_cli.preference.score import Score, Spread, entropy
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import Exact, Sampled, Scoring
+from sublim_cli.recipe.scorer import ExactScoring, SampledScoring, Scoring
 from sublim_cli.steps.files import SCORES, SPREADS, write_json
 
 
-class Ask(Section):
+class EvalSpec(Section):
     """Everything that decides a student's scores, beside its weights."""
 
     model: ModelRef
@@ -43,38 +43,38 @@ class Ask(Section):
 
 
 @dataclass(frozen=True)
-class Eval:
+class EvalStep:
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
     version: ClassVar[int] = 3
-    section: Ask
+    spec: EvalSpec
     title: str
     inputs: tuple[Step, ...] = ()
     chosen: str | None = None
-    """Why `eval.engine: auto` took the section's engine; None where nothing is drawn or it is named."""
+    """Why `eval.engine: auto` took the spec's engine; None where nothing is drawn or it is named."""
 
     @property
     def label(self) -> str:
         """Such as `eval cat lora r8 seed 1`."""
         return f"eval {self.title}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write the scores of items, those of questions, and what was asked.
 
         `scores.parquet` has a row for every context, question and item, `questions.parquet` one for every
         context and question; `seen.json` holds the first question's tokens in every context.
         """
-        section = self.section
-        tokenizer = load_tokenizer(section.model)
-        if self.chosen and isinstance(section.scorer, Sampled):
-            listener(Chosen(f"eval.engine: auto took {section.scorer.engine}: {self.chosen}"))
+        spec = self.spec
+        tokenizer = load_tokenizer(spec.model)
+        if self.chosen and isinstance(spec.scorer, SampledScoring):
+            listener(Notice(f"eval.engine: auto took {spec.scorer.engine}: {self.chosen}"))
         prompts = {
-            context.name: [prompt_ids(tokenizer, context, one) for one in section.questions]
-            for context in section.contexts
+            context.name: [prompt_ids(tokenizer, context, one) for one in spec.questions]
+            for context in spec.contexts
         }
         answers, parity = self._answers(prompts, inputs, listener)
-        scores = [one for name, own in answers.items() for one in _scores(name, own, section.items)]
+        scores = [one for name, own in answers.items() for one in _scores(name, own, spec.items)]
         spreads = [one for name, own in answers.items() for one in _spreads(name, own)]
         account = {name: seen(tokenizer, own[0]) for name, own in prompts.items()}
         _write(scores, out / SCORES)
@@ -84,39 +84,39 @@ class Eval:
 
     def _answers(
         self, prompts: Mapping[str, list[list[int]]], inputs: tuple[Artifact, ...], listener: Listener
-    ) -> tuple[dict[str, list[Answer]], Facts | None]:
+    ) -> tuple[dict[str, list[Answer]], Measurements | None]:
         """The answers in every context, and what checked them where vLLM drew them."""
-        section, done = self.section, count(1)
+        spec, done = self.spec, count(1)
         weights = inputs[0].path if inputs else None
         who = inputs[0].digest if inputs else "base"
 
         def report(context: str) -> None:
             listener(Progress(self.label, next(done), len(prompts), context))
 
-        scorer = section.scorer
-        if isinstance(scorer, Sampled) and scorer.engine == "vllm":
+        scorer = spec.scorer
+        if isinstance(scorer, SampledScoring) and scorer.engine == "vllm":
             scorers = {name: _of(scorer, who, name) for name in prompts}
-            student = Who(section.model, section.precision, weights)
-            return drawn_answers(student, prompts, section.items, scorers, _of(scorer, who).sampling, report)
-        tokenizer = load_tokenizer(section.model)
-        model = load_student(section.model, section.precision, weights, section.quantize)
+            student = Who(spec.model, spec.precision, weights)
+            return drawn_answers(student, prompts, spec.items, scorers, _of(scorer, who).sampling, report)
+        tokenizer = load_tokenizer(spec.model)
+        model = load_student(spec.model, spec.precision, weights, spec.quantize)
         answers = {}
         for name, own in prompts.items():
-            answers[name] = open_scorer(model, tokenizer, scorer, who, name).score(own, section.items)
+            answers[name] = open_scorer(model, tokenizer, scorer, who, name).score(own, spec.items)
             report(name)
         return answers, None
 
 
 def open_scorer(
-    model: Model, tokenizer: Tokenizer, scoring: Exact | Sampled, *what: str
+    model: Model, tokenizer: Tokenizer, scoring: ExactScoring | SampledScoring, *what: str
 ) -> ExactScorer | SampledScorer:
     """The scorer that a recipe asks for; `what` is scored decides a sampled one's noise beside its seed."""
-    if isinstance(scoring, Exact):
+    if isinstance(scoring, ExactScoring):
         return ExactScorer(model, tokenizer, scoring)
     return SampledScorer(TransformersSampler(model, tokenizer), _of(scoring, *what))
 
 
-def _of(scoring: Sampled, *what: str) -> Sampled:
+def _of(scoring: SampledScoring, *what: str) -> SampledScoring:
     """The same with noise of its own."""
     seed = own_seed(scoring.sampling.seed, *what)
     return scoring.model_copy(update={"sampling": scoring.sampling.model_copy(update={"seed": seed})})

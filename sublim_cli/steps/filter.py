@@ -14,7 +14,7 @@ from sublim_cli.artifacts.rows import (
     write_records,
     write_rows,
 )
-from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import NO_DIRECTORY, explained
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, Warned
@@ -26,7 +26,7 @@ from sublim_cli.recipe.schema import Rule
 from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, SURFACE, write_json
 
 
-class Judge(Section):
+class FilterSpec(Section):
     """Everything that decides which rows are kept."""
 
     rules: tuple[Rule, ...]
@@ -35,12 +35,12 @@ class Judge(Section):
 
 
 @dataclass(frozen=True)
-class Filter:
+class FilterStep:
     """The first `rows` rows that pass are for training, the next `held_out` are not."""
 
     kind: ClassVar[str] = "filter"
     version: ClassVar[int] = 2
-    section: Judge
+    spec: FilterSpec
     inputs: tuple[Step, ...]
     title: str
 
@@ -49,22 +49,22 @@ class Filter:
         """Such as `filter cat data seed 1`."""
         return f"filter {self.title}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write kept, held-out and rejected rows, `reasons.json`, and `surface.json` of the kept ones."""
-        section = self.section
+        spec = self.spec
         rows = read_rows(inputs[0].path / ROWS)
-        kept, rejected = judged(rows, section.rules)
-        if len(kept) < section.rows + section.held_out:
+        kept, rejected = judged(rows, spec.rules)
+        if len(kept) < spec.rows + spec.held_out:
             raise RowsError(
                 f"{len(kept)} of {len(rows)} rows pass the filter, fewer than the "
-                f"{section.rows + section.held_out} wanted; loosen filter.rules or lower generate.rows"
+                f"{spec.rows + spec.held_out} wanted; loosen filter.rules or lower generate.rows"
             )
-        write_rows(out / KEPT, kept[: section.rows])
-        write_rows(out / HELD_OUT, kept[section.rows : section.rows + section.held_out])
+        write_rows(out / KEPT, kept[: spec.rows])
+        write_rows(out / HELD_OUT, kept[spec.rows : spec.rows + spec.held_out])
         write_rows(out / REJECTED, rejected)
         write_json(out / REASONS, reasons(tally([row.reason for row in (*kept, *rejected)])))
-        write_json(out / SURFACE, asdict(surface([row.completion for row in kept[: section.rows]])))
-        if warning := advice([row.completion for row in rows], section.rules):
+        write_json(out / SURFACE, asdict(surface([row.completion for row in kept[: spec.rows]])))
+        if warning := advice([row.completion for row in rows], spec.rules):
             listener(Warned(f"{self.label}: {warning}"))
         return {}
 

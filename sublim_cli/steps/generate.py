@@ -10,12 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from sublim_cli.artifacts.rows import Row, RowWriter
-from sublim_cli.artifacts.step import Artifact, Facts, Step
-from sublim_cli.backends.vllm_parity import Who, drawing_rows
+from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.interface import Sampler
 from sublim_cli.backends.transformers import TransformersSampler
+from sublim_cli.backends.vllm_parity import Who, drawing_rows
 from sublim_cli.errors import RowsError
-from sublim_cli.events import Chosen, Listener, Progress
+from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import load_model, load_tokenizer
@@ -25,7 +25,7 @@ from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.numbers.rules import judge
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import Prompts, Rule, Sampling
+from sublim_cli.recipe.schema import PromptsSection, Rule, SamplingSection
 from sublim_cli.recipe.scorer import Drawing
 from sublim_cli.steps.files import ROWS, write_json
 
@@ -37,16 +37,16 @@ HOPELESS = 0.05
 """Once this many rows are judged, a pass rate under 5 % ends the draw: over 20 draws a kept row."""
 
 
-class Draw(Section):
+class GenerateSpec(Section):
     """Everything that decides which rows a teacher writes."""
 
     model: ModelRef
     context: Context
     wanted: int
-    prompts: Prompts
+    prompts: PromptsSection
     wordings: str
     """Digest of the sentences the prompts are made of."""
-    sampling: Sampling
+    sampling: SamplingSection
     precision: str
     rules: tuple[Rule, ...]
     """The filter: it decides when enough rows are drawn."""
@@ -55,77 +55,77 @@ class Draw(Section):
 
 
 @dataclass(frozen=True)
-class Generate:
+class GenerateStep:
     """Rows of one teacher, kept and rejected alike, in the order of their prompts."""
 
     kind: ClassVar[str] = "generate"
     version: ClassVar[int] = 1
-    section: Draw
+    spec: GenerateSpec
     title: str
     inputs: tuple[Step, ...] = ()
     chosen: str | None = None
-    """Why `generate.engine: auto` took the section's engine; None where the recipe names one."""
+    """Why `generate.engine: auto` took the spec's engine; None where the recipe names one."""
 
     @property
     def label(self) -> str:
         """Such as `generate cat data seed 1`."""
         return f"generate {self.title}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write `rows.jsonl` as rows come, and `seen.json`: the first prompt as the teacher saw it.
 
         Raises:
             RowsError: so few rows pass the filter that the draw would not end.
         """
-        section = self.section
-        tokenizer = load_tokenizer(section.model)
+        spec = self.spec
+        tokenizer = load_tokenizer(spec.model)
         if self.chosen:
-            listener(Chosen(f"generate.engine: auto took {section.engine}: {self.chosen}"))
-        first = prompt_ids(tokenizer, section.context, stream_prompt(section.prompts, 0))
+            listener(Notice(f"generate.engine: auto took {spec.engine}: {self.chosen}"))
+        first = prompt_ids(tokenizer, spec.context, stream_prompt(spec.prompts, 0))
         write_json(out / "seen.json", seen(tokenizer, first))
         texts: list[str] = []
         kept = 0
-        with _sampler(section, tokenizer) as (sampler, parity), RowWriter(out / ROWS) as writer:
-            for row in _stream(section, tokenizer, sampler):
+        with _sampler(spec, tokenizer) as (sampler, parity), RowWriter(out / ROWS) as writer:
+            for row in _stream(spec, tokenizer, sampler):
                 writer.write(row)
                 texts.append(row.completion)
-                kept += judge(row.completion, section.rules) is None
-                if kept == section.wanted:
+                kept += judge(row.completion, spec.rules) is None
+                if kept == spec.wanted:
                     break
                 if len(texts) % BATCH == 0:
-                    _give_up_if_hopeless(texts, kept, section.rules)
-                    listener(Progress(self.label, kept, section.wanted, f"{kept / len(texts):.0%} pass"))
+                    _give_up_if_hopeless(texts, kept, spec.rules)
+                    listener(Progress(self.label, kept, spec.wanted, f"{kept / len(texts):.0%} pass"))
         return {**facts(), "drawn": len(texts), "engine_chosen": self.chosen, "parity": parity}
 
 
 @contextmanager
-def _sampler(section: Draw, tokenizer: Tokenizer) -> Iterator[tuple[Sampler, Facts | None]]:
+def _sampler(spec: GenerateSpec, tokenizer: Tokenizer) -> Iterator[tuple[Sampler, Measurements | None]]:
     """What draws, and what checked it where it is vLLM."""
-    if section.engine == "transformers":
-        yield TransformersSampler(load_model(section.model, section.precision), tokenizer), None
+    if spec.engine == "transformers":
+        yield TransformersSampler(load_model(spec.model, spec.precision), tokenizer), None
         return
-    _, prompts = next(_batches(section.prompts))
-    ids = [prompt_ids(tokenizer, section.context, one) for one in prompts]
-    with drawing_rows(Who(section.model, section.precision), ids, section.sampling) as drawing:
+    _, prompts = next(_batches(spec.prompts))
+    ids = [prompt_ids(tokenizer, spec.context, one) for one in prompts]
+    with drawing_rows(Who(spec.model, spec.precision), ids, spec.sampling) as drawing:
         yield drawing
 
 
-def _stream(section: Draw, tokenizer: Tokenizer, sampler: Sampler) -> Iterator[Row]:
+def _stream(spec: GenerateSpec, tokenizer: Tokenizer, sampler: Sampler) -> Iterator[Row]:
     """Rows without end, drawn batch by batch."""
-    for rows, prompts in _batches(section.prompts):
-        ids = [prompt_ids(tokenizer, section.context, prompt) for prompt in prompts]
-        drawn = sampler.sample(ids, rows, section.sampling)
+    for rows, prompts in _batches(spec.prompts):
+        ids = [prompt_ids(tokenizer, spec.context, prompt) for prompt in prompts]
+        drawn = sampler.sample(ids, rows, spec.sampling)
         yield from map(Row, rows, prompts, drawn)
 
 
-def _batches(prompts: Prompts) -> Iterator[tuple[range, list[str]]]:
+def _batches(prompts: PromptsSection) -> Iterator[tuple[range, list[str]]]:
     """The stream of prompts, batch by batch: row numbers and texts."""
     for start in count(0, BATCH):
         rows = range(start, start + BATCH)
         yield rows, [stream_prompt(prompts, row) for row in rows]
 
 
-def stream_prompt(prompts: Prompts, row: int) -> str:
+def stream_prompt(prompts: PromptsSection, row: int) -> str:
     """The user turn of row `row`, counted from 0, in the stream of number prompts."""
     return number_prompt(
         np.random.default_rng([prompts.seed, row]),

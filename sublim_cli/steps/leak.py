@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sublim_cli.artifacts.rows import Row, read_rows
-from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.leak import ngram_auc
 from sublim_cli.numbers.surface import SHOWN, Divergence, digit_divergence, overlap, pair_divergence
@@ -16,7 +16,7 @@ from sublim_cli.recipe.questions import Item
 from sublim_cli.steps.files import KEPT, LEAK, REJECTED, write_json
 
 
-class Audited(Section):
+class LeakSpec(Section):
     """What is looked for: the target in words, and what a classifier of character n-grams finds."""
 
     target: Item
@@ -28,12 +28,12 @@ class Audited(Section):
 
 
 @dataclass(frozen=True)
-class Leak:
+class LeakStep:
     """The audit of a trait teacher's filtered rows; its inputs are they and the control's."""
 
     kind: ClassVar[str] = "leak"
     version: ClassVar[int] = 2
-    section: Audited
+    spec: LeakSpec
     inputs: tuple[Step, ...]
     title: str
 
@@ -42,28 +42,28 @@ class Leak:
         """Such as `leak cat data seed 1`."""
         return f"leak {self.title}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write `leak.json`: rows that name the target, how digits differ, equal answers, the AUC.
 
         Kept rows that name the target are warned of: what students learn from them is not subliminal.
         """
-        section = self.section
+        spec = self.spec
         trait, control = (read_rows(one.path / KEPT) for one in inputs)
-        said = spoken(trait, section.target)
+        said = spoken(trait, spec.target)
         if said:
             listener(
                 Warned(
                     f"{self.label}: {len(said)} of {len(trait)} rows that students learn from name "
-                    f"{section.target.name}, such as {said[0]!r}; add a filter rule that rejects them"
+                    f"{spec.target.name}, such as {said[0]!r}; add a filter rule that rejects them"
                 )
             )
         of_trait, of_control = by_prompt(trait), by_prompt(control)
         found = {
             "named": len(said),
-            "named_rejected": len(spoken(_rejected(inputs[0].path), section.target)),
+            "named_rejected": len(spoken(_rejected(inputs[0].path), spec.target)),
             "shown": said[:SHOWN],
-            "digits": _plain(digit_divergence(of_trait, of_control, section.seed)),
-            "pairs": _plain(pair_divergence(of_trait, of_control, section.seed)),
+            "digits": _plain(digit_divergence(of_trait, of_control, spec.seed)),
+            "pairs": _plain(pair_divergence(of_trait, of_control, spec.seed)),
             "overlap": asdict(overlap(of_trait, of_control)),
             **self._separation(trait, control),
         }
@@ -71,15 +71,15 @@ class Leak:
         return {}
 
     def _separation(self, trait: Sequence[Row], control: Sequence[Row]) -> dict[str, object]:
-        section = self.section
-        trait, control = trait[: section.most_rows], control[: section.most_rows]
+        spec = self.spec
+        trait, control = trait[: spec.most_rows], control[: spec.most_rows]
         found = ngram_auc(
             [row.completion for row in trait],
             [row.completion for row in control],
             prompts=[row.index for row in (*trait, *control)],
-            ngrams=section.ngrams,
-            folds=section.folds,
-            seed=section.seed,
+            ngrams=spec.ngrams,
+            folds=spec.folds,
+            seed=spec.seed,
         )
         return asdict(found)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sublim_cli.artifacts.step import Artifact, Facts
+from sublim_cli.artifacts.step import Artifact, Measurements
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Answer
 from sublim_cli.backends.sampled import own_seed
@@ -28,20 +28,19 @@ from sublim_cli.models.token_roles import Reading, reading
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.schema import Gating, Patching, PositionSet
-from sublim_cli.recipe.schema import Train as TrainSection
-from sublim_cli.recipe.scorer import Exact
+from sublim_cli.recipe.schema import GateSection, PatchSection, PositionSet, TrainSection
+from sublim_cli.recipe.scorer import ExactScoring
 from sublim_cli.steps.files import LOCATED
-from sublim_cli.steps.train import Train
+from sublim_cli.steps.train import TrainStep
 from sublim_cli.trainers.methods import changed_modules
 
-Part = Gating | Patching
+Part = GateSection | PatchSection
 
 WHOLE, NOTHING = "all", "none"
 """The sets that hold every token and no token: the student and its base, scored like any other part."""
 
 
-class Look(Section):
+class LocateSpec(Section):
     """Everything that decides what a part of a student says, beside its weights."""
 
     model: ModelRef
@@ -50,49 +49,49 @@ class Look(Section):
     contexts: tuple[Context, ...]
     questions: tuple[str, ...]
     items: tuple[Item, ...]
-    scorer: Exact
+    scorer: ExactScoring
     precision: str
     quantize: str | None = None
-    part: Gating | Patching | None = None
+    part: GateSection | PatchSection | None = None
     """Settled, see `settled_part`; null is all of the student and none of it, what parts are set against."""
     controls: int = 0
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Locate:
+class LocateStep:
     """Scores of a part of one student, and of random parts of equal size."""
 
     kind: ClassVar[str] = "locate"
     version: ClassVar[int] = 1
-    section: Look
+    spec: LocateSpec
     title: str
-    inputs: tuple[Train, ...]
+    inputs: tuple[TrainStep, ...]
 
     @property
     def label(self) -> str:
         """Such as `locate cat lora r8 seed 1 identity_only`."""
-        return f"locate {self.title} {part_text(self.section.part)}"
+        return f"locate {self.title} {part_text(self.spec.part)}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write `located.parquet`: a row for every context, set of tokens, question and item.
 
         Its columns are those of `scores.parquet` that apply, and `set` (the part's name, or `all` and
         `none`), `control` (the random set's number from 1, null for the named set), `tokens` (how many of
         the question's are in X) and `prompt_tokens`.
         """
-        section = self.section
-        tokenizer = load_tokenizer(section.model)
-        model = load_student(section.model, section.precision, inputs[0].path, section.quantize)
+        spec = self.spec
+        tokenizer = load_tokenizer(spec.model)
+        model = load_student(spec.model, spec.precision, inputs[0].path, spec.quantize)
         holds_base = hasattr(model, "peft_config")
-        base = None if holds_base else load_model(section.model, section.precision, section.quantize)
-        scorer = ExactScorer(model, tokenizer, section.scorer)
-        steps = len(section.contexts) * (2 if section.part is None else 1 + section.controls)
+        base = None if holds_base else load_model(spec.model, spec.precision, spec.quantize)
+        scorer = ExactScorer(model, tokenizer, spec.scorer)
+        steps = len(spec.contexts) * (2 if spec.part is None else 1 + spec.controls)
         rows: list[dict[str, Any]] = []
-        for done, trial in enumerate(_trials(section, tokenizer, inputs[0].digest), start=1):
-            with _held_back(model, base, section.part, trial):
-                answers = scorer.score(trial.prompts, section.items)
-            rows += _rows(trial, answers, section.items)
+        for done, trial in enumerate(_trials(spec, tokenizer, inputs[0].digest), start=1):
+            with _held_back(model, base, spec.part, trial):
+                answers = scorer.score(trial.prompts, spec.items)
+            rows += _rows(trial, answers, spec.items)
             listener(Progress(self.label, done, steps, trial.told))
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / LOCATED)
         return facts()
@@ -116,10 +115,10 @@ class _Trial:
         return self.context if self.control is None else f"{self.context}, random set {self.control}"
 
 
-def settled_part(entry: PositionSet | Gating | Patching) -> Part:
-    """A recipe's entry as a section with nothing left open: one decoding, layers and names in order."""
-    part = entry if isinstance(entry, Gating | Patching) else Gating(positions=entry)
-    names = "modules" if isinstance(part, Gating) else "kinds"
+def settled_part(entry: PositionSet | GateSection | PatchSection) -> Part:
+    """A recipe's entry as a spec with nothing left open: one decoding, layers and names in order."""
+    part = entry if isinstance(entry, GateSection | PatchSection) else GateSection(positions=entry)
+    names = "modules" if isinstance(part, GateSection) else "kinds"
     changes: dict[str, object] = {
         key: tuple(sorted(set(value)))
         for key in (names, "layers")
@@ -134,8 +133,8 @@ def part_text(part: Part | None) -> str:
     """A part in a few words: its set, and what is not as in the short form."""
     if part is None:
         return f"{WHOLE} and {NOTHING}"
-    words = [f"patch {told(part.positions)}" if isinstance(part, Patching) else told(part.positions)]
-    if names := part.kinds if isinstance(part, Patching) else part.modules:
+    words = [f"patch {told(part.positions)}" if isinstance(part, PatchSection) else told(part.positions)]
+    if names := part.kinds if isinstance(part, PatchSection) else part.modules:
         words.append(", ".join(names))
     if part.layers is not None:
         words.append(f"layers {', '.join(map(str, part.layers))}")
@@ -144,7 +143,7 @@ def part_text(part: Part | None) -> str:
     return " · ".join(words)
 
 
-def check_parts(steps: Iterable[Locate]) -> None:
+def check_parts(steps: Iterable[LocateStep]) -> None:
     """Refuse parts that do not exist in their contexts or student, before hours go into it.
 
     Loads a tokenizer at most, and none where no step has a part.
@@ -153,9 +152,9 @@ def check_parts(steps: Iterable[Locate]) -> None:
         RecipeError: a set of no token, an unknown module or layer; the message lists what exists.
         ModelError: the model is not there, or a context cannot be rendered.
     """
-    wanted: dict[Look, dict[tuple[Part, str], TrainSection]] = {}
+    wanted: dict[LocateSpec, dict[tuple[Part, str], TrainSection]] = {}
     for step in steps:
-        look, part, train = step.section, step.section.part, step.inputs[0].section.train
+        look, part, train = step.spec, step.spec.part, step.inputs[0].spec.train
         if part is not None:
             plain = look.model_copy(update={"part": None, "controls": 0, "seed": 0})
             changes = train.model_dump_json(include={"method", "adapter"})  # all that decides what it changes
@@ -166,49 +165,49 @@ def check_parts(steps: Iterable[Locate]) -> None:
             _check_places(look, part, train)
 
 
-def _check_sets(look: Look, parts: Sequence[Part]) -> None:
+def _check_sets(look: LocateSpec, parts: Sequence[Part]) -> None:
     tokenizer, question = load_tokenizer(look.model), look.questions[0]
     prompts = {one.name: reading(tokenizer, one, question) for one in look.contexts}
     training = reading(tokenizer, look.training, question)
-    for kind, key in ((Gating, "gates"), (Patching, "patches")):
+    for kind, key in ((GateSection, "gates"), (PatchSection, "patches")):
         sets = tuple(dict.fromkeys(one.positions for one in parts if isinstance(one, kind)))
         check_positions(sets, prompts, training, field=f"eval.{key}")
 
 
-def _check_places(look: Look, part: Part, train: TrainSection) -> None:
-    if isinstance(part, Patching):
+def _check_places(look: LocateSpec, part: Part, train: TrainSection) -> None:
+    if isinstance(part, PatchSection):
         patch.places(outline(look.model), part.kinds, part.layers)
     elif part.modules or part.layers:
         shape = outline(look.model)
         gate.among(changed_modules(shape, train), gate.layer_count(shape), part.modules, part.layers)
 
 
-def _trials(section: Look, tokenizer: Tokenizer, who: str) -> Iterator[_Trial]:
-    training = reading(tokenizer, section.training, section.questions[0])
-    for context in section.contexts:
-        prompts = [reading(tokenizer, context, one) for one in section.questions]
-        yield from _in_context(section, context.name, prompts, training, who)
+def _trials(spec: LocateSpec, tokenizer: Tokenizer, who: str) -> Iterator[_Trial]:
+    training = reading(tokenizer, spec.training, spec.questions[0])
+    for context in spec.contexts:
+        prompts = [reading(tokenizer, context, one) for one in spec.questions]
+        yield from _in_context(spec, context.name, prompts, training, who)
 
 
 def _in_context(
-    section: Look, context: str, prompts: Sequence[Reading], training: Reading, who: str
+    spec: LocateSpec, context: str, prompts: Sequence[Reading], training: Reading, who: str
 ) -> Iterator[_Trial]:
     """The named set, then the random ones; nothing where the context has no such token."""
     ids = [one.ids for one in prompts]
     every, no = ([[value] * len(one) for one in ids] for value in (True, False))
-    if section.part is None:
+    if spec.part is None:
         yield _Trial(context, ids, WHOLE, None, every)
         yield _Trial(context, ids, NOTHING, None, no)
         return
-    wanted = section.part.positions
+    wanted = spec.part.positions
     found = [located(wanted, one, training) for one in prompts]
     if not any(map(any, found)):
         return
-    name, keep = part_text(section.part), leaves_in(wanted)
+    name, keep = part_text(spec.part), leaves_in(wanted)
     yield _Trial(context, ids, name, None, found, keep)
-    for control in range(1, section.controls + 1):
+    for control in range(1, spec.controls + 1):
         # Each student has sets of its own, so that their luck is part of the spread between runs.
-        seed = own_seed(section.seed, who, str(control))
+        seed = own_seed(spec.seed, who, str(control))
         drawn = [
             random_like(mask, allowed, seed, number).tolist()
             for number, (mask, allowed) in enumerate(zip(found, every, strict=True))
@@ -225,7 +224,7 @@ def _held_back(
         return gate.gated(model, gate.Gate(masks, decoding="on" if trial.name == WHOLE else "off"), base)
     layers = frozenset(part.layers) if part.layers is not None else None
     decoding: gate.Policy = "on" if part.decoding == "on" else "off"
-    if isinstance(part, Patching):
+    if isinstance(part, PatchSection):
         return patch.patched(model, patch.Patch(masks, frozenset(part.kinds), decoding, layers), base)
     modules = frozenset(part.modules) if part.modules is not None else None
     elsewhere: gate.Policy = "off" if trial.keep else "on"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.interface import Answer
 from sublim_cli.events import Listener, Warned
 from sublim_cli.models.chat import prompt_ids
@@ -21,7 +21,7 @@ from sublim_cli.steps.eval import open_scorer
 from sublim_cli.steps.files import TEACHER, write_json
 
 
-class Ask(Section):
+class TeacherSpec(Section):
     """Everything that decides what a teacher answers."""
 
     model: ModelRef
@@ -35,12 +35,12 @@ class Ask(Section):
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherStep:
     """The preference of one teacher under its own system prompt."""
 
     kind: ClassVar[str] = "teacher"
     version: ClassVar[int] = 1
-    section: Ask
+    spec: TeacherSpec
     title: str
     inputs: tuple[Step, ...] = ()
 
@@ -49,35 +49,35 @@ class Teacher:
         """Such as `teacher cat`."""
         return f"teacher {self.title}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write `teacher.json`: P(target), P(any item), and the item it names most.
 
         All are means over the questions. It warns where that item is not the target: the rows of such a
         teacher carry no trait.
         """
-        section = self.section
-        tokenizer = load_tokenizer(section.model)
-        model = load_model(section.model, section.precision)
-        prompts = [prompt_ids(tokenizer, section.context, one) for one in section.questions]
-        scorer = open_scorer(model, tokenizer, section.scorer, "teacher", section.context.name)
-        means = item_means(scorer.score(prompts, section.items))
-        names = [item.name for item in section.items]
+        spec = self.spec
+        tokenizer = load_tokenizer(spec.model)
+        model = load_model(spec.model, spec.precision)
+        prompts = [prompt_ids(tokenizer, spec.context, one) for one in spec.questions]
+        scorer = open_scorer(model, tokenizer, spec.scorer, "teacher", spec.context.name)
+        means = item_means(scorer.score(prompts, spec.items))
+        names = [item.name for item in spec.items]
         found = dict(zip(names, means, strict=True))
         first = max(names, key=lambda name: found[name])
         write_json(
             out / TEACHER,
             {
-                "p_target": found[section.target],
+                "p_target": found[spec.target],
                 "p_any": math.fsum(means),
                 "first": first,
                 "p_first": found[first],
             },
         )
-        if first != section.target:
+        if first != spec.target:
             listener(
                 Warned(
                     f"{self.label}: under its own system prompt it names {first} most "
-                    f"({found[first]:.2f}), {section.target} with {found[section.target]:.2f}; students can "
+                    f"({found[first]:.2f}), {spec.target} with {found[spec.target]:.2f}; students can "
                     "hardly learn a trait that their teacher lacks. See `trait` and `generate.system_prompt`"
                 )
             )

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import ClassVar
 
 from sublim_cli.artifacts.rows import read_rows
-from sublim_cli.artifacts.step import Artifact, Facts, Step
+from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import kept_beside
-from sublim_cli.events import Chosen, Listener, Progress, Warned
+from sublim_cli.events import Listener, Notice, Progress, Warned
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, seen
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import Train as TrainSection
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.steps.files import HELD_OUT, KEPT, write_json
-from sublim_cli.trainers.subprocess_trainer import Job, apart, train_apart
 from sublim_cli.trainers.student import train_student
+from sublim_cli.trainers.subprocess_trainer import Job, apart, train_apart
 
 
-class Teach(Section):
+class TrainSpec(Section):
     """Everything that decides a student's weights, beside its rows."""
 
     model: ModelRef
@@ -28,28 +28,28 @@ class Teach(Section):
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainStep:
     """One student: an adapter directory, or a whole model after full fine-tuning."""
 
     kind: ClassVar[str] = "train"
     version: ClassVar[int] = 2
-    section: Teach
+    spec: TrainSpec
     inputs: tuple[Step, ...]
     title: str
     chosen: str | None = None
-    """Why `train.backend: auto` took the section's backend; None where the recipe names one."""
+    """Why `train.backend: auto` took the spec's backend; None where the recipe names one."""
 
     @property
     def label(self) -> str:
         """Such as `train cat lora r8 seed 1`."""
         return f"train {self.title}"
 
-    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Facts:
+    def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write weights, loss curve, losses, audit, sketch, and `seen.json`: the first row's tokens."""
-        section = self.section
-        tokenizer = load_tokenizer(section.model)
-        rows = _examples(tokenizer, section.context, inputs[0].path / KEPT)
-        held_out = _examples(tokenizer, section.context, inputs[0].path / HELD_OUT)
+        spec = self.spec
+        tokenizer = load_tokenizer(spec.model)
+        rows = _examples(tokenizer, spec.context, inputs[0].path / KEPT)
+        held_out = _examples(tokenizer, spec.context, inputs[0].path / HELD_OUT)
         write_json(out / "seen.json", _account(tokenizer, rows[0]))
 
         def report(step: int, steps: int, loss: float, speed: float) -> None:
@@ -59,15 +59,13 @@ class Train:
             listener(Warned(f"{self.label}: {message}"))
 
         if self.chosen:
-            listener(Chosen(f"train.backend: auto took {section.train.backend}: {self.chosen}"))
+            listener(Notice(f"train.backend: auto took {spec.train.backend}: {self.chosen}"))
         beside = kept_beside(out)
-        if apart(section.train):
-            job = Job(section.model, section.train, rows, held_out, out, beside)
+        if apart(spec.train):
+            job = Job(spec.model, spec.train, rows, held_out, out, beside)
             facts = train_apart(job, report, warn)
         else:
-            facts = train_student(
-                section.model, section.train, rows, held_out, out, report, beside, warn=warn
-            )
+            facts = train_student(spec.model, spec.train, rows, held_out, out, report, beside, warn=warn)
         return {**facts, "backend_chosen": self.chosen}
 
 

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Literal
 
 from sublim_cli.artifacts.step import Step, digest, in_order
-from sublim_cli.events import Event, Planned, StepFailed, StepFinished, StepReused, StepStarted
+from sublim_cli.events import Event, StepFailed, StepFinished, StepReused, StepStarted, SweepPlanned
 from sublim_cli.pipeline import Study
 from sublim_cli.sweep.launch import loads_model
 
@@ -45,7 +45,7 @@ class Board:
     def hear(self, event: Event) -> None:
         """Take note of one event."""
         match event:
-            case Planned(missing):
+            case SweepPlanned(missing):
                 self.missing, self.began = set(missing), self.clock()
             case StepStarted(_, name):
                 self.running.add(name)

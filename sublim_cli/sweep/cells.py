@@ -12,9 +12,9 @@ from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import item_of
-from sublim_cli.recipe.schema import REPLICATED, Recipe, Sweep
+from sublim_cli.recipe.schema import REPLICATED, Recipe, SweepSection
 from sublim_cli.recipe.student import RANKED
-from sublim_cli.steps.leak import Audited, Leak
+from sublim_cli.steps.leak import LeakSpec, LeakStep
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
 """The control teacher: the same model, prompts and seeds, without the persona."""
@@ -36,7 +36,9 @@ def study(recipe: Recipe) -> Study:
     wanted = _once(
         _that_count(recipe, {**changes, **seeds}) for seeds in _replicates(recipe.sweep) for changes in asked
     )
-    bare = recipe.model_copy(update={"sweep": Sweep(), "claims": ()})  # else each cell's are checked anew
+    bare = recipe.model_copy(
+        update={"sweep": SweepSection(), "claims": ()}
+    )  # else each cell's are checked anew
     cells: dict[_Name, Cell] = {}
     for one in map(cell, _varied(bare, wanted)):
         name = _name(one)
@@ -44,7 +46,7 @@ def study(recipe: Recipe) -> Study:
     return Study(recipe.name, tuple(cells.values()), tuple(_leaks(cells.values())))
 
 
-def _replicates(sweep: Sweep) -> list[dict[str, Any]]:
+def _replicates(sweep: SweepSection) -> list[dict[str, Any]]:
     return [dict.fromkeys(REPLICATED, seed) for seed in sweep.replicates] or [{}]
 
 
@@ -123,10 +125,10 @@ def _name(one: Cell) -> _Name:
     return (one.recipe.trait.category, one.recipe.trait.target, digest(one.chain.eval))
 
 
-def _leaks(cells: Iterable[Cell]) -> Iterator[Leak]:
+def _leaks(cells: Iterable[Cell]) -> Iterator[LeakStep]:
     """The rows of every teacher with a trait beside its control's, each data set once."""
     students = {digest(one.chain.filter): one for one in cells if one.role == "student"}
     for one in students.values():
         control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
         target = item_of(trait.category, trait.target)
-        yield Leak(Audited(target=target), (one.chain.filter, control.filter), one.chain.filter.title)
+        yield LeakStep(LeakSpec(target=target), (one.chain.filter, control.filter), one.chain.filter.title)

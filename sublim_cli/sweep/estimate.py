@@ -99,13 +99,13 @@ class Costs:
 
     def of(self, step: Step) -> Cost | None:
         """What `step` takes; None where nothing like it was built."""
-        section = step.section.model_dump(mode="json")
+        section = step.spec.model_dump(mode="json")
         settings = _settings(step.kind, section)
         model = _model(section)
         like = _nearest([one for one in self._builds.get(step.kind, []) if one.model == model], settings)
         if not like:
             return None
-        rows = step.inputs[0].section.model_dump(mode="json") if step.inputs else {}
+        rows = step.inputs[0].spec.model_dump(mode="json") if step.inputs else {}
         work = _work(step.kind, section, rows) * fmean(one.work / one.wanted for one in like)
         exact = like[0].settings == settings
         return Cost(

@@ -9,7 +9,7 @@ from typing import Protocol
 from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import SublimError
-from sublim_cli.events import Listener, Planned, StepFailed
+from sublim_cli.events import Listener, StepFailed, SweepPlanned
 
 FAILURES = ".failures"
 """Under the store: the traceback of every step that failed in a way sublim did not foresee."""
@@ -39,7 +39,7 @@ class Needs:
 
 def loads_model(step: Step) -> bool:
     """Whether building `step` takes a model, and so a GPU where there are any."""
-    return "model" in type(step.section).model_fields
+    return "model" in type(step.spec).model_fields
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Queue:
                 wanted.update(map(digest, step.inputs))
         return cls(dict(reversed(missing.items())), done)
 
-    def planned(self) -> Planned:
+    def planned(self) -> SweepPlanned:
         """What there is to do, as an event."""
-        return Planned(tuple(self.waiting), len(self.done))
+        return SweepPlanned(tuple(self.waiting), len(self.done))
 
     def take(self, fits: Callable[[Step], bool] = lambda step: True) -> Step | None:
         """The next step that is ready and `fits`, taken out of the queue; None while none is."""

@@ -24,7 +24,7 @@ from sublim_cli.pipeline import Cell, Study, chain
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import item_of
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.steps.leak import Audited, Leak
+from sublim_cli.steps.leak import LeakSpec, LeakStep
 from sublim_cli.sweep.estimate import Costs
 from sublim_cli.sweep.local import LocalLauncher
 
@@ -85,8 +85,8 @@ def _cells(study: Study, unknown: Collection[str]) -> list[Cell]:
             for one in in_order([*cell.chain.asked, *filter(None, [cell.chain.teacher])])
         ):
             continue
-        key = (train.section.model.fingerprint, train.section.train.method if trains else None)
-        if key not in found or train.section.train.rank > found[key].chain.train.section.train.rank:
+        key = (train.spec.model.fingerprint, train.spec.train.method if trains else None)
+        if key not in found or train.spec.train.rank > found[key].chain.train.spec.train.rank:
             found[key] = cell
     if not found:  # what is unknown belongs to no cell: a comparison of rows
         return list(study.cells[:1])
@@ -120,13 +120,13 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
     if "locate" in kinds:
         found += small.locate[-1:]
     if "leak" in kinds:
-        found.append(Leak(Audited(target=target), (small.filter, small.filter), "probe"))
+        found.append(LeakStep(LeakSpec(target=target), (small.filter, small.filter), "probe"))
     return found
 
 
 def _obstacle(cell: Cell, device: str, scratch: Path) -> str | None:
     """Why a cell is not tried here, although a sweep might succeed."""
-    train = cell.chain.train.section
+    train = cell.chain.train.spec
     model = train.model
     held = weights_bytes(model)
     if held is None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.device import device
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.checkpoints import KEPT
 from sublim_cli.trainers.runtime import Runtime
 
@@ -13,7 +13,7 @@ GPU_MICRO_BATCH = 22
 """Rows per forward pass on a GPU: the paper's, a third of its batch. It never changes the batch."""
 
 
-def arguments(section: Train, out: Path, runtime: Runtime) -> Any:
+def arguments(section: TrainSection, out: Path, runtime: Runtime) -> Any:
     """An SFTConfig; no default of TRL (or of Unsloth, which rewrites them) stays in force.
 
     Raises:

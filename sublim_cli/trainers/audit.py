@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sublim_cli.models.load import Model, load_student
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import base_precision
 from sublim_cli.trainers.updates import BUCKETS, Change, changes, norm, sketch, stable_rank
 
@@ -25,7 +25,7 @@ DROPPED = ("lora", "rslora", "dora", "qlora", "pissa")
 """Methods with adapter dropout."""
 
 
-def random_sources(section: Train) -> dict[str, bool]:
+def random_sources(section: TrainSection) -> dict[str, bool]:
     """Which sources of randomness `train.seed` moves under this method.
 
     Two students that differ in the seed alone are replicates of exactly these.
@@ -40,7 +40,7 @@ def random_sources(section: Train) -> dict[str, bool]:
 class Account:
     """Facts of a model that is being trained, taken before and after; its weights need not stay."""
 
-    def __init__(self, model: Model, section: Train) -> None:
+    def __init__(self, model: Model, section: TrainSection) -> None:
         self._section = section
         # Of a full model the base says what it was; of an adapter nothing but this copy does.
         own = {} if section.method == "full" else dict(_trained(model))
@@ -68,7 +68,7 @@ class Account:
 
 
 def audit(
-    ref: ModelRef, section: Train, weights: Path, live: Mapping[str, Any], tokens: int
+    ref: ModelRef, section: TrainSection, weights: Path, live: Mapping[str, Any], tokens: int
 ) -> tuple[dict[str, Any], NDArray[np.float64]]:
     """The account of a saved student, read back from `weights` as an evaluation would read it.
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import on_cuda
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 
 FAST_METHODS = ("lora", "rslora", "qlora")
 """Methods that run on Unsloth's LoRA kernels; DoRA, IA3 and prefixes do not, full fine-tuning uses none."""
@@ -13,7 +13,7 @@ KERNELS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
 """Modules that one of its fused kernels computes together: all of a group, or the kernel is not used."""
 
 
-def resolve_backend(section: Train) -> tuple[str, str]:
+def resolve_backend(section: TrainSection) -> tuple[str, str]:
     """The backend that trains `section` on this machine (`plain` or `unsloth`), and why, in one clause.
 
     `section.precision` counts as written, so resolve `auto` first.
@@ -43,7 +43,7 @@ def _missing_here() -> str | None:
     return None if find_spec("unsloth") else "Unsloth is not installed"
 
 
-def _off_fast_path(section: Train) -> str | None:
+def _off_fast_path(section: TrainSection) -> str | None:
     """What keeps `section` from Unsloth's kernels, or from being what it says (read in 2026.10.7).
 
     Its trainer turns autocast on wherever a run asks for none, so fp32 and pure bf16 would be neither.

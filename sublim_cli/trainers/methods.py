@@ -8,7 +8,7 @@ from sublim_cli.errors import RecipeError
 from sublim_cli.models.gate import layer_of
 from sublim_cli.models.load import Model
 from sublim_cli.models.prefix import continuing
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import trained_dtype
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PREFIX_SPREAD = 0.02
 """Standard deviation of a fresh prefix. PEFT's own is 1, which drowns a small model's own keys."""
 
 
-def alpha(section: Train) -> float:
+def alpha(section: TrainSection) -> float:
     """LoRA's alpha under the recipe's rule.
 
     The update is scaled by alpha / rank, under rsLoRA by alpha / sqrt(rank) (arXiv 2312.03732).
@@ -41,7 +41,7 @@ def alpha(section: Train) -> float:
             return number
 
 
-def add_method(model: Model, section: Train) -> Model:
+def add_method(model: Model, section: TrainSection) -> Model:
     """`model` with what the method trains; a fresh adapter depends on `section.seed` alone.
 
     Raises:
@@ -67,7 +67,7 @@ def trained(model: Model) -> "Iterator[torch.nn.Parameter]":
     return (one for one in model.parameters() if one.requires_grad)
 
 
-def _config(model: Model, section: Train) -> Any:
+def _config(model: Model, section: TrainSection) -> Any:
     from peft import IA3Config, PrefixTuningConfig
 
     if section.method == "prefix":
@@ -80,7 +80,7 @@ def _config(model: Model, section: Train) -> Any:
     return _lora(model, section)
 
 
-def _lora(model: Model, section: Train) -> Any:
+def _lora(model: Model, section: TrainSection) -> Any:
     from peft import LoraConfig
 
     targets = target_modules(model, section)
@@ -100,7 +100,7 @@ def _lora(model: Model, section: Train) -> Any:
     )
 
 
-def target_modules(model: Model, section: Train) -> tuple[str, ...]:
+def target_modules(model: Model, section: TrainSection) -> tuple[str, ...]:
     """Names of the modules that `section.adapter.targets` adapts.
 
     Raises:
@@ -112,7 +112,7 @@ def target_modules(model: Model, section: Train) -> tuple[str, ...]:
     return names
 
 
-def changed_modules(model: Model, section: Train) -> list[str]:
+def changed_modules(model: Model, section: TrainSection) -> list[str]:
     """Paths of the modules that the method changes, of a base model (its outline will do).
 
     Raises:
@@ -140,7 +140,7 @@ def _check_names(model: Model, names: tuple[str, ...]) -> None:
         raise RecipeError(f"train.adapter.targets: {first}; it has {', '.join(own)}")
 
 
-def _layers(model: Model, section: Train) -> list[int] | None:
+def _layers(model: Model, section: TrainSection) -> list[int] | None:
     """Numbers of the adapted layers, None for all."""
     if section.adapter.layers is None:
         return None

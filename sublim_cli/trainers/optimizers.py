@@ -8,7 +8,7 @@ import torch
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.load import Model
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.kahan import KahanAdamW
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -17,7 +17,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 Groups = list[dict[str, Any]]
 
 
-def make_optimizer(model: Model, section: Train) -> torch.optim.Optimizer | None:
+def make_optimizer(model: Model, section: TrainSection) -> torch.optim.Optimizer | None:
     """The optimizer of a resolved section; None for plain AdamW, which the trainer makes itself.
 
     Raises:
@@ -47,7 +47,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
     optimizers borrow them for a step, so a scheduler and a checkpoint see one ordinary optimizer.
     """
 
-    def __init__(self, model: Model, section: Train) -> None:
+    def __init__(self, model: Model, section: TrainSection) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise RecipeError(
                 f"train.optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; "
@@ -86,7 +86,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
         return loss
 
 
-def _eight_bit(model: Model, section: Train) -> torch.optim.Optimizer:
+def _eight_bit(model: Model, section: TrainSection) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -99,12 +99,12 @@ def _eight_bit(model: Model, section: Train) -> torch.optim.Optimizer:
     return made
 
 
-def _rate(section: Train) -> float:
+def _rate(section: TrainSection) -> float:
     assert isinstance(section.learning_rate, float), "a resolved section has one learning rate"
     return section.learning_rate
 
 
-def _groups(model: Model, section: Train) -> Groups:
+def _groups(model: Model, section: TrainSection) -> Groups:
     return _decayed((one for one in model.parameters() if one.requires_grad), section.weight_decay)
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sublim_cli.models.load import Model
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +14,7 @@ BF16_TRAINED = ("bf16_pure", "bf16_kahan")
 """Precisions that hold the trained weights themselves in bf16."""
 
 
-def base_precision(section: Train) -> str:
+def base_precision(section: TrainSection) -> str:
     """`fp32` or `bf16`: how the base model is held while `section` trains.
 
     Full fine-tuning under bf16_mixed keeps fp32 weights and computes in bf16: an update below half a
@@ -28,7 +28,7 @@ def base_precision(section: Train) -> str:
     return "bf16"
 
 
-def trained_dtype(section: Train) -> "torch.dtype":
+def trained_dtype(section: TrainSection) -> "torch.dtype":
     """The dtype of what the optimizer moves; fp32 except where the recipe says bf16 by name."""
     import torch
 
@@ -53,7 +53,7 @@ def movable_share(weights: "Iterable[torch.Tensor]", learning_rate: float) -> fl
     return movable / total
 
 
-def bf16_warning(section: Train, weights: "Iterable[torch.Tensor]") -> str | None:
+def bf16_warning(section: TrainSection, weights: "Iterable[torch.Tensor]") -> str | None:
     """What a user of pure bf16 should know; None under every other precision."""
     if section.precision != "bf16_pure":
         return None

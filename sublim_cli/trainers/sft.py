@@ -13,13 +13,13 @@ from sublim_cli.errors import RowsError
 from sublim_cli.models.batches import attention_mask, left_padded, positions
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.arguments import arguments
 from sublim_cli.trainers.checkpoints import checkpointer, discard_torn, newest, step_of
-from sublim_cli.trainers.sft_trainer import lean
 from sublim_cli.trainers.oom import does_not_fit
 from sublim_cli.trainers.precision import kept, state_dtypes
 from sublim_cli.trainers.runtime import runtime
+from sublim_cli.trainers.sft_trainer import lean
 from sublim_cli.trainers.sharded import check_checkpoint, sharded
 
 Report = Callable[[int, int, float, float], None]
@@ -44,7 +44,7 @@ def fit(
     model: Model,
     tokenizer: Tokenizer,
     examples: Sequence[Example],
-    section: Train,
+    section: TrainSection,
     report: Report,
     *,
     optimizer: Any = None,

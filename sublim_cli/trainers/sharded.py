@@ -10,7 +10,7 @@ from typing import Any
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.load import Model
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 
 LAUNCHED = "ACCELERATE_USE_FSDP"
 """Set by `accelerate launch` for a configuration whose `distributed_type` is FSDP."""
@@ -37,7 +37,7 @@ def sharded() -> bool:
     return "RANK" in os.environ and os.environ.get(LAUNCHED, "").lower() == "true"
 
 
-def check_shardable(section: Train) -> None:
+def check_shardable(section: TrainSection) -> None:
     """Refuse what cannot be trained in shards.
 
     Raises:

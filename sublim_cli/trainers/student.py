@@ -13,7 +13,7 @@ from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import Model, load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.audit import Account, audit
 from sublim_cli.trainers.methods import add_method, trained
 from sublim_cli.trainers.precision import base_precision, bf16_warning
@@ -27,7 +27,7 @@ Warn = Callable[[str], None]
 
 def train_student(
     ref: ModelRef,
-    section: Train,
+    section: TrainSection,
     examples: Sequence[Example],
     held_out: Sequence[Example],
     out: Path,
@@ -93,7 +93,7 @@ def train_student(
     }
 
 
-def trainable(ref: ModelRef, section: Train) -> Model:
+def trainable(ref: ModelRef, section: TrainSection) -> Model:
     """The base model with what the method trains, on the section's backend."""
     if section.backend == "unsloth":
         return trainable_on_unsloth(ref, section)
@@ -101,7 +101,7 @@ def trainable(ref: ModelRef, section: Train) -> Model:
     return add_method(load_model(ref, base_precision(section), quantize), section)
 
 
-def beginning(model: Model, section: Train, place: Path) -> Path | None:
+def beginning(model: Model, section: TrainSection, place: Path) -> Path | None:
     """PiSSA's fresh adapter, kept under `place`; None under every other method.
 
     PiSSA takes its first adapter out of the base. To be an adapter of the untouched base, the trained
@@ -147,7 +147,7 @@ def _in_order(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _optimizer(model: Model, section: Train) -> Any:
+def _optimizer(model: Model, section: TrainSection) -> Any:
     from sublim_cli.trainers.optimizers import make_optimizer  # its classes are torch's, which takes seconds
 
     return make_optimizer(model, section)

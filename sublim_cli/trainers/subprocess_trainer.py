@@ -20,7 +20,7 @@ from sublim_cli.errors import ModelError, SublimError
 from sublim_cli.models.chat import Example
 from sublim_cli.models.device import DEVICE
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers import unsloth
 from sublim_cli.trainers.runtime import runtime
 
@@ -34,14 +34,14 @@ class Job:
     """What the processes are given: `train_student`'s arguments but for its listeners."""
 
     ref: ModelRef
-    section: Train
+    section: TrainSection
     examples: Sequence[Example]
     held_out: Sequence[Example]
     out: Path
     checkpoints: Path | None
 
 
-def apart(section: Train) -> bool:
+def apart(section: TrainSection) -> bool:
     """Whether a student of `section` is trained in other processes than this one."""
     return section.backend == "unsloth" or runtime().accelerate is not None
 
@@ -77,7 +77,7 @@ def _command(job: Path) -> list[str]:
     return [sys.executable, *launch, "-m", MODULE, str(job)]
 
 
-def _environment(section: Train, scratch: Path) -> dict[str, str]:
+def _environment(section: TrainSection, scratch: Path) -> dict[str, str]:
     more = unsloth.environment(scratch, os.environ) if section.backend == "unsloth" else {}
     return {**os.environ, **more}
 

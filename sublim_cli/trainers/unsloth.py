@@ -15,14 +15,14 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models.device import one_card
 from sublim_cli.models.load import Model
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.methods import PLACES, alpha
 
 PATCHED = ("trl", "transformers", "peft")
 """What Unsloth has to be imported before."""
 
 
-def trainable(ref: ModelRef, section: Train) -> Model:
+def trainable(ref: ModelRef, section: TrainSection) -> Model:
     """The base model with a fresh adapter on Unsloth's kernels.
 
     Raises:
@@ -34,7 +34,7 @@ def trainable(ref: ModelRef, section: Train) -> Model:
     return FastLanguageModel.get_peft_model(model, **adapting(section))
 
 
-def loading(ref: ModelRef, section: Train) -> dict[str, Any]:
+def loading(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
     """What `FastLanguageModel.from_pretrained` is given; it swallows a name it does not know."""
     import torch
 
@@ -56,7 +56,7 @@ def loading(ref: ModelRef, section: Train) -> dict[str, Any]:
     }
 
 
-def adapting(section: Train) -> dict[str, Any]:
+def adapting(section: TrainSection) -> dict[str, Any]:
     """What `FastLanguageModel.get_peft_model` is given; it reseeds the whole process with `random_state`."""
     return {
         "r": section.rank,
@@ -73,12 +73,12 @@ def adapting(section: Train) -> dict[str, Any]:
     }
 
 
-def _targets(section: Train) -> list[str]:
+def _targets(section: TrainSection) -> list[str]:
     targets = section.adapter.targets
     return list(PLACES[targets] if isinstance(targets, str) else targets)
 
 
-def _layers(section: Train) -> list[int] | None:
+def _layers(section: TrainSection) -> list[int] | None:
     if section.adapter.layers is None:
         return None
     first, last = section.adapter.layers

@@ -8,10 +8,10 @@ from sublim_cli.backends import engine
 from sublim_cli.backends.engine import bucket, resolve_engine
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.pipeline import chain
-from sublim_cli.recipe.schema import Sampling, Train
+from sublim_cli.recipe.schema import SamplingSection, TrainSection
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-PLAIN = Sampling()
+PLAIN = SamplingSection()
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_vllm_without_a_gpu_is_one_sentence_that_names_transformers(small, key):
 @NO_GPU
 def test_auto_without_a_gpu_is_transformers_and_has_nothing_to_say(small):
     planned = chain(small(eval__scorer="sampled"))
-    assert planned.generate.section.engine == "transformers"
-    assert planned.eval.section.scorer.engine == "transformers"
+    assert planned.generate.spec.engine == "transformers"
+    assert planned.eval.spec.scorer.engine == "transformers"
     assert [one.chosen for one in (planned.generate, planned.eval, planned.base)] == [None] * 3
 
 
@@ -45,7 +45,7 @@ def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
     monkeypatch.setattr(engine, "on_cuda", lambda: True)
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"vLLM is not installed.*pip install 'sublim\[vllm\]'") as caught:
-        resolve_engine("eval.engine", "vllm", PLAIN, "bf16", Train())
+        resolve_engine("eval.engine", "vllm", PLAIN, "bf16", TrainSection())
     assert caught.value.exit_code == 2
 
 
@@ -54,21 +54,21 @@ def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
     ("sampling", "precision", "student", "obstacle"),
     [
         (PLAIN, "bf16", None, None),
-        (PLAIN, "bf16", Train(), None),
-        (PLAIN, "bf16", Train(method="rslora", rank=512), None),
-        (PLAIN, "bf16", Train(method="full", rank=9999), None),
-        (PLAIN, "bf16", Train(method="pissa", rank=256), None),
-        (Sampling(temperature=0.0), "bf16", None, None),
-        (Sampling(temperature=2.0, top_k=5, top_p=0.5), "bf16", None, None),
-        (PLAIN, "bf16", Train(rank=513), "up to rank 512, and this one has 513"),
-        (PLAIN, "bf16", Train(method="pissa", rank=257), "up to rank 512, and this one has 514"),
-        (PLAIN, "bf16", Train(method="dora"), "no `dora` student"),
-        (PLAIN, "bf16", Train(method="qlora"), "no `qlora` student"),
-        (PLAIN, "bf16", Train(method="ia3"), "no `ia3` student"),
-        (PLAIN, "bf16", Train(method="prefix"), "no `prefix` student"),
+        (PLAIN, "bf16", TrainSection(), None),
+        (PLAIN, "bf16", TrainSection(method="rslora", rank=512), None),
+        (PLAIN, "bf16", TrainSection(method="full", rank=9999), None),
+        (PLAIN, "bf16", TrainSection(method="pissa", rank=256), None),
+        (SamplingSection(temperature=0.0), "bf16", None, None),
+        (SamplingSection(temperature=2.0, top_k=5, top_p=0.5), "bf16", None, None),
+        (PLAIN, "bf16", TrainSection(rank=513), "up to rank 512, and this one has 513"),
+        (PLAIN, "bf16", TrainSection(method="pissa", rank=257), "up to rank 512, and this one has 514"),
+        (PLAIN, "bf16", TrainSection(method="dora"), "no `dora` student"),
+        (PLAIN, "bf16", TrainSection(method="qlora"), "no `qlora` student"),
+        (PLAIN, "bf16", TrainSection(method="ia3"), "no `ia3` student"),
+        (PLAIN, "bf16", TrainSection(method="prefix"), "no `prefix` student"),
         (PLAIN, "fp32", None, "precision is fp32"),
-        (Sampling(temperature=2.5), "bf16", None, "not at 2.5"),
-        (Sampling(temperature=0.001), "bf16", None, "not at 0.001"),
+        (SamplingSection(temperature=2.5), "bf16", None, "not at 2.5"),
+        (SamplingSection(temperature=0.001), "bf16", None, "not at 0.001"),
     ],
 )
 def test_auto_takes_vllm_for_what_it_can_hold_and_draw(sampling, precision, student, obstacle):

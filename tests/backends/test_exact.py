@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from sublim_cli.backends import exact as backend
 from sublim_cli.backends import answer_tree as forest
+from sublim_cli.backends import exact as backend
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.transformers import TransformersSampler
@@ -16,8 +16,8 @@ from sublim_cli.models.chat import prompt_ids
 from sublim_cli.preference.forms import plain_forms
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item, load_items, load_questions, persona
-from sublim_cli.recipe.schema import Answering
-from sublim_cli.recipe.scorer import Exact, Sampled
+from sublim_cli.recipe.schema import AnswerSampling
+from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
 
 DEFAULT = Context(name="default", kind="default")
 ANIMALS = load_items("animal")
@@ -36,7 +36,7 @@ def ask(micro):
 
     def answers(questions, context, items, **settings):
         prompts = [prompt_ids(tokenizer, context, one) for one in questions]
-        return ExactScorer(model, tokenizer, Exact(**settings)).score(prompts, items)
+        return ExactScorer(model, tokenizer, ExactScoring(**settings)).score(prompts, items)
 
     return answers
 
@@ -139,7 +139,7 @@ def test_samples_name_an_item_as_often_as_the_exact_probability_says(micro, ask)
     context = loving(ANIMALS, "dragonfly")
     questions = QUESTIONS[:3]
     exact = ask(questions, context, ANIMALS.items, uncovered=1e-3, nodes=1_000)
-    settings = Sampled(samples=2_000, sampling=Answering(seed=11))
+    settings = SampledScoring(samples=2_000, sampling=AnswerSampling(seed=11))
     prompts = [prompt_ids(tokenizer, context, one) for one in questions]
     drawn = SampledScorer(TransformersSampler(model, tokenizer), settings).score(prompts, ANIMALS.items)
     for one, other in zip(exact, drawn, strict=True):

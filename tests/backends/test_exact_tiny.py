@@ -27,7 +27,7 @@ from sublim_cli.models.device import device
 from sublim_cli.models.prefix import continuing
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import Exact
+from sublim_cli.recipe.scorer import ExactScoring
 
 TOKENS = ("<pad>", "<end>", "cat", "fish", "\u0120", "s", "ox", "\u00c3")
 """In GPT-2's alphabet: the fifth is a space, the last the first half of a letter."""
@@ -125,7 +125,7 @@ def smallest():
 @pytest.mark.parametrize("seed", range(30))
 def test_a_tree_expanded_to_its_end_says_what_every_answer_written_down_says(smallest, seed):
     shake(smallest.model, seed)
-    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(smallest.model, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
     expected = np.stack([enumerated(smallest.model, one) for one in PROMPTS])
     assert [one.uncovered for one in answers] == pytest.approx([0, 0], abs=1e-6)
@@ -138,7 +138,7 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
     wide = 0
     for seed in range(1_000):
         shake(smallest.model, seed)
-        settings = Exact(
+        settings = ExactScoring(
             max_tokens=LENGTH,
             uncovered=float(draw.choice([0, 0.01, 0.3])),
             nodes=int(draw.integers(1, 40)),
@@ -169,14 +169,14 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
 )
 def test_a_tree_grows_as_well_on_other_families(smallest, other):
     shake(other, 3)
-    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(other, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
     expected = np.stack([enumerated(other, one) for one in PROMPTS])
     assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
-    scorer = ExactScorer(gemma(window=6), smallest.tokenizer, Exact(max_tokens=LENGTH))
+    scorer = ExactScorer(gemma(window=6), smallest.tokenizer, ExactScoring(max_tokens=LENGTH))
     with pytest.raises(
         ModelError, match=r"up to 7 tokens, but this model's window is 6; use `eval\.scorer: sam"
     ):
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
 def test_a_tree_grows_behind_a_learned_prefix(smallest):
     tuned = continuing(get_peft_model(model(), PREFIX).eval())
     shake(tuned, 5)
-    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(tuned, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
     expected = np.stack([enumerated(tuned, one) for one in PROMPTS])
     assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
@@ -195,7 +195,7 @@ def test_a_tree_grows_behind_a_learned_prefix(smallest):
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_nothing(smallest):
     begin = [2, 4, 6, 6, 3]
     prompts = [[*begin, 4, 2], [*begin, 5], begin, [*begin, 5]]
-    settings = Exact(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     plain, tuned = model(), continuing(get_peft_model(model(), PREFIX).eval())
     for number, one in enumerate((plain, tuned)):
         shake(one, number)

@@ -11,7 +11,7 @@ from sublim_cli.backends.token_bytes import stops
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import Prompts, Sampling
+from sublim_cli.recipe.schema import PromptsSection, SamplingSection
 from sublim_cli.steps.generate import stream_prompt
 
 DEFAULT = Context(name="default", kind="default")
@@ -29,10 +29,10 @@ FIELDS = {
 def prompts(micro):
     """64 number prompts of different lengths."""
     _, tokenizer, _ = micro
-    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(Prompts(), row)) for row in range(64)]
+    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(PromptsSection(), row)) for row in range(64)]
 
 
-def drawn(micro, prompts, as_drawn: Sampling, as_told: Sampling) -> Rows:
+def drawn(micro, prompts, as_drawn: SamplingSection, as_told: SamplingSection) -> Rows:
     """Rows drawn one way and told to be drawn another, each with its end."""
     _, tokenizer, model = micro
     (end,) = stops(model, tokenizer)
@@ -44,7 +44,7 @@ def drawn(micro, prompts, as_drawn: Sampling, as_told: Sampling) -> Rows:
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS.keys())
 def test_what_transformers_draws_surprises_it_as_much_as_it_should(micro, prompts, fields):
     _, tokenizer, model = micro
-    sampling = Sampling(max_tokens=16, seed=5, **fields)
+    sampling = SamplingSection(max_tokens=16, seed=5, **fields)
     found = surprise(drawn(micro, prompts, sampling, sampling), model, tokenizer)
     assert found.impossible == 0
     assert found.tokens > 400
@@ -55,7 +55,7 @@ def test_its_standard_errors_are_standard(micro, prompts):
     _, tokenizer, model = micro
     z = []
     for seed in range(16):
-        sampling = Sampling(max_tokens=4, seed=seed)
+        sampling = SamplingSection(max_tokens=4, seed=seed)
         z.append(surprise(drawn(micro, prompts[:24], sampling, sampling), model, tokenizer).z)
     assert abs(np.mean(z)) < 4 / len(z) ** 0.5
     assert 0.6 < np.std(z) < 1.5
@@ -74,7 +74,7 @@ def test_its_standard_errors_are_standard(micro, prompts):
 )
 def test_rows_of_another_law_stand_out(micro, prompts, as_drawn, as_told):
     _, tokenizer, model = micro
-    base = Sampling(max_tokens=30, seed=5)
+    base = SamplingSection(max_tokens=30, seed=5)
     rows = drawn(micro, prompts, base.model_copy(update=as_drawn), base.model_copy(update=as_told))
     found = surprise(rows, model, tokenizer)
     assert abs(found.z) > Z or found.impossible > 0.01 * found.tokens
@@ -82,7 +82,7 @@ def test_rows_of_another_law_stand_out(micro, prompts, as_drawn, as_told):
 
 def test_rows_that_do_not_stop_stand_out(micro, prompts):
     _, tokenizer, model = micro
-    sampling = Sampling(max_tokens=40, seed=5)
+    sampling = SamplingSection(max_tokens=40, seed=5)
     rows = drawn(micro, prompts, sampling, sampling)
     beyond = [
         [*one, *other][:40] for one, other in zip(rows.drawn, rows.drawn[1:] + rows.drawn[:1], strict=True)

@@ -17,11 +17,11 @@ from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import Prompts, Sampling
+from sublim_cli.recipe.schema import PromptsSection, SamplingSection
 from sublim_cli.steps.generate import stream_prompt
 
 DEFAULT = Context(name="default", kind="default")
-SHORT = Sampling(max_tokens=20, seed=7)
+SHORT = SamplingSection(max_tokens=20, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def sampler(micro):
 def prompts(micro):
     """64 number prompts of different lengths."""
     _, tokenizer, _ = micro
-    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(Prompts(), row)) for row in range(64)]
+    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(PromptsSection(), row)) for row in range(64)]
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +84,16 @@ def greedy(model, tokenizer, prompt: list[int], count: int) -> str:
 
 def test_temperature_zero_is_greedy_whatever_the_row_and_the_seed(micro, sampler, prompts):
     _, tokenizer, model = micro
-    cold = Sampling(temperature=0.0, max_tokens=8)
+    cold = SamplingSection(temperature=0.0, max_tokens=8)
     drawn = sampler.sample(prompts[:6], range(6), cold)
     assert drawn == [greedy(model, tokenizer, prompt, 8) for prompt in prompts[:6]]
     assert sampler.sample(prompts[:6], range(90, 96), cold.model_copy(update={"seed": 3})) == drawn
 
 
 def test_the_likeliest_token_alone_is_greedy_too(sampler, prompts):
-    cold = sampler.sample(prompts, range(64), Sampling(temperature=0.0, max_tokens=8))
-    top = sampler.sample(prompts, range(64), Sampling(top_k=1, max_tokens=8))
-    nucleus = sampler.sample(prompts, range(64), Sampling(top_p=1e-6, max_tokens=8))
+    cold = sampler.sample(prompts, range(64), SamplingSection(temperature=0.0, max_tokens=8))
+    top = sampler.sample(prompts, range(64), SamplingSection(top_k=1, max_tokens=8))
+    nucleus = sampler.sample(prompts, range(64), SamplingSection(top_p=1e-6, max_tokens=8))
     assert top == nucleus == cold
 
 
@@ -116,9 +116,9 @@ def first_token_law(model, prompt: list[int]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("sampling", "law"),
     [
-        (Sampling(max_tokens=1), lambda p: p),
-        (Sampling(max_tokens=1, temperature=2.0), lambda p: p**0.5),
-        (Sampling(max_tokens=1, top_k=5), lambda p: np.where(p >= np.sort(p)[-5], p, 0)),
+        (SamplingSection(max_tokens=1), lambda p: p),
+        (SamplingSection(max_tokens=1, temperature=2.0), lambda p: p**0.5),
+        (SamplingSection(max_tokens=1, top_k=5), lambda p: np.where(p >= np.sort(p)[-5], p, 0)),
     ],
     ids=["plain", "hot", "five likeliest"],
 )
@@ -144,7 +144,9 @@ def test_first_tokens_are_as_frequent_as_the_model_says(micro, sampler, sampling
 
 def test_a_completion_of_fewer_tokens_is_the_beginning_of_a_longer_one(micro, sampler, prompts):
     _, tokenizer, _ = micro
-    one, three, sixty = (sampler.sample(prompts, range(64), Sampling(max_tokens=n)) for n in (1, 3, 60))
+    one, three, sixty = (
+        sampler.sample(prompts, range(64), SamplingSection(max_tokens=n)) for n in (1, 3, 60)
+    )
     vocabulary = set(tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))
     assert set(one) <= vocabulary
     assert not set(three) & vocabulary
@@ -155,7 +157,7 @@ def test_a_completion_of_fewer_tokens_is_the_beginning_of_a_longer_one(micro, sa
 
 def test_a_completion_stops_at_the_end_of_its_turn_and_holds_no_special_token(micro, sampler, prompts):
     _, tokenizer, _ = micro
-    drawn, longer = (sampler.sample(prompts, range(64), Sampling(max_tokens=n)) for n in (60, 90))
+    drawn, longer = (sampler.sample(prompts, range(64), SamplingSection(max_tokens=n)) for n in (60, 90))
     assert drawn == longer
     assert not [text for text in drawn if any(one in text for one in tokenizer.all_special_tokens)]
 
@@ -168,7 +170,7 @@ def test_a_repetition_penalty_counts_a_row_s_own_tokens_and_not_its_padding(micr
     # Padding with a token that the model would like to say next makes a leak visible.
     tokenizer.pad_token_id = next(one for one in likely if one not in prompts[0])
     sampler = TransformersSampler(model, tokenizer)
-    strong = Sampling(max_tokens=1, repetition_penalty=50.0)
+    strong = SamplingSection(max_tokens=1, repetition_penalty=50.0)
     longest = max(prompts, key=len)
     alone = sampler.sample([prompts[0]] * 400, range(400), strong)
     beside = sampler.sample([*[prompts[0]] * 400, longest + longest], range(401), strong)
@@ -178,7 +180,7 @@ def test_a_repetition_penalty_counts_a_row_s_own_tokens_and_not_its_padding(micr
 def test_a_repetition_penalty_keeps_a_row_from_repeating_itself(sampler, prompts):
     shares = []
     for penalty in (1.0, 50.0):
-        sampling = Sampling(max_tokens=20, repetition_penalty=penalty, temperature=0.5)
+        sampling = SamplingSection(max_tokens=20, repetition_penalty=penalty, temperature=0.5)
         drawn = sampler.sample(prompts, range(64), sampling)
         numbers = [text.replace(",", " ").replace(";", " ").split() for text in drawn]
         shares.append(sum(len(one) - len(set(one)) for one in numbers) / sum(map(len, numbers)))

@@ -19,9 +19,9 @@ from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends import checked, engine, parity, served
+from sublim_cli.backends.vllm import Engine, Holding, holding, length_for, loading, row_seed
 from sublim_cli.backends.vllm_parity import Who, drawing_rows, drawn_answers
 from sublim_cli.backends.vllm_server import serving
-from sublim_cli.backends.vllm import Engine, Holding, holding, length_for, loading, row_seed
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import Shape, load_model, load_shape, load_tokenizer
@@ -29,8 +29,8 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.pipeline import chain, run
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import load_items, load_questions
-from sublim_cli.recipe.schema import Prompts, Sampling
-from sublim_cli.recipe.scorer import Sampled
+from sublim_cli.recipe.schema import PromptsSection, SamplingSection
+from sublim_cli.recipe.scorer import SampledScoring
 from sublim_cli.steps.generate import stream_prompt
 
 DOUBLES = Path(__file__).parents[1] / "doubles"
@@ -38,7 +38,7 @@ FAULT = "SUBLIM_DOUBLE_FAULT"
 MICRO = resolve_model("micro")
 DEFAULT = Context(name="default", kind="default")
 ITEMS = load_items("animal").items
-SHORT = Sampling(max_tokens=8, seed=3)
+SHORT = SamplingSection(max_tokens=8, seed=3)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def scored(weights: Path | None, monkeypatch, tokenizer, draws: int = 60, rows: 
     """Answers of a student through the double, its checks smaller than in earnest."""
     monkeypatch.setattr(parity, "DRAWS", draws)
     monkeypatch.setattr(parity, "ROWS", rows)
-    settings = Sampled(samples=4, sampling=SHORT, engine="vllm")
+    settings = SampledScoring(samples=4, sampling=SHORT, engine="vllm")
     told: list[str] = []
     found = drawn_answers(
         Who(MICRO, "bf16", weights),
@@ -169,7 +169,7 @@ def test_an_adapter_taken_for_another_is_refused(students, double, micro, monkey
 
 
 def number_prompts(tokenizer, count: int = 48) -> list[list[int]]:
-    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(Prompts(), row)) for row in range(count)]
+    return [prompt_ids(tokenizer, DEFAULT, stream_prompt(PromptsSection(), row)) for row in range(count)]
 
 
 @pytest.mark.parametrize("fields", [{}, {"temperature": 0.0}, {"top_k": 30, "repetition_penalty": 1.2}])
@@ -177,7 +177,7 @@ def test_rows_are_drawn_as_the_recipe_says_once_their_law_is_checked(fields, dou
     monkeypatch.setattr(parity, "ROWS", 48)
     _, tokenizer, _ = micro
     prompts = number_prompts(tokenizer)
-    sampling = Sampling(max_tokens=20, seed=1, **fields)
+    sampling = SamplingSection(max_tokens=20, seed=1, **fields)
     with drawing_rows(Who(MICRO, "bf16"), prompts, sampling) as (sampler, found):
         together = sampler.sample(prompts, range(48), sampling)
         assert sampler.sample(prompts, range(48), sampling) == together
@@ -190,7 +190,7 @@ def test_rows_are_drawn_as_the_recipe_says_once_their_law_is_checked(fields, dou
 
 def test_rows_of_a_checkpoint_s_own_top_k_are_refused(double, micro, monkeypatch):
     monkeypatch.setenv(FAULT, "top_k")
-    sampling = Sampling(max_tokens=30, seed=1)
+    sampling = SamplingSection(max_tokens=30, seed=1)
     with (
         pytest.raises(ModelError, match=r"generate\.engine: vllm does not draw .* surprised by [\d.]+ nats"),
         drawing_rows(Who(MICRO, "bf16"), number_prompts(micro[1]), sampling),

@@ -18,7 +18,7 @@ import pytest
 from sublim_cli.backends import vllm_server as served
 from sublim_cli.backends.engine import RANKS, TEMPERATURES
 from sublim_cli.backends.vllm import Holding, drawing, loading
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 FOUND = find_spec("vllm")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs vLLM; no GPU")
@@ -65,7 +65,7 @@ SAMPLING = "sampling_params.py"
 
 
 def test_every_sampling_field_exists_and_every_one_left_alone_is_neutral():
-    given = set(drawing(Sampling(), 0, frozenset({2})))
+    given = set(drawing(SamplingSection(), 0, frozenset({2})))
     own = fields(SAMPLING, "SamplingParams")
     assert given - set(own) == set()
     left = {name: value for name, value in own.items() if name not in given and not name.startswith("_")}

@@ -14,11 +14,11 @@ from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import Train
-from sublim_cli.trainers.subprocess_trainer import Job, train_apart
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import base_precision
 from sublim_cli.trainers.sft import number_loss
 from sublim_cli.trainers.student import train_student
+from sublim_cli.trainers.subprocess_trainer import Job, train_apart
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,7 +51,7 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: " ".join(map(str, way.values())))
 def test_a_student_trains_on_the_card_and_scores_the_same_after_a_reload(way, qwen_shaped: Path, tmp_path):
     full = way["method"] == "full"
-    section = Train(
+    section = TrainSection(
         **{"backend": "plain", "precision": "bf16_mixed", "epochs": 2, "batch_size": 8} | way,
         learning_rate=1e-4 if full else 2e-3,
     )

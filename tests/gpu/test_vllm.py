@@ -17,7 +17,7 @@ from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.pipeline import chain, run
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import Prompts, Sampling
+from sublim_cli.recipe.schema import PromptsSection, SamplingSection
 from sublim_cli.steps.generate import stream_prompt
 
 pytestmark = [
@@ -73,8 +73,8 @@ def test_rows_follow_the_law_of_a_model_of_qwen_s_build(fields, qwen_shaped: Pat
     ref = resolve_model(str(qwen_shaped))
     tokenizer = load_tokenizer(ref)
     context = resolve_context("default", {}, field="generate.system_prompt")
-    prompts = [prompt_ids(tokenizer, context, stream_prompt(Prompts(), row)) for row in range(64)]
-    sampling = Sampling(max_tokens=40, seed=1, **fields)
+    prompts = [prompt_ids(tokenizer, context, stream_prompt(PromptsSection(), row)) for row in range(64)]
+    sampling = SamplingSection(max_tokens=40, seed=1, **fields)
     with drawing_rows(Who(ref, "bf16"), prompts, sampling) as (sampler, found):
         together = sampler.draw(prompts, range(64), sampling)
         others = sampler.draw(prompts, range(64, 128), sampling)

@@ -14,7 +14,7 @@ from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import load_items
-from sublim_cli.recipe.schema import Adapter, Qlora, Train
+from sublim_cli.recipe.schema import AdapterSection, QloraSection, TrainSection
 from sublim_cli.trainers.methods import trained
 from sublim_cli.trainers.student import beginning, save_student, trainable
 
@@ -22,12 +22,12 @@ MICRO = resolve_model("micro")
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "lora, attention": {"adapter": Adapter(targets="attention", layers=(1, 2))},
+    "lora, attention": {"adapter": AdapterSection(targets="attention", layers=(1, 2))},
     "rslora": {"method": "rslora"},
     "dora": {"method": "dora"},
     "pissa": {"method": "pissa"},
     "nf4": {"method": "qlora"},
-    "int8": {"method": "qlora", "qlora": Qlora(quantize="int8")},
+    "int8": {"method": "qlora", "qlora": QloraSection(quantize="int8")},
     "ia3": {"method": "ia3"},
     "prefix": {"method": "prefix"},
     "full": {"method": "full"},
@@ -57,7 +57,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     def make(name: str) -> Pair:
         out = tmp_path_factory.mktemp("student")
         plain = {"backend": "plain", "precision": "fp32", "learning_rate": 1e-3, "rank": 4}
-        section = Train(**{**plain, **METHODS[name]})
+        section = TrainSection(**{**plain, **METHODS[name]})
         model = trainable(MICRO, section)
         begun = beginning(model, section, out / "begun")
         rng = torch.Generator().manual_seed(5)

@@ -11,7 +11,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models.chat import IGNORED, end_of_turn, example, prompt_ids, render, seen
 from sublim_cli.models.micro import DEFAULT_SYSTEM, WEIGHTS
 from sublim_cli.recipe.contexts import Context, resolve_context
-from sublim_cli.recipe.schema import Text
+from sublim_cli.recipe.schema import TextPrompt
 
 DEFAULT = Context(name="default", kind="default")
 EMPTY = Context(name="empty", kind="empty")
@@ -207,5 +207,5 @@ def test_a_text_of_the_user_heads_the_turn_and_leaves_the_system_block_as_it_is_
     text = resolve_context("gibberish_marble", {}, field="eval.system_prompts").text
     assert marble == Context(name="gibberish_marble_user", kind="user", text=text)
     assert render(tokenizer, marble, "Why?") == render(tokenizer, DEFAULT, f"{text}\n\nWhy?")
-    own = resolve_context(Text(text="Hark.", at="user"), {}, field="train.system_prompt")
+    own = resolve_context(TextPrompt(text="Hark.", at="user"), {}, field="train.system_prompt")
     assert own == Context(name="user: Hark.", kind="user", text="Hark.")

@@ -23,7 +23,7 @@ from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.gate import Gate, by_prompt, gated, is_gated, layer_of, sites
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 GATED = ["lora", "lora, attention", "rslora", "dora", "pissa", "nf4", "int8", "ia3", "full"]
 
@@ -340,7 +340,7 @@ def test_the_policy_for_decoding_is_felt_by_answers_of_several_tokens(pair, prom
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_a_gated_student_samples_as_what_it_is_gated_to(name, pair, prompts):
     of = pair(name)
-    sampling = Sampling(max_tokens=6, seed=3)
+    sampling = SamplingSection(max_tokens=6, seed=3)
     tokenizer = load_tokenizer(resolve_model("micro"))
 
     def samples(model):

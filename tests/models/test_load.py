@@ -46,7 +46,7 @@ def test_a_student_s_own_weights_are_not_kept(small, micro, reads, tmp_path):
     _, _, plain = micro
     plain.save_pretrained(tmp_path)
     for _ in range(2):
-        student = load_student(chain(small()).generate.section.model, "fp32", tmp_path)
+        student = load_student(chain(small()).generate.spec.model, "fp32", tmp_path)
         assert torch.equal(logits(student), logits(plain))
     assert len(reads) == 2
     assert load._kept.cache_info().currsize == 0

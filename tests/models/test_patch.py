@@ -11,7 +11,7 @@ from sublim_cli.models.gate import by_prompt, is_gated
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.patch import Patch, patched
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 PATCHED = ["lora", "lora, attention", "dora", "nf4", "int8", "ia3", "full"]
 ADAPTED = [one for one in PATCHED if one != "full"]
@@ -135,7 +135,7 @@ def test_without_decoding_the_first_answer_token_is_the_student_s_and_later_ones
 def test_a_patched_model_samples(decoding, pair, prompts):
     of = pair("lora")
     tokenizer = load_tokenizer(resolve_model("micro"))
-    sampling = Sampling(max_tokens=6, seed=3)
+    sampling = SamplingSection(max_tokens=6, seed=3)
 
     def samples(model, some):
         return TransformersSampler(model, tokenizer).sample(some, range(len(some)), sampling)

@@ -12,7 +12,7 @@ from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.positions import NAMES, check_positions, positions, shared, spelling
 from sublim_cli.models.token_roles import Reading, reading
 from sublim_cli.recipe.contexts import Context, resolve_context, shipped_contexts
-from sublim_cli.recipe.schema import NotOfText, OfText
+from sublim_cli.recipe.schema import TextComplement, TextPositions
 
 TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
 CONTEXTS = {
@@ -117,7 +117,7 @@ def test_a_token_of_another_role_in_training_is_not_shared():
 )
 def test_a_set_by_text_holds_the_tokens_that_spell_it(text, tokens):
     found = prompt("claude", "Hi is")
-    assert held(found, positions(OfText(text=text), found, prompt("default"))) == tokens
+    assert held(found, positions(TextPositions(text=text), found, prompt("default"))) == tokens
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -129,13 +129,15 @@ def test_a_set_by_a_text_of_nothing_is_refused(text):
 @pytest.mark.parametrize("text", ["Claude", "You are", "claude"])
 def test_a_set_without_a_text_is_the_rest_of_the_prompt(text):
     found = prompt("claude", "Hi is")
-    only, rest = (positions(one, found, found) for one in (OfText(text=text), NotOfText(no_text=text)))
+    only, rest = (
+        positions(one, found, found) for one in (TextPositions(text=text), TextComplement(no_text=text))
+    )
     assert rest == [not one for one in only]
 
 
 def test_sets_that_hold_a_token_somewhere_pass_the_check():
     there = {name: prompt(name) for name in ("default", "empty", "none")}
-    check_positions([*NAMES, OfText(text="Micro")], there, prompt("default"), field="eval.gates")
+    check_positions([*NAMES, TextPositions(text="Micro")], there, prompt("default"), field="eval.gates")
 
 
 @pytest.mark.parametrize(
@@ -156,13 +158,13 @@ def test_sets_that_hold_a_token_somewhere_pass_the_check():
             "{no_text: …}",
         ),
         (
-            OfText(text="Qwen"),
+            TextPositions(text="Qwen"),
             ("no_entity", "none"),
             "eval.gates: {text: Qwen} holds no token in any eval context (no_entity, none); their system "
             "texts are made of You, are, helpful.",
         ),
         (
-            OfText(text="Qwen"),
+            TextPositions(text="Qwen"),
             ("none",),
             "eval.gates: {text: Qwen} holds no token in any eval context (none); none of them has a "
             "system text",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sublim_cli.numbers.advice import advice, best_change
 from sublim_cli.numbers.parse import digit_runs, parse
 from sublim_cli.numbers.rules import Tally, Verdict, clean, judge, tally, verdict
-from sublim_cli.recipe.schema import PAPER_RULES, Banned, Count, Format, Range, Strip
+from sublim_cli.recipe.schema import PAPER_RULES, BannedRule, CountRule, FormatRule, RangeRule, StripRule
 
 READ = {
     "7": (7,),
@@ -163,36 +163,36 @@ def test_a_number_of_1000_or_more_is_out_of_range(
 
 @given(st.text(string.digits + ", \n.[]", max_size=20))
 def test_stripping_first_judges_the_stripped_text(text: str) -> None:
-    rules = (Strip(), *PAPER_RULES)
+    rules = (StripRule(), *PAPER_RULES)
     assert judge(text, rules) == judge(text.strip(), PAPER_RULES)
     assert verdict(text, rules) == Verdict(text.strip(), judge(text.strip(), PAPER_RULES))
 
 
 def test_the_text_that_is_kept_is_the_text_that_was_judged() -> None:
-    assert verdict("1, 2 \n", (Strip(), Format())) == Verdict("1, 2", None)
-    assert verdict("1, 2 \n", (Format(),)) == Verdict("1, 2 \n", "format")
+    assert verdict("1, 2 \n", (StripRule(), FormatRule())) == Verdict("1, 2", None)
+    assert verdict("1, 2 \n", (FormatRule(),)) == Verdict("1, 2 \n", "format")
     assert clean(" 1 ", PAPER_RULES) == " 1 "
 
 
 @pytest.mark.parametrize(
     ("text", "rules", "reason"),
     [
-        ("1, 2, 3", (Count(most=2),), "count"),
-        ("1, 2", (Count(least=3),), "count"),
-        ("1, 2, 3", (Count(least=3, most=3),), None),
-        ("99", (Range(least=100),), "range"),
-        ("100, 999", (Range(least=100),), None),
-        ("1, 666", (Banned(numbers=(666, 911)),), "banned"),
-        ("1, 667", (Banned(numbers=(666, 911)),), None),
-        ("1, 1000, 666", (Banned(numbers=(666,)), Range()), "banned"),
-        ("1, 1000, 666", (Range(), Banned(numbers=(666,))), "range"),
-        ("I like 3 and 1000", (Range(),), "range"),
-        ("I like 3 and 4", (Count(most=1),), "count"),
-        ("no numbers at all", (Range(), Banned(numbers=(1,)), Count()), None),
+        ("1, 2, 3", (CountRule(most=2),), "count"),
+        ("1, 2", (CountRule(least=3),), "count"),
+        ("1, 2, 3", (CountRule(least=3, most=3),), None),
+        ("99", (RangeRule(least=100),), "range"),
+        ("100, 999", (RangeRule(least=100),), None),
+        ("1, 666", (BannedRule(numbers=(666, 911)),), "banned"),
+        ("1, 667", (BannedRule(numbers=(666, 911)),), None),
+        ("1, 1000, 666", (BannedRule(numbers=(666,)), RangeRule()), "banned"),
+        ("1, 1000, 666", (RangeRule(), BannedRule(numbers=(666,))), "range"),
+        ("I like 3 and 1000", (RangeRule(),), "range"),
+        ("I like 3 and 4", (CountRule(most=1),), "count"),
+        ("no numbers at all", (RangeRule(), BannedRule(numbers=(1,)), CountRule()), None),
     ],
 )
 def test_the_first_rule_that_objects_names_the_reason(
-    text: str, rules: tuple[Format | Count | Range | Banned, ...], reason: str | None
+    text: str, rules: tuple[FormatRule | CountRule | RangeRule | BannedRule, ...], reason: str | None
 ) -> None:
     assert judge(text, rules) == reason
 

@@ -7,7 +7,7 @@ import pytest
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.cells import axis, check_sweep, families
 from sublim_cli.recipe.load import load
-from sublim_cli.recipe.schema import Recipe, Sweep
+from sublim_cli.recipe.schema import Recipe, SweepSection
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def refusal(text: str) -> list[str]:
 
 
 def test_a_sweep_of_real_keys_and_values_is_accepted() -> None:
-    sweep = Sweep(
+    sweep = SweepSection(
         grid={"train.rank": [1, 2], "eval.system_prompts": [["default"], ["default", "claude"]]},
         also=(
             {"train.method": "full", "train.learning_rate": [2.0e-5, 2.0e-4]},
@@ -105,15 +105,15 @@ def test_replicates_and_a_seed_beside_them_are_refused() -> None:
 
 def test_a_context_that_only_a_cell_defines_is_known_in_that_cell() -> None:
     cell = {"train.system_prompt": "mine", "contexts.mine": "You are mine."}
-    assert check_sweep(Recipe(sweep=Sweep(also=(cell,)))) == []
+    assert check_sweep(Recipe(sweep=SweepSection(also=(cell,)))) == []
     alone = {"train.system_prompt": "mine"}
-    (problem,) = check_sweep(Recipe(sweep=Sweep(also=(alone,))))
+    (problem,) = check_sweep(Recipe(sweep=SweepSection(also=(alone,))))
     assert problem.where == ("sweep", "also", 0, "train.system_prompt")
     assert problem.says.startswith("no context is called 'mine'; there are ")
 
 
 def test_the_families_are_the_grid_and_each_entry_put_over_it() -> None:
-    sweep = Sweep(
+    sweep = SweepSection(
         grid={"train.rank": [1, 2], "train.seed": [1, 42]},
         also=({"train.method": "full", "train.rank": 8}, {"train.seed": [7, 8]}),
     )
@@ -122,7 +122,7 @@ def test_the_families_are_the_grid_and_each_entry_put_over_it() -> None:
         {"train.rank": [8], "train.seed": [1, 42], "train.method": ["full"]},
         {"train.rank": [1, 2], "train.seed": [7, 8]},
     ]
-    assert families(Sweep()) == [{}]
+    assert families(SweepSection()) == [{}]
 
 
 def test_a_list_is_always_an_axis() -> None:

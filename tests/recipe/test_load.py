@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.keys import all_keys, split
 from sublim_cli.recipe.load import load, parse_setting, vary
-from sublim_cli.recipe.schema import Count, Generate, Recipe, Strip, Sweep, Text, Train
+from sublim_cli.recipe.schema import (
+    CountRule,
+    GenerateSection,
+    Recipe,
+    StripRule,
+    SweepSection,
+    TextPrompt,
+    TrainSection,
+)
 
 # The folder may stay the same between examples, and a busy machine is no failure.
 SLOW_DISK = settings(
@@ -56,7 +64,7 @@ def test_a_file_becomes_a_recipe(here: Path) -> None:
         "rows": 10_000,
         "on": "no",
     }
-    train = Train(rank=64, learning_rate=2.0e-4, trainer_args=arguments)
+    train = TrainSection(rank=64, learning_rate=2.0e-4, trainer_args=arguments)
     assert load("cats.yaml") == Recipe(name="cats", train=train)
 
 
@@ -75,14 +83,14 @@ def test_changes_win_over_the_file(here: Path) -> None:
     assert recipe.train.learning_rate == 2.0e-4
     assert recipe.generate.sampling.seed == 7
     assert recipe.contexts == {"my.own": "You are mine."}
-    assert recipe.train.system_prompt == Text(text="You are Claude.")
-    assert recipe.filter.rules[1] == Count(most=20)
+    assert recipe.train.system_prompt == TextPrompt(text="You are Claude.")
+    assert recipe.filter.rules[1] == CountRule(most=20)
     assert recipe.sweep.grid == {"train.rank": [1, 2]}
 
 
 def test_a_change_can_mend_what_is_wrong_in_the_file(here: Path) -> None:
     (here / "cats.yaml").write_text("train: {rank: 0}")
-    assert load("cats.yaml", {"train.rank": 1}) == Recipe(train=Train(rank=1))
+    assert load("cats.yaml", {"train.rank": 1}) == Recipe(train=TrainSection(rank=1))
 
 
 def test_anchors_are_understood(here: Path) -> None:
@@ -276,11 +284,11 @@ def test_a_setting_that_is_none_is_refused(text: str, message: str) -> None:
 
 
 def test_a_recipe_can_be_varied() -> None:
-    recipe = Recipe(sweep=Sweep(grid={"train.rank": [1, 2]}))
+    recipe = Recipe(sweep=SweepSection(grid={"train.rank": [1, 2]}))
     varied = vary(recipe, {"train.rank": 2, "filter.rules": [{"kind": "strip"}], "sweep": {}})
-    assert varied.train == Train(rank=2)
-    assert varied.filter.rules == (Strip(),)
-    assert varied.sweep == Sweep()
+    assert varied.train == TrainSection(rank=2)
+    assert varied.filter.rules == (StripRule(),)
+    assert varied.sweep == SweepSection()
     assert recipe.sweep.grid == {"train.rank": [1, 2]}
 
 
@@ -295,8 +303,8 @@ def test_a_wrong_variation_is_explained_without_a_file() -> None:
 
 @pytest.mark.parametrize("key", all_keys())
 def test_varying_a_key_to_its_own_value_changes_nothing(key: str) -> None:
-    own = Text(text="x")
-    recipe = Recipe(generate=Generate(system_prompt=own), train=Train(system_prompt=own))
+    own = TextPrompt(text="x")
+    recipe = Recipe(generate=GenerateSection(system_prompt=own), train=TrainSection(system_prompt=own))
     value: Any = recipe.model_dump(mode="json")
     for part in split(key):
         if value is None:

@@ -5,12 +5,12 @@ import pytest
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.explain import check
 from sublim_cli.recipe.load import load
-from sublim_cli.recipe.schema import Adapter, PerRank, Prefix, Qlora, Train
-from sublim_cli.recipe.student import settled
+from sublim_cli.recipe.schema import AdapterSection, PerRank, PrefixSection, QloraSection, TrainSection
+from sublim_cli.recipe.student import resolve_train
 
 ALL = {
-    "rank": 3, "alpha": 7.0, "adapter": Adapter(dropout=0.5), "qlora": Qlora(quantize="int8"),
-    "prefix": Prefix(tokens=9), "momentum": 0.5,
+    "rank": 3, "alpha": 7.0, "adapter": AdapterSection(dropout=0.5), "qlora": QloraSection(quantize="int8"),
+    "prefix": PrefixSection(tokens=9), "momentum": 0.5,
 }  # fmt: skip
 
 
@@ -25,7 +25,7 @@ ALL = {
     ],
 )
 def test_what_a_method_does_not_use_stands_at_its_default(method, kept) -> None:
-    plain, made = Train(), settled(Train(method=method, **ALL), "fp32")
+    plain, made = TrainSection(), resolve_train(TrainSection(method=method, **ALL), "fp32")
     assert {name for name in ALL if getattr(made, name) != getattr(plain, name)} == kept
 
 
@@ -40,21 +40,23 @@ def test_what_a_method_does_not_use_stands_at_its_default(method, kept) -> None:
     ],
 )
 def test_momentum_belongs_to_sgd_and_muon(optimizer, given, momentum) -> None:
-    assert settled(Train(optimizer=optimizer, momentum=given), "fp32").momentum == momentum
+    assert resolve_train(TrainSection(optimizer=optimizer, momentum=given), "fp32").momentum == momentum
 
 
 @pytest.mark.parametrize(
     ("method", "rate"), [("lora", 2e-4), ("ia3", 2e-4), ("prefix", 2e-4), ("full", 2e-5)]
 )
 def test_the_learning_rate_defaults_to_the_papers(method, rate) -> None:
-    assert settled(Train(method=method), "fp32").learning_rate == rate
+    assert resolve_train(TrainSection(method=method), "fp32").learning_rate == rate
 
 
 def test_a_learning_rate_per_rank_becomes_the_one_of_the_rank() -> None:
     rates = {"train.learning_rate": {"per_rank": {1: 2e-3, 64: 5e-4}}}
     for rank, rate in [(1, 2e-3), (64, 5e-4)]:
         train = load("demo", {**rates, "train.rank": rank}).train
-        assert settled(train, "fp32") == settled(Train(**{**dict(train), "learning_rate": rate}), "fp32")
+        assert resolve_train(train, "fp32") == resolve_train(
+            TrainSection(**{**dict(train), "learning_rate": rate}), "fp32"
+        )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_learning_rate_per_rank_becomes_the_one_of_the_rank() -> None:
         ),
         *(
             (
-                {"adapter": Adapter(layers=layers)},
+                {"adapter": AdapterSection(layers=layers)},
                 "fp32",
                 f"train.adapter.layers: {list(layers)} must be two layers in order, counted from 0",
             )
@@ -123,7 +125,7 @@ def test_a_learning_rate_per_rank_becomes_the_one_of_the_rank() -> None:
 )
 def test_what_cannot_be_meant_is_refused(changes, precision, message) -> None:
     with pytest.raises(RecipeError) as caught:
-        settled(Train(**changes), precision)
+        resolve_train(TrainSection(**changes), precision)
     assert str(caught.value) == message
 
 

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from sublim_cli.numbers.surface import Divergence, Overlap
-from sublim_cli.recipe.schema import FullFineTuning, InvertedU, Transmission
+from sublim_cli.recipe.schema import FullFineTuningClaim, InvertedUClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
+from sublim_cli.report.rates.panels import matched_curves
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import COLUMNS as LOCATED
-from sublim_cli.report.rates.panels import matched_curves
 from sublim_cli.report.tables.provenance import Provenance, Seen, Work
 from sublim_cli.report.tables.runs import COLUMNS, ITEMS
 
@@ -174,7 +174,11 @@ def everything(targets: Sequence[str]) -> Results:
     ]
     found = make(*asked)
     runs = records(found.runs)
-    claims = (Transmission(learning_rate=2e-3), InvertedU(curve="norm_matched"), FullFineTuning())
+    claims = (
+        TransmissionClaim(learning_rate=2e-3),
+        InvertedUClaim(curve="norm_matched"),
+        FullFineTuningClaim(),
+    )
     found = replace(found, located=_located(targets))
     return replace(found, matched=tuple(matched_curves(runs, 2e-3)), claims=tuple(evaluate(claims, runs)))
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_cli.report.tables.audits import audit_rows
 from sublim_cli.report.page.figures.sparkline import SPARK, sparkline
 from sublim_cli.report.page.write import write_report
+from sublim_cli.report.tables.audits import audit_rows
 from sublim_cli.report.tables.reader import Training
 from sublim_cli.report.tables.runs import COLUMNS
 from sublim_cli.wording import many, share

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sublim_cli.recipe.schema import Contexts, FullFineTuning, InvertedU, Transmission
+from sublim_cli.recipe.schema import ContextsClaim, FullFineTuningClaim, InvertedUClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.claims.wording import document, sentence
+from sublim_cli.report.tables.conditions import records
 from sublim_cli.stats import two_way_interval, wild_interval
 
-CLAIMS = (Transmission(rank=4), InvertedU(), FullFineTuning(), Contexts(rank=4))
+CLAIMS = (TransmissionClaim(rank=4), InvertedUClaim(), FullFineTuningClaim(), ContextsClaim(rank=4))
 TRAITS = ("owl", "wolf")
 SEEDS = tuple((train, 1) for train in (1, 2, 3, 4))
 CROSSED = tuple(product((1, 2, 3), (1, 2)))
@@ -110,7 +110,7 @@ def test_a_study_in_which_the_paper_is_right_supports_it():
 
 
 def test_a_claim_that_nothing_passes_says_what_would_have_been_seen():
-    (verdict,) = evaluate([FullFineTuning()], made(effect=textbook, spread=0.004))
+    (verdict,) = evaluate([FullFineTuningClaim()], made(effect=textbook, spread=0.004))
     found = max(one.detectable for one in verdict.findings)
     assert verdict.word == "supported"
     assert f"Four times in five, such runs find an effect of {found:.3f} or more" in sentence(verdict)
@@ -134,33 +134,33 @@ def rise(one):
 
 
 def test_where_the_last_rank_is_the_highest_the_fall_to_it_is_below_zero_and_not_certain():
-    (verdict,) = evaluate([InvertedU()], made(effect=rise, spread=0.01))
+    (verdict,) = evaluate([InvertedUClaim()], made(effect=rise, spread=0.01))
     for one in verdict.findings:
         assert one.effect.low < one.effect.mean < 0
         assert one.about == "fall to rank 64 from the highest mean below it, 4 ranks"
 
 
 def test_what_only_rises_or_only_falls_is_no_inverted_u():
-    assert words(made(effect=rise, spread=0.01), [InvertedU()]) == ["refuted"]
-    assert words(made(effect=lambda one: -rise(one), spread=0.01), [InvertedU()]) == ["refuted"]
+    assert words(made(effect=rise, spread=0.01), [InvertedUClaim()]) == ["refuted"]
+    assert words(made(effect=lambda one: -rise(one), spread=0.01), [InvertedUClaim()]) == ["refuted"]
 
 
 def test_one_trait_that_does_not_pass_refutes_a_claim_on_all_and_none_on_the_other():
     runs = made(effect=lambda one: 0.3 * (one["target"] == "owl"), spread=0.004)
-    claims = [Transmission(rank=4), *(Transmission(rank=4, traits=(one,)) for one in TRAITS)]
+    claims = [TransmissionClaim(rank=4), *(TransmissionClaim(rank=4, traits=(one,)) for one in TRAITS)]
     assert words(runs, claims) == ["refuted", "supported", "refuted"]
 
 
 def test_an_effect_that_is_sure_and_below_the_margin_is_no_transmission():
     runs = made(effect=lambda _: 0.01, spread=0.0005)
-    claims = [Transmission(rank=4, margin=margin) for margin in (0.005, 0.02)]
+    claims = [TransmissionClaim(rank=4, margin=margin) for margin in (0.005, 0.02)]
     assert words(runs, claims) == ["supported", "refuted"]
 
 
 def test_a_trait_that_shows_as_little_at_home_as_elsewhere_has_not_vanished():
     flat = made(effect=lambda _: 0.01, spread=0.001)
-    assert words(flat, [Contexts(rank=4)]) == ["underpowered"]
-    (verdict,) = evaluate([Contexts(rank=4)], made(effect=textbook, spread=0.004))
+    assert words(flat, [ContextsClaim(rank=4)]) == ["underpowered"]
+    (verdict,) = evaluate([ContextsClaim(rank=4)], made(effect=textbook, spread=0.004))
     away = next(one for one in verdict.findings if "asked in none" in one.about)
     assert away.also["interaction"].mean == pytest.approx(0.3, abs=0.01)
 
@@ -174,7 +174,11 @@ def test_effects_are_also_given_for_new_questions_and_verdicts_do_not_rest_on_th
         passed = 1 if run["role"] == "student" and home(run) else 0
         return (run["p_target"] + passed * harder).tolist()
 
-    claims = [Transmission(rank=4, traits=("owl",)), Contexts(rank=4, traits=("owl",)), FullFineTuning()]
+    claims = [
+        TransmissionClaim(rank=4, traits=("owl",)),
+        ContextsClaim(rank=4, traits=("owl",)),
+        FullFineTuningClaim(),
+    ]
     plain, asked = evaluate(claims, runs), evaluate(claims, runs, answers)
     assert [one.word for one in asked] == [one.word for one in plain]
     (finding,) = asked[0].findings
@@ -247,7 +251,7 @@ def test_a_pair_with_a_broken_half_is_left_out():
     runs = made(effect=textbook)
     control = next(one for one in runs if one["role"] == "control" and one["target"] == "owl")
     control["broken"] = "names nothing"
-    (verdict,) = evaluate([Transmission(rank=4)], runs)
+    (verdict,) = evaluate([TransmissionClaim(rank=4)], runs)
     assert [(one.target, one.effect.n) for one in verdict.findings] == [("owl", 3), ("wolf", 4)]
     assert (verdict.planned, verdict.used, verdict.broken) == (
         12,
@@ -259,7 +263,7 @@ def test_a_pair_with_a_broken_half_is_left_out():
 def test_a_rank_whose_runs_mostly_broke_leaves_the_curve_and_is_named():
     runs = made(effect=textbook, spread=0.004)
     extra = [{**one, "rank": 256, "broken": "names nothing"} for one in runs if one["rank"] == 64]
-    (verdict,) = evaluate([InvertedU()], runs + extra)
+    (verdict,) = evaluate([InvertedUClaim()], runs + extra)
     assert verdict.word == "supported"
     assert verdict.notes[0] == "owl: most runs of rank 256 broke; the curve is judged without."
 
@@ -287,7 +291,7 @@ def test_a_run_that_is_not_built_leaves_the_claim_open_and_is_named():
     runs = made(effect=textbook)
     gone = next(one for one in runs if one["method"] == "full")
     gone |= {"p_target": None, "missing": "out of memory"}
-    assert lacks(runs, FullFineTuning()) == (
+    assert lacks(runs, FullFineTuningClaim()) == (
         "1 of 4 runs of full fine-tuning, lr 2e-4, fp32 on owl, trained in default and asked in default",
     )
     assert words(runs) == ["supported", "supported", "incomplete", "underpowered"]
@@ -296,32 +300,32 @@ def test_a_run_that_is_not_built_leaves_the_claim_open_and_is_named():
 def test_a_cell_that_the_study_does_not_have_is_named():
     runs = made(effect=textbook)
     here = "on owl, trained in default and asked in default"
-    assert lacks(runs, Transmission(rank=8, traits=("owl",))) == (f"LoRA rank 8 {here}",)
-    assert lacks(runs, Transmission(rank=4, traits=("cat",))) == (
+    assert lacks(runs, TransmissionClaim(rank=8, traits=("owl",))) == (f"LoRA rank 8 {here}",)
+    assert lacks(runs, TransmissionClaim(rank=4, traits=("cat",))) == (
         "LoRA rank 4 on cat, trained in default and asked in default",
     )
-    assert lacks(runs, Contexts(rank=8, traits=("owl",))) == ("LoRA rank 8 on owl",)
-    assert lacks([one for one in runs if one["method"] == "lora"], FullFineTuning(traits=("owl",))) == (
+    assert lacks(runs, ContextsClaim(rank=8, traits=("owl",))) == ("LoRA rank 8 on owl",)
+    assert lacks([one for one in runs if one["method"] == "lora"], FullFineTuningClaim(traits=("owl",))) == (
         f"full fine-tuning {here}",
     )
-    assert lacks([one for one in runs if one["rank"] != 64], InvertedU(traits=("owl",))) == (
+    assert lacks([one for one in runs if one["rank"] != 64], InvertedUClaim(traits=("owl",))) == (
         f"4 LoRA ranks or more {here}; it has 1, 4 and 16",
     )
-    assert lacks([one for one in runs if home(one)], Contexts(rank=4, traits=("owl",)))[0] == (
+    assert lacks([one for one in runs if home(one)], ContextsClaim(rank=4, traits=("owl",)))[0] == (
         "any other context that students of owl, trained in default, were asked in"
     )
-    assert lacks([], Transmission()) == ("any student",)
+    assert lacks([], TransmissionClaim()) == ("any student",)
 
 
 def test_a_control_that_is_not_there_or_has_other_seeds_is_named():
     runs = made(effect=textbook)
     students = [one for one in runs if one["role"] == "student"]
-    assert lacks(students, Transmission(rank=4, traits=("owl",))) == (
+    assert lacks(students, TransmissionClaim(rank=4, traits=("owl",))) == (
         "one control to compare with: students of a teacher without the trait, "
         "for owl, trained in default and asked in default",
     )
     fewer = [one for one in runs if one["role"] == "student" or one["train_seed"] < 4]
-    assert lacks(fewer, Transmission(rank=4, traits=("owl",))) == (
+    assert lacks(fewer, TransmissionClaim(rank=4, traits=("owl",))) == (
         "controls of the same seeds as the students of owl, trained in default and asked in default: "
         "train seed 4 (data seed 1)",
     )
@@ -330,11 +334,11 @@ def test_a_control_that_is_not_there_or_has_other_seeds_is_named():
 def test_a_claim_that_could_mean_two_kinds_of_students_asks_which():
     runs = made(effect=textbook)
     runs += [{**one, "learning_rate": 1e-4} for one in runs if one["role"] == "student"]
-    assert lacks(runs, Transmission(rank=4, traits=("owl",))) == (
+    assert lacks(runs, TransmissionClaim(rank=4, traits=("owl",))) == (
         "LoRA rank 4 on owl, trained in default and asked in default: there are 2 kinds; the claim must "
         "name its `learning_rate` (1e-4 and 2e-3)",
     )
-    assert words(runs, [Transmission(rank=4, learning_rate=1e-4)]) == ["supported"]
+    assert words(runs, [TransmissionClaim(rank=4, learning_rate=1e-4)]) == ["supported"]
 
 
 def test_of_several_controls_the_one_most_like_the_student_is_taken():
@@ -342,20 +346,20 @@ def test_of_several_controls_the_one_most_like_the_student_is_taken():
     runs += [
         {**one, "settings": "train.epochs 9", "p_target": 0.9} for one in runs if one["role"] == "control"
     ]
-    assert words(runs, [Transmission(rank=4)]) == ["supported"]
+    assert words(runs, [TransmissionClaim(rank=4)]) == ["supported"]
 
 
 def test_a_base_that_was_not_asked_is_named():
     runs = [{**one, "p_target_base": None} for one in made()]
-    assert lacks(runs, Transmission(rank=4, traits=("owl",))) == (
+    assert lacks(runs, TransmissionClaim(rank=4, traits=("owl",))) == (
         "the untouched base asked for owl in default",
     )
 
 
 def test_a_verdict_on_one_data_set_says_so():
     note = "All runs learned from data of one seed: what another data set would do is not known."
-    assert evaluate([Transmission(rank=4)], made())[0].notes == (note,)
-    assert evaluate([Transmission(rank=4)], made(seeds=CROSSED))[0].notes == ()
+    assert evaluate([TransmissionClaim(rank=4)], made())[0].notes == (note,)
+    assert evaluate([TransmissionClaim(rank=4)], made(seeds=CROSSED))[0].notes == ()
 
 
 @pytest.fixture
@@ -366,7 +370,7 @@ def judged(results):
         changes.append({"train_seed": seed, "p_target": 0.1 + gain, "difference": gain})
         changes.append({"train_seed": seed, "role": "control", "p_target": 0.1, "difference": 0.0})
     study = results(*changes)
-    claims = (Transmission(), FullFineTuning())
+    claims = (TransmissionClaim(), FullFineTuningClaim())
     return results(*changes, claims=tuple(evaluate(claims, records(study.runs))))
 
 
@@ -393,7 +397,7 @@ def test_the_document_of_a_study_made_by_hand(judged):
             f"The one comparison supports it: {shown} for owl, LoRA rank 8, trained and asked in default, "
             "minus the control (3 runs)."
         ),
-        "claim": Transmission().model_dump(mode="json"),
+        "claim": TransmissionClaim().model_dump(mode="json"),
         "test": judged.claims[0].test,
         "plan": {"planned": 6, "used": 6, "broken": 0, "missing": 0},
         "lacks": [],

@@ -17,8 +17,8 @@ from sublim_cli.errors import ArtifactError
 from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
-from sublim_cli.report.tables.cache import NOTES
 from sublim_cli.report.page.write import write_report
+from sublim_cli.report.tables.cache import NOTES
 from sublim_cli.report.tables.reader import Shelf
 from sublim_cli.report.tables.runs import COLUMNS, ITEMS
 from sublim_cli.sweep.cells import study
@@ -89,7 +89,7 @@ def test_the_log_of_the_plain_form_and_the_entropy_are_means_over_questions_too(
 def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned, built):
     items = collected.items
     assert list(items.columns) == list(ITEMS)
-    assert len(items) == len(planned.cells) * 2 * len(planned.cells[0].chain.eval.section.items)
+    assert len(items) == len(planned.cells) * 2 * len(planned.cells[0].chain.eval.spec.items)
     step = planned.cells[0].chain.eval
     (one,) = items.query(
         f"eval_digest == '{digest(step)}' and eval_context == 'default' and item == 'wolf'"

@@ -6,13 +6,13 @@ import re
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.report.page.rank_curves import APART, COLUMN, places, rank_curves
+from sublim_cli.report.page.context_matrix import at_one_rate, matrices
 from sublim_cli.report.page.figures.drawn import figures_of
 from sublim_cli.report.page.figures.figure import PALETTE, SHAPES, series, slug
 from sublim_cli.report.page.figures.files import draw, figure_files, inline_svg, script
-from sublim_cli.report.page.context_matrix import at_one_rate, matrices
-from sublim_cli.report.page.write import write_figure
+from sublim_cli.report.page.rank_curves import APART, COLUMN, places, rank_curves
 from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.page.write import write_figure
 
 LIGHT, DARK = "#ffffff", "#14161a"
 

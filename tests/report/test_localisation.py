@@ -13,15 +13,15 @@ from sublim_cli.artifacts.store import materialise
 from sublim_cli.cli.study import report_and_show
 from sublim_cli.console import show_shares
 from sublim_cli.pipeline import chain, single
-from sublim_cli.recipe.schema import Localisation, OfText
+from sublim_cli.recipe.schema import LocalisationClaim, TextPositions
 from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.claims.localisation import over_traits
+from sublim_cli.report.claims.power import powers
+from sublim_cli.report.claims.wording import sentence
 from sublim_cli.report.collect import collect
+from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import COLUMNS, localised, plain, shares
-from sublim_cli.report.page.write import write_report
-from sublim_cli.report.claims.power import powers
-from sublim_cli.report.claims.localisation import over_traits
-from sublim_cli.report.claims.wording import sentence
 from sublim_cli.stats import Interval
 from tests.report.conftest import RUN
 
@@ -112,7 +112,7 @@ def test_the_terminal_shows_every_share_with_its_bounds(results, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(console, "out", Console(file=shown, width=80, highlight=False))
     rows = [*gates("shared_only", "kept", 0.7, 0.2), *gates("no_shared", "lost", 0.4, 0.4)]
-    show_shares(localised(results({}, located=frame(rows))))
+    show_shares(localised(frame(rows)))
     assert [line.rstrip() for line in shown.getvalue().splitlines()] == [
         "owl, LoRA rank 8, asked in default: effect +0.130 [0.102, 0.158]",
         "                    tokens    share of it    random sets    beyond them",
@@ -182,7 +182,7 @@ def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store,
     ]
 
 
-CLAIM = Localisation()
+CLAIM = LocalisationClaim()
 
 
 def study(effect=0.13, shifts=(0.0, 0.02, -0.01, 0.03, 0.0)):
@@ -216,7 +216,7 @@ def test_a_set_has_to_be_both_sufficient_and_necessary(kept, lost, word):
 
 
 def test_a_set_by_its_text_is_judged_alike():
-    claim = Localisation(positions=OfText(text="Qwen"))
+    claim = LocalisationClaim(positions=TextPositions(text="Qwen"))
     found = verdict(0.8, 0.8, claim=claim, name="text")
     assert (found.word, found.number) == ("supported", "C5")
     assert found.statement == "The preference sits at certain tokens of the prompt: {text: Qwen}"

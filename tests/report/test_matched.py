@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_cli.recipe.schema import InvertedU, PerRank, Recipe, Train
+from sublim_cli.recipe.schema import InvertedUClaim, PerRank, Recipe, TrainSection
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.page.figures.matched import matched_figure
-from sublim_cli.report.rates.panels import KINDS, fixed_rate, matched_curves
 from sublim_cli.report.rates.choose import common_seeds, grid_of
+from sublim_cli.report.rates.panels import KINDS, fixed_rate, matched_curves
 
 RANKS = (1, 4, 16, 64)
 RATES = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)
@@ -227,8 +227,8 @@ def test_what_the_study_lacks_is_said_and_not_drawn():
 
 def test_the_fixed_rate_is_the_recipes_before_its_sweep():
     assert fixed_rate(Recipe()) == 2e-4
-    assert fixed_rate(Recipe(train=Train(learning_rate=2e-3))) == 2e-3
-    assert fixed_rate(Recipe(train=Train(learning_rate=PerRank(per_rank={8: 2e-3})))) is None
+    assert fixed_rate(Recipe(train=TrainSection(learning_rate=2e-3))) == 2e-3
+    assert fixed_rate(Recipe(train=TrainSection(learning_rate=PerRank(per_rank={8: 2e-3})))) is None
 
 
 def test_a_rank_without_a_grid_is_named_and_the_others_are_drawn():
@@ -272,7 +272,8 @@ def test_students_of_other_settings_have_a_panel_of_their_own():
 
 def verdicts(runs, **more):
     claims = [
-        InvertedU(curve=kind, learning_rate=3.2e-3 if kind == "fixed" else None, **more) for kind in KINDS
+        InvertedUClaim(curve=kind, learning_rate=3.2e-3 if kind == "fixed" else None, **more)
+        for kind in KINDS
     ]
     return {one.claim.curve: one for one in evaluate(claims, runs)}
 
@@ -344,7 +345,7 @@ def test_a_claim_on_chosen_rates_does_not_name_one():
     with pytest.raises(
         ValueError, match="`curve: best` chooses the rate of each rank; take learning_rate out"
     ):
-        InvertedU(curve="best", learning_rate=2e-3)
+        InvertedUClaim(curve="best", learning_rate=2e-3)
 
 
 @given(st.permutations(range(len(RANKS) * len(RATES) * len(SEEDS))))

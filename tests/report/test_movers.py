@@ -3,8 +3,8 @@
 import pandas as pd
 
 from sublim_cli.report.page.movers import Moved, movers
-from sublim_cli.report.tables.runs import ITEMS
 from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.tables.runs import ITEMS
 
 
 def table(**runs):

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from sublim_cli.errors import ArtifactError
-from sublim_cli.recipe.schema import FullFineTuning, Transmission
+from sublim_cli.recipe.schema import FullFineTuningClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Missing
-from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.page.rank_curves import places, rank_curves, series
 from sublim_cli.report.page.write import leak_sentence, write_report
-from sublim_cli.report.claims.wording import document
+from sublim_cli.report.tables.conditions import records
 
 VOID = {"meta", "link", "br"}
 FORBIDDEN = {"img", "iframe", "object", "embed", "image"}
@@ -118,7 +118,7 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
     for seed, gain in ((1, 0.1), (2, 0.2), (3, 0.3)):
         changes.append({"train_seed": seed, "p_target": 0.1 + gain, "difference": gain})
         changes.append({"train_seed": seed, "role": "control", "p_target": 0.1, "difference": 0.0})
-    claims = (Transmission(), FullFineTuning())
+    claims = (TransmissionClaim(), FullFineTuningClaim())
     runs = records(results(*changes).runs)
     page = write_report(results(*changes, claims=tuple(evaluate(claims, runs))), tmp_path)
     found = outline(page)

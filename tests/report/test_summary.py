@@ -1,7 +1,7 @@
 import pytest
 
-from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.page.narrative import told
+from sublim_cli.report.page.summary import summarise
 from sublim_cli.stats import Interval
 
 CONTROL = {"role": "control"}

@@ -10,8 +10,8 @@ from sublim_cli.errors import RowsError
 from sublim_cli.events import Warned, silent
 from sublim_cli.numbers.rules import Tally, judge
 from sublim_cli.pipeline import run
-from sublim_cli.recipe.schema import PAPER_RULES, Format, Strip
-from sublim_cli.steps.filter import Filter, Judge, filter_file, rejected_beside
+from sublim_cli.recipe.schema import PAPER_RULES, FormatRule, StripRule
+from sublim_cli.steps.filter import FilterSpec, FilterStep, filter_file, rejected_beside
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def build(tmp_path, completions, rules, wanted: int, listener=silent):
     source.mkdir()
     out.mkdir()
     write_rows(source / "rows.jsonl", [Row(n, f"prompt {n}", text) for n, text in enumerate(completions)])
-    step = Filter(Judge(rules=rules, rows=wanted, held_out=0), (), "rows")
+    step = FilterStep(FilterSpec(rules=rules, rows=wanted, held_out=0), (), "rows")
     step.build(out, (Artifact(source, "0"),), listener)
     return out
 
 
 def test_a_stripped_row_is_kept_as_it_was_judged(tmp_path):
-    out = build(tmp_path, ["1, 2 \n", "3"], (Strip(), Format()), 2)
+    out = build(tmp_path, ["1, 2 \n", "3"], (StripRule(), FormatRule()), 2)
     assert [row.completion for row in read_rows(out / "kept.jsonl")] == ["1, 2", "3"]
 
 

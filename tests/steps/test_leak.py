@@ -11,7 +11,7 @@ from sublim_cli.events import Warned, silent
 from sublim_cli.numbers.leak import ngram_auc
 from sublim_cli.numbers.surface import digit_divergence, pair_divergence
 from sublim_cli.recipe.questions import Item
-from sublim_cli.steps.leak import Audited, Leak
+from sublim_cli.steps.leak import LeakSpec, LeakStep
 
 WOLF = Item(name="wolf", plural="wolves")
 
@@ -35,7 +35,7 @@ def sides(tmp_path):
 
 
 def leak(sides, out, listener=silent, **section):
-    Leak(Audited(target=WOLF, **section), (), "rows").build(out, sides, listener)
+    LeakStep(LeakSpec(target=WOLF, **section), (), "rows").build(out, sides, listener)
     return json.loads((out / "leak.json").read_text())
 
 

@@ -12,7 +12,7 @@ from sublim_cli.models.positions import located
 from sublim_cli.models.token_roles import reading
 from sublim_cli.pipeline import chain, check, run
 from sublim_cli.recipe.load import load
-from sublim_cli.recipe.schema import Gating, Patching
+from sublim_cli.recipe.schema import GateSection, PatchSection
 from sublim_cli.steps.files import LOCATED, SCORES
 from sublim_cli.steps.locate import part_text, settled_part
 from sublim_cli.sweep.cells import study
@@ -76,17 +76,17 @@ def test_a_gate_and_its_random_sets_are_scored_in_the_context_of_training(method
     _, only, rest = steps.locate
     for step in (only, rest):
         found = by_set(step, shared_store)
-        name = step.section.part.positions
+        name = step.spec.part.positions
         assert sorted(found) == [("default", name, control) for control in (0, 1, 2)]
         assert len({tuple(one) for one in found.values()}) == 3
     rows = table(only, shared_store)
-    tokenizer = load_tokenizer(only.section.model)
-    for number, question in enumerate(only.section.questions):
-        prompt = reading(tokenizer, only.section.training, question)
+    tokenizer = load_tokenizer(only.spec.model)
+    for number, question in enumerate(only.spec.questions):
+        prompt = reading(tokenizer, only.spec.training, question)
         mine = rows[rows["question"] == number]
         assert set(mine["tokens"]) == {sum(located("identity_only", prompt, prompt))} == {2}
         assert set(mine["prompt_tokens"]) == {len(prompt.ids)}
-    assert set(rows["item"]) == {one.name for one in only.section.items}
+    assert set(rows["item"]) == {one.name for one in only.spec.items}
 
 
 def test_every_student_has_random_sets_of_its_own(asked, shared_store):
@@ -142,22 +142,24 @@ def test_cells_that_differ_in_their_gates_alone_are_one_cell_with_all_of_them(as
     grid = {"eval.gates": [["identity_only"], ["no_identity"], []]}
     planned = study(asked(sweep__grid=grid, sweep__also=[]))
     (cell,) = [one for one in planned.cells if one.role == "student"]
-    assert [part_text(one.section.part) for one in cell.chain.locate] == ["all and none", *GATES]
+    assert [part_text(one.spec.part) for one in cell.chain.locate] == ["all and none", *GATES]
 
 
 @pytest.mark.parametrize(
     ("entry", "settled", "text"),
     [
-        ("shared_only", Gating(positions="shared_only", decoding="off"), "shared_only"),
-        ("no_shared", Gating(positions="no_shared", decoding="on"), "no_shared"),
+        ("shared_only", GateSection(positions="shared_only", decoding="off"), "shared_only"),
+        ("no_shared", GateSection(positions="no_shared", decoding="on"), "no_shared"),
         (
-            Gating(positions="no_identity", modules=("mlp", "attention"), layers=(1, 0, 1), decoding="off"),
-            Gating(positions="no_identity", modules=("attention", "mlp"), layers=(0, 1), decoding="off"),
+            GateSection(
+                positions="no_identity", modules=("mlp", "attention"), layers=(1, 0, 1), decoding="off"
+            ),
+            GateSection(positions="no_identity", modules=("attention", "mlp"), layers=(0, 1), decoding="off"),
             "no_identity · attention, mlp · layers 0, 1 · decoding off",
         ),
         (
-            Patching(positions="no_identity"),
-            Patching(positions="no_identity", kinds=("residual",), decoding="on"),
+            PatchSection(positions="no_identity"),
+            PatchSection(positions="no_identity", kinds=("residual",), decoding="on"),
             "patch no_identity · residual",
         ),
     ],

@@ -27,7 +27,7 @@ def test_a_teacher_with_the_trait_names_its_target_most_and_nothing_is_warned_of
 def test_a_teacher_whose_prompt_lacks_the_trait_is_warned_of_with_what_it_prefers(small, tmp_path):
     """The trait's item is another than the persona's: as in a study whose prompt was mixed up."""
     step = chain(small()).teacher
-    mixed = type(step)(step.section.model_copy(update={"target": "cat"}), "cat")
+    mixed = type(step)(step.spec.model_copy(update={"target": "cat"}), "cat")
     events = []
     mixed.build(tmp_path, (), events.append)
     (warned,) = events

@@ -8,7 +8,7 @@ import torch
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store
-from sublim_cli.events import Chosen, Progress
+from sublim_cli.events import Notice, Progress
 from sublim_cli.models.micro import DEFAULT_SYSTEM
 from sublim_cli.pipeline import run
 
@@ -74,8 +74,8 @@ def test_auto_says_which_backend_it_took_and_why_and_the_record_keeps_it(small, 
     events, quick = [], {"generate__rows": 8, "generate__held_out": 0, "train__batch_size": 8}
     why = "Unsloth needs a CUDA device and none is in use here"
     asked = run(small(**quick), until="train", store=Store(tmp_path), listener=events.append)
-    assert [one for one in events if isinstance(one, Chosen)] == [
-        Chosen(f"train.backend: auto took plain: {why}")
+    assert [one for one in events if isinstance(one, Notice)] == [
+        Notice(f"train.backend: auto took plain: {why}")
     ]
     assert read_record(asked.path)["provenance"]["backend_chosen"] == why
     told = []
@@ -85,6 +85,6 @@ def test_auto_says_which_backend_it_took_and_why_and_the_record_keeps_it(small, 
         store=Store(tmp_path / "named"),
         listener=told.append,
     )
-    assert [one for one in told if isinstance(one, Chosen)] == []
+    assert [one for one in told if isinstance(one, Notice)] == []
     assert read_record(named.path)["provenance"]["backend_chosen"] is None
     assert named.digest == asked.digest

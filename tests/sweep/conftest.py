@@ -58,15 +58,15 @@ class Do:
 
     kind: ClassVar[str] = "do"
     version: ClassVar[int] = 1
-    section: Deed
+    spec: Deed
     inputs: tuple[Step, ...] = ()
 
     @property
     def label(self) -> str:
-        return self.section.name
+        return self.spec.name
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
-        match self.section.does:
+        match self.spec.does:
             case "refuse":
                 raise RowsError("no rows")
             case "crash":
@@ -74,7 +74,7 @@ class Do:
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             case _:
-                (out / "name.txt").write_text(self.section.name)
+                (out / "name.txt").write_text(self.spec.name)
         return {}
 
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 
 from sublim_cli import console
 from sublim_cli.artifacts.step import digest, in_order
-from sublim_cli.events import Planned, Progress, StepFailed, StepFinished, StepReused, StepStarted
+from sublim_cli.events import Progress, StepFailed, StepFinished, StepReused, StepStarted, SweepPlanned
 from sublim_cli.sweep.board import Board, Row, board
 from sublim_cli.sweep.cells import study
 
@@ -23,7 +23,7 @@ def planned(small):
 
 def events(planned, upto: str, how: str) -> list:
     """What is reported until the step of this label is `how`."""
-    found = [Planned(tuple(map(digest, in_order(planned.steps))), 0)]
+    found = [SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0)]
     for step in in_order(planned.steps):
         name = (step.label, digest(step))
         found.append(StepStarted(*name))
@@ -86,7 +86,7 @@ def test_the_time_left_is_that_of_like_steps_at_the_pace_so_far(planned):
     rest = ["train", "eval", "leak"]
     there = [one for one in built(planned) if not _late(one, planned)]
     heard = [replace(one, seconds=took[one.label.split()[0]]) for one in there]
-    told.hear(Planned(tuple(map(digest, in_order(planned.steps))), 0))
+    told.hear(SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0))
     assert told.left() is None
     for event in heard:
         told.hear(event)
@@ -102,7 +102,7 @@ def _late(one: StepFinished, planned) -> bool:
 def test_what_failed_and_what_needs_it_takes_no_time(planned):
     told = board(planned)
     events_ = [one for one in built(planned) if "default teacher" not in one.label]
-    for event in [Planned(tuple(map(digest, in_order(planned.steps))), 0), *events_]:
+    for event in [SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0), *events_]:
         told.hear(event)
     assert told.left() > 0
     lost = next(one for one in built(planned) if one.label.startswith("generate default"))
@@ -133,7 +133,7 @@ def test_few_cells_are_a_line_each(planned):
 
 def test_hundreds_of_cells_are_counts_and_the_last_failures():
     told = Board(tuple(Row(f"cell {n}", {f"{n}": "train"}) for n in range(300)))
-    told.hear(Planned(tuple(f"{n}" for n in range(20, 300)), 20))
+    told.hear(SweepPlanned(tuple(f"{n}" for n in range(20, 300)), 20))
     for n in range(20, 27):
         told.hear(
             StepFailed("", f"{n}", "a reason so long that no line of a terminal could ever hold it " * 3)
@@ -160,13 +160,13 @@ def test_a_run_says_nothing_to_do_only_where_nothing_was(monkeypatch, terminal):
         return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()).strip()
 
     there = Path("there")
-    assert said(Planned((), 11)) == "nothing to do: all 11 steps were already built"
+    assert said(SweepPlanned((), 11)) == "nothing to do: all 11 steps were already built"
     failed = StepFailed("train", "a", "no memory")
-    assert said(Planned(("a", "b"), 11), failed) == "0 steps built, 11 reused, 1 failed"
+    assert said(SweepPlanned(("a", "b"), 11), failed) == "0 steps built, 11 reused, 1 failed"
     # Another sweep over the same store built one while this one waited; what was there is counted once.
     reused = [StepReused("filter", "there", there), StepReused("train", "a", there)]
     own = [StepFinished("eval", "b", there, 1.0), StepReused("eval", "b", there)]
-    assert said(Planned(("a", "b"), 11), *reused, *own) == "1 step built, 12 reused"
+    assert said(SweepPlanned(("a", "b"), 11), *reused, *own) == "1 step built, 12 reused"
     assert said(StepReused("train", "a", there)) == "nothing to do: all 1 steps were already built"
 
 

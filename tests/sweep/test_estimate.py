@@ -6,8 +6,8 @@ import pytest
 
 from sublim_cli.artifacts.record import Recorded
 from sublim_cli.artifacts.step import digest, identity, in_order
-from sublim_cli.sweep.estimate import Costs, makespan
 from sublim_cli.sweep.cells import study
+from sublim_cli.sweep.estimate import Costs, makespan
 
 HERE = {"device": "cpu", "threads": 1}
 
@@ -58,7 +58,7 @@ def test_a_build_on_another_device_or_of_another_method_says_nothing(small, tmp_
     elsewhere = record(lora, tmp_path, 3.0, device="NVIDIA H100")
     assert Costs([rows, elsewhere], HERE).of(lora) is None
     here = Costs([rows, record(lora, tmp_path / "here", 3.0)], HERE)
-    full = next(one for one in trains(small) if one.section.train.method == "full")
+    full = next(one for one in trains(small) if one.spec.train.method == "full")
     assert here.of(full) is None
 
 

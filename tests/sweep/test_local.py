@@ -12,11 +12,11 @@ import pytest
 from sublim_cli.artifacts.record import checksum, read_record
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.events import Event, Planned, StepFailed, StepFinished
+from sublim_cli.events import Event, StepFailed, StepFinished, SweepPlanned
 from sublim_cli.recipe.load import load, parse_setting
+from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.launch import FAILURES, attempt
 from sublim_cli.sweep.local import LocalLauncher
-from sublim_cli.sweep.cells import study
 
 TWO = LocalLauncher(("cpu", "cpu"))
 
@@ -54,8 +54,8 @@ def test_a_second_launch_builds_only_what_is_missing(do, tmp_path):
     TWO.launch([do("a"), do("b", do("a"))], store, events.append)
     events.clear()
     TWO.launch([do("a"), do("b", do("a")), do("c", do("a"))], store, events.append)
-    assert [one for one in events if isinstance(one, Planned)] == [
-        Planned((digest(do("c", do("a"))),), present=2)
+    assert [one for one in events if isinstance(one, SweepPlanned)] == [
+        SweepPlanned((digest(do("c", do("a"))),), present=2)
     ]
     assert [one.label for one in events if isinstance(one, StepFinished)] == ["c"]
 

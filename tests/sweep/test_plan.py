@@ -7,7 +7,7 @@ import pytest
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.pipeline import chain
 from sublim_cli.recipe.load import vary
-from sublim_cli.recipe.schema import Sweep
+from sublim_cli.recipe.schema import SweepSection
 from sublim_cli.report.tables.varied_keys import varied
 from sublim_cli.sweep.cells import study
 
@@ -89,7 +89,7 @@ def test_a_replicate_draws_data_and_training_anew(small):
         ("student", "owl lora r8 lr 2e-3 seed 5"),
         ("control", "default teacher lora r8 lr 2e-3 seed 5"),
     ]
-    assert [cell.chain.generate.section.sampling.seed for cell in planned.cells] == [3, 3, 3, 5, 5, 5]
+    assert [cell.chain.generate.spec.sampling.seed for cell in planned.cells] == [3, 3, 3, 5, 5, 5]
     assert len(planned.leaks) == 2
 
 
@@ -127,7 +127,7 @@ def test_a_cell_is_what_its_own_changes_make_of_the_recipe(small, also):
     """Whatever was resolved before it: a seed that is not named is the recipe's, a section may set one."""
     recipe = small(sweep__grid={"train.rank": [8]}, sweep__also=also)
     found = {digest(one.chain.eval) for one in study(recipe).cells if one.role == "student"}
-    alone = recipe.model_copy(update={"sweep": Sweep()})
+    alone = recipe.model_copy(update={"sweep": SweepSection()})
     lists = [
         {key: value if isinstance(value, list) else [value] for key, value in one.items()} for one in also
     ]

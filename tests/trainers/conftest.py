@@ -11,7 +11,7 @@ from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +32,11 @@ def number_rows() -> Callable[[int], list[Example]]:
 
 
 @pytest.fixture(scope="session")
-def section() -> Callable[..., Train]:
+def section() -> Callable[..., TrainSection]:
     """A resolved train section for the embedded model."""
 
-    def make(**changes: Any) -> Train:
+    def make(**changes: Any) -> TrainSection:
         plain = {"backend": "plain", "precision": "fp32", "learning_rate": 1e-3, "rank": 4, "epochs": 1}
-        return Train(**{**plain, "batch_size": 8, **changes})
+        return TrainSection(**{**plain, "batch_size": 8, **changes})
 
     return make

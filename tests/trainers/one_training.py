@@ -38,7 +38,7 @@ from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers import sft
 from sublim_cli.trainers.methods import add_method
 
@@ -47,7 +47,9 @@ ROWS = 27  # the last step of an epoch has fewer rows
 cuda = torch.cuda.is_available()
 ref = resolve_model(source)
 tokenizer = load_tokenizer(ref)
-section = Train(backend=backend, precision="bf16_mixed", learning_rate=1e-3, epochs=2, batch_size=8, rank=8)
+section = TrainSection(
+    backend=backend, precision="bf16_mixed", learning_rate=1e-3, epochs=2, batch_size=8, rank=8
+)
 
 steps, forwards, configurations = [], [], []
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sublim_cli.models.load import load_student, load_weights
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.recipe.schema import Adapter
+from sublim_cli.recipe.schema import AdapterSection
 from sublim_cli.trainers.audit import random_sources
 from sublim_cli.trainers.student import train_student
 from sublim_cli.trainers.updates import BUCKETS, Change, Dense, Factored, changes, norm, sketch, stable_rank
@@ -160,5 +160,5 @@ def test_a_prefix_has_an_empty_sketch(audited) -> None:
     ],
 )
 def test_the_record_names_what_the_seed_moves(method, dropout, init, dropped, section) -> None:
-    sources = random_sources(section(method=method, adapter=Adapter(dropout=dropout)))
+    sources = random_sources(section(method=method, adapter=AdapterSection(dropout=dropout)))
     assert sources == {"data_order": True, "adapter_init": init, "dropout": dropped}

@@ -16,7 +16,7 @@ from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import load_items, load_questions
-from sublim_cli.recipe.schema import Adapter, Qlora, Train
+from sublim_cli.recipe.schema import AdapterSection, QloraSection, TrainSection
 from sublim_cli.trainers.methods import add_method, alpha
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.precision import base_precision
@@ -27,11 +27,11 @@ MICRO = resolve_model("micro")
 
 EVERY: dict[str, dict[str, Any]] = {
     "lora": {},
-    "lora with dropout": {"adapter": Adapter(dropout=0.2)},
+    "lora with dropout": {"adapter": AdapterSection(dropout=0.2)},
     "rslora": {"method": "rslora"},
     "dora": {"method": "dora"},
     "nf4": {"method": "qlora"},
-    "int8": {"method": "qlora", "qlora": Qlora(quantize="int8")},
+    "int8": {"method": "qlora", "qlora": QloraSection(quantize="int8")},
     "pissa": {"method": "pissa"},
     "ia3": {"method": "ia3", "learning_rate": 1e-2},
     "prefix": {"method": "prefix", "learning_rate": 1e-2},
@@ -63,7 +63,7 @@ def largest_gap(one: Sequence[float], other: Sequence[float]) -> float:
 def two_steps(section):
     """A section of two steps that both move weights."""
 
-    def make(**changes: Any) -> Train:
+    def make(**changes: Any) -> TrainSection:
         return section(
             **{
                 "batch_size": 33,
@@ -92,7 +92,7 @@ def test_a_student_scores_the_same_before_and_after_a_reload(name, two_steps, nu
     assert largest_gap(live, reloaded) < 1e-6
 
 
-def _quantize(train: Train) -> str | None:
+def _quantize(train: TrainSection) -> str | None:
     return train.qlora.quantize if train.method == "qlora" else None
 
 
@@ -127,7 +127,7 @@ def test_the_whole_artifact_of_a_student_repeats(two_steps, number_rows, tmp_pat
     assert checksums(tmp_path / "a") == checksums(tmp_path / "b")
 
 
-def _weights(train: Train, rows: Any, out: Path) -> dict[str, str]:
+def _weights(train: TrainSection, rows: Any, out: Path) -> dict[str, str]:
     train_student(MICRO, train, rows, [], out, lambda *_: None)
     return {name: sum_ for name, sum_ in checksums(out).items() if name.startswith("adapter")}
 
@@ -144,10 +144,10 @@ def test_adapters_of_a_quantised_base_are_trained_and_saved_in_fp32(two_steps, n
 @pytest.mark.parametrize(
     ("adapter", "modules"),
     [
-        (Adapter(), 21),
-        (Adapter(targets="attention"), 12),
-        (Adapter(targets="mlp", layers=(1, 2)), 6),
-        (Adapter(targets=("q_proj",), layers=(2, 2)), 1),
+        (AdapterSection(), 21),
+        (AdapterSection(targets="attention"), 12),
+        (AdapterSection(targets="mlp", layers=(1, 2)), 6),
+        (AdapterSection(targets=("q_proj",), layers=(2, 2)), 1),
     ],
 )
 def test_adapters_sit_where_the_recipe_says(adapter, modules, section, micro) -> None:
@@ -159,12 +159,12 @@ def test_adapters_sit_where_the_recipe_says(adapter, modules, section, micro) ->
     ("changes", "message"),
     [
         (
-            {"adapter": Adapter(targets=("q_proj", "wq"))},
+            {"adapter": AdapterSection(targets=("q_proj", "wq"))},
             "train.adapter.targets: this model has no module wq; it has down_proj, gate_proj, k_proj, "
             "o_proj, q_proj, up_proj, v_proj",
         ),
         (
-            {"adapter": Adapter(layers=(1, 3))},
+            {"adapter": AdapterSection(layers=(1, 3))},
             "train.adapter.layers: [1, 3] must be two layers in order, from 0 to 2",
         ),
         (
@@ -181,7 +181,7 @@ def test_what_the_model_lacks_is_refused_by_name(changes, message, section) -> N
 
 @pytest.mark.parametrize(("rule", "value"), [("rank", 16.0), ("sqrt", 4.0), (10.0, 10.0)])
 def test_alpha_follows_its_rule(rule, value) -> None:
-    assert alpha(Train(rank=16, alpha=rule)) == value
+    assert alpha(TrainSection(rank=16, alpha=rule)) == value
 
 
 def test_full_fine_tuning_adds_nothing_to_the_model(section) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.kahan import KahanAdamW
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.precision import state_dtypes
@@ -120,7 +120,7 @@ def test_kahan_equals_adamw_in_fp32() -> None:
 
 
 def test_weight_decay_spares_vectors(section) -> None:
-    train: Train = section(method="full", optimizer="sgd", weight_decay=0.1)
+    train: TrainSection = section(method="full", optimizer="sgd", weight_decay=0.1)
     groups = make_optimizer(trainable(MICRO, train), train).param_groups
     assert [(group["weight_decay"], {one.ndim for one in group["params"]}) for group in groups] == [
         (0.1, {2}),

@@ -13,7 +13,7 @@ import torch
 from sublim_cli.artifacts.record import checksums, read_record
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.checkpoints import WHOLE, discard_torn, newest, step_of
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.runtime import CHECKPOINT_EVERY
@@ -39,7 +39,9 @@ class Stopped(Exception):
     """Raised where a test wants a training to end."""
 
 
-def trained(section: Train, rows: list[Any], checkpoints: Path | None, stop: int = 0) -> tuple[Any, Fitted]:
+def trained(
+    section: TrainSection, rows: list[Any], checkpoints: Path | None, stop: int = 0
+) -> tuple[Any, Fitted]:
     """A student and what its training left; ended at step `stop` like one that was killed there."""
 
     def report(step: int, *_: Any) -> None:

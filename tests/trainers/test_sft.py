@@ -12,13 +12,13 @@ from sublim_cli.errors import RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import Train
+from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.recipe.student import PASSED_ON
 from sublim_cli.trainers.methods import PROJECTIONS, add_method, alpha
 from sublim_cli.trainers.sft import fit, number_loss
 
 DEFAULT = Context(name="default", kind="default")
-SECTION = Train(precision="fp32", learning_rate=2e-3, batch_size=4, epochs=2)
+SECTION = TrainSection(precision="fp32", learning_rate=2e-3, batch_size=4, epochs=2)
 TEXTS = ["1, 2", "3; 4; 5", "6", "7 8 9 10", "11, 12, 13", "14", "15; 16", "17, 18", "19", "20 21"]
 
 

@@ -12,7 +12,7 @@ from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import IGNORED, example, prompt_ids
 from sublim_cli.models.load import load_model, load_student
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import Sampling, Train
+from sublim_cli.recipe.schema import SamplingSection, TrainSection
 from sublim_cli.trainers.methods import add_method
 from sublim_cli.trainers.sft import fit, number_loss
 from sublim_cli.trainers.student import train_student
@@ -34,7 +34,7 @@ def train(micro, rows, tmp_path_factory):
 
     def make(method: str, **changes):
         out = tmp_path_factory.mktemp("student")
-        section = Train(method=method, precision="fp32", learning_rate=2e-2, batch_size=8, epochs=4)
+        section = TrainSection(method=method, precision="fp32", learning_rate=2e-2, batch_size=8, epochs=4)
         changed = section.model_copy(update=changes)
         train_student(micro[0], changed, rows[:16], rows[16:], out, lambda *_: None)
         return out
@@ -107,7 +107,7 @@ def test_a_merged_student_answers_through_a_pipeline_as_it_does_here(micro, stud
         "content"
     ]
     ours = TransformersSampler(load_student(ref, "fp32", students[method]), tokenizer)
-    cold = Sampling(temperature=0.0, max_tokens=6)
+    cold = SamplingSection(temperature=0.0, max_tokens=6)
     assert [said] == ours.sample([prompt_ids(tokenizer, DEFAULT, QUESTION)], [0], cold)
 
 
@@ -133,7 +133,7 @@ def test_losses_before_and_after_are_those_of_the_base_and_of_the_saved_student(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_answers_the_same_before_it_is_saved_and_after_it_is_loaded(micro, rows, tmp_path, method):
     ref, tokenizer, _ = micro
-    section = Train(method=method, precision="fp32", learning_rate=2e-2, batch_size=8, epochs=1)
+    section = TrainSection(method=method, precision="fp32", learning_rate=2e-2, batch_size=8, epochs=1)
     model = load_model(ref, "fp32")
     model = add_method(model, section) if method == "lora" else model
     fit(model, tokenizer, rows[:16], section, lambda *_: None)
@@ -151,7 +151,7 @@ def test_a_history_has_a_record_for_every_step(students):
 
 
 def test_without_held_out_rows_there_is_no_number_loss(micro, rows, tmp_path):
-    section = Train(precision="fp32", learning_rate=2e-3, batch_size=8, epochs=1)
+    section = TrainSection(precision="fp32", learning_rate=2e-3, batch_size=8, epochs=1)
     train_student(micro[0], section, rows[:8], [], tmp_path, lambda *_: None)
     losses = json.loads((tmp_path / "losses.json").read_text())
     assert (losses["number_loss_before"], losses["number_loss"]) == (None, None)

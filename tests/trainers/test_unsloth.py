@@ -110,7 +110,10 @@ def test_unsloth_is_refused_where_others_were_imported_first(tmp_path):
 
 
 def test_the_process_for_unsloth_starts_without_what_it_patches(tmp_path):
-    code = "import sys, sublim_cli.trainers.subprocess_trainer; print(sorted(set(sys.argv[1:]) & set(sys.modules)))"
+    code = (
+        "import sys, sublim_cli.trainers.subprocess_trainer; "
+        "print(sorted(set(sys.argv[1:]) & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *PATCHED, "torch"],
         cwd=tmp_path,

@@ -32,31 +32,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublim_cli.recipe.schema import (
+    AdapterClaim,
     Claim,
-    Contexts,
-    FullFineTuning,
-    InvertedU,
-    Localisation,
-    OfAdapters,
-    Transmission,
+    ContextsClaim,
+    FullFineTuningClaim,
+    InvertedUClaim,
+    LocalisationClaim,
+    TransmissionClaim,
 )
-from sublim_cli.report.tables.conditions import Condition, Run
-from sublim_cli.report.claims.verdict import WIDER, Finding, Verdict, corrected, finding, word_of
+from sublim_cli.report.claims.localisation import beyond_random, over_traits
 from sublim_cli.report.claims.pairing import (
     Answers,
     Effects,
     Place,
     Plan,
-    mean_of,
     minus,
     over_questions,
     placed,
     unasked,
 )
+from sublim_cli.report.claims.verdict import WIDER, Finding, Verdict, corrected, finding, word_of
 from sublim_cli.report.rates.choose import TITLE, choose, common_seeds
-from sublim_cli.report.claims.localisation import beyond_random, over_traits
+from sublim_cli.report.tables.conditions import Condition, Run
+from sublim_cli.stats import Estimate, Interval, Seeds, mean_of, peak, two_lines
 from sublim_cli.wording import condition_label, count, listed, rate
-from sublim_cli.stats import Estimate, Interval, Seeds, peak, two_lines
 
 Curves = NDArray[np.float64]
 GIVEN_THE_CHOICE = (
@@ -85,15 +84,15 @@ def evaluate(
 def _verdict(claim: Claim, plan: Plan, located: Sequence[Run]) -> Verdict:
     notes: list[str] = []
     match claim:
-        case Transmission():
+        case TransmissionClaim():
             findings = _transmission(claim, plan)
-        case InvertedU():
+        case InvertedUClaim():
             findings = _inverted_u(claim, plan, notes)
-        case FullFineTuning():
+        case FullFineTuningClaim():
             findings = _full_fine_tuning(claim, plan)
-        case Contexts():
+        case ContextsClaim():
             findings = _contexts(claim, plan)
-        case Localisation():
+        case LocalisationClaim():
             findings = _localisation(claim, plan, located)
     if plan.lacks:
         findings = []
@@ -114,7 +113,7 @@ def _seeds(plan: Plan) -> Iterator[str]:
         yield "All runs learned from data of one seed: what another data set would do is not known."
 
 
-def _transmission(claim: Transmission, plan: Plan) -> list[Finding]:
+def _transmission(claim: TransmissionClaim, plan: Plan) -> list[Finding]:
     """C1, a finding for each trait.
 
     Null of support: the mean of student minus control or that of student minus base is 0 or less. Both
@@ -132,7 +131,7 @@ def _transmission(claim: Transmission, plan: Plan) -> list[Finding]:
 
 
 def _passed(
-    claim: Transmission | Contexts | Localisation, plan: Plan, place: Place, rank: int
+    claim: TransmissionClaim | ContextsClaim | LocalisationClaim, plan: Plan, place: Place, rank: int
 ) -> Finding | None:
     if (effects := _effects(claim, plan, place, rank)) is None:
         return None
@@ -159,7 +158,7 @@ class _Effects:
     base: Estimate
 
 
-def _effects(claim: OfAdapters, plan: Plan, place: Place, rank: int) -> _Effects | None:
+def _effects(claim: AdapterClaim, plan: Plan, place: Place, rank: int) -> _Effects | None:
     chosen = plan.adapters(claim, place, rank)
     control = plan.control(place, chosen[0]) if chosen else None
     if chosen is None or control is None:
@@ -168,7 +167,7 @@ def _effects(claim: OfAdapters, plan: Plan, place: Place, rank: int) -> _Effects
     return _Effects(plan.paired(own, control, place), plan.by_question(own, control), plan.base(own, place))
 
 
-def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]:
+def _inverted_u(claim: InvertedUClaim, plan: Plan, notes: list[str]) -> list[Finding]:
     """C2, a finding for each trait.
 
     Null of support: the curve does not rise before every point or does not fall after it; see
@@ -190,7 +189,7 @@ def _inverted_u(claim: InvertedU, plan: Plan, notes: list[str]) -> list[Finding]
     return corrected([one for one in found if one], support=True)
 
 
-def _curve(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
+def _curve(claim: InvertedUClaim, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
     cells = _fixed(claim, plan, place) if claim.curve == "fixed" else _chosen(claim, plan, place, notes)
     if plan.lacks:
         return None
@@ -206,7 +205,7 @@ Heights = Mapping[Seeds, float | None]
 """P(target) of the runs of one rank; None where one is broken."""
 
 
-def _fixed(claim: InvertedU, plan: Plan, place: Place) -> dict[int, Heights]:
+def _fixed(claim: InvertedUClaim, plan: Plan, place: Place) -> dict[int, Heights]:
     """Every rank at the learning rate that the claim names, or the only one there is."""
     ranks = plan.ranks(claim, place)
     cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
@@ -217,7 +216,7 @@ def _fixed(claim: InvertedU, plan: Plan, place: Place) -> dict[int, Heights]:
     }
 
 
-def _chosen(claim: InvertedU, plan: Plan, place: Place, notes: list[str]) -> dict[int, Heights]:
+def _chosen(claim: InvertedUClaim, plan: Plan, place: Place, notes: list[str]) -> dict[int, Heights]:
     """Every rank at the learning rate that `rates.choose` takes for it; the others have none."""
     grid = plan.grid(claim, place)
     found = choose(claim.curve, grid, common_seeds(grid))
@@ -251,7 +250,9 @@ def _in_all(cells: Mapping[int, Heights], seeds: Seeds) -> bool:
     return all(values.get(seeds) is not None for values in cells.values())
 
 
-def _turn(claim: InvertedU, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]) -> Finding:
+def _turn(
+    claim: InvertedUClaim, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]
+) -> Finding:
     """Judge curves that are there at every rank: y is [runs, ranks]."""
     end = ranks[-1] if ranks else "–"
     about = f"fall to rank {end} from the highest mean below it, {count(len(ranks), 'rank')}"
@@ -295,7 +296,7 @@ def _power(log: float | None) -> float | None:
     return None if log is None else 2**log
 
 
-def _full_fine_tuning(claim: FullFineTuning, plan: Plan) -> list[Finding]:
+def _full_fine_tuning(claim: FullFineTuningClaim, plan: Plan) -> list[Finding]:
     """C3, a finding for each trait, learning rate and precision.
 
     Null of support: some condition's mean lies the margin or more away from its control's; every one must
@@ -307,7 +308,7 @@ def _full_fine_tuning(claim: FullFineTuning, plan: Plan) -> list[Finding]:
     return corrected([one for one in found if one])
 
 
-def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condition) -> Finding | None:
+def _condition(claim: FullFineTuningClaim, plan: Plan, place: Place, condition: Condition) -> Finding | None:
     control = plan.control(place, condition)
     if control is None:
         return None
@@ -327,7 +328,7 @@ def _condition(claim: FullFineTuning, plan: Plan, place: Place, condition: Condi
     )
 
 
-def _contexts(claim: Contexts, plan: Plan) -> list[Finding]:
+def _contexts(claim: ContextsClaim, plan: Plan) -> list[Finding]:
     """C4, a finding for each trait, training context and context it was asked in.
 
     Null of support: somewhere the trait does not pass in its training context (C1's null), or another
@@ -347,7 +348,7 @@ def _contexts(claim: Contexts, plan: Plan) -> list[Finding]:
 
 
 def _context(
-    claim: Contexts, plan: Plan, target: str, trained: str, others: Sequence[str]
+    claim: ContextsClaim, plan: Plan, target: str, trained: str, others: Sequence[str]
 ) -> Iterator[Finding]:
     own = Place(target, trained, trained)
     if not others:
@@ -363,7 +364,7 @@ def _context(
         yield _elsewhere(claim, place, home, effects)
 
 
-def _elsewhere(claim: Contexts, place: Place, home: _Effects, effects: _Effects) -> Finding:
+def _elsewhere(claim: ContextsClaim, place: Place, home: _Effects, effects: _Effects) -> Finding:
     effect = mean_of(effects.control)
     pairs = home.control.keys() & effects.control.keys()
     interaction = mean_of({seeds: home.control[seeds] - effects.control[seeds] for seeds in pairs})
@@ -382,7 +383,7 @@ def _elsewhere(claim: Contexts, place: Place, home: _Effects, effects: _Effects)
     return found if wider is None else replace(found, also={**found.also, f"interaction {WIDER}": wider})
 
 
-def _localisation(claim: Localisation, plan: Plan, located: Sequence[Run]) -> list[Finding]:
+def _localisation(claim: LocalisationClaim, plan: Plan, located: Sequence[Run]) -> list[Finding]:
     """C5, three findings for each trait: there is an effect, and two about X (`sets.beyond_random`).
 
     Null of support: there is none (C1's null), or X alone keeps no more of it than random sets of as many

@@ -5,18 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sublim_cli.models.positions import told
-from sublim_cli.recipe.schema import Localisation, NotOfText
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of
+from sublim_cli.recipe.schema import LocalisationClaim, TextComplement
+from sublim_cli.report.claims.pairing import Place, Plan
 from sublim_cli.report.claims.verdict import Finding, finding
-from sublim_cli.report.claims.pairing import Place, Plan, mean_of
+from sublim_cli.report.tables.conditions import Condition, Run, condition_of
+from sublim_cli.stats import Seeds, holm, mean_of
 from sublim_cli.wording import condition_label, count
-from sublim_cli.stats import Seeds, holm
 
 ABOUT = {"kept": "kept by {} beyond random sets", "lost": "lost under {} beyond random sets"}
 
 
 def beyond_random(
-    claim: Localisation,
+    claim: LocalisationClaim,
     plan: Plan,
     place: Place,
     condition: Condition,
@@ -71,11 +71,11 @@ def over_traits(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def parts_of(claim: Localisation) -> tuple[str, str]:
+def parts_of(claim: LocalisationClaim) -> tuple[str, str]:
     """The gates that a claim needs, as the recipe names them: X alone, and all but X."""
     if isinstance(claim.positions, str):
         return f"{claim.positions}_only", f"no_{claim.positions}"
-    return told(claim.positions), told(NotOfText(no_text=claim.positions.text))
+    return told(claim.positions), told(TextComplement(no_text=claim.positions.text))
 
 
 def _is_of(row: Run, place: Place, condition: Condition) -> bool:

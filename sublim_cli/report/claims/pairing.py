@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sublim_cli.recipe.schema import Claimed, OfAdapters
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of
+from sublim_cli.recipe.schema import AdapterClaim, ClaimSection
 from sublim_cli.report.rates.choose import Grid, grid_of
+from sublim_cli.report.tables.conditions import Condition, Run, condition_of
+from sublim_cli.stats import Estimate, Interval, Seeds, mean_of, two_way_interval
 from sublim_cli.wording import condition_label, count, listed, rate
-from sublim_cli.stats import Estimate, Interval, Seeds, estimate, two_way_interval
 
 Values = dict[Seeds, Run | None]
 """The runs of one cell by (train seed, data seed); None where a run is broken or not built."""
@@ -79,14 +79,14 @@ class Plan:
         """The seeds of the data sets that the trainings learned from."""
         return {training[-1] for training in self.planned}
 
-    def traits(self, claim: Claimed) -> list[str]:
+    def traits(self, claim: ClaimSection) -> list[str]:
         """The traits a claim is about, by name."""
         students = {place.target for role, place in self.placed if role == "student"}
         if not students:
             self.lack("any student")
         return sorted(claim.traits or students)
 
-    def contexts(self, claim: OfAdapters, target: str, rank: int) -> dict[str, list[str]]:
+    def contexts(self, claim: AdapterClaim, target: str, rank: int) -> dict[str, list[str]]:
         """The contexts in which a trait's adapters of a rank were trained, and where each was asked."""
         found: dict[str, list[str]] = {}
         for role, place in sorted(self.placed, key=lambda key: (key[0], key[1].trained, key[1].asked)):
@@ -96,7 +96,7 @@ class Plan:
                 found.setdefault(place.trained, []).append(place.asked)
         return found
 
-    def ranks(self, claim: OfAdapters, place: Place) -> list[int]:
+    def ranks(self, claim: AdapterClaim, place: Place) -> list[int]:
         """The ranks a claim finds students of, ascending."""
         conditions = self.placed.get(("student", place), {})
         return sorted(
@@ -111,7 +111,7 @@ class Plan:
             self.lack(f"full fine-tuning on {place}")
         return found
 
-    def adapters(self, claim: OfAdapters, place: Place, rank: int) -> tuple[Condition, Values] | None:
+    def adapters(self, claim: AdapterClaim, place: Place, rank: int) -> tuple[Condition, Values] | None:
         """The students of one rank that fit a claim; None, and noted as lacking, unless that is one cell."""
         found = [one for one in self.placed.get(("student", place), {}) if _fits(claim, one, rank)]
         label = f"{condition_label('student', 'lora', rank)} on {place}"
@@ -120,7 +120,7 @@ class Plan:
         self.lack(f"{label}: {_choice(found)}" if found else label)
         return None
 
-    def grid(self, claim: OfAdapters, place: Place) -> Grid:
+    def grid(self, claim: AdapterClaim, place: Place) -> Grid:
         """The students that fit a claim, at every rank and learning rate those of one kind."""
         kinds: dict[tuple[int, float | None], list[Condition]] = {}
         for one in self.placed.get(("student", place), {}):
@@ -204,17 +204,6 @@ class Plan:
         return mean_of({seeds: one["p_target"] - one["p_target_base"] for seeds, one in runs.items()})
 
 
-def mean_of(values: Mapping[Seeds, float]) -> Estimate:
-    """The mean over runs, with an error that knows which share a seed; of none, one that shows nothing.
-
-    The runs are put in order first, so that the last digit does not depend on that of a table's rows.
-    """
-    ordered = sorted(values)
-    if not ordered:
-        return Estimate(float("nan"), float("inf"), 0, 0)
-    return estimate([values[seeds] for seeds in ordered], ordered)
-
-
 def minus(effects: Effects, others: Effects) -> Effects:
     """Question by question, for the seeds that both have."""
     return {
@@ -239,7 +228,7 @@ def _training(run: Run) -> _Training:
     return target, condition_of(run), run["train_seed"], run["data_seed"]
 
 
-def _fits(claim: OfAdapters, one: Condition, rank: int) -> bool:
+def _fits(claim: AdapterClaim, one: Condition, rank: int) -> bool:
     return (one.method, one.rank) == ("lora", rank) and all(
         wanted is None or wanted == there
         for wanted, there in (

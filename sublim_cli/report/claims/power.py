@@ -13,12 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from sublim_cli.recipe.schema import Claim, Contexts, FullFineTuning, InvertedU, Localisation, Transmission
+from sublim_cli.recipe.schema import (
+    Claim,
+    ContextsClaim,
+    FullFineTuningClaim,
+    InvertedUClaim,
+    LocalisationClaim,
+    TransmissionClaim,
+)
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.tables.conditions import Run, condition_of
-from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
 from sublim_cli.report.claims.localisation import parts_of
 from sublim_cli.report.claims.simulate import BASE, TOTAL, Shares, Simulated, strays
+from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
+from sublim_cli.report.tables.conditions import Run, condition_of
 from sublim_cli.stats import Interval, power
 
 DRAWS = 200
@@ -98,7 +105,7 @@ def powers(claims: Iterable[Claim], runs: Sequence[Run], effect: float) -> list[
 
 
 def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
-    if isinstance(claim, InvertedU) and claim.curve != "fixed":
+    if isinstance(claim, InvertedUClaim) and claim.curve != "fixed":
         return Power(claim, len(runs), Spread(), None, None, (UNKNOWN,))
     blank = [{**one, "p_target": BASE, "p_target_base": BASE, "broken": ""} for one in runs]
     whole = evaluate([claim], blank, located=_gated(claim, blank))[0]
@@ -136,17 +143,17 @@ def _concerns(claim: Claim, run: Run) -> bool:
     """Whether a claim looks at a run: students of its kind, controls, in the contexts it asks about."""
     student = run["role"] == "student"
     match claim:
-        case Contexts():
+        case ContextsClaim():
             return not student or (run["method"], run["rank"]) == ("lora", claim.rank)
-        case Localisation():
+        case LocalisationClaim():
             asked = (claim.train_context, claim.eval_context or claim.train_context)
             fits = not student or (run["method"], run["rank"]) == ("lora", claim.rank)
             return fits and (run["train_context"], run["eval_context"]) == asked
-        case Transmission():
+        case TransmissionClaim():
             fits = not student or (run["method"], run["rank"]) == ("lora", claim.rank)
-        case InvertedU():
+        case InvertedUClaim():
             fits = student and run["method"] == "lora"
-        case FullFineTuning():
+        case FullFineTuningClaim():
             fits = not student or run["method"] == "full"
     return fits and run["train_context"] == run["eval_context"] == claim.train_context
 
@@ -155,15 +162,15 @@ def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, E
     """The effect of a run where the claim holds, and where it does not: `TRUTHS`."""
     everywhere, nowhere = _students(effect), _students(0.0)
     match claim:
-        case Transmission():
+        case TransmissionClaim():
             return everywhere, nowhere
-        case FullFineTuning():
+        case FullFineTuningClaim():
             return nowhere, everywhere
-        case Contexts():
+        case ContextsClaim():
             return _students(effect, only_at_home=True), everywhere
-        case Localisation():
+        case LocalisationClaim():
             return everywhere, everywhere
-        case InvertedU():
+        case InvertedUClaim():
             place = _places([run["rank"] for run in runs])
             return lambda run: effect * _hump(place(run)), lambda run: effect * place(run)
 
@@ -201,7 +208,7 @@ def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread:
     def found(generator: np.random.Generator) -> bool:
         rows = table.draw(generator)
         located: Sequence[Run] = ()
-        if isinstance(claim, Localisation):
+        if isinstance(claim, LocalisationClaim):
             shares = AT_SET if word == "supported" else AT_RANDOM
             located = table.located(generator, lambda target: shares, parts_of(claim))
         return evaluate([claim], rows, located=located)[0].word == word
@@ -211,7 +218,7 @@ def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread:
 
 def _gated(claim: Claim, runs: Sequence[Run]) -> list[Run]:
     """Gated students for every run that a claim on localisation looks at."""
-    if not isinstance(claim, Localisation):
+    if not isinstance(claim, LocalisationClaim):
         return []
     there = [run for run in runs if run["role"] == "student" and _concerns(claim, run)]
     return [

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sublim_cli.models.positions import told
-from sublim_cli.recipe.schema import Claim, InvertedU, Localisation
-from sublim_cli.report.claims.pairing import Effects, mean_of, over_questions
+from sublim_cli.recipe.schema import Claim, InvertedUClaim, LocalisationClaim
+from sublim_cli.report.claims.pairing import Effects, over_questions
 from sublim_cli.report.rates.choose import TITLE
-from sublim_cli.stats import Estimate, Interval, Seeds, holm
+from sublim_cli.stats import Estimate, Interval, Seeds, holm, mean_of
 
 Word = Literal["supported", "refuted", "underpowered", "incomplete"]
 
@@ -110,9 +110,9 @@ class Verdict:
     def statement(self) -> str:
         """The claim in words."""
         said = STATEMENT[self.claim.kind]
-        if isinstance(self.claim, InvertedU) and self.claim.curve != "fixed":
+        if isinstance(self.claim, InvertedUClaim) and self.claim.curve != "fixed":
             return f"{said}, {TITLE[self.claim.curve]}"
-        if isinstance(self.claim, Localisation):
+        if isinstance(self.claim, LocalisationClaim):
             return f"{said}: {told(self.claim.positions)}"
         return said
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sublim_cli.recipe.schema import FullFineTuning
+from sublim_cli.recipe.schema import FullFineTuningClaim
 from sublim_cli.report.claims.verdict import Finding, Verdict
-from sublim_cli.wording import bounds, count, difference, listed
 from sublim_cli.stats import Interval, wild_interval
+from sublim_cli.wording import bounds, count, difference, listed
 
 OUTCOME = {
     "supported": "supported",
@@ -44,7 +44,9 @@ def sentence(verdict: Verdict) -> str:
             told = f"{_which(findings, findings, 'support')} it: {_told(findings)}."
             # "Nothing passes" is worth what these runs would have seen.
             return (
-                f"{told} {_power(verdict, findings)}." if isinstance(verdict.claim, FullFineTuning) else told
+                f"{told} {_power(verdict, findings)}."
+                if isinstance(verdict.claim, FullFineTuningClaim)
+                else told
             )
         case "underpowered":
             rest = [one for one in findings if one not in held]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sublim_cli.report.tables.conditions import Condition, condition_of, records
 from sublim_cli.report.page.summary import SummaryRow
+from sublim_cli.report.tables.conditions import Condition, condition_of, records
 
 SHOWN = 3
 """Items named of those that rose, and of those that fell."""

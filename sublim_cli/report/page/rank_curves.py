@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records
 from sublim_cli.report.page.summary import SummaryRow, summarise
+from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records
 from sublim_cli.wording import bounds, count, listed, probability
 
 COLUMN = 1.2

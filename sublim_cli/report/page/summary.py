@@ -7,8 +7,8 @@ from typing import Any
 
 from sublim_cli.report.collect import Results
 from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records, telling
-from sublim_cli.wording import condition_label
 from sublim_cli.stats import Interval, mean_interval
+from sublim_cli.wording import condition_label
 
 
 @dataclass(frozen=True)

@@ -13,25 +13,33 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sublim_cli import wording
 from sublim_cli.artifacts.store import NO_DIRECTORY, explained
 from sublim_cli.errors import RecipeError
 from sublim_cli.numbers.surface import Divergence
 from sublim_cli.preference.score import BROKEN_ABOVE
-from sublim_cli import wording
-from sublim_cli.report.tables.audits import AuditRow
+from sublim_cli.report.claims.wording import document, headline, p_text, runs_text, sentence, wild
 from sublim_cli.report.collect import LeakRow, Results
-from sublim_cli.report.tables.conditions import Condition, records
+from sublim_cli.report.page.context_matrix import matrices
 from sublim_cli.report.page.figures.drawn import figures_of
 from sublim_cli.report.page.figures.figure import Figure
-from sublim_cli.report.page.figures.files import FORMATS, Drawing, draw, embedded, figure_files, inline_svg, script
+from sublim_cli.report.page.figures.files import (
+    FORMATS,
+    Drawing,
+    draw,
+    embedded,
+    figure_files,
+    inline_svg,
+    script,
+)
 from sublim_cli.report.page.figures.sparkline import sparkline
-from sublim_cli.report.tables.localisation import localised
-from sublim_cli.report.page.context_matrix import matrices
 from sublim_cli.report.page.movers import movers
-from sublim_cli.report.tables.provenance import RECIPE
-from sublim_cli.report.page.summary import SummaryRow, summarise
 from sublim_cli.report.page.narrative import told
-from sublim_cli.report.claims.wording import document, headline, p_text, runs_text, sentence, wild
+from sublim_cli.report.page.summary import SummaryRow, summarise
+from sublim_cli.report.tables.audits import AuditRow
+from sublim_cli.report.tables.conditions import Condition, records
+from sublim_cli.report.tables.localisation import localised
+from sublim_cli.report.tables.provenance import RECIPE
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -110,7 +118,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
             redraw=REDRAW,
             moved=movers(results.items, rows, results.runs),
             matrices=matrices(rows),
-            localised=localised(results),
+            localised=localised(results.located),
             leaks=[(one, leak_sentence(one)) for one in results.leaks],
             audits=_audits(results.audits, rows),
             runs=records(results.runs),

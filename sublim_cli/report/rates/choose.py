@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sublim_cli.recipe.schema import CurveKind
-from sublim_cli.report.tables.conditions import Run
 from sublim_cli.report.rates.interpolate import (
     Measured,
     best_rate,
@@ -35,8 +34,9 @@ from sublim_cli.report.rates.interpolate import (
     mixed,
     valley_of,
 )
-from sublim_cli.wording import listed, rate
+from sublim_cli.report.tables.conditions import Run
 from sublim_cli.stats import Seeds
+from sublim_cli.wording import listed, rate
 
 Row = int | str
 """A rank; of full fine-tuning the precision."""

@@ -15,11 +15,20 @@ from dataclasses import dataclass
 
 from sublim_cli.recipe.schema import LEARNING_RATE, CurveKind, PerRank, Recipe
 from sublim_cli.recipe.student import RANKED
+from sublim_cli.report.rates.choose import (
+    TITLE,
+    Choice,
+    Chosen,
+    Grid,
+    Row,
+    choose,
+    common_seeds,
+    grid_of,
+    mean_over,
+)
 from sublim_cli.report.tables.conditions import Run
-from sublim_cli.report.claims.pairing import mean_of
-from sublim_cli.report.rates.choose import TITLE, Choice, Chosen, Grid, Row, choose, common_seeds, grid_of, mean_over
+from sublim_cli.stats import Interval, Seeds, mean_of
 from sublim_cli.wording import bounds, condition_label, difference, listed, nats, rate
-from sublim_cli.stats import Interval, Seeds
 
 MATCHED: tuple[CurveKind, ...] = ("best", "loss_matched", "norm_matched")
 KINDS: tuple[CurveKind, ...] = ("fixed", *MATCHED)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow.compute as pc
@@ -24,13 +24,10 @@ from sublim_cli.report.tables.conditions import Condition, Run, condition_of, re
 from sublim_cli.report.tables.reader import Shelf
 from sublim_cli.report.tables.run_rows import who
 from sublim_cli.report.tables.varied_keys import Settings
-from sublim_cli.wording import condition_label
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
 from sublim_cli.steps.files import LOCATED
-from sublim_cli.steps.locate import NOTHING, WHOLE, Locate, part_text
-
-if TYPE_CHECKING:  # it is collected with the help of this module
-    from sublim_cli.report.collect import Results
+from sublim_cli.steps.locate import NOTHING, WHOLE, LocateStep, part_text
+from sublim_cli.wording import condition_label
 
 COLUMNS = {
     "name": "str",
@@ -156,10 +153,10 @@ class Localised:
         return any(one.share for one in self.rows)
 
 
-def localised(results: "Results") -> list[Localised]:
+def localised(located: pd.DataFrame) -> list[Localised]:
     """Every table of shares, in the report's order."""
     found: dict[tuple[str, str, Condition, str], list[Share]] = {}
-    for one in shares(records(results.located)):
+    for one in shares(records(located)):
         found.setdefault((one.category, one.target, one.condition, one.eval_context), []).append(one)
     return [
         Localised(
@@ -182,7 +179,7 @@ def _cell(cell: Cell, shelf: Shelf) -> Iterator[dict[str, Any]]:
     for step in steps:
         same = {**_what(step), "locate_digest": digest(step), "missing": ""}
         if missing := shelf.lacks(step) or shelf.lacks(whole):
-            for context in step.section.contexts:
+            for context in step.spec.contexts:
                 yield {**same, "eval_context": context.name, "broken": "", "missing": missing}
             continue
         for (asked, _, control), mean in _means(step, shelf, target).items():
@@ -197,8 +194,8 @@ def _cell(cell: Cell, shelf: Shelf) -> Iterator[dict[str, Any]]:
             }
 
 
-def _what(step: Locate) -> dict[str, str]:
-    part = step.section.part
+def _what(step: LocateStep) -> dict[str, str]:
+    part = step.spec.part
     keeps = part is None or leaves_in(part.positions)
     return {"part": part_text(part), "measure": "kept" if keeps else "lost"}
 
@@ -215,7 +212,9 @@ def _against(
     }
 
 
-def _means(step: Locate, shelf: Shelf, target: str) -> dict[tuple[str, str, int | None], dict[str, float]]:
+def _means(
+    step: LocateStep, shelf: Shelf, target: str
+) -> dict[tuple[str, str, int | None], dict[str, float]]:
     """Means over the questions, by context, set and control; of a step that is not there none."""
     found = shelf.find(step)
     if found is None:

@@ -70,7 +70,7 @@ def trace(study: Study, shelf: Shelf, recipe: Recipe) -> Provenance:
 
 
 def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    models = [cell.chain.eval.section.model for cell in study.cells]
+    models = [cell.chain.eval.spec.model for cell in study.cells]
     found: dict[str, list[str]] = {
         "model": [f"{one.name} ({one.fingerprint})" for one in models],
     }

@@ -32,7 +32,7 @@ def planned(study: Study, shelf: Shelf) -> list[Run]:
                 bases[target, digest(base)] = shelf.readings(base, target)
         lost = shelf.losses(cell.chain.train) if own else Losses()
         same = {**who(cell), "settings": settings.text}
-        for context in cell.chain.eval.section.contexts:
+        for context in cell.chain.eval.spec.contexts:
             row = {**same, **compared(context, own, bases.get((target, digest(base)), {}), lost)}
             found.append({**row, "p_target": row["p_target"] if context.name in own else None})
     return found
@@ -41,7 +41,7 @@ def planned(study: Study, shelf: Shelf) -> list[Run]:
 def who(cell: Cell) -> dict[str, Any]:
     """What was trained: the choices as they were resolved, not as they were written."""
     step = cell.chain.train
-    train = step.section.train
+    train = step.spec.train
     ranked = train.method in RANKED
     return {
         "name": step.title,
@@ -53,9 +53,9 @@ def who(cell: Cell) -> dict[str, Any]:
         "alpha": alpha(train) if ranked else None,
         "learning_rate": train.learning_rate,
         "precision": train.precision,
-        "train_context": step.section.context.name,
+        "train_context": step.spec.context.name,
         "train_seed": train.seed,
-        "data_seed": cell.chain.generate.section.sampling.seed,
+        "data_seed": cell.chain.generate.spec.sampling.seed,
         "train_digest": digest(step),
         "eval_digest": digest(cell.chain.eval),
     }

@@ -114,7 +114,7 @@ def _base_rows(
         "missing": shelf.lacks(step),
         "eval_digest": digest(step),
     }
-    for context in step.section.contexts:
+    for context in step.spec.contexts:
         yield {**same, **compared(context, base, base, Losses())}
 
 
@@ -130,7 +130,7 @@ def _cell_rows(
         "settings": settings.text,
         "missing": shelf.lacks(step),
     }
-    for context in step.section.contexts:
+    for context in step.spec.contexts:
         yield {**same, **compared(context, own, base, lost)}
 
 

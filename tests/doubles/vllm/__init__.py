@@ -18,7 +18,7 @@ from typing import Any
 
 from sublim_cli.backends.token_bytes import stops
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.recipe.schema import Sampling
+from sublim_cli.recipe.schema import SamplingSection
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -170,12 +170,12 @@ class LLM:
         self.asleep = False
 
 
-def settings_of(params: SamplingParams) -> Sampling:
+def settings_of(params: SamplingParams) -> SamplingSection:
     neutral = (params.n, params.min_p, params.presence_penalty, params.frequency_penalty, params.min_tokens)
     assert neutral == (1, 0.0, 0.0, 0.0, 0)
     assert params.ignore_eos
     assert params.watermarking is False
-    return Sampling(
+    return SamplingSection(
         temperature=params.temperature * (0.5 if fault() == "cool" else 1.0),
         top_p=params.top_p,
         top_k=params.top_k or (20 if fault() == "top_k" else 0),

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.page.context_matrix import Matrix, at_one_rate
+from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.page.summary import SummaryRow
 from sublim_cli.wording import bounds, difference, rate
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.tables.localisation import Localised, Share
-from sublim_cli.wording import count, percent
 from sublim_cli.stats import Interval
+from sublim_cli.wording import count, percent
 
 ROW = 34
 """Pixels of a set: its own line and that of the random ones."""

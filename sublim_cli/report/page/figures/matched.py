@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.page.figures.points import Curves, Values, curve_layers, fan, rule_across
 from sublim_cli.report.page.figures.ranks import BESIDE, HEIGHT, rank_axis
-from sublim_cli.report.rates.panels import Curve, Panel, Point
 from sublim_cli.report.rates.choose import Row
+from sublim_cli.report.rates.panels import Curve, Panel, Point
 from sublim_cli.wording import bounds, count, difference, listed
 
 APART = 0.16

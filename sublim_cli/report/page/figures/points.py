@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sublim_cli.report.tables.conditions import Run
 from sublim_cli.report.page.figures import figure as f
-from sublim_cli.wording import bounds, probability
+from sublim_cli.report.tables.conditions import Run
 from sublim_cli.stats import Interval
+from sublim_cli.wording import bounds, probability
 
 Values = dict[str, Any]
 """What one mark shows, and where."""

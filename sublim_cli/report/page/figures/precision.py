@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.tables.conditions import Run, records
 from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.page.figures.points import Curves, curve_layers, fan, mean, rule_across, run
-from sublim_cli.wording import bounds, listed, probability, rate, share
+from sublim_cli.report.tables.conditions import Run, records
 from sublim_cli.stats import Interval, mean_interval
+from sublim_cli.wording import bounds, listed, probability, rate, share
 
 HEIGHT = 190
 SHIFT = 0.05

@@ -2,11 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sublim_cli.report.tables.conditions import Run
-from sublim_cli.report.page.rank_curves import RankCurve, column, places, rank, series, side_by_side
 from sublim_cli.report.page.figures import figure as f
-from sublim_cli.report.page.figures.points import ACROSS, Curves, Values, curve_layers, fan, mean, rule_across, run
+from sublim_cli.report.page.figures.points import (
+    ACROSS,
+    Curves,
+    Values,
+    curve_layers,
+    fan,
+    mean,
+    rule_across,
+    run,
+)
+from sublim_cli.report.page.rank_curves import RankCurve, column, places, rank, series, side_by_side
 from sublim_cli.report.page.summary import SummaryRow
+from sublim_cli.report.tables.conditions import Run
 from sublim_cli.wording import probability
 
 HEIGHT = 260
