@@ -53,5 +53,5 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def micro(small):
     """The embedded model's reference, tokenizer and weights."""
-    ref = chain(small()).generate.section.model
+    ref = chain(small()).generate.spec.model
     return ref, load_tokenizer(ref), load_model(ref, "fp32")

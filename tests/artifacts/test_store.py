@@ -34,19 +34,19 @@ class Word(Section):
 class Say:
     kind: ClassVar[str] = "say"
     version: ClassVar[int] = 1
-    section: Word
+    spec: Word
     inputs: tuple[Step, ...] = ()
     label: str = "say"
     during: object = field(default=None, compare=False)
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener) -> dict[str, object]:
-        if self.section.text == "boom":
+        if self.spec.text == "boom":
             (out / "half.txt").write_text("half")
             raise RuntimeError("boom")
         if callable(self.during):
             self.during()
         said = [(one.path / "said.txt").read_text() for one in inputs]
-        (out / "said.txt").write_text(" ".join([*said, self.section.text * self.section.times]))
+        (out / "said.txt").write_text(" ".join([*said, self.spec.text * self.spec.times]))
         return {"device": "voice"}
 
 
