@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sublim_cli.report.page.movers import Moved, movers
+from sublim_cli.report.page.movers import ItemMovers, movers
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.tables.runs import ITEMS
 
@@ -47,7 +47,7 @@ def test_a_broken_run_moves_nothing(results):
     (found,) = moved(
         results, items, {"eval_digest": "a"}, {"eval_digest": "b", "train_seed": 2, "broken": "names no item"}
     )
-    assert found == Moved("owl", "LoRA rank 8", "default", (("owl", 0.4),), ())
+    assert found == ItemMovers("owl", "LoRA rank 8", "default", (("owl", 0.4),), ())
 
 
 def test_other_contexts_than_the_training_s_are_left_out(results):

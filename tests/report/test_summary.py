@@ -1,6 +1,6 @@
 import pytest
 
-from sublim_cli.report.page.narrative import told
+from sublim_cli.report.page.narrative import paragraphs
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.stats import Interval
 
@@ -110,7 +110,7 @@ def test_traits_and_contexts_keep_the_order_of_the_study(results):
 
 
 def test_the_paragraph_says_what_was_seen_and_what_was_left_out(troubled):
-    assert told(troubled, summarise(troubled)) == [
+    assert paragraphs(troubled, summarise(troubled)) == [
         "Asked in the context of training (default), the untouched base names owl with probability 0.100. "
         "Students of a teacher that loves it name it with probability "
         "0.400 (LoRA rank 1; 2 runs, 4.0× the base), 0.400 (LoRA rank 8; 1 run, 4.0× the base), "
@@ -126,7 +126,7 @@ def test_the_paragraph_says_what_was_seen_and_what_was_left_out(troubled):
 
 def test_many_conditions_are_told_by_the_lowest_and_the_highest(results):
     study = results(*({"rank": 2**power, "p_target": 0.1 + power / 100} for power in range(10)))
-    text, _ = told(study, summarise(study))
+    text, _ = paragraphs(study, summarise(study))
     assert "between 0.100 (LoRA rank 1; 1 run" in text
     assert "and 0.190 (LoRA rank 512; 1 run" in text
     assert "over 10 conditions" in text
@@ -134,4 +134,4 @@ def test_many_conditions_are_told_by_the_lowest_and_the_highest(results):
 
 def test_a_study_of_which_nothing_is_built_claims_nothing(results):
     study = results({"p_target": None, "p_target_base": None, "p_any": None, "difference": None})
-    assert told(study, summarise(study))[-1] == "There is no trained model to speak of yet."
+    assert paragraphs(study, summarise(study))[-1] == "There is no trained model to speak of yet."

@@ -9,7 +9,7 @@ from sublim_cli.report.tables.conditions import Condition
 
 
 @dataclass(frozen=True)
-class Line:
+class MatrixRow:
     """One condition across the contexts; None where it was not asked."""
 
     label: str
@@ -18,15 +18,15 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class ContextMatrix:
     """One trait."""
 
     target: str
     contexts: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[MatrixRow, ...]
 
 
-def matrices(rows: Sequence[SummaryRow]) -> list[Matrix]:
+def matrices(rows: Sequence[SummaryRow]) -> list[ContextMatrix]:
     """A matrix for every trait, without the base: it is what the others are compared with."""
     trained = [row for row in rows if row.condition.role != "base"]
     traits: dict[tuple[str, str], list[SummaryRow]] = {}
@@ -35,7 +35,7 @@ def matrices(rows: Sequence[SummaryRow]) -> list[Matrix]:
     return [_matrix(target, own) for (_, target), own in traits.items()]
 
 
-def at_one_rate(matrix: Matrix, most: int) -> tuple[Matrix, float | None]:
+def at_one_rate(matrix: ContextMatrix, most: int) -> tuple[ContextMatrix, float | None]:
     """A matrix of more than `most` lines without the adapters of all learning rates but one.
 
     That is the one with the most conditions, of equals the lowest. It is returned beside the matrix; None
@@ -49,16 +49,16 @@ def at_one_rate(matrix: Matrix, most: int) -> tuple[Matrix, float | None]:
     return replace(matrix, lines=lines), chosen
 
 
-def _adapter_rate(line: Line) -> float | None:
+def _adapter_rate(line: MatrixRow) -> float | None:
     return line.condition.learning_rate if line.condition.rank is not None else None
 
 
-def _matrix(target: str, rows: Sequence[SummaryRow]) -> Matrix:
+def _matrix(target: str, rows: Sequence[SummaryRow]) -> ContextMatrix:
     contexts = tuple(dict.fromkeys(row.eval_context for row in rows))
     places = {(row.condition, row.eval_context): row for row in rows}
     named = {row.condition: row.label for row in rows}
     lines = (
-        Line(label, condition, tuple(places.get((condition, context)) for context in contexts))
+        MatrixRow(label, condition, tuple(places.get((condition, context)) for context in contexts))
         for condition, label in named.items()
     )
-    return Matrix(target, contexts, tuple(lines))
+    return ContextMatrix(target, contexts, tuple(lines))

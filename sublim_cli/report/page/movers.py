@@ -16,7 +16,7 @@ LEAST = 0.0005
 
 
 @dataclass(frozen=True)
-class Moved:
+class ItemMovers:
     """One condition in its training context: items and the mean change of their probability."""
 
     target: str
@@ -26,7 +26,7 @@ class Moved:
     fell: tuple[tuple[str, float], ...]
 
 
-def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: pd.DataFrame) -> list[Moved]:
+def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: pd.DataFrame) -> list[ItemMovers]:
     """The items that moved most, for every condition that was asked in its training context.
 
     Args:
@@ -48,10 +48,10 @@ def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: pd.DataFrame) 
     return moved
 
 
-def _moved(row: SummaryRow, own: pd.DataFrame) -> Moved:
+def _moved(row: SummaryRow, own: pd.DataFrame) -> ItemMovers:
     mean = own.groupby("item", sort=False).change.mean().sort_values(ascending=False, kind="stable")
     rose, fell = mean[mean > LEAST], mean[mean < -LEAST][::-1]
-    return Moved(row.target, row.label, row.eval_context, _first(rose), _first(fell))
+    return ItemMovers(row.target, row.label, row.eval_context, _first(rose), _first(fell))
 
 
 def _first(changes: "pd.Series[float]") -> tuple[tuple[str, float], ...]:

@@ -10,7 +10,7 @@ LISTED = 6
 """More conditions than this are told by the lowest and the highest; the table has them all."""
 
 
-def told(results: Results, rows: Sequence[SummaryRow]) -> list[str]:
+def paragraphs(results: Results, rows: Sequence[SummaryRow]) -> list[str]:
     """Paragraphs: for each trait what the conditions did where they were trained; then what to beware of."""
     beware = [*_left_out(rows), *_absent(results), _caution(rows)]
     return [*_traits(rows), " ".join(beware)]

@@ -34,7 +34,7 @@ from sublim_cli.report.page.figures.files import (
 )
 from sublim_cli.report.page.figures.sparkline import sparkline
 from sublim_cli.report.page.movers import movers
-from sublim_cli.report.page.narrative import told
+from sublim_cli.report.page.narrative import paragraphs
 from sublim_cli.report.page.summary import SummaryRow, summarise
 from sublim_cli.report.tables.audits import AuditRow
 from sublim_cli.report.tables.conditions import Condition, records
@@ -106,7 +106,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
         .get_template("page.html.j2")
         .render(
             results=results,
-            summary=told(results, rows),
+            summary=paragraphs(results, rows),
             models=[one.split(" (")[0] for one in results.provenance.versions["model"]],
             targets=list(dict.fromkeys(results.runs["target"])),
             trained=results.runs.query("train_digest != '' and missing == ''")["train_digest"].nunique(),
@@ -131,7 +131,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageFigure:
     """A figure on the page: drawn, and as a specification for the page's script."""
 
     figure: Figure
@@ -140,7 +140,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Trait:
+class TraitTable:
     """The table of one trait: a group of rows, one for each context, for every condition."""
 
     target: str
@@ -148,7 +148,7 @@ class Trait:
 
 
 @dataclass(frozen=True)
-class Audit:
+class TrainingTableRow:
     """One row of the training table, with its label and its loss curve drawn."""
 
     row: AuditRow
@@ -170,28 +170,28 @@ def leak_sentence(leak: LeakRow) -> str:
     return f"of one row each, the classifier finds the trait teacher's {leak.auc:.0%} of the time"
 
 
-def _shown(one: Drawing) -> Shown:
-    return Shown(one.figure, Markup(inline_svg(one)), Markup(embedded(one.figure)))
+def _shown(one: Drawing) -> PageFigure:
+    return PageFigure(one.figure, Markup(inline_svg(one)), Markup(embedded(one.figure)))
 
 
-def _traits(rows: Sequence[SummaryRow]) -> list[Trait]:
+def _traits(rows: Sequence[SummaryRow]) -> list[TraitTable]:
     found: dict[tuple[str, str], dict[Condition, list[SummaryRow]]] = {}
     for row in rows:
         trait = found.setdefault((row.category, row.target), {})
         trait.setdefault(row.condition, []).append(row)
-    return [Trait(target, tuple(groups.values())) for (_, target), groups in found.items()]
+    return [TraitTable(target, tuple(groups.values())) for (_, target), groups in found.items()]
 
 
-def _audits(audits: Sequence[AuditRow], rows: Sequence[SummaryRow]) -> list[Audit]:
+def _audits(audits: Sequence[AuditRow], rows: Sequence[SummaryRow]) -> list[TrainingTableRow]:
     labels = {(row.target, row.condition): row.label for row in rows}
     ordered = {key: place for place, key in enumerate(labels)}
     found = sorted(audits, key=lambda one: ordered[one.target, one.condition])
-    return [Audit(one, labels[one.target, one.condition], Markup(sparkline(one.loss))) for one in found]
+    return [TrainingTableRow(one, labels[one.target, one.condition], Markup(sparkline(one.loss))) for one in found]
 
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("sublim_cli.report"),
+        loader=PackageLoader("sublim_cli.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

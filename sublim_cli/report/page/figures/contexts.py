@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sublim_cli.report.page.context_matrix import Matrix, at_one_rate
+from sublim_cli.report.page.context_matrix import ContextMatrix, at_one_rate
 from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.page.summary import SummaryRow
 from sublim_cli.wording import bounds, difference, rate
@@ -13,7 +13,7 @@ MOST = 20
 """Conditions that are drawn in any case. Where there are more, adapters are drawn at one learning rate."""
 
 
-def context_figure(matrix: Matrix) -> f.Figure:
+def context_figure(matrix: ContextMatrix) -> f.Figure:
     """The matrix of one trait."""
     shown, at = at_one_rate(matrix, MOST)
     rows = [(line.label, row) for line in shown.lines for row in line.tiles if row is not None]
@@ -35,7 +35,7 @@ def context_figure(matrix: Matrix) -> f.Figure:
     )
 
 
-def _spec(matrix: Matrix, rows: Sequence[tuple[str, SummaryRow]]) -> f.Spec:
+def _spec(matrix: ContextMatrix, rows: Sequence[tuple[str, SummaryRow]]) -> f.Spec:
     largest = max((abs(row.difference.mean) for _, row in rows if row.difference), default=0.0)
     edge = {"domain": False, "ticks": False, "grid": False}
     name = "[split(datum.label, ', ')[0], join(slice(split(datum.label, ', '), 1), ', ')]"

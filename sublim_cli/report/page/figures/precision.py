@@ -20,7 +20,7 @@ SHIFT = 0.05
 
 
 @dataclass(frozen=True)
-class Panel:
+class PrecisionPanel:
     """One thing measured of every run: its column, its title, its largest value if it has one."""
 
     field: str
@@ -33,7 +33,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Precision:
+class FullFineTunings:
     """The full fine-tunings of one trait in one training context, asked there."""
 
     target: str
@@ -41,12 +41,12 @@ class Precision:
     runs: tuple[Run, ...]
 
     @property
-    def panels(self) -> tuple[Panel, ...]:
+    def panels(self) -> tuple[PrecisionPanel, ...]:
         """What is measured."""
         return (
-            Panel("p_target", f"P({self.target})"),
-            Panel("changed", "share of weights moved", 1.0),
-            Panel("update_norm", "update norm ‖ΔW‖"),
+            PrecisionPanel("p_target", f"P({self.target})"),
+            PrecisionPanel("changed", "share of weights moved", 1.0),
+            PrecisionPanel("update_norm", "update norm ‖ΔW‖"),
         )
 
     @property
@@ -66,18 +66,18 @@ class Precision:
         ]
 
 
-def precisions(results: Results) -> list[Precision]:
+def precisions(results: Results) -> list[FullFineTunings]:
     """One for every trait and training context with full fine-tuning in two conditions or more."""
     found: dict[tuple[str, str, str], list[Run]] = {}
     for one in records(results.runs):
         here = one["eval_context"] == one["train_context"]
         if one["role"] == "student" and one["method"] == "full" and here and not one["missing"]:
             found.setdefault((one["category"], one["target"], one["eval_context"]), []).append(one)
-    every = [Precision(target, context, tuple(runs)) for (_, target, context), runs in found.items()]
+    every = [FullFineTunings(target, context, tuple(runs)) for (_, target, context), runs in found.items()]
     return [one for one in every if len(one.rates) * len(one.precisions) > 1]
 
 
-def precision_figure(one: Precision) -> f.Figure:
+def precision_figure(one: FullFineTunings) -> f.Figure:
     """The panels of one trait."""
     panels = [_panel(one, panel) for panel in one.panels]
     return f.Figure(
@@ -95,7 +95,7 @@ def precision_figure(one: Precision) -> f.Figure:
     )
 
 
-def _panel(one: Precision, panel: Panel) -> f.Spec:
+def _panel(one: FullFineTunings, panel: PrecisionPanel) -> f.Spec:
     cells = [(name, lr, place) for place, name in enumerate(one.precisions) for lr in one.rates]
     middle = (len(one.precisions) - 1) / 2
     spots = [(name, lr, lr * 10 ** (SHIFT * (place - middle))) for name, lr, place in cells]
@@ -141,7 +141,7 @@ def _axis(rates: Sequence[float]) -> f.Spec:
     return f.quantity("x", "learning rate", axis=axis, scale={"type": "log", "domain": domain, "nice": False})
 
 
-def _interval(one: Precision, panel: Panel, precision: str, learning_rate: float) -> Interval | None:
+def _interval(one: FullFineTunings, panel: PrecisionPanel, precision: str, learning_rate: float) -> Interval | None:
     runs = [each for each in one.at(precision, learning_rate) if not each["broken"]]
     there = [each for each in runs if each[panel.field] is not None]
     values = [each[panel.field] for each in there]
@@ -154,12 +154,12 @@ def _base(base: float | None, y: f.Spec) -> list[f.Spec]:
     return rule_across(base, f"untouched base {probability(base)}", y)
 
 
-def _value(panel: Panel, interval: Interval) -> str:
+def _value(panel: PrecisionPanel, interval: Interval) -> str:
     spread = bounds(interval) if panel.field != "changed" else ""
     return f"{panel.told(interval.mean)} {spread}".rstrip()
 
 
-def _described(one: Precision) -> Iterator[str]:
+def _described(one: FullFineTunings) -> Iterator[str]:
     for name in one.precisions:
         for lr in one.rates:
             found = [(panel, _interval(one, panel, name, lr)) for panel in one.panels]
