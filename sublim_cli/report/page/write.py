@@ -186,7 +186,9 @@ def _audits(audits: Sequence[AuditRow], rows: Sequence[SummaryRow]) -> list[Trai
     labels = {(row.target, row.condition): row.label for row in rows}
     ordered = {key: place for place, key in enumerate(labels)}
     found = sorted(audits, key=lambda one: ordered[one.target, one.condition])
-    return [TrainingTableRow(one, labels[one.target, one.condition], Markup(sparkline(one.loss))) for one in found]
+    return [
+        TrainingTableRow(one, labels[one.target, one.condition], Markup(sparkline(one.loss))) for one in found
+    ]
 
 
 def _environment() -> Environment:

@@ -141,7 +141,9 @@ def _axis(rates: Sequence[float]) -> f.Spec:
     return f.quantity("x", "learning rate", axis=axis, scale={"type": "log", "domain": domain, "nice": False})
 
 
-def _interval(one: FullFineTunings, panel: PrecisionPanel, precision: str, learning_rate: float) -> Interval | None:
+def _interval(
+    one: FullFineTunings, panel: PrecisionPanel, precision: str, learning_rate: float
+) -> Interval | None:
     runs = [each for each in one.at(precision, learning_rate) if not each["broken"]]
     there = [each for each in runs if each[panel.field] is not None]
     values = [each[panel.field] for each in there]
