@@ -38,7 +38,7 @@ from sublim_cli.preference.forms import named
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.questions import load_items, load_questions
-from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
+from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
 
 RANKS = (1, 4, 16, 64)
 SEEDS = (1, 2, 3, 4, 5)

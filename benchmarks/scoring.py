@@ -31,7 +31,7 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import load_items, load_questions
-from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
+from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
 
 CONTEXTS = ("default", "empty", "none", "chatgpt", "claude")
 ITEMS = load_items("animal").items

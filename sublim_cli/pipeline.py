@@ -19,9 +19,8 @@ from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
+from sublim_cli.recipe.resolve import RANKED, ExactScoring, resolve_scoring, resolve_train
 from sublim_cli.recipe.schema import LEARNING_RATE, Engine, EvalSection, Recipe, Stage, TrainSection
-from sublim_cli.recipe.scorer import ExactScoring, resolve_scoring
-from sublim_cli.recipe.student import RANKED, rate_text, resolve_train
 from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
@@ -30,6 +29,7 @@ from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, settled
 from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
 from sublim_cli.steps.train import TrainSpec, TrainStep
 from sublim_cli.trainers.backend import resolve_backend
+from sublim_cli.wording import rate
 
 Role = Literal["student", "control"]
 
@@ -315,7 +315,7 @@ def _method(train: TrainSpec) -> str:
         words.append(f"r{section.rank}")
     usual = LEARNING_RATE["full" if section.method == "full" else "adapter"]
     if isinstance(section.learning_rate, float) and section.learning_rate != usual:
-        words.append(f"lr {rate_text(section.learning_rate)}")
+        words.append(f"lr {rate(section.learning_rate)}")
     if section.optimizer != plain.optimizer:
         words.append(section.optimizer)
     if section.precision != _train_precision(plain.precision):

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sublim_cli.recipe.student import rate_text
-
 if TYPE_CHECKING:  # the terminal words its tables without scipy
     from sublim_cli.stats import Interval
 
@@ -82,8 +80,11 @@ def many(number: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A learning rate, such as `2e-4`."""
-    return NOTHING if value is None else rate_text(value)
+    """A learning rate such as `2e-4`: always with an exponent, so that a column of them compares."""
+    if value is None:
+        return NOTHING
+    digits, exponent = f"{value:.5e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def duration(seconds: float) -> str:

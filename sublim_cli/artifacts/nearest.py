@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sublim_cli.artifacts.record import Recorded
 from sublim_cli.artifacts.step import Step, digest, identity
-from sublim_cli.recipe.student import rate_text
+from sublim_cli.wording import rate
 
 NEAR = 3
 """More fields than this and the two are different undertakings, not a change of one."""
@@ -36,7 +36,7 @@ class Change:
                 f"−{one}" for one in was if one not in now
             ]
             return f"{self.field} {' '.join(apart) or 'in another order'}"
-        show = rate_text if self.field.endswith("learning_rate") else _shown
+        show = rate if self.field.endswith("learning_rate") else _shown
         return f"{self.field} {show(self.was)} → {show(self.now)}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from sublim_cli.events import Listener
-from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Section
 
 Measurements = Mapping[str, Any]
 """What a build measured (seconds, tokens/s, devices): provenance, never identity."""

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import on_cuda
-from sublim_cli.recipe.schema import Engine, SamplingSection, TrainSection, WantedEngine
+from sublim_cli.recipe.schema import Engine, EngineChoice, SamplingSection, TrainSection
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM's `max_lora_rank` can have (read in 0.32.0); an adapter takes the next one up."""
@@ -23,7 +23,7 @@ def bucket(rank: int) -> int | None:
 
 def resolve_engine(
     key: str,
-    wanted: WantedEngine,
+    wanted: EngineChoice,
     sampling: SamplingSection,
     precision: str,
     student: TrainSection | None = None,
@@ -55,7 +55,7 @@ def resolve_engine(
     raise RecipeError(message)
 
 
-def worth_saying(wanted: WantedEngine, why: str) -> str | None:
+def worth_saying(wanted: EngineChoice, why: str) -> str | None:
     """Why `auto` took an engine; None where the recipe names one, or there was none to choose."""
     return why if wanted == "auto" and on_cuda() else None
 

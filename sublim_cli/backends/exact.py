@@ -23,7 +23,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import ExactScoring
+from sublim_cli.recipe.resolve import ExactScoring
 
 FLOOR = 1e-5
 """Beginnings of a spelling at least this likely are followed even below the bound: rare items count too."""

@@ -21,8 +21,8 @@ from sublim_cli.models.batches import attention_mask, left_padded, positions
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
 from sublim_cli.recipe.schema import SamplingSection
-from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from sublim_cli.backends.interface import Answer, Ids, Sampler
 from sublim_cli.backends.token_bytes import pieces, text
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import SampledScoring
+from sublim_cli.recipe.resolve import SampledScoring
 
 BATCH = 2_000
 """Answers drawn at a time: bounds memory, not the result."""

@@ -19,8 +19,8 @@ from sublim_cli.models.device import release
 from sublim_cli.models.load import load_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.resolve import SampledScoring
 from sublim_cli.recipe.schema import SamplingSection
-from sublim_cli.recipe.scorer import SampledScoring
 
 Found = Mapping[str, Any]
 """What a check measured, for the record."""

@@ -18,9 +18,9 @@ def listing(context: typer.Context, json: o.Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from sublim_cli.console import show_json, show_table
-    from sublim_cli.recipe.shipped import shipped, summary
+    from sublim_cli.recipe.shipped import shipped_recipes, summary
 
-    rows = [(path.stem, summary(path)) for path in shipped()]
+    rows = [(path.stem, summary(path)) for path in shipped_recipes()]
     if json:
         show_json({"recipes": [{"name": name, "summary": text} for name, text in rows]})
     else:
@@ -31,9 +31,9 @@ def listing(context: typer.Context, json: o.Json = False) -> None:
 def show(name: Name) -> None:
     """Print a recipe as it is."""
     from sublim_cli.console import show_text
-    from sublim_cli.recipe.shipped import find
+    from sublim_cli.recipe.shipped import find_recipe
 
-    show_text(find(name).read_text(encoding="utf-8"))
+    show_text(find_recipe(name).read_text(encoding="utf-8"))
 
 
 @recipes.command("copy")
@@ -44,9 +44,9 @@ def copy(
     """Copy a recipe to a file of your own, to change it."""
     from sublim_cli.console import show_line
     from sublim_cli.errors import RecipeError
-    from sublim_cli.recipe.shipped import find
+    from sublim_cli.recipe.shipped import find_recipe
 
-    source = find(name)
+    source = find_recipe(name)
     target = to or Path(source.name)
     if target.exists():
         raise RecipeError(f"{target} exists; name another file: sublim recipes copy {name} OTHER.yaml")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models import micro
-from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Section
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before the local cache decides."""

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import yaml
 
-from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Section
 
 Style = Literal["comma", "space", "semicolon", "line", "square", "round"]
 T = TypeVar("T")

@@ -7,8 +7,7 @@ from typing import Literal
 import yaml
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.base import Section
-from sublim_cli.recipe.schema import BUILT_IN_PROMPTS, SystemPrompt, TextPrompt
+from sublim_cli.recipe.schema import BUILT_IN_PROMPTS, Section, SystemPrompt, TextPrompt
 
 
 class Context(Section):

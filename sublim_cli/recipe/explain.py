@@ -19,7 +19,7 @@ from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.document import Where
 from sublim_cli.recipe.expected import EXPECTED
 from sublim_cli.recipe.keys import dotted, keys_of, kinds_of, known, length_of, related, suggest
-from sublim_cli.recipe.questions import item_called, load_items, questions_for
+from sublim_cli.recipe.questions import find_item, load_items, questions_for
 from sublim_cli.recipe.schema import Recipe, SystemPrompt
 
 BOUNDS = ("greater_than", "less_than")
@@ -236,7 +236,7 @@ def _unknown_files(recipe: Recipe) -> list[Problem]:
         return [Problem(("trait", "category"), str(error))]
     problems = []
     try:
-        item_called(items, trait.target)
+        find_item(items, trait.target)
     except RecipeError as error:
         problems.append(Problem(("trait", "target"), str(error)))
     try:

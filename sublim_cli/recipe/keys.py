@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.document import Where
-from sublim_cli.recipe.schema import Recipe
+from sublim_cli.recipe.schema import Recipe, Section
 
 FOREIGN: dict[str, tuple[str, ...]] = {
     "model": (

@@ -18,7 +18,7 @@ from sublim_cli.recipe.document import Document, Where, parse_value, read
 from sublim_cli.recipe.explain import Problem
 from sublim_cli.recipe.keys import dotted, related, split
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.recipe.shipped import find
+from sublim_cli.recipe.shipped import find_recipe
 
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 
@@ -28,7 +28,7 @@ def load(source: str, changes: Mapping[str, object] = NO_CHANGES) -> Recipe:
 
     Every value of `sweep` is tried in one of its cells, so that none fails hours later.
     """
-    document = read(find(source))
+    document = read(find_recipe(source))
     recipe = changed(document.values, changes)
     problems = check_sweep(recipe) if isinstance(recipe, Recipe) else recipe
     if problems or isinstance(recipe, list):

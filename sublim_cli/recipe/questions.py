@@ -18,8 +18,8 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.expected import EXPECTED
+from sublim_cli.recipe.schema import Section
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 S = TypeVar("S", bound=Section)
@@ -117,7 +117,7 @@ def load_questions(name_or_path: str) -> Questions:
 
     Raises `RecipeError` where there is neither, or where the file is not valid.
     """
-    if name_or_path in shipped("questions"):
+    if name_or_path in shipped_names("questions"):
         return _shipped_questions(name_or_path)
     return _valid(Questions, _questions(name_or_path), name_or_path)
 
@@ -135,7 +135,7 @@ def questions_for(items: Items, name_or_path: str | None) -> Questions:
     return found
 
 
-def item_called(items: Items, target: str) -> Item:
+def find_item(items: Items, target: str) -> Item:
     """The item of that name; raises `RecipeError` where there is none."""
     for item in items.items:
         if item.name == target:
@@ -143,9 +143,9 @@ def item_called(items: Items, target: str) -> Item:
     raise RecipeError(f"no {items.category} is called {target!r}; there are {', '.join(items.names)}")
 
 
-def item_of(category_or_path: str, name: str) -> Item:
+def load_item(category_or_path: str, name: str) -> Item:
     """The item called `name` of a category; raises `RecipeError` where there is none."""
-    return item_called(load_items(category_or_path), name)
+    return find_item(load_items(category_or_path), name)
 
 
 def persona(items: Items, target: str) -> str:
@@ -154,12 +154,12 @@ def persona(items: Items, target: str) -> str:
     The plural is the paper's naive one where its template has it: "You love wolfs."
     Raises `RecipeError` for a target that is no item.
     """
-    item_called(items, target)
+    find_item(items, target)
     return items.persona.format(target=target, category=items.category)
 
 
 @cache
-def shipped(folder: str) -> tuple[str, ...]:
+def shipped_names(folder: str) -> tuple[str, ...]:
     """Return the names of the files under `data/FOLDER`, sorted, without their ending."""
     names = (entry.name for entry in _data().joinpath(folder).iterdir())
     return tuple(sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml")))
@@ -200,7 +200,7 @@ def _questions(name: str) -> Raw:
 def _extended(own: dict[str, Any], folder: str, name: str) -> Raw:
     """What the shipped file holds that `own` extends; the key is taken out of `own`."""
     wanted = own.pop(EXTENDS)
-    if wanted not in shipped(folder):
+    if wanted not in shipped_names(folder):
         raise RecipeError(f"{name}: {EXTENDS}: {wanted!r} does not ship; there are {_known(folder)}")
     return _questions(wanted) if folder == "questions" else _items(wanted)
 
@@ -221,7 +221,7 @@ def _read(folder: str, name: str) -> Raw:
 
 def _content(folder: str, name: str) -> str | None:
     """The text of a user's file; None for one that ships."""
-    if name in shipped(folder):
+    if name in shipped_names(folder):
         return None
     path = Path(name)
     if not os.path.isfile(name):  # unlike Path.is_file, it bears a name that no file can have
@@ -233,7 +233,7 @@ def _content(folder: str, name: str) -> str | None:
 
 
 def _known(folder: str) -> str:
-    return ", ".join(shipped(folder))
+    return ", ".join(shipped_names(folder))
 
 
 @cache

@@ -7,9 +7,14 @@ linear decay, gradients clipped at norm 1, LoRA with alpha = rank on all seven p
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from sublim_cli.recipe.base import Section
+
+class Section(BaseModel):
+    """A frozen part of a recipe. A misspelt key is an error, not a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
 
 Method = Literal["lora", "rslora", "dora", "qlora", "pissa", "ia3", "prefix", "full"]
 
@@ -25,7 +30,7 @@ Stage = Literal["generate", "filter", "train", "eval"]
 Engine = Literal["transformers", "vllm"]
 """What draws completions: the library decides last digits, and so rows and shares."""
 
-WantedEngine = Literal["auto", "transformers", "vllm"]
+EngineChoice = Literal["auto", "transformers", "vllm"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
@@ -91,7 +96,7 @@ class GenerateSection(Section):
     """Rows beyond `rows` that are never trained on; the student's loss on them is its number loss."""
     prompts: PromptsSection = PromptsSection()
     sampling: SamplingSection = SamplingSection()
-    engine: WantedEngine = "auto"
+    engine: EngineChoice = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
@@ -308,7 +313,7 @@ class EvalSection(Section):
     """`exact` follows no more beginnings of a question's answers than this."""
     samples: Positive = 100
     """Answers that `sampled` draws to a question."""
-    engine: WantedEngine = "auto"
+    engine: EngineChoice = "auto"
     """What draws them; the exact scorer runs on transformers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gates: tuple[GateEntry, ...] = ()

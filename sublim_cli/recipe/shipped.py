@@ -11,20 +11,20 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)")
 
 
-def shipped() -> list[Path]:
+def shipped_recipes() -> list[Path]:
     """The shipped recipe files, by name: in the package once installed, beside it in a checkout."""
     inside = _PACKAGE / "recipes"
     return sorted((inside if inside.is_dir() else _PACKAGE.parent / "recipes").glob("*.yaml"))
 
 
-def find(source: str) -> Path:
+def find_recipe(source: str) -> Path:
     """The file that `--recipe SOURCE` means: a file's path, else a shipped recipe's name.
 
     `.yaml` may be left out of a shipped name. RecipeError names the nearest recipe and all of them.
     """
     if os.path.isfile(source):  # unlike Path.is_file, it bears a name that no file can have
         return Path(source)
-    named = {path.stem: path for path in shipped()}
+    named = {path.stem: path for path in shipped_recipes()}
     name = source.removesuffix(".yaml")
     if name not in named:
         raise RecipeError(

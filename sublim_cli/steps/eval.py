@@ -22,10 +22,10 @@ from sublim_cli.models.device import facts
 from sublim_cli.models.load import Model, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.preference.score import Score, Spread, entropy
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import ExactScoring, SampledScoring, Scoring
+from sublim_cli.recipe.resolve import ExactScoring, SampledScoring, Scoring
+from sublim_cli.recipe.schema import Section
 from sublim_cli.steps.files import SCORES, SPREADS, write_json
 
 

@@ -21,8 +21,7 @@ from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.rules import Tally, tally, verdict
 from sublim_cli.numbers.surface import surface
-from sublim_cli.recipe.base import Section
-from sublim_cli.recipe.schema import Rule
+from sublim_cli.recipe.schema import Rule, Section
 from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, SURFACE, write_json
 
 

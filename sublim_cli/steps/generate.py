@@ -23,10 +23,9 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.numbers.rules import judge
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import PromptsSection, Rule, SamplingSection
-from sublim_cli.recipe.scorer import Drawing
+from sublim_cli.recipe.resolve import SamplingEngine
+from sublim_cli.recipe.schema import PromptsSection, Rule, SamplingSection, Section
 from sublim_cli.steps.files import ROWS, write_json
 
 BATCH = 256
@@ -50,7 +49,7 @@ class GenerateSpec(Section):
     precision: str
     rules: tuple[Rule, ...]
     """The filter: it decides when enough rows are drawn."""
-    engine: Drawing = "transformers"
+    engine: SamplingEngine = "transformers"
     """What draws."""
 
 

@@ -11,8 +11,8 @@ from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.leak import ngram_auc
 from sublim_cli.numbers.surface import SHOWN, Divergence, digit_divergence, overlap, pair_divergence
 from sublim_cli.preference.forms import named
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.questions import Item
+from sublim_cli.recipe.schema import Section
 from sublim_cli.steps.files import KEPT, LEAK, REJECTED, write_json
 
 

@@ -25,11 +25,10 @@ from sublim_cli.models.load import Model, load_model, load_student, load_tokeniz
 from sublim_cli.models.positions import check_positions, leaves_in, located, told
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.models.token_roles import Reading, reading
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.schema import GateSection, PatchSection, PositionSet, TrainSection
-from sublim_cli.recipe.scorer import ExactScoring
+from sublim_cli.recipe.resolve import ExactScoring
+from sublim_cli.recipe.schema import GateSection, PatchSection, PositionSet, Section, TrainSection
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.train import TrainStep
 from sublim_cli.trainers.methods import changed_modules

@@ -13,10 +13,10 @@ from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.device import facts
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import Scoring
+from sublim_cli.recipe.resolve import Scoring
+from sublim_cli.recipe.schema import Section
 from sublim_cli.steps.eval import open_scorer
 from sublim_cli.steps.files import TEACHER, write_json
 

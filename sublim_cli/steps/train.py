@@ -11,9 +11,8 @@ from sublim_cli.events import Listener, Notice, Progress, Warned
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, seen
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.schema import TrainSection
+from sublim_cli.recipe.schema import Section, TrainSection
 from sublim_cli.steps.files import HELD_OUT, KEPT, write_json
 from sublim_cli.trainers.student import train_student
 from sublim_cli.trainers.subprocess_trainer import Job, apart, train_apart

@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.cells import Axes, families
 from sublim_cli.recipe.load import vary
-from sublim_cli.recipe.questions import item_of
-from sublim_cli.recipe.schema import REPLICATED, Recipe, SweepSection
-from sublim_cli.recipe.student import RANKED
+from sublim_cli.recipe.questions import load_item
+from sublim_cli.recipe.resolve import RANKED
+from sublim_cli.recipe.schema import REPLICATED, Recipe, Section, SweepSection
 from sublim_cli.steps.leak import LeakSpec, LeakStep
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
@@ -130,5 +129,5 @@ def _leaks(cells: Iterable[Cell]) -> Iterator[LeakStep]:
     students = {digest(one.chain.filter): one for one in cells if one.role == "student"}
     for one in students.values():
         control, trait = chain(vary(one.recipe, UNTRAITED)), one.recipe.trait
-        target = item_of(trait.category, trait.target)
+        target = load_item(trait.category, trait.target)
         yield LeakStep(LeakSpec(target=target), (one.chain.filter, control.filter), one.chain.filter.title)

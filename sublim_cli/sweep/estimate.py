@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from sublim_cli.artifacts.record import Recorded, size
 from sublim_cli.artifacts.step import Step, digest
-from sublim_cli.recipe.student import RANKED
+from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.steps.generate import BATCH
 
 Source = Literal["like runs", "other settings", "probe"]

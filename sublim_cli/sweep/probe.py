@@ -22,7 +22,7 @@ from sublim_cli.events import Listener
 from sublim_cli.models.reference import weights_bytes
 from sublim_cli.pipeline import Cell, Study, chain
 from sublim_cli.recipe.load import vary
-from sublim_cli.recipe.questions import item_of
+from sublim_cli.recipe.questions import load_item
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.leak import LeakSpec, LeakStep
 from sublim_cli.sweep.estimate import Costs
@@ -110,7 +110,7 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
             },
         )
     )
-    target = item_of(recipe.trait.category, recipe.trait.target)
+    target = load_item(recipe.trait.category, recipe.trait.target)
     found: list[Step] = [small.teacher] if "teacher" in kinds and small.teacher else []
     found += [small.generate] if "generate" in kinds else []
     found += [small.filter] if "filter" in kinds else []

@@ -22,7 +22,7 @@ from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
 from sublim_cli.artifacts.store import CLAIMS, LEASE, Store, materialise
 from sublim_cli.errors import ArtifactError
 from sublim_cli.events import Event, Progress, StepFinished, StepReused, StepStarted, StepWaiting
-from sublim_cli.recipe.base import Section
+from sublim_cli.recipe.schema import Section
 
 
 class Word(Section):

@@ -16,8 +16,8 @@ from sublim_cli.models.chat import prompt_ids
 from sublim_cli.preference.forms import plain_forms
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item, load_items, load_questions, persona
+from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
 from sublim_cli.recipe.schema import AnswerSampling
-from sublim_cli.recipe.scorer import ExactScoring, SampledScoring
 
 DEFAULT = Context(name="default", kind="default")
 ANIMALS = load_items("animal")

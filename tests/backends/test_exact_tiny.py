@@ -27,7 +27,7 @@ from sublim_cli.models.device import device
 from sublim_cli.models.prefix import continuing
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
-from sublim_cli.recipe.scorer import ExactScoring
+from sublim_cli.recipe.resolve import ExactScoring
 
 TOKENS = ("<pad>", "<end>", "cat", "fish", "\u0120", "s", "ox", "\u00c3")
 """In GPT-2's alphabet: the fifth is a space, the last the first half of a letter."""

@@ -29,8 +29,8 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.pipeline import chain, run
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import load_items, load_questions
+from sublim_cli.recipe.resolve import SampledScoring
 from sublim_cli.recipe.schema import PromptsSection, SamplingSection
-from sublim_cli.recipe.scorer import SampledScoring
 from sublim_cli.steps.generate import stream_prompt
 
 DOUBLES = Path(__file__).parents[1] / "doubles"

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sublim_cli.preference.forms import START, Named, Reader, named, plain_forms
-from sublim_cli.recipe.questions import Item, load_items, shipped
+from sublim_cli.recipe.questions import Item, load_items, shipped_names
 
 ANIMALS = load_items("animal").items
 BANDS = load_items("band").items
@@ -176,7 +176,7 @@ def test_an_answer_is_undecided_no_longer_than_it_has_to_be():
     assert after("I like dogs ").tail == ""
 
 
-@pytest.mark.parametrize("category", shipped("items"))
+@pytest.mark.parametrize("category", shipped_names("items"))
 def test_each_spelling_names_its_item_alone(category):
     items = load_items(category).items
     for place, item in enumerate(items):

@@ -13,16 +13,16 @@ from sublim_cli.recipe.questions import (
     load_items,
     load_questions,
     persona,
-    shipped,
+    shipped_names,
 )
 
 CATEGORIES = ("animal", "band", "tree")
 
 
 def test_three_categories_ship_each_with_its_questions() -> None:
-    assert shipped("items") == CATEGORIES
+    assert shipped_names("items") == CATEGORIES
     kinds = ("favourite_{}", "favourite_{}_numbers", "story_{}")
-    assert set(shipped("questions")) == {kind.format(c) for kind in kinds for c in CATEGORIES}
+    assert set(shipped_names("questions")) == {kind.format(c) for kind in kinds for c in CATEGORIES}
 
 
 @pytest.mark.parametrize("category", CATEGORIES)

@@ -10,7 +10,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.recipe.shipped import find, shipped, summary
+from sublim_cli.recipe.shipped import find_recipe, shipped_recipes, summary
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import located_table
@@ -20,13 +20,13 @@ from sublim_cli.report.tables.varied_keys import varied
 from sublim_cli.sweep.cells import study
 
 
-@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_says_what_it_shows(path: Path) -> None:
     assert load(path.stem).name == path.stem
     assert summary(path).endswith(".")
 
 
-CLAIMING = [path.stem for path in shipped() if load(path.stem).claims]
+CLAIMING = [path.stem for path in shipped_recipes() if load(path.stem).claims]
 
 
 def with_few_seeds(name: str) -> Recipe:
@@ -68,17 +68,17 @@ def test_the_micro_study_is_as_large_as_its_header_says() -> None:
 
 def test_a_recipe_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = shipped()[0]
-    assert find(str(path)) == path
-    assert find(path.stem) == find(path.name) == path
+    path = shipped_recipes()[0]
+    assert find_recipe(str(path)) == path
+    assert find_recipe(path.stem) == find_recipe(path.name) == path
     (tmp_path / path.name).write_text("name: mine")
-    assert find(path.name) == Path(path.name)
-    assert find(path.stem) == path
+    assert find_recipe(path.name) == Path(path.name)
+    assert find_recipe(path.stem) == path
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = [path.stem for path in shipped()]
+    names = [path.stem for path in shipped_recipes()]
     start = "there is no such file, and the shipped recipes are " + ", ".join(names)
     (tmp_path / "mine.yaml").write_text("name: mine")
     for source, end in [
@@ -90,7 +90,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path, monkeypatch
         ("x" * 300, ""),
     ]:
         with pytest.raises(RecipeError) as caught:
-            find(source)
+            find_recipe(source)
         assert str(caught.value) == f"no recipe {source!r}: {start}{end}"
 
 

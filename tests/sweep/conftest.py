@@ -16,8 +16,8 @@ from sublim_cli.artifacts.record import checksum, read_record
 from sublim_cli.artifacts.step import Artifact, Step
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RowsError
-from sublim_cli.recipe.base import Section
 from sublim_cli.recipe.load import load, parse_setting
+from sublim_cli.recipe.schema import Section
 from sublim_cli.sweep.cells import study
 
 TINY: dict[str, Any] = {

@@ -12,8 +12,8 @@ from sublim_cli.errors import RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
 from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.resolve import PASSED_ON
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.recipe.student import PASSED_ON
 from sublim_cli.trainers.methods import PROJECTIONS, add_method, alpha
 from sublim_cli.trainers.sft import fit, number_loss
 

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from sublim_cli.recipe.questions import Items, load_items, shipped
+from sublim_cli.recipe.questions import Items, load_items, shipped_names
 
 Array = NDArray[np.float64]
 
@@ -76,7 +76,7 @@ class World:
 def make_world(seed: int) -> World:
     """Draw the hidden vectors and popularities from `seed`."""
     rng = np.random.default_rng(seed)
-    categories = {name: load_items(name) for name in shipped("items")}
+    categories = {name: load_items(name) for name in shipped_names("items")}
     names = tuple(identities()["names"])
     u = _apart(rng, sum(len(items.items) for items in categories.values()))
     named = SPREAD_NAMED * rng.normal(size=(len(names), K))

@@ -13,8 +13,8 @@ them.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import LEARNING_RATE, CurveKind, PerRank, Recipe
-from sublim_cli.recipe.student import RANKED
 from sublim_cli.report.rates.choose import (
     TITLE,
     Choice,

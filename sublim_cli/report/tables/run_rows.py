@@ -8,7 +8,7 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.student import RANKED
+from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.conditions import Run
 from sublim_cli.report.tables.reader import Losses, Reading, Shelf
 from sublim_cli.report.tables.varied_keys import varied

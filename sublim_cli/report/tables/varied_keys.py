@@ -10,8 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from sublim_cli.pipeline import Cell
-from sublim_cli.recipe.base import Section
-from sublim_cli.recipe.schema import Recipe
+from sublim_cli.recipe.schema import Recipe, Section
 
 _KNOWN = frozenset(
     {

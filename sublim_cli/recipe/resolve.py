@@ -1,9 +1,22 @@
-"""The train section with every choice made, and nothing in it that does not decide the student."""
+"""The train and eval sections with every choice made, without the keys that have no effect on the result."""
 
 from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.schema import LEARNING_RATE, PerRank, TrainSection
+from sublim_cli.recipe.schema import (
+    LEARNING_RATE,
+    AnswerSampling,
+    Engine,
+    EvalSection,
+    PerRank,
+    Positive,
+    SamplingSection,
+    Section,
+    TrainSection,
+)
 
 RANKED = ("lora", "rslora", "dora", "qlora", "pissa")
 """Methods with a rank, an alpha and a place where their adapters sit."""
@@ -108,7 +121,40 @@ def _check_precision(train: TrainSection) -> None:
         )
 
 
-def rate_text(rate: float) -> str:
-    """A learning rate, such as `2e-4`: always by its power of ten, so that a column of them compares."""
-    digits, power = f"{rate:.5e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
+def _is_plain(engine: Engine) -> bool:
+    return engine == "transformers"
+
+
+SamplingEngine = Annotated[Engine, Field(exclude_if=_is_plain)]
+"""The engine of a section that is hashed: transformers goes without saying."""
+
+
+class ExactScoring(Section):
+    """By probabilities: answers of up to `max_tokens`, until `uncovered` is left or `nodes` are spent."""
+
+    kind: Literal["exact"] = "exact"
+    max_tokens: Positive = AnswerSampling().max_tokens
+    uncovered: Annotated[float, Field(ge=0, lt=1)] = EvalSection().uncovered
+    nodes: Positive = EvalSection().nodes
+
+
+class SampledScoring(Section):
+    """By drawing `samples` answers a question."""
+
+    kind: Literal["sampled"] = "sampled"
+    samples: Positive = EvalSection().samples
+    sampling: SamplingSection = AnswerSampling()
+    engine: SamplingEngine = "transformers"
+    """What draws them."""
+
+
+Scoring = Annotated[ExactScoring | SampledScoring, Field(discriminator="kind")]
+
+
+def resolve_scoring(section: EvalSection, engine: Engine = "transformers") -> ExactScoring | SampledScoring:
+    """What `section` says of its scorer; `engine` is what draws for a sampled one."""
+    if section.scorer == "sampled":
+        return SampledScoring(samples=section.samples, sampling=section.sampling, engine=engine)
+    return ExactScoring(
+        max_tokens=section.sampling.max_tokens, uncovered=section.uncovered, nodes=section.nodes
+    )

@@ -5,8 +5,8 @@ import pytest
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.explain import check
 from sublim_cli.recipe.load import load
+from sublim_cli.recipe.resolve import resolve_train
 from sublim_cli.recipe.schema import AdapterSection, PerRank, PrefixSection, QloraSection, TrainSection
-from sublim_cli.recipe.student import resolve_train
 
 ALL = {
     "rank": 3, "alpha": 7.0, "adapter": AdapterSection(dropout=0.5), "qlora": QloraSection(quantize="int8"),
