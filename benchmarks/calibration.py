@@ -34,7 +34,7 @@ from sublim_cli.recipe.schema import (
     TransmissionClaim,
 )
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.claims.simulate import BASE, Shares, Simulated
+from sublim_cli.report.claims.simulate import BASE, Shares, SimulatedStudy
 from sublim_cli.report.claims.verdict import Verdict
 from sublim_cli.report.tables.conditions import Run
 from sublim_cli.stats import Interval, power
@@ -133,7 +133,7 @@ class Sets:
     others: Shares
 
 
-class Table(Simulated):
+class Table(SimulatedStudy):
     """The rows a claim needs, and their probabilities and losses drawn again for every study."""
 
     def __init__(self, scenario: Scenario) -> None:

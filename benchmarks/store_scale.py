@@ -41,7 +41,7 @@ from sublim_cli.cli.options import expect_a_study
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.tables.cache import NOTES
+from sublim_cli.report.tables.cache import CACHE_FILE
 from sublim_cli.steps.files import HISTORY, SCORES
 from sublim_cli.steps.locate import LocateStep
 from sublim_cli.steps.train import TrainStep
@@ -171,7 +171,7 @@ def compare(root: Path, beside: Path, seeds: int, rounds: int) -> int:
         found = []
         for _ in range(rounds):
             if what == "first collect":
-                (root / NOTES).unlink(missing_ok=True)
+                (root / CACHE_FILE).unlink(missing_ok=True)
             found.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
         assert all(one["artifacts"] == count for one in found), found
         median, busy, resolving, collecting = (

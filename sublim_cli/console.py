@@ -37,7 +37,7 @@ from sublim_cli.wording import NOTHING, bounds, count, difference, percent, prob
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
     from sublim_cli.report.page.summary import SummaryRow
-    from sublim_cli.report.tables.localisation import Localised, Share
+    from sublim_cli.report.tables.localisation import Share, ShareTable
     from sublim_cli.sweep.board import Board, Row, State
 
 CONTEXTS_ABREAST = 4
@@ -305,7 +305,7 @@ def show_summary(rows: "Sequence[SummaryRow]") -> None:
             _show_trait(target, contexts[start : start + CONTEXTS_ABREAST], mine)
 
 
-def show_shares(tables: "Sequence[Localised]") -> None:
+def show_shares(tables: "Sequence[ShareTable]") -> None:
     """The share of the effect that every gate and patch keeps or loses, a table for each condition."""
     for table in tables:
         effect = (

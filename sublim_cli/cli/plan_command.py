@@ -12,8 +12,8 @@ from sublim_cli.models.device import devices, machine
 from sublim_cli.pipeline import Study, check
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import Power, powers
-from sublim_cli.report.tables.reader import Shelf
-from sublim_cli.report.tables.run_rows import planned
+from sublim_cli.report.tables.reader import StoreReader
+from sublim_cli.report.tables.run_rows import planned_runs
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.estimate import Costs
 from sublim_cli.sweep.forecast import Forecast, forecast, missing
@@ -26,7 +26,7 @@ def plan_and_show(
     """Say what a sweep of `recipe` would do to the store at `out`; write nothing there."""
     whole, store = study(recipe), Store(out)
     seen, failures = _foreseen(whole, store, devices(workers), probe=probe, quiet=quiet)
-    runs = planned(whole, Shelf(store, {})) if seen.new else []
+    runs = planned_runs(whole, StoreReader(store, {})) if seen.new else []
     power = powers(recipe.claims, runs, effect) if seen.new else []
     if json:
         show_json(document(recipe, seen, power, effect, failures, out))

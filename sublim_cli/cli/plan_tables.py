@@ -10,7 +10,7 @@ from typing import Any
 from sublim_cli.artifacts.step import digest
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.claims.power import TRUTHS, Power, Spread
+from sublim_cli.report.claims.power import TRUTHS, Power, RunSpread
 from sublim_cli.report.claims.simulate import TOTAL
 from sublim_cli.stats import Interval
 from sublim_cli.sweep.forecast import Forecast, Planned, PlannedCell
@@ -205,7 +205,7 @@ def _lacks(power: Sequence[Power]) -> Iterator[str]:
 
 
 def _strays(power: Sequence[Power]) -> Iterator[str]:
-    groups: dict[Spread, list[str]] = {}
+    groups: dict[RunSpread, list[str]] = {}
     for one in power:
         groups.setdefault(one.spread, []).append(one.number)
     for spread, numbers in groups.items():

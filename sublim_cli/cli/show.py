@@ -23,7 +23,7 @@ from sublim_cli.recipe.schema import Recipe, Rule, Stage, StripRule
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.tables.conditions import records
-from sublim_cli.report.tables.localisation import localised, plain, shares
+from sublim_cli.report.tables.localisation import share_tables, shares, shares_document
 from sublim_cli.steps.files import LOSSES, REASONS, read_json
 from sublim_cli.steps.filter import filter_file, reasons, rejected_beside
 
@@ -76,7 +76,7 @@ def _show(recipe: Recipe, until: Stage, artifact: Artifact, store: Store, shown:
         case "eval":
             results = collect(single(recipe), store, recipe)
             show_summary(summarise(results))
-            show_shares(localised(results.located))
+            show_shares(share_tables(results.located))
         case _:
             pass
     show_line(str(artifact.path))
@@ -108,4 +108,4 @@ def preferences(results: Results) -> list[dict[str, object]]:
 
 def localisation(results: Results) -> list[dict[str, object]]:
     """The shares of every gate and patch as plain data."""
-    return plain(shares(records(results.located)))
+    return shares_document(shares(records(results.located)))

@@ -17,12 +17,12 @@ from sublim_cli.errors import CellsFailed, RecipeError
 from sublim_cli.events import Warned
 from sublim_cli.pipeline import check
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.claims.wording import document, told_verdict
+from sublim_cli.report.claims.wording import document, verdict_row
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.page.figures.files import FORMATS
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.page.write import write_figure, write_report
-from sublim_cli.report.tables.localisation import localised
+from sublim_cli.report.tables.localisation import share_tables
 from sublim_cli.sweep.board import board
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.forecast import missing
@@ -93,7 +93,7 @@ def _show_claims(results: Results, store: Store, *, json: bool) -> None:
     if json:
         show_json({"report": str(page), **document(results.name, results.claims)})
     else:
-        show_verdicts([told_verdict(one) for one in results.claims])
+        show_verdicts([verdict_row(one) for one in results.claims])
         show_line(f"report: {page}")
 
 
@@ -111,7 +111,7 @@ def _show(results: Results, store: Store, *, json: bool) -> None:
         )
     else:
         show_summary(summarise(results))
-        show_shares(localised(results.located))
+        show_shares(share_tables(results.located))
         if results.claims:
-            show_verdicts([told_verdict(one) for one in results.claims])
+            show_verdicts([verdict_row(one) for one in results.claims])
         show_line(f"report: {page}")

@@ -21,10 +21,10 @@ from sublim_cli.report.rates.panels import Panel, fixed_rate, matched_curves
 from sublim_cli.report.tables.audits import AuditRow, audit_rows
 from sublim_cli.report.tables.conditions import Run, records
 from sublim_cli.report.tables.localisation import located_table
-from sublim_cli.report.tables.provenance import Provenance, trace
-from sublim_cli.report.tables.reader import Shelf, Training
+from sublim_cli.report.tables.provenance import Provenance, read_provenance
+from sublim_cli.report.tables.reader import StoreReader, TrainingRecord
 from sublim_cli.report.tables.runs import items_table, runs_table
-from sublim_cli.report.tables.varied_keys import varied
+from sublim_cli.report.tables.varied_keys import varied_keys
 from sublim_cli.steps.files import LEAK, REASONS, SURFACE, TEACHER, read_json
 from sublim_cli.steps.leak import LeakStep
 
@@ -124,8 +124,8 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         recipe: the one the study was planned from, for the provenance.
         failures: why steps could not be built, by digest, as a launcher returns them.
     """
-    shelf = Shelf(store, failures)
-    trainings, settings = _trainings(study, shelf), varied(study.cells)
+    shelf = StoreReader(store, failures)
+    trainings, settings = _trainings(study, shelf), varied_keys(study.cells)
     runs = runs_table(study, settings, shelf, trainings)
     rows = records(runs)
     located = located_table(study, settings, shelf)
@@ -141,13 +141,13 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         teachers=tuple(_teachers(study, shelf)),
         audits=tuple(audit_rows(runs, trainings)),
         missing=tuple(_missing(study, shelf)),
-        provenance=trace(study, shelf, recipe),
+        provenance=read_provenance(study, shelf, recipe),
     )
     shelf.notes.save()
     return results
 
 
-def _answers(shelf: Shelf) -> Answers:
+def _answers(shelf: StoreReader) -> Answers:
     def of(run: Run) -> tuple[float, ...]:
         contexts = shelf.read.get((run["eval_digest"], run["target"]), {})
         return contexts[run["eval_context"]].answers if run["eval_context"] in contexts else ()
@@ -155,13 +155,13 @@ def _answers(shelf: Shelf) -> Answers:
     return of
 
 
-def _trainings(study: Study, shelf: Shelf) -> dict[str, Training]:
+def _trainings(study: Study, shelf: StoreReader) -> dict[str, TrainingRecord]:
     steps = {digest(one.chain.train): one.chain.train for one in study.cells}
     found = {name: shelf.training(step) for name, step in steps.items()}
     return {name: one for name, one in found.items() if one is not None}
 
 
-def _filters(study: Study, shelf: Shelf) -> Iterator[FilterRow]:
+def _filters(study: Study, shelf: StoreReader) -> Iterator[FilterRow]:
     first: dict[str, Cell] = {}  # a data set bears the name of the cell that first uses it
     for cell in study.cells:
         first.setdefault(digest(cell.chain.filter), cell)
@@ -178,7 +178,7 @@ def _filters(study: Study, shelf: Shelf) -> Iterator[FilterRow]:
             )
 
 
-def _leaks(study: Study, shelf: Shelf) -> Iterator[LeakRow]:
+def _leaks(study: Study, shelf: StoreReader) -> Iterator[LeakRow]:
     for step in study.leaks:
         if found := shelf.find(step):
             yield _leak(step, read_json(found.path / LEAK))
@@ -198,7 +198,7 @@ def _divergence(found: Mapping[str, float] | None) -> Divergence | None:
     return None if found is None else Divergence(**found)
 
 
-def _teachers(study: Study, shelf: Shelf) -> Iterator[TeacherRow]:
+def _teachers(study: Study, shelf: StoreReader) -> Iterator[TeacherRow]:
     for step in study.teachers:
         if found := shelf.find(step):
             section = step.spec
@@ -206,7 +206,7 @@ def _teachers(study: Study, shelf: Shelf) -> Iterator[TeacherRow]:
             yield TeacherRow(section.target, section.context.text or section.context.name, **said)
 
 
-def _missing(study: Study, shelf: Shelf) -> Iterator[Missing]:
+def _missing(study: Study, shelf: StoreReader) -> Iterator[Missing]:
     once = {digest(step): step for step in study.steps}
     for step in once.values():
         if reason := shelf.lacks(step):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sublim_cli.report.tables.cache import NOTES
+from sublim_cli.report.tables.cache import CACHE_FILE
 
 TINY = ["--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"]
 ALONE = ["-s", "sweep.grid={}", "-s", "sweep.also=[]"]
@@ -182,7 +182,7 @@ def test_a_damaged_artifact_is_named_with_the_way_to_rebuild_it(
     for damage in damages:
         for file in (demo_store / stage).glob(f"*/{content}"):
             file.unlink() if damage == "gone" else file.write_bytes(file.read_bytes()[:9])
-        (demo_store / NOTES).unlink(missing_ok=True)  # with them nobody would read the file
+        (demo_store / CACHE_FILE).unlink(missing_ok=True)  # with them nobody would read the file
         code, out, err = sublim(*words[:1], *DEMO, *words[1:])
         flat = " ".join(err.split())
         assert (code, out) == (1, "")

@@ -14,9 +14,9 @@ from sublim_cli.recipe.shipped import find_recipe, shipped_recipes, summary
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import located_table
-from sublim_cli.report.tables.reader import Shelf
+from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.runs import runs_table
-from sublim_cli.report.tables.varied_keys import varied
+from sublim_cli.report.tables.varied_keys import varied_keys
 from sublim_cli.sweep.cells import study
 
 
@@ -42,8 +42,8 @@ def with_few_seeds(name: str) -> Recipe:
 def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Path) -> None:
     """With a value for every planned run no claim lacks a cell."""
     recipe = with_few_seeds(name)
-    planned, shelf = study(recipe), Shelf(Store(tmp_path), {})
-    settings = varied(planned.cells)
+    planned, shelf = study(recipe), StoreReader(Store(tmp_path), {})
+    settings = varied_keys(planned.cells)
     values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
     runs = [{**run, **values} for run in records(runs_table(planned, settings, shelf, {}))]
     parts = {"amount": 0.1, "effect": 0.2, "missing": ""}

@@ -14,7 +14,7 @@ from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, Teac
 from sublim_cli.report.rates.panels import matched_curves
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import COLUMNS as LOCATED
-from sublim_cli.report.tables.provenance import Provenance, Seen, Work
+from sublim_cli.report.tables.provenance import Provenance, RenderedContext, StepTime
 from sublim_cli.report.tables.runs import COLUMNS, ITEMS
 
 RUN: dict[str, Any] = {
@@ -120,8 +120,8 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
             command="sublim sweep --recipe recipe.yaml",
             versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
             seeds={"train.seed": (1, 2)},
-            work=(Work("train", 2, 61.0),),
-            contexts=(Seen("default", "<|im_start|>system"),),
+            work=(StepTime("train", 2, 61.0),),
+            contexts=(RenderedContext("default", "<|im_start|>system"),),
         ),
     }
     return Results(**{**found, **parts})

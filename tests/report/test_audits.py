@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sublim_cli.report.page.figures.sparkline import SPARK, sparkline
 from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.audits import audit_rows
-from sublim_cli.report.tables.reader import Training
+from sublim_cli.report.tables.reader import TrainingRecord
 from sublim_cli.report.tables.runs import COLUMNS
 from sublim_cli.wording import many, share
 
@@ -32,8 +32,8 @@ AUDIT: dict[str, Any] = {
 }
 
 
-def made(sketch: list[float], loss: tuple[float, ...] = (3.5, 3.25), **changes: Any) -> Training:
-    return Training(
+def made(sketch: list[float], loss: tuple[float, ...] = (3.5, 3.25), **changes: Any) -> TrainingRecord:
+    return TrainingRecord(
         {**AUDIT, **changes},
         {"tokens_per_second": 5000, "peak_memory_mib": None},
         loss,

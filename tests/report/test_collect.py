@@ -18,8 +18,8 @@ from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
 from sublim_cli.report.page.write import write_report
-from sublim_cli.report.tables.cache import NOTES
-from sublim_cli.report.tables.reader import Shelf
+from sublim_cli.report.tables.cache import CACHE_FILE
+from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.runs import COLUMNS, ITEMS
 from sublim_cli.sweep.cells import study
 
@@ -103,7 +103,7 @@ def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned
 def test_the_answers_to_every_question_are_read_in_their_order(planned, built):
     step = planned.cells[1].chain.eval
     scores = pd.read_parquet(built.find(step).path / "scores.parquet")
-    for context, found in Shelf(built, {}).readings(step, "owl").items():
+    for context, found in StoreReader(built, {}).scores(step, "owl").items():
         here = scores[(scores.context == context) & (scores.item == "owl")].sort_values("question")
         assert found.answers == tuple(here.p)
         assert found.p_target == pytest.approx(sum(found.answers) / len(found.answers))
@@ -127,7 +127,7 @@ def test_what_was_left_open_in_the_recipe_is_shown_as_it_was_resolved(small, sha
 def own(built, tmp_path):
     """A copy of the store without notes, free to be damaged."""
     copy = tmp_path / "store"
-    shutil.copytree(built.root, copy, ignore=shutil.ignore_patterns(NOTES))
+    shutil.copytree(built.root, copy, ignore=shutil.ignore_patterns(CACHE_FILE))
     return Store(copy)
 
 
@@ -151,7 +151,7 @@ def test_the_next_report_reads_notes_and_says_the_same(collected, planned, own, 
         for path in own.root.glob(f"*/*/{name}"):
             path.unlink()
     assert same(collect(planned, own, recipe), first)
-    (own.root / NOTES).unlink()
+    (own.root / CACHE_FILE).unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         collect(planned, own, recipe)
 
@@ -185,7 +185,7 @@ def test_what_was_noted_of_an_artifact_built_anew_counts_no_more(planned, own, r
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace('"', "'")])
 def test_damaged_notes_are_none(damage, collected, planned, own, recipe):
     collect(planned, own, recipe)
-    notes = own.root / NOTES
+    notes = own.root / CACHE_FILE
     notes.write_text(damage(notes.read_text()))
     assert same(collect(planned, own, recipe), collected)
 

@@ -21,7 +21,7 @@ from sublim_cli.report.claims.wording import sentence
 from sublim_cli.report.collect import collect
 from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.conditions import records
-from sublim_cli.report.tables.localisation import COLUMNS, localised, plain, shares
+from sublim_cli.report.tables.localisation import COLUMNS, share_tables, shares, shares_document
 from sublim_cli.stats import Interval
 from tests.report.conftest import RUN
 
@@ -112,7 +112,7 @@ def test_the_terminal_shows_every_share_with_its_bounds(results, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(console, "out", Console(file=shown, width=80, highlight=False))
     rows = [*gates("shared_only", "kept", 0.7, 0.2), *gates("no_shared", "lost", 0.4, 0.4)]
-    show_shares(localised(frame(rows)))
+    show_shares(share_tables(frame(rows)))
     assert [line.rstrip() for line in shown.getvalue().splitlines()] == [
         "owl, LoRA rank 8, asked in default: effect +0.130 [0.102, 0.158]",
         "                    tokens    share of it    random sets    beyond them",
@@ -175,7 +175,7 @@ def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store,
         assert (one["tokens"], one["missing"], one["broken"]) == (2.0, "", "")
     report_and_show(recipe, shared_store.root, json=True)
     told = json.loads(capsys.readouterr().out)["localisation"]
-    assert told == json.loads(json.dumps(plain(shares(rows))))
+    assert told == json.loads(json.dumps(shares_document(shares(rows))))
     assert [(one["part"], one["measure"]) for one in told] == [
         ("identity_only", "kept"),
         ("no_identity", "lost"),

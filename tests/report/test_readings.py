@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sublim_cli.report.tables.reader import Reading, account, readings, sketch
+from sublim_cli.report.tables.reader import ContextScores, read_scores, read_training, sketch
 from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, SPREADS, write_json
 
 
@@ -39,7 +39,7 @@ def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
     for context in ("empty", "default"):
         here = table[table["context"] == context]
         cat = here[here["item"] == "cat"]
-        expected[context] = Reading(
+        expected[context] = ContextScores(
             cat["p"].mean(),
             here["p"].sum() / 4,
             cat["uncovered"].mean(),
@@ -48,7 +48,7 @@ def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
             here.groupby("item").p.mean().to_dict(),
             tuple(cat["p"]),
         )
-    found = readings(tmp_path, "cat")
+    found = read_scores(tmp_path, "cat")
     assert list(found) == list(expected)
     for context, one in expected.items():
         for name, value in vars(one).items():
@@ -60,12 +60,12 @@ def test_where_answers_were_drawn_no_log_form_is_known(tmp_path):
     table.assign(log_form=np.nan).astype({"log_form": object}).where(
         lambda one: one.notna(), None
     ).to_parquet(tmp_path / SCORES)
-    assert all(math.isnan(one.log_form) for one in readings(tmp_path, "cat").values())
+    assert all(math.isnan(one.log_form) for one in read_scores(tmp_path, "cat").values())
 
 
 def test_a_target_that_was_not_scored_has_no_reading(tmp_path):
     scores(tmp_path)
-    assert readings(tmp_path, "dolphin") == {}
+    assert read_scores(tmp_path, "dolphin") == {}
 
 
 def test_a_curve_and_a_sketch_are_read_as_they_were_written(tmp_path):
@@ -76,7 +76,7 @@ def test_a_curve_and_a_sketch_are_read_as_they_were_written(tmp_path):
     drawn = np.random.default_rng(1).random(64).astype(np.float32)
     np.save(tmp_path / SKETCH, drawn)
     write_json(tmp_path / AUDIT, {})
-    assert account(tmp_path) == {"audit": {}, "loss": (*losses, 7.0)}
+    assert read_training(tmp_path) == {"audit": {}, "loss": (*losses, 7.0)}
     found = sketch(tmp_path)
     assert np.array_equal(found, drawn)
     assert found.dtype == np.float32

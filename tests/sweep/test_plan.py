@@ -8,7 +8,7 @@ from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.pipeline import chain
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.schema import SweepSection
-from sublim_cli.report.tables.varied_keys import varied
+from sublim_cli.report.tables.varied_keys import varied_keys
 from sublim_cli.sweep.cells import study
 
 
@@ -106,7 +106,7 @@ def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
     assert [digest(step) for step in in_order(stated.steps)] == [
         digest(step) for step in in_order(without.steps)
     ]
-    assert varied([*without.cells, *stated.cells]) == varied([*without.cells, *without.cells])
+    assert varied_keys([*without.cells, *stated.cells]) == varied_keys([*without.cells, *without.cells])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from sublim_cli.recipe.schema import (
 )
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.claims.localisation import parts_of
-from sublim_cli.report.claims.simulate import BASE, TOTAL, Shares, Simulated, strays
+from sublim_cli.report.claims.simulate import BASE, TOTAL, Shares, SimulatedStudy, total_spread
 from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
 from sublim_cli.report.tables.conditions import Run, condition_of
 from sublim_cli.stats import Interval, power
@@ -40,7 +40,7 @@ Effect = Callable[[Run], float]
 
 
 @dataclass(frozen=True)
-class Spread:
+class RunSpread:
     """How far runs of one condition stray, as a standard deviation of P(target).
 
     Measured in `runs` runs with `freedom` degrees of freedom; None, it is assumed: `simulate.TOTAL`.
@@ -61,7 +61,7 @@ class Power:
 
     claim: Claim
     trainings: int
-    spread: Spread
+    spread: RunSpread
     holds: Interval | None
     fails: Interval | None
     lacks: tuple[str, ...]
@@ -106,11 +106,11 @@ def powers(claims: Iterable[Claim], runs: Sequence[Run], effect: float) -> list[
 
 def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
     if isinstance(claim, InvertedUClaim) and claim.curve != "fixed":
-        return Power(claim, len(runs), Spread(), None, None, (UNKNOWN,))
+        return Power(claim, len(runs), RunSpread(), None, None, (UNKNOWN,))
     blank = [{**one, "p_target": BASE, "p_target_base": BASE, "broken": ""} for one in runs]
     whole = evaluate([claim], blank, located=_gated(claim, blank))[0]
     needed = [one for one in runs if _concerns(claim, one)]
-    spread = measured(needed) or Spread()
+    spread = measured(needed) or RunSpread()
     if whole.lacks:
         return Power(claim, whole.planned, spread, None, None, whole.lacks)
     holds, fails = _truths(claim, needed, effect)
@@ -124,7 +124,7 @@ def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
     )
 
 
-def measured(runs: Iterable[Run]) -> Spread | None:
+def measured(runs: Iterable[Run]) -> RunSpread | None:
     """How far runs stray from the mean of their condition, pooled; None where no two of one are there."""
     groups: dict[Any, list[float]] = {}
     for run in runs:
@@ -136,7 +136,7 @@ def measured(runs: Iterable[Run]) -> Spread | None:
     if not freedom:
         return None
     squares = math.fsum(float(np.var(one)) * len(one) for one in several)
-    return Spread(math.sqrt(squares / freedom), sum(map(len, several)), freedom)
+    return RunSpread(math.sqrt(squares / freedom), sum(map(len, several)), freedom)
 
 
 def _concerns(claim: Claim, run: Run) -> bool:
@@ -199,10 +199,10 @@ def _hump(place: float) -> float:
     return 1 - (2 * place - 1) ** 2
 
 
-def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: Spread) -> Interval:
+def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: RunSpread) -> Interval:
     data = len({run["data_seed"] for run in runs}) > 1
-    scale = 1.0 if spread.runs is None else spread.value / strays(data=data)
-    table = Simulated(runs, [truth(one) for one in runs], scale, data=data)
+    scale = 1.0 if spread.runs is None else spread.value / total_spread(data=data)
+    table = SimulatedStudy(runs, [truth(one) for one in runs], scale, data=data)
     draws = max(FEWEST, min(DRAWS, ROWS // len(runs)))
 
     def found(generator: np.random.Generator) -> bool:

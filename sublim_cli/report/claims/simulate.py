@@ -24,7 +24,7 @@ QUESTIONS, QUESTION_SPREAD = 50, 0.1
 """Fifty questions, each of which a training moves by this much of its own."""
 
 TOTAL = 0.03
-"""How far a run strays from its truth in all, as a standard deviation of P(target): `strays`, rounded.
+"""How far a run strays from its truth in all, as a standard deviation of P(target): `total_spread`, rounded.
 
 The spread between seeds that the project plans for, until a study has measured its own.
 """
@@ -46,13 +46,13 @@ _SHARED = {
 """Runs that agree in these columns share that part."""
 
 
-def strays(*, data: bool) -> float:
+def total_spread(*, data: bool) -> float:
     """The standard deviation of a run around its truth, with or without what data sets add."""
     parts = [spread for name, spread in SPREAD.items() if data or name != "data"]
     return math.hypot(*parts, QUESTION_SPREAD / math.sqrt(QUESTIONS))
 
 
-class Simulated:
+class SimulatedStudy:
     """Runs whose probabilities are drawn again for every study."""
 
     def __init__(self, runs: Sequence[Run], effects: Sequence[float], scale: float, *, data: bool) -> None:

@@ -69,7 +69,7 @@ def runs_text(verdict: Verdict) -> str:
     return ", ".join(parts)
 
 
-def told_verdict(verdict: Verdict) -> tuple[str, str, str, str, str]:
+def verdict_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     """Number, statement, verdict, runs and why, as the terminal shows them."""
     return verdict.number, verdict.statement, verdict.word, runs_text(verdict), sentence(verdict)
 

@@ -38,7 +38,7 @@ from sublim_cli.report.page.narrative import paragraphs
 from sublim_cli.report.page.summary import SummaryRow, summarise
 from sublim_cli.report.tables.audits import AuditRow
 from sublim_cli.report.tables.conditions import Condition, records
-from sublim_cli.report.tables.localisation import localised
+from sublim_cli.report.tables.localisation import share_tables
 from sublim_cli.report.tables.provenance import RECIPE
 
 PAGE = "report.html"
@@ -118,7 +118,7 @@ def render(results: Results, drawn: Mapping[str, Sequence[Drawing]]) -> str:
             redraw=REDRAW,
             moved=movers(results.items, rows, results.runs),
             matrices=matrices(rows),
-            localised=localised(results.located),
+            localised=share_tables(results.located),
             leaks=[(one, leak_sentence(one)) for one in results.leaks],
             audits=_audits(results.audits, rows),
             runs=records(results.runs),

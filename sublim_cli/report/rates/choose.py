@@ -55,7 +55,7 @@ LEAST_RATES = 3
 
 
 @dataclass(frozen=True)
-class Choice:
+class RateChoice:
     """Which students of one row stand for it: those of one learning rate, or a mean of two or three.
 
     `weights` are their shares by learning rate, and of three one may be a little below zero. `loss` and
@@ -85,11 +85,11 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class CurveChoice:
     """The choices of one curve, what they were matched to, and which rows have none, in words."""
 
     kind: CurveKind
-    choices: Mapping[Row, Choice] = field(default_factory=dict)
+    choices: Mapping[Row, RateChoice] = field(default_factory=dict)
     reference: float | None = None
     lacks: tuple[str, ...] = ()
 
@@ -116,7 +116,7 @@ def choose(
     *,
     fixed: float | None = None,
     reference: float | None = None,
-) -> Chosen:
+) -> CurveChoice:
     """The students that stand for each row on a curve of this kind.
 
     Args:
@@ -135,12 +135,14 @@ def choose(
         if with_losses and not able:
             lacks = (*lacks, "update norms: this method adds nothing to the weights")
     if not able:
-        return Chosen(kind, lacks=lacks)
+        return CurveChoice(kind, lacks=lacks)
     if kind == "best":
-        return Chosen(kind, {row: _at(cells, best_rate(cells)) for row, cells in able.items()}, None, lacks)
+        return CurveChoice(
+            kind, {row: _at(cells, best_rate(cells)) for row, cells in able.items()}, None, lacks
+        )
     find, meet = (common_loss, _meet_loss) if kind == "loss_matched" else (common_norm, _meet_norm)
     wanted = find(able.values()) if reference is None else reference
-    return Chosen(kind, {row: meet(cells, wanted) for row, cells in able.items()}, wanted, lacks)
+    return CurveChoice(kind, {row: meet(cells, wanted) for row, cells in able.items()}, wanted, lacks)
 
 
 def _measured(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> dict[float, Measured]:
@@ -182,44 +184,46 @@ def _rows(rows: Sequence[Row]) -> str:
     return f"{kind} {listed([str(one) for one in rows])}"
 
 
-def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> Chosen:
+def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> CurveChoice:
     rates = sorted({one for cells in grid.values() for one in cells})
     wanted = rates[0] if len(rates) == 1 else fixed
     if wanted is None or not rates:
         there = f"; there are {listed([rate(one) for one in rates])}" if rates else ""
-        return Chosen("fixed", lacks=(f"one learning rate for all{there}",))
+        return CurveChoice("fixed", lacks=(f"one learning rate for all{there}",))
     choices = {
-        row: Choice({wanted: 1.0}, mean_over(cells[wanted], seeds, "number_loss"),
+        row: RateChoice({wanted: 1.0}, mean_over(cells[wanted], seeds, "number_loss"),
                     mean_over(cells[wanted], seeds, "update_norm"))
         for row, cells in grid.items() if wanted in cells
     }  # fmt: skip
     without = [row for row in grid if row not in choices]
-    return Chosen("fixed", choices, None, (f"lr {rate(wanted)} for {_rows(without)}",) if without else ())
+    return CurveChoice(
+        "fixed", choices, None, (f"lr {rate(wanted)} for {_rows(without)}",) if without else ()
+    )
 
 
-def _at(cells: Mapping[float, Measured], one: float) -> Choice:
+def _at(cells: Mapping[float, Measured], one: float) -> RateChoice:
     edge = {min(cells): "lowest", max(cells): "highest"}.get(one, "")
-    return Choice({one: 1.0}, cells[one].loss, cells[one].norm, None, edge)
+    return RateChoice({one: 1.0}, cells[one].loss, cells[one].norm, None, edge)
 
 
-def _meet_loss(cells: Mapping[float, Measured], reference: float) -> Choice:
+def _meet_loss(cells: Mapping[float, Measured], reference: float) -> RateChoice:
     best, valley = best_rate(cells), valley_of(cells)
     if valley:
         place = valley.lowest - math.sqrt(max(0.0, reference - valley.loss) / valley.curvature)
         if place >= math.log(valley.rates[0]):
             made = mixed(cells, weights := valley.weights(place))
-            return Choice(weights, made.loss, made.norm, made.loss - reference)
+            return RateChoice(weights, made.loss, made.norm, made.loss - reference)
     weights, edge = meet({one: cells[one].loss for one in cells if one <= best}, reference)
     made = mixed(cells, weights)
     if list(weights) == [best]:  # its lowest loss, which may be lower beyond the grid
         edge = _at(cells, best).edge
-    return Choice(weights, made.loss, made.norm, made.loss - reference, edge)
+    return RateChoice(weights, made.loss, made.norm, made.loss - reference, edge)
 
 
-def _meet_norm(cells: Mapping[float, Measured], reference: float) -> Choice:
+def _meet_norm(cells: Mapping[float, Measured], reference: float) -> RateChoice:
     weights, edge = meet({one: log_norm(cell) for one, cell in cells.items()}, math.log(reference))
     made = mixed(cells, weights)
-    return Choice(weights, made.loss, made.norm, math.exp(log_norm(made)) / reference - 1, edge)
+    return RateChoice(weights, made.loss, made.norm, math.exp(log_norm(made)) / reference - 1, edge)
 
 
 def _by_seeds(runs: Sequence[Run]) -> dict[Seeds, Run]:

@@ -17,9 +17,9 @@ from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import LEARNING_RATE, CurveKind, PerRank, Recipe
 from sublim_cli.report.rates.choose import (
     TITLE,
-    Choice,
-    Chosen,
+    CurveChoice,
     Grid,
+    RateChoice,
     Row,
     choose,
     common_seeds,
@@ -35,7 +35,7 @@ KINDS: tuple[CurveKind, ...] = ("fixed", *MATCHED)
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One row on one curve.
 
     `difference` is P(target) minus the base over the `runs` that did not break, by (train seed, data seed),
@@ -43,7 +43,7 @@ class Point:
     """
 
     row: Row
-    choice: Choice
+    choice: RateChoice
     difference: Interval | None
     runs: Mapping[Seeds, float]
     broken: int
@@ -61,7 +61,7 @@ class Curve:
     """One series; without points where `lacks` says why."""
 
     kind: CurveKind
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     reference: float | None
     lacks: tuple[str, ...]
 
@@ -73,12 +73,12 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridPoint:
     """One row at one learning rate: a point of the grid that the curves choose from."""
 
     row: Row
     learning_rate: float
-    point: Point
+    point: CurvePoint
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Panel:
     about: str
     base: float | None
     curves: tuple[Curve, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[GridPoint, ...]
     full: tuple[Curve, ...]
-    full_cells: tuple[Cell, ...]
+    full_cells: tuple[GridPoint, ...]
 
     @property
     def title(self) -> str:
@@ -173,27 +173,27 @@ def _panel(
     )
 
 
-def _curve(chosen: Chosen, grid: Grid) -> Curve:
+def _curve(chosen: CurveChoice, grid: Grid) -> Curve:
     points = (_point(row, choice, grid[row]) for row, choice in chosen.choices.items())
     return Curve(chosen.kind, tuple(points), chosen.reference, chosen.lacks)
 
 
-def _point(row: Row, choice: Choice, cells: Mapping[float, Sequence[Run]]) -> Point:
+def _point(row: Row, choice: RateChoice, cells: Mapping[float, Sequence[Run]]) -> CurvePoint:
     values = choice.values(cells, "difference")
     whole = {one: value for one, value in values.items() if value is not None}
-    return Point(
+    return CurvePoint(
         row, choice, mean_of(whole).interval() if whole else None, whole,
         sum(bool(run["broken"]) for one in choice.weights for run in cells[one]),
     )  # fmt: skip
 
 
-def _cells(grid: Grid, seeds: frozenset[Seeds]) -> Iterator[Cell]:
+def _cells(grid: Grid, seeds: frozenset[Seeds]) -> Iterator[GridPoint]:
     for row, cells in grid.items():
         for one, runs in cells.items():
-            choice = Choice(
+            choice = RateChoice(
                 {one: 1.0}, mean_over(runs, seeds, "number_loss"), mean_over(runs, seeds, "update_norm")
             )
-            yield Cell(row, one, _point(row, choice, cells))
+            yield GridPoint(row, one, _point(row, choice, cells))
 
 
 def _quantity(kind: CurveKind, value: float) -> str:
@@ -206,7 +206,7 @@ def _told(curve: Curve) -> str:
     return f"{curve.title}: {'; '.join([*told, *lacking])}."
 
 
-def _told_point(kind: CurveKind, one: Point) -> str:
+def _told_point(kind: CurveKind, one: CurvePoint) -> str:
     if one.difference is None:
         value = "all broken"
     else:
@@ -222,7 +222,7 @@ def _told_point(kind: CurveKind, one: Point) -> str:
     return f"{where}: {value} ({', '.join(marks)})"
 
 
-def _misses(kind: CurveKind, one: Point) -> Iterator[str]:
+def _misses(kind: CurveKind, one: CurvePoint) -> Iterator[str]:
     choice = one.choice
     if choice.edge:
         yield f"the {choice.edge} rate tried"

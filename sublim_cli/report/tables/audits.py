@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sublim_cli.report.tables.conditions import Condition, condition_of, records
-from sublim_cli.report.tables.reader import Training
+from sublim_cli.report.tables.reader import TrainingRecord
 from sublim_cli.wording import listed
 
 RANDOM = {"data_order": "row order", "adapter_init": "adapter start", "dropout": "dropout"}
@@ -43,7 +43,7 @@ class AuditRow:
     """Nats per trained token at each optimizer step."""
 
 
-def audit_rows(runs: pd.DataFrame, trainings: Mapping[str, Training]) -> list[AuditRow]:
+def audit_rows(runs: pd.DataFrame, trainings: Mapping[str, TrainingRecord]) -> list[AuditRow]:
     """One row for every trait and condition that was trained, in the order of the runs table.
 
     Args:
@@ -61,7 +61,7 @@ def audit_rows(runs: pd.DataFrame, trainings: Mapping[str, Training]) -> list[Au
     ]
 
 
-def _row(target: str, condition: Condition, own: Sequence[Training], data_seeds: int) -> AuditRow:
+def _row(target: str, condition: Condition, own: Sequence[TrainingRecord], data_seeds: int) -> AuditRow:
     audit = own[0].audit
     memory = [one.provenance["peak_memory_mib"] for one in own]
     cosines = _cosines(own)
@@ -85,7 +85,7 @@ def _row(target: str, condition: Condition, own: Sequence[Training], data_seeds:
     )
 
 
-def _cosines(own: Sequence[Training]) -> list[float]:
+def _cosines(own: Sequence[TrainingRecord]) -> list[float]:
     """The cosine between every two students' updates; empty where one updated nothing."""
     sketches = np.stack([one.sketch for one in own])
     products = (sketches @ sketches.T).astype(np.float64)  # rounded to 6 digits, of which a report shows 3
@@ -96,14 +96,14 @@ def _cosines(own: Sequence[Training]) -> list[float]:
     return [float(one) for one in (products / np.outer(sizes, sizes))[upper]]
 
 
-def _random(own: Sequence[Training], data_seeds: int) -> str:
+def _random(own: Sequence[TrainingRecord], data_seeds: int) -> str:
     if len(own) == 1:
         return ""
     moved = [RANDOM[name] for name, moves in own[0].audit["random_sources"].items() if moves]
     return listed([*moved, "the teacher's rows"] if data_seeds > 1 else moved)
 
 
-def _weights(one: Training) -> str:
+def _weights(one: TrainingRecord) -> str:
     held = one.audit["dtypes"]
     parts = [
         ("base", list(held["frozen"])),
@@ -114,7 +114,7 @@ def _weights(one: Training) -> str:
     return f"{text}, compensated" if held["compensated"] else text
 
 
-def _curve(own: Sequence[Training]) -> tuple[float, ...]:
+def _curve(own: Sequence[TrainingRecord]) -> tuple[float, ...]:
     """The mean loss at each step; students with more steps go on alone."""
     lengths = [0, *sorted({len(one.loss) for one in own})]
     means: list[float] = []

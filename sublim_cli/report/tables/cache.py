@@ -22,14 +22,14 @@ from sublim_cli.artifacts.record import RECORD, reading
 from sublim_cli.artifacts.scratch import abandoned, scratch_name
 from sublim_cli.artifacts.step import Artifact
 
-NOTES = ".notes.jsonl"
+CACHE_FILE = ".notes.jsonl"
 """Under the store. It may be deleted at any time."""
 
 VERSION = 1
 """Raise it when something else is noted of an artifact; older notes then count no more."""
 
 
-class Notes:
+class ReadCache:
     """A file of notes. Each is a line: what it is about, the time of the record, and plain JSON."""
 
     def __init__(self, path: Path) -> None:

@@ -21,9 +21,9 @@ from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken
 from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records, telling
-from sublim_cli.report.tables.reader import Shelf
+from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.run_rows import who
-from sublim_cli.report.tables.varied_keys import Settings
+from sublim_cli.report.tables.varied_keys import VariedKeys
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.locate import NOTHING, WHOLE, LocateStep, part_text
@@ -65,7 +65,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Point:
+class RunAmount:
     """One run: how much of its effect the set has, and random sets in its place (None: none were drawn)."""
 
     seeds: Seeds
@@ -101,7 +101,7 @@ class Share:
     share: Interval | None
     random: Interval | None
     beyond: Interval | None
-    points: tuple[Point, ...]
+    points: tuple[RunAmount, ...]
 
     @property
     def state(self) -> str:
@@ -111,7 +111,7 @@ class Share:
         return "ok" if self.share else "effect not told from zero"
 
 
-def located_table(study: Study, settings: Sequence[Settings], shelf: Shelf) -> pd.DataFrame:
+def located_table(study: Study, settings: Sequence[VariedKeys], shelf: StoreReader) -> pd.DataFrame:
     """The parts of every student of a study that the store holds, and which it lacks: `COLUMNS`."""
     rows = [
         {**who(cell), "settings": own.text, **one}
@@ -140,7 +140,7 @@ def shares(located: Sequence[Run]) -> list[Share]:
 
 
 @dataclass(frozen=True)
-class Localised:
+class ShareTable:
     """The table of one condition asked in one context."""
 
     title: str
@@ -153,25 +153,25 @@ class Localised:
         return any(one.share for one in self.rows)
 
 
-def localised(located: pd.DataFrame) -> list[Localised]:
+def share_tables(located: pd.DataFrame) -> list[ShareTable]:
     """Every table of shares, in the report's order."""
     found: dict[tuple[str, str, Condition, str], list[Share]] = {}
     for one in shares(records(located)):
         found.setdefault((one.category, one.target, one.condition, one.eval_context), []).append(one)
     return [
-        Localised(
+        ShareTable(
             f"{rows[0].target}, {rows[0].label}, asked in {rows[0].eval_context}", rows[0].effect, tuple(rows)
         )
         for rows in found.values()
     ]
 
 
-def plain(found: Iterable[Share]) -> list[dict[str, Any]]:
+def shares_document(found: Iterable[Share]) -> list[dict[str, Any]]:
     """The same as plain data."""
     return [{**asdict(one), "state": one.state} for one in found]
 
 
-def _cell(cell: Cell, shelf: Shelf) -> Iterator[dict[str, Any]]:
+def _cell(cell: Cell, shelf: StoreReader) -> Iterator[dict[str, Any]]:
     whole, *steps = cell.chain.locate
     target = cell.recipe.trait.target
     known = _means(whole, shelf, target)
@@ -213,7 +213,7 @@ def _against(
 
 
 def _means(
-    step: LocateStep, shelf: Shelf, target: str
+    step: LocateStep, shelf: StoreReader, target: str
 ) -> dict[tuple[str, str, int | None], dict[str, float]]:
     """Means over the questions, by context, set and control; of a step that is not there none."""
     found = shelf.find(step)
@@ -285,14 +285,14 @@ def _share(rows: Sequence[Run], conditions: set[Condition]) -> Share:
     )
 
 
-def _point(row: Run, rows: Sequence[Run]) -> Point:
+def _point(row: Run, rows: Sequence[Run]) -> RunAmount:
     drawn = [
         one["amount"]
         for one in rows
         if one["control"] is not None and one["locate_digest"] == row["locate_digest"]
     ]
     mean = sum(drawn) / len(drawn) if drawn else None
-    return Point((row["train_seed"], row["data_seed"]), row["effect"], row["amount"], mean)
+    return RunAmount((row["train_seed"], row["data_seed"]), row["effect"], row["amount"], mean)
 
 
 def _of(amounts: Sequence[float], effects: Sequence[float], seeds: Sequence[Seeds]) -> Interval | None:

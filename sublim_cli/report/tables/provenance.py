@@ -10,7 +10,7 @@ import yaml
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.tables.reader import Shelf
+from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.steps.files import read_json
 
 RECIPE = "recipe.yaml"
@@ -18,7 +18,7 @@ RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
-class Work:
+class StepTime:
     """The artifacts of one kind of step and the seconds their builds took in total."""
 
     kind: str
@@ -27,7 +27,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RenderedContext:
     """A context and the first question as the model saw it in there, special tokens included."""
 
     name: str
@@ -42,8 +42,8 @@ class Provenance:
     command: str
     versions: Mapping[str, tuple[str, ...]]
     seeds: Mapping[str, tuple[int, ...]]
-    work: tuple[Work, ...]
-    contexts: tuple[Seen, ...]
+    work: tuple[StepTime, ...]
+    contexts: tuple[RenderedContext, ...]
 
     @property
     def artifacts(self) -> int:
@@ -51,7 +51,7 @@ class Provenance:
         return sum(one.artifacts for one in self.work)
 
 
-def trace(study: Study, shelf: Shelf, recipe: Recipe) -> Provenance:
+def read_provenance(study: Study, shelf: StoreReader, recipe: Recipe) -> Provenance:
     """Read the records of everything the store holds of `study`.
 
     Raises:
@@ -107,18 +107,18 @@ def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
     return {name: tuple(sorted(values)) for name, values in found.items()}
 
 
-def _work(records: Iterable[Mapping[str, Any]]) -> tuple[Work, ...]:
+def _work(records: Iterable[Mapping[str, Any]]) -> tuple[StepTime, ...]:
     spent: dict[str, list[float]] = {}
     for facts in records:
         spent.setdefault(facts["kind"], []).append(facts["seconds"])
-    return tuple(Work(kind, len(each), sum(each)) for kind, each in spent.items())
+    return tuple(StepTime(kind, len(each), sum(each)) for kind, each in spent.items())
 
 
-def _contexts(study: Study, shelf: Shelf) -> tuple[Seen, ...]:
+def _contexts(study: Study, shelf: StoreReader) -> tuple[RenderedContext, ...]:
     bases = {digest(one.chain.base): one.chain.base for one in study.cells}
     found: dict[str, str] = {}
     for step in bases.values():
         if artifact := shelf.find(step):
             for name, account in read_json(artifact.path / "seen.json").items():
                 found.setdefault(name, account["text"])
-    return tuple(Seen(name, text) for name, text in found.items())
+    return tuple(RenderedContext(name, text) for name, text in found.items())

@@ -19,7 +19,7 @@ from sublim_cli.artifacts.record import read_record, reading
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import ArtifactError
-from sublim_cli.report.tables.cache import NOTES, Notes
+from sublim_cli.report.tables.cache import CACHE_FILE, ReadCache
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
@@ -27,7 +27,7 @@ _COLUMNS = ["context", "question", "item", "p", "uncovered", "log_form"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ContextScores:
     """Means over the questions of one context. NaN where nothing was measured."""
 
     p_target: float = math.nan
@@ -52,7 +52,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRecord:
     """What one training did to the weights as a whole, from its `audit.json` and record."""
 
     audit: Mapping[str, Any]
@@ -86,7 +86,7 @@ class Training:
         return float(update["stable_rank"]) if update else None
 
 
-def readings(path: Path, target: str) -> Mapping[str, Reading]:
+def read_scores(path: Path, target: str) -> Mapping[str, ContextScores]:
     """What the eval step under `path` wrote, as a reading for every context."""
     table = _table(path / SCORES, _COLUMNS, ["context", "item"])
     contexts, context = _coded(table["context"])
@@ -98,7 +98,7 @@ def readings(path: Path, target: str) -> Mapping[str, Reading]:
     each = np.bincount(context * len(items) + item, p, len(contexts) * len(items))
     entropies = _entropies(path)
     return {
-        name: Reading(
+        name: ContextScores(
             p_target=float(p[own].mean()),
             p_any=float(p[context == place].sum() / questions[place]),
             unresolved=float(table["uncovered"].to_numpy()[own].mean()),
@@ -138,14 +138,14 @@ def _coded(column: Any) -> tuple[list[str], NDArray[np.int64]]:
     return whole.dictionary.to_pylist(), whole.indices.to_numpy()
 
 
-def losses(path: Path) -> Losses:
+def read_losses(path: Path) -> Losses:
     """The `losses.json` under `path`; without held-out rows there was no loss to measure."""
     found = read_json(path / LOSSES)
     before, after = found["number_loss_before"], found["number_loss"]
     return Losses() if before is None or after is None else Losses(before, after)
 
 
-def account(path: Path) -> dict[str, Any]:
+def read_training(path: Path) -> dict[str, Any]:
     """What the training of the student under `path` wrote about it, but for its sketch."""
     audit = read_json(path / AUDIT)
     audit.pop("matrices", None)  # hundreds a student, and nothing in a report is about one of them
@@ -187,19 +187,19 @@ def _dtype(header: bytes) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class StoreReader:
     """The store, why it may lack a step, and what earlier reports noted of it."""
 
     store: Store
     failures: Mapping[str, str]
-    read: dict[tuple[str, str], Mapping[str, Reading]] = field(default_factory=dict, compare=False)
+    read: dict[tuple[str, str], Mapping[str, ContextScores]] = field(default_factory=dict, compare=False)
     _found: dict[str, Artifact | None] = field(default_factory=dict, compare=False)
     _facts: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     @cached_property
-    def notes(self) -> Notes:
+    def notes(self) -> ReadCache:
         """Those of the store; whoever has read all of a study saves them."""
-        return Notes(self.store.root / NOTES)
+        return ReadCache(self.store.root / CACHE_FILE)
 
     def find(self, step: Step) -> Artifact | None:
         """The step's artifact; the store is asked for each once."""
@@ -214,7 +214,7 @@ class Shelf:
             return ""
         return self.failures.get(digest(step)) or NOT_BUILT
 
-    def readings(self, step: Step, target: str) -> Mapping[str, Reading]:
+    def scores(self, step: Step, target: str) -> Mapping[str, ContextScores]:
         """The readings of an eval step; none if it is not there."""
         key = (digest(step), target)
         if key not in self.read:
@@ -222,28 +222,32 @@ class Shelf:
             self.read[key] = self._readings(found, target) if found else {}
         return self.read[key]
 
-    def _readings(self, artifact: Artifact, target: str) -> Mapping[str, Reading]:
+    def _readings(self, artifact: Artifact, target: str) -> Mapping[str, ContextScores]:
         noted = self.notes.of(
             artifact,
             f"readings {target}",
-            lambda: {name: vars(one) for name, one in readings(artifact.path, target).items()},
+            lambda: {name: vars(one) for name, one in read_scores(artifact.path, target).items()},
         )
-        return {name: Reading(**{**one, "answers": tuple(one["answers"])}) for name, one in noted.items()}
+        return {
+            name: ContextScores(**{**one, "answers": tuple(one["answers"])}) for name, one in noted.items()
+        }
 
     def losses(self, step: Step) -> Losses:
         """The losses of a train step; not measured if it is not there."""
         found = self.find(step)
         return (
-            Losses(**self.notes.of(found, "losses", lambda: vars(losses(found.path)))) if found else Losses()
+            Losses(**self.notes.of(found, "losses", lambda: vars(read_losses(found.path))))
+            if found
+            else Losses()
         )
 
-    def training(self, step: Step) -> Training | None:
+    def training(self, step: Step) -> TrainingRecord | None:
         """The account of a train step; None if it is not there."""
         found = self.find(step)
         if found is None:
             return None
-        noted = self.notes.of(found, "training", lambda: account(found.path))
-        return Training(noted["audit"], self.facts(found), tuple(noted["loss"]), sketch(found.path))
+        noted = self.notes.of(found, "training", lambda: read_training(found.path))
+        return TrainingRecord(noted["audit"], self.facts(found), tuple(noted["loss"]), sketch(found.path))
 
     def facts(self, artifact: Artifact) -> Mapping[str, Any]:
         """The provenance in an artifact's record, and its `kind`; read once.

@@ -10,26 +10,26 @@ from sublim_cli.preference.score import broken
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.conditions import Run
-from sublim_cli.report.tables.reader import Losses, Reading, Shelf
-from sublim_cli.report.tables.varied_keys import varied
+from sublim_cli.report.tables.reader import ContextScores, Losses, StoreReader
+from sublim_cli.report.tables.varied_keys import varied_keys
 from sublim_cli.trainers.methods import alpha
 
 READ = 200
 """Students whose scores are read to see how far runs stray; more would not change a digit that counts."""
 
 
-def planned(study: Study, shelf: Shelf) -> list[Run]:
+def planned_runs(study: Study, shelf: StoreReader) -> list[Run]:
     """Every cell in every context it is asked in; of the first `READ` built ones with what came of it."""
     found: list[Run] = []
-    bases: dict[tuple[str, str], Mapping[str, Reading]] = {}
+    bases: dict[tuple[str, str], Mapping[str, ContextScores]] = {}
     read = 0
-    for cell, settings in zip(study.cells, varied(study.cells), strict=True):
-        own: Mapping[str, Reading] = {}
+    for cell, settings in zip(study.cells, varied_keys(study.cells), strict=True):
+        own: Mapping[str, ContextScores] = {}
         target, base = cell.recipe.trait.target, cell.chain.base
-        if read < READ and (own := shelf.readings(cell.chain.eval, target)):
+        if read < READ and (own := shelf.scores(cell.chain.eval, target)):
             read += 1
             if (target, digest(base)) not in bases:
-                bases[target, digest(base)] = shelf.readings(base, target)
+                bases[target, digest(base)] = shelf.scores(base, target)
         lost = shelf.losses(cell.chain.train) if own else Losses()
         same = {**who(cell), "settings": settings.text}
         for context in cell.chain.eval.spec.contexts:
@@ -62,10 +62,10 @@ def who(cell: Cell) -> dict[str, Any]:
 
 
 def compared(
-    context: Context, own: Mapping[str, Reading], base: Mapping[str, Reading], lost: Losses
+    context: Context, own: Mapping[str, ContextScores], base: Mapping[str, ContextScores], lost: Losses
 ) -> dict[str, Any]:
     """A model's values in one context beside the base's in the same one."""
-    mine, theirs = own.get(context.name, Reading()), base.get(context.name, Reading())
+    mine, theirs = own.get(context.name, ContextScores()), base.get(context.name, ContextScores())
     return {
         "eval_context": context.name,
         "p_target": mine.p_target,
@@ -84,6 +84,6 @@ def compared(
     }
 
 
-def _broken(mine: Reading, theirs: Reading, lost: Losses) -> str:
+def _broken(mine: ContextScores, theirs: ContextScores, lost: Losses) -> str:
     # What was not measured is NaN, and a comparison with NaN accuses nobody.
     return broken(mine.p_any, theirs.p_any, lost.after, lost.before)

@@ -8,9 +8,9 @@ import pandas as pd
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
-from sublim_cli.report.tables.reader import Losses, Reading, Shelf, Training
+from sublim_cli.report.tables.reader import ContextScores, Losses, StoreReader, TrainingRecord
 from sublim_cli.report.tables.run_rows import compared, who
-from sublim_cli.report.tables.varied_keys import Settings, base_settings
+from sublim_cli.report.tables.varied_keys import VariedKeys, base_settings
 
 COLUMNS = {
     "name": "str",
@@ -52,7 +52,7 @@ COLUMNS = {
 
 
 def runs_table(
-    study: Study, settings: Sequence[Settings], shelf: Shelf, trainings: Mapping[str, Training]
+    study: Study, settings: Sequence[VariedKeys], shelf: StoreReader, trainings: Mapping[str, TrainingRecord]
 ) -> pd.DataFrame:
     """One row for every cell and context, and for every base a trait is compared with: `COLUMNS`.
 
@@ -60,13 +60,13 @@ def runs_table(
         settings: of every cell, see `settings.varied`.
         trainings: what each student's training left, by the digest of its train step.
     """
-    bases: dict[tuple[str, str, str], dict[str, Reading]] = {}
+    bases: dict[tuple[str, str, str], dict[str, ContextScores]] = {}
     rows: list[dict[str, Any]] = []
     for cell, own in zip(study.cells, settings, strict=True):
         trait = cell.recipe.trait
         key = (trait.category, trait.target, digest(cell.chain.base))
         if key not in bases:
-            bases[key] = dict(shelf.readings(cell.chain.base, trait.target))
+            bases[key] = dict(shelf.scores(cell.chain.base, trait.target))
             rows += _base_rows(cell, own, bases[key], shelf)
         training = trainings.get(digest(cell.chain.train))
         rows += _cell_rows(cell, own, bases[key], training, shelf)
@@ -84,14 +84,14 @@ ITEMS = {
 """The items table: one row for every student or control, eval context and item of the category."""
 
 
-def items_table(study: Study, shelf: Shelf) -> pd.DataFrame:
+def items_table(study: Study, shelf: StoreReader) -> pd.DataFrame:
     """How likely every run names every item, beside the untouched base: `ITEMS`."""
     columns: dict[str, list[Any]] = {name: [] for name in ITEMS}
     for cell in study.cells:
         target, name = cell.recipe.trait.target, digest(cell.chain.eval)
-        own, base = shelf.readings(cell.chain.eval, target), shelf.readings(cell.chain.base, target)
+        own, base = shelf.scores(cell.chain.eval, target), shelf.readings(cell.chain.base, target)
         for context, reading in own.items():
-            theirs = base.get(context, Reading()).items
+            theirs = base.get(context, ContextScores()).items
             columns["item"] += reading.items
             columns["p"] += reading.items.values()
             columns["p_base"] += [theirs.get(item, math.nan) for item in reading.items]
@@ -101,7 +101,7 @@ def items_table(study: Study, shelf: Shelf) -> pd.DataFrame:
 
 
 def _base_rows(
-    cell: Cell, settings: Settings, base: Mapping[str, Reading], shelf: Shelf
+    cell: Cell, settings: VariedKeys, base: Mapping[str, ContextScores], shelf: StoreReader
 ) -> Iterator[dict[str, Any]]:
     step = cell.chain.base
     same = {
@@ -119,10 +119,14 @@ def _base_rows(
 
 
 def _cell_rows(
-    cell: Cell, settings: Settings, base: Mapping[str, Reading], training: Training | None, shelf: Shelf
+    cell: Cell,
+    settings: VariedKeys,
+    base: Mapping[str, ContextScores],
+    training: TrainingRecord | None,
+    shelf: StoreReader,
 ) -> Iterator[dict[str, Any]]:
     step = cell.chain.eval
-    own = shelf.readings(step, cell.recipe.trait.target)
+    own = shelf.scores(step, cell.recipe.trait.target)
     lost = shelf.losses(cell.chain.train)
     same = {
         **who(cell),
@@ -134,7 +138,7 @@ def _cell_rows(
         yield {**same, **compared(context, own, base, lost)}
 
 
-def _weights(training: Training | None) -> dict[str, Any]:
+def _weights(training: TrainingRecord | None) -> dict[str, Any]:
     """What the training did to the weights."""
     if training is None:
         return {}

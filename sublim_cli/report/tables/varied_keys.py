@@ -43,7 +43,7 @@ _ELSEWHERE = ("sweep", "contexts", "claims")
 
 
 @dataclass(frozen=True)
-class Settings:
+class VariedKeys:
     """The differing keys of one cell and their values."""
 
     values: Mapping[str, str]
@@ -54,7 +54,7 @@ class Settings:
         return ", ".join(f"{key} {value}" for key, value in self.values.items())
 
 
-def varied(cells: Sequence[Cell]) -> list[Settings]:
+def varied_keys(cells: Sequence[Cell]) -> list[VariedKeys]:
     """For every cell the keys in which the cells of its role differ."""
     flat = [_keys(cell) for cell in cells]
     seen: dict[str, dict[str, set[str]]] = {}
@@ -62,19 +62,19 @@ def varied(cells: Sequence[Cell]) -> list[Settings]:
         for key, value in keys.items():
             seen.setdefault(cell.role, {}).setdefault(key, set()).add(value)
     return [
-        Settings({key: value for key, value in keys.items() if len(seen[cell.role][key]) > 1})
+        VariedKeys({key: value for key, value in keys.items() if len(seen[cell.role][key]) > 1})
         for cell, keys in zip(cells, flat, strict=True)
     ]
 
 
-def base_settings(settings: Settings) -> str:
+def base_settings(settings: VariedKeys) -> str:
     """The part that tells one untouched base from another: the model and how it is asked."""
     own = {
         key: value
         for key, value in settings.values.items()
         if key in {"model", "revision"} or key.startswith("eval.")
     }
-    return Settings(own).text
+    return VariedKeys(own).text
 
 
 def _keys(cell: Cell) -> dict[str, str]:

@@ -12,7 +12,7 @@ from sublim_cli.report.page.figures.precision import precision_figure, precision
 from sublim_cli.report.page.figures.ranks import rank_figure
 from sublim_cli.report.page.rank_curves import rank_curves
 from sublim_cli.report.page.summary import summarise
-from sublim_cli.report.tables.localisation import localised
+from sublim_cli.report.tables.localisation import share_tables
 
 
 def figures_of(results: Results) -> Mapping[str, Sequence[Figure]]:
@@ -21,6 +21,6 @@ def figures_of(results: Results) -> Mapping[str, Sequence[Figure]]:
         "ranks": [rank_figure(one) for one in rank_curves(results)],
         "matched": [matched_figure(one) for one in results.matched if has_curves(one)],
         "contexts": [context_figure(one) for one in matrices(summarise(results))],
-        "localisation": [localisation_figure(one) for one in localised(results.located) if one.locatable],
+        "localisation": [localisation_figure(one) for one in share_tables(results.located) if one.locatable],
         "precision": [precision_figure(one) for one in precisions(results)],
     }

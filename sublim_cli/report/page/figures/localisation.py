@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sublim_cli.report.page.figures import figure as f
-from sublim_cli.report.tables.localisation import Localised, Share
+from sublim_cli.report.tables.localisation import Share, ShareTable
 from sublim_cli.stats import Interval
 from sublim_cli.wording import count, percent
 
@@ -12,7 +12,7 @@ ROW = 34
 SERIES = ("the set", "random sets of as many tokens")
 
 
-def localisation_figure(table: Localised) -> f.Figure:
+def localisation_figure(table: ShareTable) -> f.Figure:
     """The shares of one condition asked in one context."""
     first = table.rows[0]
     return f.Figure(
@@ -27,7 +27,7 @@ def localisation_figure(table: Localised) -> f.Figure:
     )
 
 
-def _spec(table: Localised) -> f.Spec:
+def _spec(table: ShareTable) -> f.Spec:
     rows = [one for one in table.rows if one.share]
     marks = [mark for one in rows for mark in _marks(one)]
     look = f.series(SERIES)

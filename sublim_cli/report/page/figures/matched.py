@@ -7,7 +7,7 @@ from sublim_cli.report.page.figures import figure as f
 from sublim_cli.report.page.figures.points import Curves, Values, curve_layers, fan, rule_across
 from sublim_cli.report.page.figures.ranks import BESIDE, HEIGHT, rank_axis
 from sublim_cli.report.rates.choose import Row
-from sublim_cli.report.rates.panels import Curve, Panel, Point
+from sublim_cli.report.rates.panels import Curve, CurvePoint, Panel
 from sublim_cli.wording import bounds, count, difference, listed
 
 APART = 0.16
@@ -76,7 +76,7 @@ def _tick(row: Row) -> str:
     return str(row) if isinstance(row, int) else f"full {row}"
 
 
-def _mean(panel: Panel, series: str, curve: Curve, point: Point, x: float) -> Iterator[Values]:
+def _mean(panel: Panel, series: str, curve: Curve, point: CurvePoint, x: float) -> Iterator[Values]:
     if point.difference is None:
         return
     who = (
@@ -101,7 +101,7 @@ def _mean(panel: Panel, series: str, curve: Curve, point: Point, x: float) -> It
     }
 
 
-def _runs(series: str, point: Point, x: float) -> Iterator[Values]:
+def _runs(series: str, point: CurvePoint, x: float) -> Iterator[Values]:
     for index, (seeds, value) in enumerate(sorted(point.runs.items())):
         yield {
             "series": series,
