@@ -161,7 +161,7 @@ def test_notes_that_a_killed_report_left_half_written_are_removed(planned, own, 
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
     machine, mine, random = scratch_name().split("-")
-    left, live = (own.root / f"{NOTES}-{machine}-{pid}-{random}" for pid in (gone.stdout.strip(), mine))
+    left, live = (own.root / f"{CACHE_FILE}-{machine}-{pid}-{random}" for pid in (gone.stdout.strip(), mine))
     for path in (left, live):
         path.write_text("1 half")
     collect(planned, own, recipe)

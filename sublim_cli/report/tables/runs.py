@@ -89,7 +89,7 @@ def items_table(study: Study, shelf: StoreReader) -> pd.DataFrame:
     columns: dict[str, list[Any]] = {name: [] for name in ITEMS}
     for cell in study.cells:
         target, name = cell.recipe.trait.target, digest(cell.chain.eval)
-        own, base = shelf.scores(cell.chain.eval, target), shelf.readings(cell.chain.base, target)
+        own, base = shelf.scores(cell.chain.eval, target), shelf.scores(cell.chain.base, target)
         for context, reading in own.items():
             theirs = base.get(context, ContextScores()).items
             columns["item"] += reading.items
