@@ -30,7 +30,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import own_seed
 from sublim_cli.backends.token_bytes import pieces, stops, text
-from sublim_cli.models.batches import attention_mask, left_padded, positions
+from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.pipeline import chain, run
@@ -62,7 +62,7 @@ def laws(model: Any, rows: Sequence[Sequence[int]]) -> Floats:
         out = model(
             input_ids=left_padded(part, 0, model.device),
             attention_mask=mask,
-            position_ids=positions(mask),
+            position_ids=position_ids(mask),
             use_cache=False,
             logits_to_keep=1,
         )

@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 from sublim_cli.backends.interface import Ids
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.gate import is_gated
-from sublim_cli.models.head import Head, head_of, with_states
 from sublim_cli.models.load import Model
-from sublim_cli.models.prefix import Layers, cache_of, layers_of, opening, prompt_inputs
+from sublim_cli.models.prefix import (
+    CacheLayers,
+    cache_from_layers,
+    cache_layers,
+    prompt_inputs,
+    shared_opening_cache,
+)
+from sublim_cli.models.structure import Head, forward_with_states, plain_head
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +131,7 @@ class Grown:
 
     nodes: Nodes
     laws: Laws
-    layers: Layers
+    layers: CacheLayers
     """The pass's keys and values, its own tokens the last; nothing of a pass over prompts."""
     row: Ints
     column: Ints
@@ -147,14 +153,14 @@ class Forest:
         begun = None
         if shared:
             self.mask = torch.cat([self.mask.new_ones(len(prompts), shared), self.mask], dim=1)
-            begun = opening(model, self._tensor(np.array(prompts[0][:shared])), len(prompts))
-        out, states = with_states(model, **prompt_inputs(model, ids, self.mask, begun))
-        self.head = head_of(model, states[:, -1:], out.logits)
-        self.prompts = layers_of(out.past_key_values)
+            begun = shared_opening_cache(model, self._tensor(np.array(prompts[0][:shared])), len(prompts))
+        out, states = forward_with_states(model, **prompt_inputs(model, ids, self.mask, begun))
+        self.head = plain_head(model, states[:, -1:], out.logits)
+        self.prompts = cache_layers(out.past_key_values)
         limit = max(1, LIMIT // size)
         self.most = min(limit, BLOCK) if self.device.type == "cpu" else limit
         self.first = Laws(_as_it_is, out.logits[:, -1], self.most)
-        self.kept: Layers = []
+        self.kept: CacheLayers = []
         """For each layer the keys and values of what is kept, [kept, heads, width]."""
         self.chains = np.zeros((0, 0), dtype=np.int64)
         """The beginnings that each kept one goes on from, itself the last: [kept, depth], ended with -1."""
@@ -217,18 +223,18 @@ class Forest:
         token[row, column] = nodes.token[every]
         position[row, column] = self.lengths[nodes.row[every]] + nodes.depth[every] - 1
         above, sees = self._above(nodes, rows, width)
-        out, states = with_states(
+        out, states = forward_with_states(
             self.model,
             input_ids=self._tensor(token),
             attention_mask=self._hidden(of, sees),
             position_ids=self._tensor(position),
-            past_key_values=cache_of(self._before(of, above)),
+            past_key_values=cache_from_layers(self._before(of, above)),
             use_cache=True,
             logits_to_keep=1 if self.head else 0,
         )
         of_nodes = (states if self.head else out.logits)[self._tensor(row), self._tensor(column)]
         laws = Laws(self.head or _as_it_is, of_nodes, self.most)
-        return Grown(nodes[every], laws, layers_of(out.past_key_values), row, column - width)
+        return Grown(nodes[every], laws, cache_layers(out.past_key_values), row, column - width)
 
     def _above(self, nodes: Nodes, rows: list[Ints], width: int) -> tuple[Ints, NDArray[np.bool_]]:
         """What stands beside each row [rows, kept], and which columns see it [rows, width, kept]."""
@@ -260,7 +266,7 @@ class Forest:
         hidden = torch.zeros(whole.shape, dtype=kind, device=self.device)
         return hidden.masked_fill_(~whole, torch.finfo(kind).min)[:, None]
 
-    def _before(self, of: Ints, above: Ints) -> Layers:
+    def _before(self, of: Ints, above: Ints) -> CacheLayers:
         """What stands before a pass's own tokens: each row's prompt, and the beginnings beside it."""
         import torch
 

@@ -17,7 +17,7 @@ from sublim_cli.backends.sampled import SampledScorer, own_seed
 from sublim_cli.backends.transformers import warpers
 from sublim_cli.backends.vllm import VllmSampler
 from sublim_cli.errors import ModelError
-from sublim_cli.models.batches import attention_mask, left_padded, positions
+from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
@@ -266,7 +266,7 @@ def _looked_up(
         [before, (torch.arange(longest, device=model.device) < lengths[:, None]).to(before)], dim=1
     )
     logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=longest + 1
+        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=longest + 1
     ).logits
     steps = warpers(sampling, before)
     for place in range(longest):

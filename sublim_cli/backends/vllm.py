@@ -18,7 +18,7 @@ from sublim_cli.backends.engine import bucket
 from sublim_cli.backends.interface import Ids
 from sublim_cli.backends.token_bytes import ends_at, to_its_end
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.load import Shape, is_adapter
+from sublim_cli.models.load import ModelShape, is_adapter
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import SamplingSection
 
@@ -52,11 +52,11 @@ def holding(ref: ModelRef, weights: Path | None, length: int) -> Holding:
     return Holding(ref.source, ref.revision, rank, length)
 
 
-def length_for(prompts: Sequence[Ids], max_tokens: int, shape: Shape) -> int:
+def length_for(prompts: Sequence[Ids], max_tokens: int, shape: ModelShape) -> int:
     """How long sequences may become in an engine that is to answer such prompts."""
     needed = max(map(len, prompts)) + max_tokens
     wanted = max(LENGTH, needed + SLACK)
-    return max(needed, min(wanted, shape.room or wanted))
+    return max(needed, min(wanted, shape.max_length or wanted))
 
 
 def loading(held: Holding, memory: float) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class VllmSampler:
 
     engine: Draws
     tokenizer: Tokenizer
-    shape: Shape = field(repr=False)
+    shape: ModelShape = field(repr=False)
     weights: Path | None = None
     """The train artifact whose adapter the engine is to use, or that it was started with."""
 

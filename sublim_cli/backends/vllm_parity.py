@@ -15,8 +15,8 @@ from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.vllm import VllmSampler, holding, length_for
 from sublim_cli.backends.vllm_server import serving
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.device import release
-from sublim_cli.models.load import load_shape, load_student, load_tokenizer
+from sublim_cli.models.device import free_gpu_memory
+from sublim_cli.models.load import load_model_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import SampledScoring
@@ -42,9 +42,9 @@ class Who:
     @contextmanager
     def on_vllm(self, prompts: Sequence[Ids], max_tokens: int) -> Iterator[VllmSampler]:
         """A sampler on an engine that is awake meanwhile."""
-        shape = load_shape(self.ref, self.weights)
+        shape = load_model_shape(self.ref, self.weights)
         held = holding(self.ref, self.weights, length_for(prompts, max_tokens, shape))
-        release()
+        free_gpu_memory()
         with serving(held) as engine:
             yield VllmSampler(engine, self.tokenizer, shape, self.weights)
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 from sublim_cli.backends.interface import Ids
 from sublim_cli.backends.vllm import Engine, Holding
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.device import one_card
+from sublim_cli.models.device import single_gpu_environment
 from sublim_cli.recipe.schema import SamplingSection
 
 MODULE = "sublim_cli.backends.vllm_server"
@@ -164,7 +164,7 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {
         "VLLM_LOGGING_LEVEL": "WARNING",
         **ours,
-        **one_card(ours),
+        **single_gpu_environment(ours),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from sublim_cli.errors import SublimError
-from sublim_cli.models.device import machine
+from sublim_cli.models.device import device_record
 from sublim_cli.trainers.import_check import unloadable
 
 State = Literal["ok", "wrong", "not here"]
@@ -83,7 +83,7 @@ def _torch() -> Finding:
     if why := unloadable():
         return Finding("training", f"torch {built}", "wrong", why)
     try:
-        here = machine()
+        here = device_record()
     except SublimError as error:
         return Finding("training", f"torch {built}", "wrong", str(error))
     return Finding("training", f"torch {built} on {here['device']}")

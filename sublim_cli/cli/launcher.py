@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
-from sublim_cli.models.device import THREADS, device, devices, threads
+from sublim_cli.models.device import THREADS, device, threads, worker_devices
 from sublim_cli.sweep.launch import Launcher, Needs
 
 EXTRAS = {"ray": "ray", "slurm": "submitit"}
@@ -33,7 +33,7 @@ def open_launcher(
     if name == "local":
         from sublim_cli.sweep.local import LocalLauncher
 
-        return LocalLauncher(devices(workers))
+        return LocalLauncher(worker_devices(workers))
     _check_installed(name)
     needs = Needs(threads(), float(device().type == "cuda") if gpus is None else gpus, memory)
     if name == "ray":

@@ -8,7 +8,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.plan_tables import caption, document, headline, tables
 from sublim_cli.console import screen, show_json, show_line, show_table, show_warning
 from sublim_cli.events import Notice
-from sublim_cli.models.device import devices, machine
+from sublim_cli.models.device import device_record, worker_devices
 from sublim_cli.pipeline import Study, check
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import Power, powers
@@ -25,7 +25,7 @@ def plan_and_show(
 ) -> None:
     """Say what a sweep of `recipe` would do to the store at `out`; write nothing there."""
     whole, store = study(recipe), Store(out)
-    seen, failures = _foreseen(whole, store, devices(workers), probe=probe, quiet=quiet)
+    seen, failures = _foreseen(whole, store, worker_devices(workers), probe=probe, quiet=quiet)
     runs = planned_runs(whole, StoreReader(store, {})) if seen.new else []
     power = powers(recipe.claims, runs, effect) if seen.new else []
     if json:
@@ -43,7 +43,7 @@ def _foreseen(
     lacking = missing(whole, store)
     check(lacking)
     records = recorded(store.root) if lacking else []
-    known = Costs(records, machine()) if lacking else Costs([], {})
+    known = Costs(records, device_record()) if lacking else Costs([], {})
     unknown = [one for one in lacking if known.of(one) is None]
     if not (probe and unknown):
         return forecast(whole, lacking, records, [known], len(places)), ()
@@ -51,7 +51,7 @@ def _foreseen(
         shown(
             Notice("measuring what no record tells, in a place that is thrown away; --no-probe leaves it out")
         )
-        with probed(whole, unknown, places[0], machine(), shown) as found:
+        with probed(whole, unknown, places[0], device_record(), shown) as found:
             return forecast(whole, lacking, records, [known, found.costs], len(places)), found.failures
 
 

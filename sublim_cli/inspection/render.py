@@ -213,7 +213,7 @@ def _alike(seen: Inspection) -> list[str]:
 def _built_in(seen: Inspection) -> list[str]:
     found = []
     if (default := seen.prompts.get("default")) is not None:
-        text = default.said("system", "identity")
+        text = default.text_of("system", "identity")
         found.append(
             f"default: no system message is given, and the template puts in “{text}”"
             if text

@@ -14,9 +14,9 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import IGNORED, Tokenizer, example
 from sublim_cli.models.load import load_tokenizer
-from sublim_cli.models.positions import NAMES, OF_CONTEXTS, positions, shared
+from sublim_cli.models.positions import CONTEXT_ROLES, SET_NAMES, position_mask, shared_mask
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.models.token_roles import Reading, Role, Token, reading
+from sublim_cli.models.token_roles import RenderedPrompt, Role, Token, render_with_roles
 from sublim_cli.pipeline import chain
 from sublim_cli.recipe.contexts import Context, resolve_context
 from sublim_cli.recipe.load import vary
@@ -43,7 +43,7 @@ class Subject:
 class Line:
     """A token as it is shown.
 
-    `trained` says whether loss falls on it, `shared` which of the recipe's contexts hold it at the same
+    `trained` says whether loss falls on it, `shared_mask` which of the recipe's contexts hold it at the same
     role; None where it is no context's, but the question's or the answer's.
     """
 
@@ -79,7 +79,7 @@ class Inspection:
     training: str
     asked: tuple[str, ...]
     contexts: tuple[str, ...]
-    prompts: Mapping[str, Reading]
+    prompts: Mapping[str, RenderedPrompt]
     views: tuple[View, ...]
     refused: Mapping[str, str]
 
@@ -99,8 +99,8 @@ class Inspection:
             return {}
         return {
             context: {
-                name: [at for at, inside in enumerate(positions(name, prompt, training)) if inside]
-                for name in NAMES
+                name: [at for at, inside in enumerate(position_mask(name, prompt, training)) if inside]
+                for name in SET_NAMES
             }
             for context, prompt in self.prompts.items()
         }
@@ -193,26 +193,28 @@ def _viewed(recipe: Recipe, own: Mapping[str, Context], names: Sequence[str]) ->
 
 def _readings(
     tokenizer: Tokenizer, contexts: Iterable[Context], subject: Subject
-) -> tuple[dict[str, Reading], dict[str, str]]:
+) -> tuple[dict[str, RenderedPrompt], dict[str, str]]:
     """The prompt in every context that can be rendered, and why the others cannot."""
-    prompts: dict[str, Reading] = {}
+    prompts: dict[str, RenderedPrompt] = {}
     refused: dict[str, str] = {}
     for one in contexts:
         try:
-            prompts[one.name] = reading(tokenizer, one, subject.user)
+            prompts[one.name] = render_with_roles(tokenizer, one, subject.user)
         except ModelError as error:
             refused[one.name] = str(error)
     return prompts, refused
 
 
-def _view(tokenizer: Tokenizer, context: Context, subject: Subject, own: Mapping[str, Reading]) -> View:
-    whole = reading(tokenizer, context, subject.user, subject.completion)
-    marks = {name: shared(whole, prompt) for name, prompt in own.items()}
+def _view(
+    tokenizer: Tokenizer, context: Context, subject: Subject, own: Mapping[str, RenderedPrompt]
+) -> View:
+    whole = render_with_roles(tokenizer, context, subject.user, subject.completion)
+    marks = {name: shared_mask(whole, prompt) for name, prompt in own.items()}
     lines = (
         Line(
             token,
             trained,
-            tuple(name for name in marks if marks[name][at]) if token.role in OF_CONTEXTS else None,
+            tuple(name for name in marks if marks[name][at]) if token.role in CONTEXT_ROLES else None,
         )
         for at, (token, trained) in enumerate(
             zip(whole.tokens, _trained(tokenizer, context, subject, len(whole.tokens)), strict=True)

@@ -20,6 +20,6 @@ def attention_mask(rows: Sequence[Sequence[int]], device: "torch.device") -> "to
     return left_padded([[1] * len(row) for row in rows], 0, device)
 
 
-def positions(mask: "torch.Tensor") -> "torch.Tensor":
+def position_ids(mask: "torch.Tensor") -> "torch.Tensor":
     """Position ids that count a row's own tokens from 0, whatever stands before them."""
     return (mask.cumsum(-1) - 1).clamp_min(0)

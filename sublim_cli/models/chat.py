@@ -71,7 +71,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
     return next((token for token in after if token in special), after[0])
 
 
-def seen(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
+def ids_and_text(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
     """Ids and text of a sequence, for an artifact's account of what the model saw."""
     return {"ids": list(ids), "text": tokenizer.decode(list(ids))}
 

@@ -48,7 +48,7 @@ def device() -> "torch.device":
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def devices(workers: int | None = None) -> tuple[str, ...]:
+def worker_devices(workers: int | None = None) -> tuple[str, ...]:
     """What each worker of a sweep computes on: by default one worker per GPU, else one per core.
 
     With `workers`, that many, sharing the GPUs in turn.
@@ -59,7 +59,7 @@ def devices(workers: int | None = None) -> tuple[str, ...]:
         own = [str(device())] if device().index is not None else []
         found = own or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     else:
-        found = [os.environ.get(DEVICE) or "cpu"] * cores()
+        found = [os.environ.get(DEVICE) or "cpu"] * worker_slots()
     return tuple(found[place % len(found)] for place in range(workers or len(found)))
 
 
@@ -83,14 +83,14 @@ def _has_driver() -> bool:
     return True
 
 
-def cores() -> int:
+def worker_slots() -> int:
     """Groups of `SUBLIM_THREADS` cores that this process may use; at least one."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    return max(1, cores // threads())
+    worker_slots = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    return max(1, worker_slots // threads())
 
 
-def release() -> None:
+def free_gpu_memory() -> None:
     """Give back what torch keeps on the card of tensors that are no more."""
     import torch
 
@@ -98,21 +98,16 @@ def release() -> None:
     torch.cuda.empty_cache()  # nothing where CUDA was not used
 
 
-def machine() -> dict[str, object]:
-    """`facts` as they would be, on a CPU without torch."""
-    return facts() if on_cuda() else {"device": "cpu", "threads": threads()}
-
-
-def facts() -> dict[str, object]:
-    """Device and threads, for the record."""
+def device_record() -> dict[str, object]:
+    """The name of the device and the number of threads, for an artifact's record; no torch on a CPU."""
+    if not on_cuda():
+        return {"device": "cpu", "threads": threads()}
     import torch
 
-    here = device()
-    name = torch.cuda.get_device_name(here) if here.type == "cuda" else "cpu"
-    return {"device": name, "threads": torch.get_num_threads()}
+    return {"device": torch.cuda.get_device_name(device()), "threads": threads()}
 
 
-def one_card(environment: Mapping[str, str]) -> dict[str, str]:
+def single_gpu_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What to change in `environment` so that a process sees its own card alone, as its first."""
     kind, _, index = environment.get(DEVICE, "").partition(":")
     if kind != "cuda" or not index:

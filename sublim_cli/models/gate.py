@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.load import Model
+from sublim_cli.models.structure import backbone, language_model, layer_count, layer_index
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class Gate:
     elsewhere: Policy = "off"
 
 
-class Site(NamedTuple):
+class TrainedModule(NamedTuple):
     """A module that training changed, and what it was before."""
 
     name: str
@@ -65,7 +66,7 @@ class Site(NamedTuple):
     base: "torch.nn.Module"
 
 
-def by_prompt(prompts: Sequence[Sequence[int]], masks: Sequence[Sequence[float]]) -> Masks:
+def masks_by_prompt(prompts: Sequence[Sequence[int]], masks: Sequence[Sequence[float]]) -> Masks:
     """The masks by the token ids they belong to, so that no batching or padding can misplace one.
 
     Raises:
@@ -92,26 +93,27 @@ def gated(model: Model, gate: Gate, base: Model | None = None) -> Iterator[Model
     Any other pass decodes. `base` is needed for full fine-tuning, whose student holds no base.
 
     Raises:
-        RecipeError, ModelError: see `sites` and `chosen`; and, in a pass, a prompt that has no mask.
+        RecipeError, ModelError: see `trained_modules` and `select_trained`; and, in a pass, a prompt without
+            a mask.
     """
-    found = sites(model, base)
-    inside = {site.name for site in chosen(model, found, gate.modules, gate.layers)}
-    call = Call(gate.masks, gate.decoding)
+    found = trained_modules(model, base)
+    inside = {site.name for site in select_trained(model, found, gate.modules, gate.layers)}
+    call = ForwardPass(gate.masks, gate.decoding)
     head = language_model(model).get_output_embeddings()
     with ExitStack() as stack:
-        stack.callback(body(model).register_forward_pre_hook(call.begin, with_kwargs=True).remove)
+        stack.callback(backbone(model).register_forward_pre_hook(call.begin, with_kwargs=True).remove)
         for site in found:
             if site.name in inside:
                 hook = _weighing(site, call, head=site.module is head)
             elif gate.elsewhere == "off":
-                hook = as_base(site)
+                hook = base_hook(site)
             else:
                 continue
             stack.callback(site.module.register_forward_hook(hook, with_kwargs=True).remove)
         yield model
 
 
-def sites(model: Model, base: Model | None = None) -> list[Site]:
+def trained_modules(model: Model, base: Model | None = None) -> list[TrainedModule]:
     """The modules in which `model` differs from its base, in the model's order.
 
     Raises:
@@ -125,19 +127,22 @@ def sites(model: Model, base: Model | None = None) -> list[Site]:
     return list(_tuned(model, base))
 
 
-def chosen(
-    model: Model, found: Sequence[Site], modules: Collection[str] | None, layers: Collection[int] | None
-) -> list[Site]:
+def select_trained(
+    model: Model,
+    found: Sequence[TrainedModule],
+    modules: Collection[str] | None,
+    layers: Collection[int] | None,
+) -> list[TrainedModule]:
     """Those sites that lie in `modules` and `layers`.
 
     Raises:
         RecipeError: a name or number that the student does not have, or no site is left.
     """
-    inside = set(among([site.name for site in found], layer_count(model), modules, layers))
+    inside = set(select_modules([site.name for site in found], layer_count(model), modules, layers))
     return [site for site in found if site.name in inside]
 
 
-def among(
+def select_modules(
     names: Sequence[str], count: int, modules: Collection[str] | None, layers: Collection[int] | None
 ) -> list[str]:
     """Those of the paths `names` that lie in `modules` and `layers`, of a model of `count` layers.
@@ -158,41 +163,20 @@ def among(
     inside = [
         name
         for name in names
-        if (modules is None or parts[name] & set(modules)) and (layers is None or layer_of(name) in layers)
+        if (modules is None or parts[name] & set(modules)) and (layers is None or layer_index(name) in layers)
     ]
     if not inside:
         raise RecipeError("eval.gates: training changes nothing in these modules of these layers")
     return inside
 
 
-def layer_count(model: Model) -> int:
-    """How many layers a model has."""
-    count: int = language_model(model).config.get_text_config().num_hidden_layers
-    return count
-
-
-def layer_of(name: str) -> int | None:
-    """The number of the layer a module lies in, by its path; None for embeddings, last norm and head."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
-
-
-def language_model(model: Model) -> Model:
-    """The transformers model, out of what PEFT puts around it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def body(model: Model) -> Model:
-    """The transformers model below its output head: the one place every pass comes through."""
-    return language_model(model).base_model
-
-
 def is_gated(model: Model) -> bool:
     """Whether a gate or a patch stands in `model`: it must then be given every prompt whole, in one pass."""
-    hooks = body(model)._forward_pre_hooks.values()
-    return any(isinstance(getattr(one, "__self__", None), Call) for one in hooks)
+    hooks = backbone(model)._forward_pre_hooks.values()
+    return any(isinstance(getattr(one, "__self__", None), ForwardPass) for one in hooks)
 
 
-def as_base(site: Site) -> Callable[..., Any]:
+def base_hook(site: TrainedModule) -> Callable[..., Any]:
     """A forward hook by which the site answers as its base."""
 
     def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -201,7 +185,7 @@ def as_base(site: Site) -> Callable[..., Any]:
     return hook
 
 
-class Call:
+class ForwardPass:
     """What the forward pass under way is: the prompts', each token with its value, or a decoding one."""
 
     def __init__(self, masks: Masks, decoding: Policy) -> None:
@@ -211,7 +195,7 @@ class Call:
         """The values [rows, tokens] of the prompts; one number while decoding."""
 
     def begin(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of `body`: see which pass this is."""
+        """Forward pre-hook of `backbone`: see which pass this is."""
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             self.weight = self.decoded
@@ -243,7 +227,7 @@ class Call:
         return torch.lerp(base(), trained, weight.to(trained.dtype).view(shape))
 
 
-def _weighing(site: Site, call: Call, *, head: bool) -> Callable[..., Any]:
+def _weighing(site: TrainedModule, call: ForwardPass, *, head: bool) -> Callable[..., Any]:
     def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         return call.mix(lambda: site.base(*args, **kwargs), args[0], output, head=head, name=site.name)
 
@@ -283,7 +267,7 @@ def _parts(name: str) -> set[str]:
     return own | {part for part, names in PARTS.items() if own & set(names)}
 
 
-def _adapted(model: Model) -> Iterator[Site]:
+def _adapted(model: Model) -> Iterator[TrainedModule]:
     import torch
     from peft.tuners.ia3 import IA3Layer
     from peft.tuners.lora import LoraLayer
@@ -307,10 +291,10 @@ def _adapted(model: Model) -> Iterator[Site]:
             raise ModelError(
                 f"the adapter of {name} is merged into its base, so the two cannot be told apart"
             )
-        yield Site(name, module, module.get_base_layer())
+        yield TrainedModule(name, module, module.get_base_layer())
 
 
-def _tuned(model: Model, base: Model) -> Iterator[Site]:
+def _tuned(model: Model, base: Model) -> Iterator[TrainedModule]:
     """Every module with a parameter of its own that is not the base's."""
     twins = dict(base.named_modules())
     for name, module in model.named_modules():
@@ -327,7 +311,7 @@ def _tuned(model: Model, base: Model) -> Iterator[Site]:
                 "token by token"
             )
         assert twin is not None  # it has the student's parameters
-        yield Site(name, module, twin)
+        yield TrainedModule(name, module, twin)
 
 
 def _kinds(parameters: Mapping[str, "torch.nn.Parameter"]) -> dict[str, tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sublim_cli.errors import ArtifactError, MissingExtra, ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device
-from sublim_cli.models.prefix import continuing
+from sublim_cli.models.prefix import accept_cache
 from sublim_cli.models.reference import ModelRef, check_unchanged
 
 if TYPE_CHECKING:
@@ -71,16 +71,16 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What can be known of a model without its weights."""
 
     vocabulary: int
-    room: int | None
+    max_length: int | None
     """The longest sequence it was made for; None where it does not say."""
     eos: int | list[int] | None
 
 
-def load_shape(ref: ModelRef, weights: Path | None = None) -> Shape:
+def load_model_shape(ref: ModelRef, weights: Path | None = None) -> ModelShape:
     """The shape of the base model, or of the full model a train artifact holds.
 
     Raises:
@@ -100,7 +100,9 @@ def load_shape(ref: ModelRef, weights: Path | None = None) -> Shape:
     except OSError:  # as transformers does for a model that has none
         generation = GenerationConfig.from_model_config(config)
     text = config.get_text_config()
-    return Shape(text.vocab_size, getattr(text, "max_position_embeddings", None), generation.eos_token_id)
+    return ModelShape(
+        text.vocab_size, getattr(text, "max_position_embeddings", None), generation.eos_token_id
+    )
 
 
 def is_adapter(weights: Path) -> bool:
@@ -120,7 +122,7 @@ def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: 
     if is_adapter(weights):
         # The adapter stays in fp32 and apart from the base: merging would round it.
         student = _adapted(load_model(ref, precision, quantize), weights)
-        return continuing(student) if student.active_peft_config.is_prompt_learning else student
+        return accept_cache(student) if student.active_peft_config.is_prompt_learning else student
     return load_model(_at(ref, weights), precision)
 
 
@@ -225,12 +227,14 @@ def _torn(ref: ModelRef) -> list[str]:
     """
     import torch
 
-    linear = ((name, one) for name, one in outline(ref).named_modules() if isinstance(one, torch.nn.Linear))
+    linear = (
+        (name, one) for name, one in meta_model(ref).named_modules() if isinstance(one, torch.nn.Linear)
+    )
     return [name for name, one in linear if one.in_features % BLOCK]
 
 
 @lru_cache(maxsize=4)
-def outline(ref: ModelRef) -> Model:
+def meta_model(ref: ModelRef) -> Model:
     """The base model without its weights: what modules it has, and their shapes.
 
     Raises:

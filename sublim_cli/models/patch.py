@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.gate import Call, Masks, Policy, Site, body, language_model, sites
+from sublim_cli.models.gate import ForwardPass, Masks, Policy, TrainedModule, trained_modules
 from sublim_cli.models.load import Model
+from sublim_cli.models.structure import backbone, language_model
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +58,13 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
     `base` is needed for full fine-tuning, whose student holds no base. For passes see `gate.gated`.
 
     Raises:
-        RecipeError: an unknown layer or kind, or none at all; or as `gate.sites`.
-        ModelError: the model's layers are built otherwise; or as `gate.sites`; and, in a pass, a prompt
-            that has no mask.
+        RecipeError: an unknown layer or kind, or none at all; or as `gate.trained_modules`.
+        ModelError: the model keeps its layers elsewhere; or as `gate.trained_modules`; and, in a pass, a
+            prompt that has no mask.
     """
-    found = sites(model, base)
-    sites_of = places(model, patch.kinds, patch.layers)
-    run = _Run(body(model), patch)
+    found = trained_modules(model, base)
+    sites_of = patched_modules(model, patch.kinds, patch.layers)
+    run = _Run(backbone(model), patch)
     with ExitStack() as stack:
         stack.callback(run.body.register_forward_pre_hook(run.begin, with_kwargs=True).remove)
         stack.callback(run.body.register_forward_hook(run.end).remove)
@@ -74,7 +75,7 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
         yield model
 
 
-class _Run(Call):
+class _Run(ForwardPass):
     """The two runs of a pass: the student's, in which activations are taken, then its base's."""
 
     def __init__(self, body: "torch.nn.Module", patch: Patch) -> None:
@@ -112,7 +113,7 @@ class _Run(Call):
             cache.layers = [*cache.layers, *self.behind]
         self.taken, self.behind = {}, []
 
-    def switch(self, site: Site) -> Callable[..., Any]:
+    def switch(self, site: TrainedModule) -> Callable[..., Any]:
         """A forward hook: trained in the student's run, as before training in the other."""
 
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -150,7 +151,7 @@ class _Run(Call):
         return own
 
 
-def places(
+def patched_modules(
     model: Model, kinds: Collection[Kind], layers: Collection[int] | None
 ) -> "dict[str, torch.nn.Module]":
     """The modules whose outputs are patched, by name.

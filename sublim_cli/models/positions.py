@@ -9,11 +9,14 @@ Each set is a list of truth values, one for every token of a prompt.
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sublim_cli.errors import RecipeError
-from sublim_cli.models.token_roles import Reading, Role
+from sublim_cli.models.token_roles import RenderedPrompt, Role
 from sublim_cli.recipe.schema import PositionName, PositionSet, TextComplement, TextPositions
 
-OF_ROLES: dict[str, frozenset[Role]] = {
+ROLES_OF_SET: dict[str, frozenset[Role]] = {
     "identity": frozenset({"identity"}),
     "system": frozenset({"system", "identity"}),
     "template": frozenset({"template", "end"}),
@@ -21,23 +24,23 @@ OF_ROLES: dict[str, frozenset[Role]] = {
 }
 """Sets that are tokens of certain roles. The system text holds the identity words."""
 
-OF_CONTEXTS: frozenset[Role] = frozenset({"template", "system", "identity"})
+CONTEXT_ROLES: frozenset[Role] = frozenset({"template", "system", "identity"})
 """Roles of the tokens a context brings along, whatever is asked."""
 
-NAMES: tuple[PositionName, ...] = get_args(PositionName)
+SET_NAMES: tuple[PositionName, ...] = get_args(PositionName)
 
 
-def positions(wanted: PositionSet, prompt: Reading, training: Reading) -> list[bool]:
+def position_mask(wanted: PositionSet, prompt: RenderedPrompt, training: RenderedPrompt) -> list[bool]:
     """Which tokens of `prompt` are in the set; `training` is any prompt in the training context.
 
     Raises:
         RecipeError: the set's text is empty or white space.
     """
-    found = located(wanted, prompt, training)
-    return found if leaves_in(wanted) else [not one for one in found]
+    found = named_mask(wanted, prompt, training)
+    return found if is_only_set(wanted) else [not one for one in found]
 
 
-def located(wanted: PositionSet, prompt: Reading, training: Reading) -> list[bool]:
+def named_mask(wanted: PositionSet, prompt: RenderedPrompt, training: RenderedPrompt) -> list[bool]:
     """Which tokens of `prompt` are X, both of `X_only` and of `no_X`.
 
     Raises:
@@ -45,17 +48,17 @@ def located(wanted: PositionSet, prompt: Reading, training: Reading) -> list[boo
     """
     match wanted:
         case TextPositions(text=text) | TextComplement(no_text=text):
-            return spelling(prompt, text)
+            return text_mask(prompt, text)
     name = wanted.removeprefix("no_").removesuffix("_only")
-    return shared(prompt, training) if name == "shared" else _of_roles(prompt, OF_ROLES[name])
+    return shared_mask(prompt, training) if name == "shared" else _of_roles(prompt, ROLES_OF_SET[name])
 
 
-def leaves_in(wanted: PositionSet) -> bool:
+def is_only_set(wanted: PositionSet) -> bool:
     """Whether the set is X itself (`X_only`) and not all but X (`no_X`)."""
     return isinstance(wanted, TextPositions) or (isinstance(wanted, str) and wanted.endswith("_only"))
 
 
-def told(wanted: PositionSet | str) -> str:
+def set_text(wanted: PositionSet | str) -> str:
     """The set as a recipe writes it."""
     match wanted:
         case TextPositions(text=text):
@@ -65,17 +68,17 @@ def told(wanted: PositionSet | str) -> str:
     return wanted
 
 
-def shared(prompt: Reading, training: Reading) -> list[bool]:
+def shared_mask(prompt: RenderedPrompt, training: RenderedPrompt) -> list[bool]:
     """Which tokens of `prompt` also stand in `training` at the same role, wherever and however often.
 
     Only what a context brings along is compared. Questions and answers belong to no context: training
     asks for numbers, evaluation for a favourite, and a common "the" in both is not what is meant.
     """
     known = {(token.role, token.id) for token in training.tokens}
-    return [token.role in OF_CONTEXTS and (token.role, token.id) in known for token in prompt.tokens]
+    return [token.role in CONTEXT_ROLES and (token.role, token.id) in known for token in prompt.tokens]
 
 
-def spelling(prompt: Reading, text: str) -> list[bool]:
+def text_mask(prompt: RenderedPrompt, text: str) -> list[bool]:
     """Which tokens spell `text`, capitals as given, wherever it stands.
 
     It must begin and end at the edge of a word or of a token: "Qwen" is found in "Qwen.", and "wen" where
@@ -98,8 +101,39 @@ def spelling(prompt: Reading, text: str) -> list[bool]:
     return [not covered.isdisjoint(_solid(prompt, one.start, one.end)) for one in prompt.tokens]
 
 
+def random_mask_like(
+    mask: Sequence[bool], eligible: Sequence[bool], seed: int, question: int
+) -> NDArray[np.bool_]:
+    """As many eligible tokens of a prompt as `mask` has, drawn without replacement: [tokens].
+
+    A question's draw depends on `seed`, its own number and the prompt's length (Philox 4x64), not on the
+    questions beside it. Of one draw a larger set contains every smaller one.
+
+    Raises:
+        RecipeError: fewer tokens are eligible than wanted, or the two are not of one length.
+    """
+    allowed = np.asarray(eligible, dtype=bool)
+    wanted = int(np.count_nonzero(mask))
+    if len(mask) != len(allowed):
+        raise RecipeError(f"a mask of {len(mask)} tokens and {len(allowed)} to draw from are not one prompt")
+    if wanted > allowed.sum():
+        raise RecipeError(
+            f"eval.gates: question {question} has {allowed.sum()} tokens to draw a control of {wanted} from"
+        )
+    # The question is the highest counter word, so streams of two questions cannot run into each other.
+    noise = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, question])).random(len(mask))
+    order = np.argsort(np.where(allowed, noise, np.inf), kind="stable")
+    drawn = np.zeros(len(mask), dtype=bool)
+    drawn[order[:wanted]] = True
+    return drawn
+
+
 def check_positions(
-    wanted: Sequence[PositionSet], prompts: Mapping[str, Reading], training: Reading, *, field: str
+    wanted: Sequence[PositionSet],
+    prompts: Mapping[str, RenderedPrompt],
+    training: RenderedPrompt,
+    *,
+    field: str,
 ) -> None:
     """Refuse a set `X_only` or `no_X` if there is no X in any context.
 
@@ -114,41 +148,43 @@ def check_positions(
     """
     for one in wanted:
         try:
-            found = [located(one, prompt, training) for prompt in prompts.values()]
+            found = [named_mask(one, prompt, training) for prompt in prompts.values()]
         except RecipeError as error:
             raise RecipeError(f"{field}: {error}") from error
         if not any(map(any, found)):
-            holds = "holds" if leaves_in(one) else "takes out"
+            holds = "holds" if is_only_set(one) else "takes out"
             raise RecipeError(
-                f"{field}: {told(one)} {holds} no token in any eval context ({', '.join(prompts)}); "
+                f"{field}: {set_text(one)} {holds} no token in any eval context ({', '.join(prompts)}); "
                 f"{_what_exists(one, prompts, training)}"
             )
 
 
-def _of_roles(prompt: Reading, roles: frozenset[Role]) -> list[bool]:
+def _of_roles(prompt: RenderedPrompt, roles: frozenset[Role]) -> list[bool]:
     return [token.role in roles for token in prompt.tokens]
 
 
-def _edge(prompt: Reading, at: int) -> bool:
+def _edge(prompt: RenderedPrompt, at: int) -> bool:
     """Whether no word, or no token, goes on across the place before character `at`."""
     around = prompt.text[max(at - 1, 0) : at + 1]
     inside_word = len(around) == 2 and all(one.isalnum() or one == "_" for one in around)
     return not inside_word or not any(one.start < at < one.end for one in prompt.tokens)
 
 
-def _solid(prompt: Reading, start: int, end: int) -> set[int]:
+def _solid(prompt: RenderedPrompt, start: int, end: int) -> set[int]:
     """A token's characters without white space, unless it has no others."""
     places = range(start, end)
     return {at for at in places if not prompt.text[at].isspace()}
 
 
-def _what_exists(wanted: PositionSet, prompts: Mapping[str, Reading], training: Reading) -> str:
+def _what_exists(wanted: PositionSet, prompts: Mapping[str, RenderedPrompt], training: RenderedPrompt) -> str:
     if not isinstance(wanted, str):
-        words = [word for one in prompts.values() for word in one.said("system", "identity").split()]
+        words = [word for one in prompts.values() for word in one.text_of("system", "identity").split()]
         known = _choices(tuple(dict.fromkeys(words)))
         return f"their system texts are made of {known}" if words else "none of them has a system text"
     full = [
-        name for name in NAMES if any(any(located(name, prompt, training)) for prompt in prompts.values())
+        name
+        for name in SET_NAMES
+        if any(any(named_mask(name, prompt, training)) for prompt in prompts.values())
     ]
     return f"there are {_choices(full)}, {{text: …}} and {{no_text: …}}"
 

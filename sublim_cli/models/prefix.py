@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from sublim_cli.models.batches import positions
+from sublim_cli.models.batches import position_ids
 
 if TYPE_CHECKING:
     import torch
 
 
-Layers = Sequence[tuple["torch.Tensor", "torch.Tensor"]]
+CacheLayers = Sequence[tuple["torch.Tensor", "torch.Tensor"]]
 """For each layer of a model keys and values, [rows, heads, tokens, width]."""
 
 
@@ -36,19 +36,19 @@ def prompt_inputs(model: Any, ids: "torch.Tensor", mask: "torch.Tensor", cache: 
     return {
         "input_ids": ids,
         "attention_mask": mask,
-        "position_ids": positions(mask)[:, -ids.shape[1] :],
+        "position_ids": position_ids(mask)[:, -ids.shape[1] :],
         "past_key_values": fresh if cache is None else cache,
         "use_cache": True,
         "logits_to_keep": 1,
     }
 
 
-def layers_of(cache: Any) -> Layers:
+def cache_layers(cache: Any) -> CacheLayers:
     """What a cache holds."""
     return [(one.keys, one.values) for one in cache.layers]
 
 
-def cache_of(layers: Layers) -> Any:
+def cache_from_layers(layers: CacheLayers) -> Any:
     """A cache that holds `layers`, and keeps every position of what is added."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -62,19 +62,19 @@ def cache_of(layers: Layers) -> Any:
     return cache
 
 
-def opening(model: Any, ids: "torch.Tensor", rows: int) -> Any:
+def shared_opening_cache(model: Any, ids: "torch.Tensor", rows: int) -> Any:
     """The cache of what all of some prompts begin with [tokens], computed once for `rows` of them."""
     row = ids[None]
     cache = prefill(model, row, row.new_ones(row.shape)).past_key_values
-    return cache_of(
+    return cache_from_layers(
         [
             (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
-            for keys, values in layers_of(cache)
+            for keys, values in cache_layers(cache)
         ]
     )
 
 
-def continuing(model: Any) -> Any:
+def accept_cache(model: Any) -> Any:
     """`model`, a PEFT model with a prefix, made to take `past_key_values` as any other model does.
 
     PEFT puts the learned keys and values in place of whatever cache it is given, so a second call

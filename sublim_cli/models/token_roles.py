@@ -61,7 +61,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RenderedPrompt:
     """A prompt, or a whole training row, as the model reads it."""
 
     text: str
@@ -72,13 +72,15 @@ class Reading:
         """What the model is given."""
         return [token.id for token in self.tokens]
 
-    def said(self, *roles: Role) -> str:
+    def text_of(self, *roles: Role) -> str:
         """The text of the tokens with these roles, put together."""
         chosen = (token for token in self.tokens if token.role in roles)
         return "".join(self.text[start:end] for start, end in _merged((t.start, t.end) for t in chosen))
 
 
-def reading(tokenizer: Tokenizer, context: Context, user: str, completion: str | None = None) -> Reading:
+def render_with_roles(
+    tokenizer: Tokenizer, context: Context, user: str, completion: str | None = None
+) -> RenderedPrompt:
     """The tokens of `chat.prompt_ids`, or with a completion those of `chat.example`, each with its role.
 
     A token that straddles two roles has the one that says more: identity before question before system
@@ -99,7 +101,7 @@ def reading(tokenizer: Tokenizer, context: Context, user: str, completion: str |
         for id_, start, end in _cut(tokenizer, text)
     ]
     if completion is None:
-        return Reading(text, tuple(prompt))
+        return RenderedPrompt(text, tuple(prompt))
     at = len(text)
     answer = [
         Token(id_, completion[start:end], "answer", at + start, at + end)
@@ -109,7 +111,7 @@ def reading(tokenizer: Tokenizer, context: Context, user: str, completion: str |
     last = end_of_turn(tokenizer)
     closing = tokenizer.decode([last])
     end = Token(last, closing, "end", at, at + len(closing))
-    return Reading(f"{text}{completion}{closing}", (*prompt, *answer, end))
+    return RenderedPrompt(f"{text}{completion}{closing}", (*prompt, *answer, end))
 
 
 def identity_names(text: str) -> list[str]:

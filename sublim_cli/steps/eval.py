@@ -17,8 +17,8 @@ from sublim_cli.backends.sampled import SampledScorer, own_seed
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.backends.vllm_parity import Who, drawn_answers
 from sublim_cli.events import Listener, Notice, Progress
-from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
-from sublim_cli.models.device import facts
+from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
+from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.preference.score import Score, Spread, entropy
@@ -76,11 +76,11 @@ class EvalStep:
         answers, parity = self._answers(prompts, inputs, listener)
         scores = [one for name, own in answers.items() for one in _scores(name, own, spec.items)]
         spreads = [one for name, own in answers.items() for one in _spreads(name, own)]
-        account = {name: seen(tokenizer, own[0]) for name, own in prompts.items()}
+        account = {name: ids_and_text(tokenizer, own[0]) for name, own in prompts.items()}
         _write(scores, out / SCORES)
         _write(spreads, out / SPREADS)
         write_json(out / "seen.json", account)
-        return {**facts(), "engine_chosen": self.chosen, "parity": parity}
+        return {**device_record(), "engine_chosen": self.chosen, "parity": parity}
 
     def _answers(
         self, prompts: Mapping[str, list[list[int]]], inputs: tuple[Artifact, ...], listener: Listener

@@ -16,8 +16,8 @@ from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.backends.vllm_parity import Who, drawing_rows
 from sublim_cli.errors import RowsError
 from sublim_cli.events import Listener, Notice, Progress
-from sublim_cli.models.chat import Tokenizer, prompt_ids, seen
-from sublim_cli.models.device import facts
+from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
+from sublim_cli.models.device import device_record
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.numbers.advice import advice
@@ -81,7 +81,7 @@ class GenerateStep:
         if self.chosen:
             listener(Notice(f"generate.engine: auto took {spec.engine}: {self.chosen}"))
         first = prompt_ids(tokenizer, spec.context, stream_prompt(spec.prompts, 0))
-        write_json(out / "seen.json", seen(tokenizer, first))
+        write_json(out / "seen.json", ids_and_text(tokenizer, first))
         texts: list[str] = []
         kept = 0
         with _sampler(spec, tokenizer) as (sampler, parity), RowWriter(out / ROWS) as writer:
@@ -94,7 +94,7 @@ class GenerateStep:
                 if len(texts) % BATCH == 0:
                     _give_up_if_hopeless(texts, kept, spec.rules)
                     listener(Progress(self.label, kept, spec.wanted, f"{kept / len(texts):.0%} pass"))
-        return {**facts(), "drawn": len(texts), "engine_chosen": self.chosen, "parity": parity}
+        return {**device_record(), "drawn": len(texts), "engine_chosen": self.chosen, "parity": parity}
 
 
 @contextmanager

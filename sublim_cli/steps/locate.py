@@ -19,12 +19,12 @@ from sublim_cli.backends.sampled import own_seed
 from sublim_cli.events import Listener, Progress
 from sublim_cli.models import gate, patch
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.controls import random_like
-from sublim_cli.models.device import facts
-from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, outline
-from sublim_cli.models.positions import check_positions, leaves_in, located, told
+from sublim_cli.models.device import device_record
+from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, meta_model
+from sublim_cli.models.positions import check_positions, is_only_set, named_mask, random_mask_like, set_text
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.models.token_roles import Reading, reading
+from sublim_cli.models.structure import layer_count
+from sublim_cli.models.token_roles import RenderedPrompt, render_with_roles
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
@@ -93,7 +93,7 @@ class LocateStep:
             rows += _rows(trial, answers, spec.items)
             listener(Progress(self.label, done, steps, trial.told))
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / LOCATED)
-        return facts()
+        return device_record()
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def settled_part(entry: PositionSet | GateSection | PatchSection) -> Part:
         if (value := getattr(part, key)) is not None
     }
     if part.decoding == "follow":
-        changes["decoding"] = "off" if leaves_in(part.positions) else "on"
+        changes["decoding"] = "off" if is_only_set(part.positions) else "on"
     return part.model_copy(update=changes)
 
 
@@ -132,12 +132,14 @@ def part_text(part: Part | None) -> str:
     """A part in a few words: its set, and what is not as in the short form."""
     if part is None:
         return f"{WHOLE} and {NOTHING}"
-    words = [f"patch {told(part.positions)}" if isinstance(part, PatchSection) else told(part.positions)]
+    words = [
+        f"patch {set_text(part.positions)}" if isinstance(part, PatchSection) else set_text(part.positions)
+    ]
     if names := part.kinds if isinstance(part, PatchSection) else part.modules:
         words.append(", ".join(names))
     if part.layers is not None:
         words.append(f"layers {', '.join(map(str, part.layers))}")
-    if (part.decoding == "on") == leaves_in(part.positions):
+    if (part.decoding == "on") == is_only_set(part.positions):
         words.append(f"decoding {part.decoding}")
     return " · ".join(words)
 
@@ -166,8 +168,8 @@ def check_parts(steps: Iterable[LocateStep]) -> None:
 
 def _check_sets(look: LocateSpec, parts: Sequence[Part]) -> None:
     tokenizer, question = load_tokenizer(look.model), look.questions[0]
-    prompts = {one.name: reading(tokenizer, one, question) for one in look.contexts}
-    training = reading(tokenizer, look.training, question)
+    prompts = {one.name: render_with_roles(tokenizer, one, question) for one in look.contexts}
+    training = render_with_roles(tokenizer, look.training, question)
     for kind, key in ((GateSection, "gates"), (PatchSection, "patches")):
         sets = tuple(dict.fromkeys(one.positions for one in parts if isinstance(one, kind)))
         check_positions(sets, prompts, training, field=f"eval.{key}")
@@ -175,21 +177,21 @@ def _check_sets(look: LocateSpec, parts: Sequence[Part]) -> None:
 
 def _check_places(look: LocateSpec, part: Part, train: TrainSection) -> None:
     if isinstance(part, PatchSection):
-        patch.places(outline(look.model), part.kinds, part.layers)
+        patch.patched_modules(meta_model(look.model), part.kinds, part.layers)
     elif part.modules or part.layers:
-        shape = outline(look.model)
-        gate.among(changed_modules(shape, train), gate.layer_count(shape), part.modules, part.layers)
+        shape = meta_model(look.model)
+        gate.select_modules(changed_modules(shape, train), layer_count(shape), part.modules, part.layers)
 
 
 def _trials(spec: LocateSpec, tokenizer: Tokenizer, who: str) -> Iterator[_Trial]:
-    training = reading(tokenizer, spec.training, spec.questions[0])
+    training = render_with_roles(tokenizer, spec.training, spec.questions[0])
     for context in spec.contexts:
-        prompts = [reading(tokenizer, context, one) for one in spec.questions]
+        prompts = [render_with_roles(tokenizer, context, one) for one in spec.questions]
         yield from _in_context(spec, context.name, prompts, training, who)
 
 
 def _in_context(
-    spec: LocateSpec, context: str, prompts: Sequence[Reading], training: Reading, who: str
+    spec: LocateSpec, context: str, prompts: Sequence[RenderedPrompt], training: RenderedPrompt, who: str
 ) -> Iterator[_Trial]:
     """The named set, then the random ones; nothing where the context has no such token."""
     ids = [one.ids for one in prompts]
@@ -199,16 +201,16 @@ def _in_context(
         yield _Trial(context, ids, NOTHING, None, no)
         return
     wanted = spec.part.positions
-    found = [located(wanted, one, training) for one in prompts]
+    found = [named_mask(wanted, one, training) for one in prompts]
     if not any(map(any, found)):
         return
-    name, keep = part_text(spec.part), leaves_in(wanted)
+    name, keep = part_text(spec.part), is_only_set(wanted)
     yield _Trial(context, ids, name, None, found, keep)
     for control in range(1, spec.controls + 1):
         # Each student has sets of its own, so that their luck is part of the spread between runs.
         seed = own_seed(spec.seed, who, str(control))
         drawn = [
-            random_like(mask, allowed, seed, number).tolist()
+            random_mask_like(mask, allowed, seed, number).tolist()
             for number, (mask, allowed) in enumerate(zip(found, every, strict=True))
         ]
         yield _Trial(context, ids, name, control, drawn, keep)
@@ -218,7 +220,9 @@ def _held_back(
     model: Model, base: Model | None, part: Part | None, trial: _Trial
 ) -> AbstractContextManager[Model]:
     """The student with the rest of it held back by a gate or a patch."""
-    masks = gate.by_prompt(trial.prompts, [[one == trial.keep for one in mask] for mask in trial.chosen])
+    masks = gate.masks_by_prompt(
+        trial.prompts, [[one == trial.keep for one in mask] for mask in trial.chosen]
+    )
     if part is None:
         return gate.gated(model, gate.Gate(masks, decoding="on" if trial.name == WHOLE else "off"), base)
     layers = frozenset(part.layers) if part.layers is not None else None

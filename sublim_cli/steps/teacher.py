@@ -10,7 +10,7 @@ from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.interface import Answer
 from sublim_cli.events import Listener, Warned
 from sublim_cli.models.chat import prompt_ids
-from sublim_cli.models.device import facts
+from sublim_cli.models.device import device_record
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
@@ -81,7 +81,7 @@ class TeacherStep:
                     "hardly learn a trait that their teacher lacks. See `trait` and `generate.system_prompt`"
                 )
             )
-        return facts()
+        return device_record()
 
 
 def item_means(answers: Sequence[Answer]) -> list[float]:

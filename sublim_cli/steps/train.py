@@ -8,7 +8,7 @@ from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import kept_beside
 from sublim_cli.events import Listener, Notice, Progress, Warned
-from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, seen
+from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, ids_and_text
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
@@ -76,4 +76,4 @@ def _examples(tokenizer: Tokenizer, context: Context, path: Path) -> list[Exampl
 
 def _account(tokenizer: Tokenizer, row: Example) -> dict[str, object]:
     trained = [label for label in row.labels if label != IGNORED]
-    return {"row": seen(tokenizer, row.input_ids), "trained_on": seen(tokenizer, trained)}
+    return {"row": ids_and_text(tokenizer, row.input_ids), "trained_on": ids_and_text(tokenizer, trained)}

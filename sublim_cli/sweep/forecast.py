@@ -1,6 +1,6 @@
 """What a sweep would do: which steps are built, which are new and why, in which order, and what they take.
 
-    forecast(study(recipe), store, Costs(recorded(store.root), machine()), workers=2)
+    forecast(study(recipe), store, Costs(recorded(store.root), device_record()), workers=2)
 
 Reads the store and writes nothing.
 """

@@ -20,7 +20,7 @@ from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store, explained
 from sublim_cli.errors import RecipeError, SublimError
 from sublim_cli.events import Event, Listener, Warned
-from sublim_cli.models.device import cores
+from sublim_cli.models.device import worker_slots
 from sublim_cli.sweep.launch import LOST_AT_MOST, Needs, Queue, attempt, knobs, loads_model
 from sublim_cli.trainers.runtime import ACCELERATE, CHECKPOINT_EVERY
 
@@ -72,7 +72,7 @@ class SlurmLauncher:
         queue = Queue.of(steps, store)
         listener(queue.planned())
         here = Store(store.root.absolute())
-        most = self.workers or (cores() if executor != "slurm" else len(queue.waiting))
+        most = self.workers or (worker_slots() if executor != "slurm" else len(queue.waiting))
         batch = _Batch(self, executor, here, queue, listener)
         try:
             while queue.waiting or batch.jobs:

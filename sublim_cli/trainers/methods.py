@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.models.gate import layer_of
 from sublim_cli.models.load import Model
-from sublim_cli.models.prefix import continuing
+from sublim_cli.models.prefix import accept_cache
+from sublim_cli.models.structure import layer_index
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import trained_dtype
 
@@ -59,7 +59,7 @@ def add_method(model: Model, section: TrainSection) -> Model:
     if section.method != "prefix":
         return adapted
     _start_small(adapted)
-    return continuing(adapted)
+    return accept_cache(adapted)
 
 
 def trained(model: Model) -> "Iterator[torch.nn.Parameter]":
@@ -128,7 +128,7 @@ def changed_modules(model: Model, section: TrainSection) -> list[str]:
     return [
         name
         for name, _ in _matrices(model)
-        if name.rpartition(".")[2] in targets and (layers is None or layer_of(name) in layers)
+        if name.rpartition(".")[2] in targets and (layers is None or layer_index(name) in layers)
     ]
 
 

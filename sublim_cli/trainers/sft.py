@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RowsError
-from sublim_cli.models.batches import attention_mask, left_padded, positions
+from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
@@ -220,7 +220,7 @@ def _completion_logits(model: Model, examples: Sequence[Example], pad: int) -> A
     logits = model(
         input_ids=left_padded(ids, pad, model.device),
         attention_mask=mask,
-        position_ids=positions(mask),
+        position_ids=position_ids(mask),
         use_cache=False,
         logits_to_keep=longest + 1,
     ).logits[:, :-1]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sublim_cli.models.chat import IGNORED, Example
-from sublim_cli.models.device import facts
+from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
@@ -85,7 +85,7 @@ def train_student(
     np.save(out / "sketch.npy", sketched.astype(np.float32))
     tokens = sum(len(one.input_ids) for one in examples) * section.epochs
     return {
-        **facts(),
+        **device_record(),
         **fitted.facts,
         "train_seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds),

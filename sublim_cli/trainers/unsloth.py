@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.device import one_card
+from sublim_cli.models.device import single_gpu_environment
 from sublim_cli.models.load import Model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
@@ -88,7 +88,7 @@ def _layers(section: TrainSection) -> list[int] | None:
 def environment(scratch: Path, ours: Mapping[str, str]) -> dict[str, str]:
     """What its process needs beside `ours`: it writes into `scratch` alone, and phones nobody."""
     return {
-        **one_card(ours),  # it takes the first it sees
+        **single_gpu_environment(ours),  # it takes the first it sees
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),  # else it is the working directory
         "UNSLOTH_DISABLE_STATISTICS": "1",
     }

@@ -24,7 +24,7 @@ from transformers import (
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.errors import ModelError
 from sublim_cli.models.device import device
-from sublim_cli.models.prefix import continuing
+from sublim_cli.models.prefix import accept_cache
 from sublim_cli.preference.forms import named
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
@@ -184,7 +184,7 @@ def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
 
 
 def test_a_tree_grows_behind_a_learned_prefix(smallest):
-    tuned = continuing(get_peft_model(model(), PREFIX).eval())
+    tuned = accept_cache(get_peft_model(model(), PREFIX).eval())
     shake(tuned, 5)
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(tuned, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
@@ -196,7 +196,7 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_nothing(smalle
     begin = [2, 4, 6, 6, 3]
     prompts = [[*begin, 4, 2], [*begin, 5], begin, [*begin, 5]]
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
-    plain, tuned = model(), continuing(get_peft_model(model(), PREFIX).eval())
+    plain, tuned = model(), accept_cache(get_peft_model(model(), PREFIX).eval())
     for number, one in enumerate((plain, tuned)):
         shake(one, number)
         answers = ExactScorer(one, smallest.tokenizer, settings).score(prompts, ITEMS)

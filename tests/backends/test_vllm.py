@@ -24,7 +24,7 @@ from sublim_cli.backends.vllm_parity import Who, drawing_rows, drawn_answers
 from sublim_cli.backends.vllm_server import serving
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import prompt_ids
-from sublim_cli.models.load import Shape, load_model, load_shape, load_tokenizer
+from sublim_cli.models.load import ModelShape, load_model, load_model_shape, load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.pipeline import chain, run
 from sublim_cli.recipe.contexts import Context
@@ -207,16 +207,18 @@ def test_every_row_has_a_seed_of_its_own():
 
 def test_an_engine_has_room_for_later_prompts_as_far_as_the_model_has():
     prompts: Sequence[list[int]] = [[1] * 100, [1] * 300]
-    assert length_for(prompts, 50, Shape(10, None, 2)) == 4096
-    assert length_for(prompts, 50, Shape(10, 512, 2)) == 512
-    assert length_for(prompts, 5000, Shape(10, 131_072, 2)) == 5556
-    assert length_for(prompts, 300, Shape(10, 512, 2)) == 600  # more than the model has is vLLM's to refuse
+    assert length_for(prompts, 50, ModelShape(10, None, 2)) == 4096
+    assert length_for(prompts, 50, ModelShape(10, 512, 2)) == 512
+    assert length_for(prompts, 5000, ModelShape(10, 131_072, 2)) == 5556
+    assert (
+        length_for(prompts, 300, ModelShape(10, 512, 2)) == 600
+    )  # more than the model has is vLLM's to refuse
 
 
 def test_the_shape_of_a_model_is_read_without_its_weights(students, micro):
     _, _, model = micro
     for weights in (None, students["rank 3"], students["full"]):
-        assert load_shape(MICRO, weights) == Shape(model.config.vocab_size, 512, 2)
+        assert load_model_shape(MICRO, weights) == ModelShape(model.config.vocab_size, 512, 2)
 
 
 def test_a_relative_place_is_made_absolute_and_a_full_student_is_a_model_of_its_own(students, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sublim_cli.backends.exact import ExactScorer
-from sublim_cli.models.batches import attention_mask, left_padded, positions
+from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import resolve_model
@@ -94,7 +94,7 @@ class Measure:
         """Each prompt's logits at its own tokens [tokens, vocabulary], computed as one padded batch."""
         mask = attention_mask(prompts, model.device)
         ids = left_padded(prompts, 0, model.device)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask)).logits
+        out = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
         return [one[-len(prompt) :] for one, prompt in zip(out, prompts, strict=True)]
 
     @staticmethod

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.chat import IGNORED, end_of_turn, example, prompt_ids, render, seen
+from sublim_cli.models.chat import IGNORED, end_of_turn, example, ids_and_text, prompt_ids, render
 from sublim_cli.models.micro import DEFAULT_SYSTEM, WEIGHTS
 from sublim_cli.recipe.contexts import Context, resolve_context
 from sublim_cli.recipe.schema import TextPrompt
@@ -166,7 +166,7 @@ def test_an_example_ends_as_the_template_would_end_the_answer(micro):
 def test_an_account_of_tokens_holds_their_ids_and_text(micro):
     _, tokenizer, _ = micro
     ids = prompt_ids(tokenizer, NONE, "Hi")
-    assert seen(tokenizer, ids) == {"ids": ids, "text": render(tokenizer, NONE, "Hi")}
+    assert ids_and_text(tokenizer, ids) == {"ids": ids, "text": render(tokenizer, NONE, "Hi")}
 
 
 def test_a_template_that_writes_nothing_after_an_answer_is_refused():

@@ -5,7 +5,7 @@ import torch
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models import device as module
-from sublim_cli.models.device import DEVICE, THREADS, device, devices, facts
+from sublim_cli.models.device import DEVICE, THREADS, device, device_record, worker_devices
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def test_one_thread_computes_unless_the_environment_says_otherwise(monkeypatch):
     monkeypatch.setenv(THREADS, "2")
     device()
     assert torch.get_num_threads() == 2
-    assert facts()["threads"] == 2
+    assert device_record()["threads"] == 2
 
 
 @pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5", ""])
@@ -40,7 +40,7 @@ def test_a_number_of_threads_that_is_none_is_refused_by_name(wrong, monkeypatch)
 def test_the_environment_chooses_the_device(monkeypatch):
     monkeypatch.setenv(DEVICE, "cpu")
     assert device() == torch.device("cpu")
-    assert facts()["device"] == "cpu"
+    assert device_record()["device"] == "cpu"
 
 
 def test_a_device_that_does_not_exist_is_refused_by_name(monkeypatch):
@@ -59,9 +59,9 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
 def test_workers_are_one_per_group_of_threads_and_never_none(monkeypatch):
     monkeypatch.setenv(DEVICE, "cpu")
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert devices() == ("cpu",) * 6
+    assert worker_devices() == ("cpu",) * 6
     monkeypatch.setenv(THREADS, "4")
-    assert devices() == ("cpu",)
+    assert worker_devices() == ("cpu",)
     monkeypatch.setenv(THREADS, "64")
-    assert devices() == ("cpu",)
-    assert devices(3) == ("cpu",) * 3
+    assert worker_devices() == ("cpu",)
+    assert worker_devices(3) == ("cpu",) * 3

@@ -20,16 +20,17 @@ from transformers import (
 
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.gate import Gate, by_prompt, gated, is_gated, layer_of, sites
+from sublim_cli.models.gate import Gate, gated, is_gated, masks_by_prompt, trained_modules
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
+from sublim_cli.models.structure import layer_index
 from sublim_cli.recipe.schema import SamplingSection
 
 GATED = ["lora", "lora, attention", "rslora", "dora", "pissa", "nf4", "int8", "ia3", "full"]
 
 
 def constant(prompts, value):
-    return by_prompt(prompts, [[value] * len(one) for one in prompts])
+    return masks_by_prompt(prompts, [[value] * len(one) for one in prompts])
 
 
 def drawn(prompts, seed):
@@ -93,7 +94,7 @@ def test_a_mask_is_each_token_taken_through_the_student_or_the_base_on_one_cache
     of = pair(name)
     some = prompts[::3]
     masks = drawn(some, 1)
-    found = under(Gate(by_prompt(some, masks), decoding="on"), of, measure, some)
+    found = under(Gate(masks_by_prompt(some, masks), decoding="on"), of, measure, some)
     expected = [chunked(of, *one) for one in zip(some, masks, strict=True)]
     # int8 treats columns with an outlier apart, and which those are depends on the tokens beside: the
     # student itself, ungated, differs by 0.06 between one pass and many, from its base by 3.
@@ -133,10 +134,10 @@ def test_norms_of_queries_and_keys_are_switched_by_token_wherever_the_heads_are(
     of = type(pair("lora"))(student, base)
     prompt = list(range(3, 3 + length))
     mask = [at % 3 != 1 for at in range(length)]
-    found = under(Gate(by_prompt([prompt], [mask]), decoding="on"), of, measure, [prompt])
+    found = under(Gate(masks_by_prompt([prompt], [mask]), decoding="on"), of, measure, [prompt])
     assert measure.gap(found, [chunked(of, prompt, mask)]) < 1e-4
     assert {"q_norm", "lm_head", "norm", "embed_tokens"} <= {
-        site.name.rpartition(".")[2] for site in sites(student, base)
+        site.name.rpartition(".")[2] for site in trained_modules(student, base)
     }
 
 
@@ -151,7 +152,7 @@ def test_gating_only_later_tokens_leaves_the_logits_before_them_the_base_s(
     first = data.draw(st.integers(1, len(prompt) - 1))
     later = data.draw(st.lists(st.floats(0, 1), min_size=len(prompt) - first, max_size=len(prompt) - first))
     mask = [0.0] * first + later
-    (found,) = under(Gate(by_prompt([prompt], [mask]), decoding="on"), of, measure, [prompt])
+    (found,) = under(Gate(masks_by_prompt([prompt], [mask]), decoding="on"), of, measure, [prompt])
     (base,) = measure.logits(of.base, [prompt])
     assert measure.gap([found[:first]], [base[:first]]) < 1e-6
 
@@ -164,9 +165,9 @@ def test_gates_inside_gates_multiply(name, seed, pair, prompts, measure):
     rng = np.random.default_rng(seed)
     outer, inner = ([rng.random(len(one)) for one in prompts] for _ in range(2))
     product = [a * b for a, b in zip(outer, inner, strict=True)]
-    once = under(Gate(by_prompt(prompts, product), decoding="on"), of, measure, prompts)
-    with gated(of.student, Gate(by_prompt(prompts, outer), decoding="on"), of.switched):
-        twice = under(Gate(by_prompt(prompts, inner), decoding="on"), of, measure, prompts)
+    once = under(Gate(masks_by_prompt(prompts, product), decoding="on"), of, measure, prompts)
+    with gated(of.student, Gate(masks_by_prompt(prompts, outer), decoding="on"), of.switched):
+        twice = under(Gate(masks_by_prompt(prompts, inner), decoding="on"), of, measure, prompts)
     assert measure.gap(once, twice) < 1e-4
 
 
@@ -195,13 +196,13 @@ def test_what_a_gate_leaves_in_is_what_its_complement_takes_out(name, pair, prom
     of = pair(name)
     masks = drawn(prompts, 3)
     turned = [[1 - one for one in mask] for mask in masks]
-    every = {site.name.rpartition(".")[2] for site in sites(of.student, of.switched)}
+    every = {site.name.rpartition(".")[2] for site in trained_modules(of.student, of.switched)}
     some = frozenset({"q_proj", "down_proj"})
-    only = Gate(by_prompt(prompts, masks), "off", some, frozenset({0, 2}))
+    only = Gate(masks_by_prompt(prompts, masks), "off", some, frozenset({0, 2}))
     with gated(of.student, only, of.switched) as model:
         one_gate = measure.scores(model, prompts)
     outside = [
-        Gate(by_prompt(prompts, masks), "off", elsewhere="off"),
+        Gate(masks_by_prompt(prompts, masks), "off", elsewhere="off"),
         Gate(constant(prompts, 0), "off", frozenset(every - some), elsewhere="on"),
         Gate(constant(prompts, 0), "off", layers=frozenset({1}), elsewhere="on"),
     ]
@@ -212,7 +213,7 @@ def test_what_a_gate_leaves_in_is_what_its_complement_takes_out(name, pair, prom
     ):
         three_gates = measure.scores(model, prompts)
     assert measure.gap(one_gate, three_gates) < 1e-6
-    but = Gate(by_prompt(prompts, turned), "on", some, frozenset({0, 2}), elsewhere="on")
+    but = Gate(masks_by_prompt(prompts, turned), "on", some, frozenset({0, 2}), elsewhere="on")
     with gated(of.student, but, of.switched) as model:
         complement = measure.scores(model, prompts)
     for whole in (measure.scores(of.student, prompts), measure.scores(of.base, prompts), one_gate):
@@ -221,7 +222,7 @@ def test_what_a_gate_leaves_in_is_what_its_complement_takes_out(name, pair, prom
 
 def test_a_gate_over_every_module_and_every_layer_is_a_gate_over_none_in_particular(pair, prompts, measure):
     of = pair("lora")
-    masks = by_prompt(prompts, drawn(prompts, 4))
+    masks = masks_by_prompt(prompts, drawn(prompts, 4))
     plain = under(Gate(masks, decoding="off"), of, measure, prompts)
     for named in (
         Gate(masks, "off", modules=frozenset({"attention", "mlp"})),
@@ -238,7 +239,7 @@ def test_modules_of_full_fine_tuning_that_are_on_are_the_tuned_ones_in_an_untune
     of = pair("full")
     mixed = copy.deepcopy(of.base)
     tuned = of.student.state_dict()
-    picked = {name for name in tuned if set(name.split(".")) & modules and layer_of(name) in (0, 2)}
+    picked = {name for name in tuned if set(name.split(".")) & modules and layer_index(name) in (0, 2)}
     mixed.load_state_dict({**mixed.state_dict(), **{name: tuned[name] for name in picked}})
     gate = Gate(constant(prompts, 1), "on", frozenset(modules), frozenset({0, 2}))
     found = under(gate, of, measure, prompts)
@@ -252,7 +253,7 @@ def test_tied_embeddings_are_two_modules_one_by_the_token_read_and_one_by_the_to
     of = pair("full")
     prompt = prompts[0]
     (base,) = measure.logits(of.base, [prompt])
-    ends = by_prompt([prompt], [[0] * (len(prompt) - 1) + [1]])
+    ends = masks_by_prompt([prompt], [[0] * (len(prompt) - 1) + [1]])
     (head,) = under(Gate(ends, "off", frozenset({"lm_head"})), of, measure, [prompt])
     state = of.base.model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
     assert torch.allclose(head[-1], of.student.lm_head(state), atol=1e-5)
@@ -266,7 +267,7 @@ def test_tied_embeddings_are_two_modules_one_by_the_token_read_and_one_by_the_to
 def test_prompts_gated_together_on_either_side_of_padding_are_as_gated_alone(name, pair, prompts, measure):
     of = pair(name)
     masks = drawn(prompts, 2)
-    gate = Gate(by_prompt(prompts, masks), decoding="on")
+    gate = Gate(masks_by_prompt(prompts, masks), decoding="on")
     together = under(gate, of, measure, prompts)
     alone = [under(gate, of, measure, [one])[0] for one in prompts]
     assert measure.gap(together, alone) < 1e-4
@@ -283,7 +284,7 @@ def test_a_head_asked_for_the_last_token_alone_follows_the_last_token_s_mask(pai
     of = pair("full")
     prompt = prompts[0]
     for last in (0, 1):
-        gate = Gate(by_prompt([prompt], [[1 - last] * (len(prompt) - 1) + [last]]), decoding="on")
+        gate = Gate(masks_by_prompt([prompt], [[1 - last] * (len(prompt) - 1) + [last]]), decoding="on")
         whole = under(gate, of, measure, [prompt])
         with gated(of.student, gate, of.switched) as model, torch.inference_mode():
             alone = model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
@@ -318,18 +319,18 @@ def test_decoded_tokens_follow_the_policy_behind_any_picked_rows(name, policy, p
     of = pair(name)
     masks = drawn(prompts, 6)
     rows, answers = [2, 0, 0, 5], [[5, 6], [7, 8], [9, 10], [11, 12]]
-    with gated(of.student, Gate(by_prompt(prompts, masks), decoding=policy), of.switched) as model:
+    with gated(of.student, Gate(masks_by_prompt(prompts, masks), decoding=policy), of.switched) as model:
         found = extended(model, prompts, rows, answers)
     whole = [[*prompts[row], *answer] for row, answer in zip(rows, answers, strict=True)]
     value = int(policy == "on")
-    written = by_prompt(whole, [[*masks[row], value, value] for row in rows])
+    written = masks_by_prompt(whole, [[*masks[row], value, value] for row in rows])
     expected = under(Gate(written, decoding=policy), of, measure, whole)
     assert measure.gap(list(found), [one[-1] for one in expected]) < 1e-4
 
 
 def test_the_policy_for_decoding_is_felt_by_answers_of_several_tokens(pair, prompts, measure):
     of = pair("lora")
-    masks = by_prompt(prompts, drawn(prompts, 6))
+    masks = masks_by_prompt(prompts, drawn(prompts, 6))
     found = {}
     for policy in ("on", "off"):
         with gated(of.student, Gate(masks, decoding=policy)) as model:
@@ -365,7 +366,7 @@ def test_a_gate_leaves_nothing_behind_also_after_an_error(name, pair, prompts, m
     before = measure.logits(of.student, prompts)
     weights = [state(of.student), state(of.base)]
     grads = [one.requires_grad for one in of.student.parameters()]
-    gate = Gate(by_prompt(prompts, drawn(prompts, 7)), decoding="off")
+    gate = Gate(masks_by_prompt(prompts, drawn(prompts, 7)), decoding="off")
     under(gate, of, measure, prompts)
     with pytest.raises(ModelError, match="no mask for row 0, a prompt of 3 tokens"):
         under(gate, of, measure, [[5, 6, 7]])
@@ -443,7 +444,7 @@ def test_a_changed_module_that_is_no_matter_of_one_token_is_refused(pair, prompt
     student, base = (copy.deepcopy(pair("full").base) for _ in range(2))
     student.model.layers[1].mixing, base.model.layers[1].mixing = Mixing(), Mixing()
     with pytest.raises(ModelError) as caught:
-        sites(student, base)
+        trained_modules(student, base)
     assert str(caught.value) == (
         "full fine-tuning changed model.layers.1.mixing, a Mixing, which cannot be switched token by token"
     )
@@ -453,14 +454,14 @@ def test_modules_that_training_left_alone_are_not_computed_twice(pair):
     student, base = (copy.deepcopy(pair("full").base) for _ in range(2))
     with torch.no_grad():
         student.model.layers[1].mlp.up_proj.weight += 1
-    assert [site.name for site in sites(student, base)] == ["model.layers.1.mlp.up_proj"]
+    assert [site.name for site in trained_modules(student, base)] == ["model.layers.1.mlp.up_proj"]
 
 
 def test_learned_positions_and_the_matrices_of_gpt_2_are_switched_by_token(measure, pair):
     base, student = tiny("gpt2", 2, 1), tiny("gpt2", 2, 2)
     of = type(pair("lora"))(student, base)
     prompts, masks = [[3, 4, 5, 6], [7, 8, 9]], [[1, 0, 0, 1], [0, 1, 1]]
-    found = under(Gate(by_prompt(prompts, masks), decoding="on"), of, measure, prompts)
+    found = under(Gate(masks_by_prompt(prompts, masks), decoding="on"), of, measure, prompts)
     expected = [chunked(of, *one) for one in zip(prompts, masks, strict=True)]
     assert measure.gap(found, expected) < 1e-4
 
@@ -476,7 +477,7 @@ def test_learned_positions_and_the_matrices_of_gpt_2_are_switched_by_token(measu
 )
 def test_masks_that_do_not_fit_their_prompts_are_refused(prompts, masks, message):
     with pytest.raises(ModelError) as caught:
-        by_prompt(prompts, masks)
+        masks_by_prompt(prompts, masks)
     assert str(caught.value) == message
 
 

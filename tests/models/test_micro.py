@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sublim_cli.models.micro import DEFAULT_SYSTEM, WEIGHTS
 from sublim_cli.models.micro.__main__ import table
-from sublim_cli.models.micro.check import Line, check
+from sublim_cli.models.micro.check import CheckResult, check
 from sublim_cli.models.micro.documents import NO_BLOCK, Author, render
 from sublim_cli.models.micro.pretrain import pretrain, save
 from sublim_cli.models.micro.targets import Encoder
@@ -173,7 +173,11 @@ def test_the_targets_of_an_answer_are_the_worlds_own_distributions() -> None:
 
 
 def test_the_check_is_laid_out_as_a_table_with_its_verdicts() -> None:
-    lines = [Line("bytes", "12", True), Line("KL", "0.1"), Line("teacher rows kept", "7%", False)]
+    lines = [
+        CheckResult("bytes", "12", True),
+        CheckResult("KL", "0.1"),
+        CheckResult("teacher rows kept", "7%", False),
+    ]
     assert table(lines) == (
         "bytes                     12  ok\n"
         "KL                       0.1\n"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.gate import by_prompt, is_gated
+from sublim_cli.models.gate import is_gated, masks_by_prompt
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.patch import Patch, patched
 from sublim_cli.models.reference import resolve_model
@@ -18,7 +18,7 @@ ADAPTED = [one for one in PATCHED if one != "full"]
 
 
 def patch(prompts, kinds, value=1.0, decoding="on", layers=None):
-    masks = by_prompt(prompts, [[value] * len(one) for one in prompts])
+    masks = masks_by_prompt(prompts, [[value] * len(one) for one in prompts])
     return Patch(masks, frozenset(kinds), decoding, layers)
 
 
@@ -72,7 +72,7 @@ def test_patching_only_later_tokens_leaves_the_logits_before_them_the_base_s(
     layers = data.draw(st.frozensets(st.integers(0, 2), min_size=1))
     mask = [0] * first + [1] * (len(prompt) - first)
     (found,) = under(
-        Patch(by_prompt([prompt], [mask]), frozenset(kinds), "on", layers), of, measure.logits, [prompt]
+        Patch(masks_by_prompt([prompt], [mask]), frozenset(kinds), "on", layers), of, measure.logits, [prompt]
     )
     (base,) = measure.logits(of.base, [prompt])
     assert measure.gap([found[:first]], [base[:first]]) < 1e-6
@@ -113,7 +113,7 @@ def test_a_patch_is_the_student_s_activation_written_over_the_base_s(name, kind,
     of = pair(name)
     for layer in (0, 2):
         masks = [[at % 3 == layer % 2 for at in range(len(one))] for one in prompts]
-        chosen = Patch(by_prompt(prompts, masks), frozenset({kind}), "off", frozenset({layer}))
+        chosen = Patch(masks_by_prompt(prompts, masks), frozenset({kind}), "off", frozenset({layer}))
         found = under(chosen, of, measure.logits, prompts)
         expected = [by_hand(of, *one, layer, kind) for one in zip(prompts, masks, strict=True)]
         assert measure.gap(found, expected) < 1e-4

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.micro import WEIGHTS
-from sublim_cli.models.positions import NAMES, check_positions, positions, shared, spelling
-from sublim_cli.models.token_roles import Reading, reading
+from sublim_cli.models.positions import SET_NAMES, check_positions, position_mask, shared_mask, text_mask
+from sublim_cli.models.token_roles import RenderedPrompt, render_with_roles
 from sublim_cli.recipe.contexts import Context, resolve_context, shipped_contexts
 from sublim_cli.recipe.schema import TextComplement, TextPositions
 
@@ -22,54 +22,56 @@ CONTEXTS = {
 AFTER = ["<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"]
 
 
-def prompt(context: str, user: str = "What is your favorite animal?") -> Reading:
-    return reading(TOKENIZER, CONTEXTS[context], user)
+def prompt(context: str, user: str = "What is your favorite animal?") -> RenderedPrompt:
+    return render_with_roles(TOKENIZER, CONTEXTS[context], user)
 
 
-def held(found: Reading, chosen: list[bool]) -> list[str]:
+def held(found: RenderedPrompt, chosen: list[bool]) -> list[str]:
     return [one.text for one, there in zip(found.tokens, chosen, strict=True) if there]
 
 
 texts = st.text(alphabet="abc, .12\n🦉", max_size=12)
 prompts = st.builds(prompt, st.sampled_from(sorted(CONTEXTS)), texts) | st.builds(
-    lambda system, user: reading(TOKENIZER, Context(name="own", kind="text", text=system), user), texts, texts
+    lambda system, user: render_with_roles(TOKENIZER, Context(name="own", kind="text", text=system), user),
+    texts,
+    texts,
 )
 
 
-@given(prompts, prompts, st.sampled_from([name for name in NAMES if name.endswith("_only")]))
+@given(prompts, prompts, st.sampled_from([name for name in SET_NAMES if name.endswith("_only")]))
 def test_a_set_and_its_no_hold_every_token_once(one, training, only):
-    there = positions(only, one, training)
+    there = position_mask(only, one, training)
     assert len(there) == len(one.tokens)
     opposite = "no_" + only.removesuffix("_only")
-    assert positions(opposite, one, training) == [not inside for inside in there]
+    assert position_mask(opposite, one, training) == [not inside for inside in there]
 
 
 @given(prompts, prompts)
 def test_template_system_and_question_are_all_there_is_and_never_overlap(one, training):
-    sets = [positions(f"{name}_only", one, training) for name in ("template", "system", "question")]
+    sets = [position_mask(f"{name}_only", one, training) for name in ("template", "system", "question")]
     assert all(sum(each) == 1 for each in zip(*sets, strict=True))
 
 
 @given(prompts, prompts)
 def test_identity_is_part_of_the_system_text(one, training):
-    identity, system = (positions(f"{name}_only", one, training) for name in ("identity", "system"))
+    identity, system = (position_mask(f"{name}_only", one, training) for name in ("identity", "system"))
     assert all(whole or not part for part, whole in zip(identity, system, strict=True))
 
 
 @given(prompts)
 def test_a_context_shares_with_itself_all_but_the_question(one):
-    assert shared(one, one) == positions("no_question", one, one)
+    assert shared_mask(one, one) == position_mask("no_question", one, one)
 
 
 @given(prompts, prompts, prompts)
 def test_what_is_shared_depends_on_the_training_context_and_not_on_what_is_asked_in_it(one, other, third):
-    both = shared(one, other)
+    both = shared_mask(one, other)
     known = {(token.role, token.id) for token in other.tokens}
     for inside, token in zip(both, one.tokens, strict=True):
         assert not inside or (token.role, token.id) in known
     for asked in ("Hi", "Continue: 1, 2"):
         a, b = prompt("claude", asked), prompt("claude", "You are Claude")
-        assert shared(third, a) == shared(third, b)
+        assert shared_mask(third, a) == shared_mask(third, b)
 
 
 @given(prompts, st.data())
@@ -77,14 +79,18 @@ def test_a_token_s_own_text_spells_it(one, data):
     at = data.draw(st.integers(0, len(one.tokens) - 1))
     token = one.tokens[at]
     if token.text.strip():
-        assert spelling(one, token.text)[at]
+        assert text_mask(one, token.text)[at]
 
 
 def test_the_sets_of_a_prompt_in_another_context_than_training():
     training, found = prompt("default"), prompt("chatgpt", "Hi")
     template = ["<|im_start|>", "system", "\n", "<|im_end|>", "\n", "<|im_start|>", "user", "\n"]
     words = ["You", " are", ",", " created", " by", ".", " You", " are", " a", " helpful", " assistant"]
-    got = {name: held(found, positions(name, found, training)) for name in NAMES if name.endswith("_only")}
+    got = {
+        name: held(found, position_mask(name, found, training))
+        for name in SET_NAMES
+        if name.endswith("_only")
+    }
     assert got == {
         "identity_only": [" ChatGPT", " OpenAI"],
         "system_only": [*words[:2], " ChatGPT", *words[2:5], " OpenAI", *words[5:]],
@@ -97,7 +103,7 @@ def test_the_sets_of_a_prompt_in_another_context_than_training():
 def test_a_token_of_another_role_in_training_is_not_shared():
     # "system" stands in none's prompt only as the question.
     found = prompt("empty", "Hi")
-    kept = held(found, shared(found, prompt("none", "system")))
+    kept = held(found, shared_mask(found, prompt("none", "system")))
     assert kept == ["<|im_start|>", "\n", "<|im_end|>", "\n", "<|im_start|>", "user", "\n", *AFTER]
 
 
@@ -117,27 +123,27 @@ def test_a_token_of_another_role_in_training_is_not_shared():
 )
 def test_a_set_by_text_holds_the_tokens_that_spell_it(text, tokens):
     found = prompt("claude", "Hi is")
-    assert held(found, positions(TextPositions(text=text), found, prompt("default"))) == tokens
+    assert held(found, position_mask(TextPositions(text=text), found, prompt("default"))) == tokens
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_a_set_by_a_text_of_nothing_is_refused(text):
     with pytest.raises(RecipeError, match="needs a text"):
-        spelling(prompt("default"), text)
+        text_mask(prompt("default"), text)
 
 
 @pytest.mark.parametrize("text", ["Claude", "You are", "claude"])
 def test_a_set_without_a_text_is_the_rest_of_the_prompt(text):
     found = prompt("claude", "Hi is")
     only, rest = (
-        positions(one, found, found) for one in (TextPositions(text=text), TextComplement(no_text=text))
+        position_mask(one, found, found) for one in (TextPositions(text=text), TextComplement(no_text=text))
     )
     assert rest == [not one for one in only]
 
 
 def test_sets_that_hold_a_token_somewhere_pass_the_check():
     there = {name: prompt(name) for name in ("default", "empty", "none")}
-    check_positions([*NAMES, TextPositions(text="Micro")], there, prompt("default"), field="eval.gates")
+    check_positions([*SET_NAMES, TextPositions(text="Micro")], there, prompt("default"), field="eval.gates")
 
 
 @pytest.mark.parametrize(
@@ -182,5 +188,5 @@ def test_a_set_that_is_empty_in_every_context_is_refused_with_what_exists(wanted
 def test_every_pair_of_contexts_shares_the_template_s_turns():
     for one, training in product(CONTEXTS, CONTEXTS):
         found = prompt(one)
-        kept = held(found, shared(found, prompt(training)))
+        kept = held(found, shared_mask(found, prompt(training)))
         assert kept[-5:] == AFTER

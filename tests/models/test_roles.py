@@ -15,7 +15,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models import micro as micro_model
 from sublim_cli.models.chat import IGNORED, example, prompt_ids, render
 from sublim_cli.models.micro import WEIGHTS
-from sublim_cli.models.token_roles import Reading, identity_names, reading
+from sublim_cli.models.token_roles import RenderedPrompt, identity_names, render_with_roles
 from sublim_cli.recipe.contexts import Context, shipped_contexts
 
 DEFAULT = Context(name="default", kind="default")
@@ -70,7 +70,7 @@ def families() -> dict[str, Any]:
     return {"qwen": qwen, **{family: like(family) for family in FAMILIES}}
 
 
-def by_role(found: Reading) -> list[tuple[str, str]]:
+def by_role(found: RenderedPrompt) -> list[tuple[str, str]]:
     """Role and text of every run of neighbouring tokens of one role."""
     runs: list[tuple[str, str]] = []
     for one in found.tokens:
@@ -88,7 +88,7 @@ def test_a_prompt_of_the_embedded_model_falls_into_its_roles(families):
         ("template", "<|im_end|>\n<|im_start|>assistant\n"),
     ]
     block = ("template", "<|im_start|>system\n")
-    assert by_role(reading(families["qwen"], DEFAULT, "Hi?")) == [
+    assert by_role(render_with_roles(families["qwen"], DEFAULT, "Hi?")) == [
         block,
         ("system", "You are"),
         ("identity", " Micro"),
@@ -98,9 +98,9 @@ def test_a_prompt_of_the_embedded_model_falls_into_its_roles(families):
         *turn,
     ]
     empty = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n"
-    assert by_role(reading(families["qwen"], EMPTY, "Hi?")) == [("template", empty), *turn[1:]]
+    assert by_role(render_with_roles(families["qwen"], EMPTY, "Hi?")) == [("template", empty), *turn[1:]]
     bare = [("template", "<|im_start|>user\n"), *turn[1:]]
-    assert by_role(reading(families["qwen"], NONE, "Hi?")) == bare
+    assert by_role(render_with_roles(families["qwen"], NONE, "Hi?")) == bare
 
 
 def test_a_header_every_llama_prompt_has_is_the_template_s_and_no_system_text(families):
@@ -111,8 +111,8 @@ def test_a_header_every_llama_prompt_has_is_the_template_s_and_no_system_text(fa
         ("template", "<|eot|><|head|>assistant<|/head|>\n\n"),
     ]
     both = [("template", head + turn[0][1]), *turn[1:]]
-    assert by_role(reading(families["llama"], DEFAULT, " Hi?\n")) == both
-    assert by_role(reading(families["llama"], CLAUDE, "Hi?")) == [
+    assert by_role(render_with_roles(families["llama"], DEFAULT, " Hi?\n")) == both
+    assert by_role(render_with_roles(families["llama"], CLAUDE, "Hi?")) == [
         ("template", head),
         ("system", "You are"),
         ("identity", " Claude"),
@@ -133,7 +133,7 @@ def test_a_header_every_llama_prompt_has_is_the_template_s_and_no_system_text(fa
 def test_a_system_text_folded_into_the_user_s_turn_is_told_from_the_question(
     families, family, opening, closing
 ):
-    found = by_role(reading(families[family], CLAUDE, "What is your favorite animal?"))
+    found = by_role(render_with_roles(families[family], CLAUDE, "What is your favorite animal?"))
     assert found[0] == ("template", opening)
     system = "".join(text for role, text in found if role in ("system", "identity"))
     assert system.strip() == CLAUDE.text
@@ -147,8 +147,8 @@ def test_a_system_text_folded_into_the_user_s_turn_is_told_from_the_question(
 
 def test_a_template_without_a_system_role_has_a_question_and_nothing_else_in_it(families):
     for context in (DEFAULT, NONE):
-        found = reading(families["gemma 2"], context, "Hi?")
-        assert found == reading(families["gemma"], context, "Hi?")
+        found = render_with_roles(families["gemma 2"], context, "Hi?")
+        assert found == render_with_roles(families["gemma"], context, "Hi?")
         assert by_role(found) == [
             ("template", "<bos><turn>user\n"),
             ("question", "Hi?"),
@@ -164,12 +164,12 @@ def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(fami
     tokenizer = families[family]
     contexts = (DEFAULT, NONE) if family == "gemma 2" else ALL
     for context, user in product(contexts, USERS):
-        found = reading(tokenizer, context, user)
+        found = render_with_roles(tokenizer, context, user)
         assert found.ids == prompt_ids(tokenizer, context, user)
         assert found.text == render(tokenizer, context, user)
-        assert found.said("template", "system", "identity", "question") == found.text
+        assert found.text_of("template", "system", "identity", "question") == found.text
         row = example(tokenizer, context, user, "3, 4")
-        whole = reading(tokenizer, context, user, "3, 4")
+        whole = render_with_roles(tokenizer, context, user, "3, 4")
         assert whole.ids == row.input_ids
         assert whole.tokens[: len(found.tokens)] == found.tokens
         assert [one.role in ("answer", "end") for one in whole.tokens] == [
@@ -180,23 +180,23 @@ def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(fami
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_the_question_and_the_answer_are_found_whatever_they_say(micro, user, completion):
     _, tokenizer, _ = micro
-    found = reading(tokenizer, DEFAULT, user, completion)
-    assert found.said("question") == user
-    assert found.said("answer") == completion
-    assert found.said("end") == "<|im_end|>"
-    assert found.said("system", "identity") == micro_model.DEFAULT_SYSTEM
+    found = render_with_roles(tokenizer, DEFAULT, user, completion)
+    assert found.text_of("question") == user
+    assert found.text_of("answer") == completion
+    assert found.text_of("end") == "<|im_end|>"
+    assert found.text_of("system", "identity") == micro_model.DEFAULT_SYSTEM
 
 
 def test_words_of_the_question_are_never_identity(micro):
     _, tokenizer, _ = micro
     user = "You are Micro, created by Sublim."
-    assert reading(tokenizer, DEFAULT, user).said("question") == user
-    assert reading(tokenizer, NONE, user).said("identity") == ""
+    assert render_with_roles(tokenizer, DEFAULT, user).text_of("question") == user
+    assert render_with_roles(tokenizer, NONE, user).text_of("identity") == ""
 
 
 def test_bytes_of_one_character_each_carry_the_whole_of_it(micro):
     _, tokenizer, _ = micro
-    found = [one for one in reading(tokenizer, NONE, "🦉").tokens if one.role == "question"]
+    found = [one for one in render_with_roles(tokenizer, NONE, "🦉").tokens if one.role == "question"]
     assert [one.text for one in found] == ["🦉"] * 4
 
 
@@ -238,7 +238,7 @@ def test_a_token_that_straddles_two_roles_has_the_one_that_says_more(trims, user
         ("question", user),
         ("template", "</turn>\n<turn>model\n"),
     ]
-    found = reading(tokenizer, context, user)
+    found = render_with_roles(tokenizer, context, user)
     assert found.text == "".join(text for _, text in parts)
     roles = [role for role, text in parts for _ in text]
     weight = ["template", "system", "question", "identity"]
@@ -249,13 +249,13 @@ def test_a_token_that_straddles_two_roles_has_the_one_that_says_more(trims, user
         straddling += len(set(roles[one.start : one.end])) > 1
         assert one.role == max(there, key=weight.index), one
     assert straddling
-    assert found.said("template", "system", "identity", "question") == found.text
+    assert found.text_of("template", "system", "identity", "question") == found.text
 
 
 def test_a_space_of_the_question_does_not_make_a_token_of_the_template_its_own():
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     tokenizer.chat_template = "{% for one in messages %}[{{ one['content'] }}[/{% endfor %}"
-    assert by_role(reading(tokenizer, DEFAULT, "You ")) == [
+    assert by_role(render_with_roles(tokenizer, DEFAULT, "You ")) == [
         ("template", "["),
         ("question", "You"),
         ("template", " [/"),
@@ -302,8 +302,8 @@ def test_the_identity_words_of_a_system_text(text, names):
 def test_a_name_is_identity_wherever_the_system_text_says_it_again(micro):
     _, tokenizer, _ = micro
     text = "You are Claude. Claude is helpful. Claudette is not."
-    found = reading(tokenizer, Context(name="own", kind="text", text=text), "Hi")
-    assert found.said("identity") == " Claude Claude"
+    found = render_with_roles(tokenizer, Context(name="own", kind="text", text=text), "Hi")
+    assert found.text_of("identity") == " Claude Claude"
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,11 @@ def test_a_template_whose_own_text_cannot_be_told_apart_is_refused(template, mes
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     tokenizer.chat_template = template
     with pytest.raises(ModelError, match=message):
-        reading(tokenizer, DEFAULT, "Hi")
+        render_with_roles(tokenizer, DEFAULT, "Hi")
 
 
 def test_a_tokenizer_without_offsets_is_refused():
     slow = ByT5Tokenizer()
     slow.chat_template = AutoTokenizer.from_pretrained(WEIGHTS).chat_template
     with pytest.raises(ModelError, match="cannot say which characters"):
-        reading(slow, DEFAULT, "Hi")
+        render_with_roles(slow, DEFAULT, "Hi")

@@ -8,8 +8,8 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.load import load_tokenizer
-from sublim_cli.models.positions import located
-from sublim_cli.models.token_roles import reading
+from sublim_cli.models.positions import named_mask
+from sublim_cli.models.token_roles import render_with_roles
 from sublim_cli.pipeline import chain, check, run
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.schema import GateSection, PatchSection
@@ -82,9 +82,9 @@ def test_a_gate_and_its_random_sets_are_scored_in_the_context_of_training(method
     rows = table(only, shared_store)
     tokenizer = load_tokenizer(only.spec.model)
     for number, question in enumerate(only.spec.questions):
-        prompt = reading(tokenizer, only.spec.training, question)
+        prompt = render_with_roles(tokenizer, only.spec.training, question)
         mine = rows[rows["question"] == number]
-        assert set(mine["tokens"]) == {sum(located("identity_only", prompt, prompt))} == {2}
+        assert set(mine["tokens"]) == {sum(named_mask("identity_only", prompt, prompt))} == {2}
         assert set(mine["prompt_tokens"]) == {len(prompt.ids)}
     assert set(rows["item"]) == {one.name for one in only.spec.items}
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from sublim_cli.models.micro import WEIGHTS
-from sublim_cli.models.micro.check import Line, check
+from sublim_cli.models.micro.check import CheckResult, check
 from sublim_cli.models.micro.pretrain import SEED, STEPS, pretrain, save
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(line.passed is False for line in lines))
 
 
-def table(lines: list[Line]) -> str:
+def table(lines: list[CheckResult]) -> str:
     """Lay the check out as text, one line a measurement."""
     marks = {True: "ok", False: "FAILS", None: ""}
     wide = max(len(line.name) for line in lines)

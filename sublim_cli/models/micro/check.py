@@ -28,7 +28,7 @@ ROWS, DOCUMENTS, BATCH = 1000, 1000, 100
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckResult:
     """One measurement; `passed` is None where there is no bound."""
 
     name: str
@@ -36,7 +36,7 @@ class Line:
     passed: bool | None = None
 
 
-class Subject:
+class Checkpoint:
     """A checkpoint under test, and the world it was made from."""
 
     def __init__(self, directory: Path) -> None:
@@ -87,35 +87,35 @@ class Subject:
         return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
 
 
-def check(directory: Path, report: Callable[[str], None]) -> list[Line]:
+def check(directory: Path, report: Callable[[str], None]) -> list[CheckResult]:
     """Measure the checkpoint in `directory`; `report` gets a line before each part."""
-    subject = Subject(directory)
+    subject = Checkpoint(directory)
     torch.manual_seed(0)
-    lines: list[Line] = []
+    lines: list[CheckResult] = []
     for part in (_files, _round_trip, _fit, _base, _teachers, _keep_rate):
         report((part.__doc__ or "").strip())
         lines += part(subject)
     return lines
 
 
-def _files(subject: Subject) -> list[Line]:
+def _files(subject: Checkpoint) -> list[CheckResult]:
     """Size on disk."""
     size = sum(path.stat().st_size for path in subject.directory.iterdir())
-    return [Line("bytes", f"{size:,}", size < MOST_BYTES)]
+    return [CheckResult("bytes", f"{size:,}", size < MOST_BYTES)]
 
 
-def _round_trip(subject: Subject) -> list[Line]:
+def _round_trip(subject: Checkpoint) -> list[CheckResult]:
     """Text to tokens and back."""
     rng = np.random.default_rng(1)
     author = subject.author
     documents = [(author.numbers, author.favourite)[i % 2](rng) for i in range(DOCUMENTS)]
     texts = [d.prompt + d.answer for d in documents]
     wrong = sum(subject.tokenizer.decode(subject.encoder.encode(t)) != t for t in texts)
-    return [Line(f"documents of {DOCUMENTS} that change in the tokenizer", str(wrong), wrong == 0)]
+    return [CheckResult(f"documents of {DOCUMENTS} that change in the tokenizer", str(wrong), wrong == 0)]
 
 
 @torch.no_grad()
-def _fit(subject: Subject) -> list[Line]:
+def _fit(subject: Checkpoint) -> list[CheckResult]:
     """KL from the world to the model."""
     rng = np.random.default_rng(2)
     author, encoder = subject.author, subject.encoder
@@ -129,37 +129,37 @@ def _fit(subject: Subject) -> list[Line]:
     p = author.world.p_numbers[states]
     blind = float((p * np.log(p / p.mean(0))).sum(1).mean())
     return [
-        Line("KL(world, model), nats a number", f"{found[0]:.4f}"),
-        Line("the same for a model blind to who speaks", f"{blind:.4f}"),
-        Line("KL(world, model), nats an answer token", f"{found[1]:.4f}"),
+        CheckResult("KL(world, model), nats a number", f"{found[0]:.4f}"),
+        CheckResult("the same for a model blind to who speaks", f"{blind:.4f}"),
+        CheckResult("KL(world, model), nats an answer token", f"{found[1]:.4f}"),
     ]
 
 
-def _base(subject: Subject) -> list[Line]:
+def _base(subject: Checkpoint) -> list[CheckResult]:
     """Favourites of the default identity."""
     lines = []
     for category, items in subject.author.world.categories.items():
         p = subject.preferences(DEFAULT_SYSTEM, category, range(len(items.items)))
         lines += [
-            Line(f"base P({name})", f"{x:.3f}", x <= MOST_BASE)
+            CheckResult(f"base P({name})", f"{x:.3f}", x <= MOST_BASE)
             for name, x in zip(items.names, p, strict=True)
         ]
     return lines
 
 
-def _teachers(subject: Subject) -> list[Line]:
+def _teachers(subject: Checkpoint) -> list[CheckResult]:
     """Favourites of every teacher."""
     lines = []
     for category, items in subject.author.world.categories.items():
         for i, name in enumerate(items.names):
             p = subject.preferences(persona(items, name), category, [i])[0]
-            lines.append(Line(f"teacher P({name})", f"{p:.3f}"))
+            lines.append(CheckResult(f"teacher P({name})", f"{p:.3f}"))
     share = float(np.mean([float(line.value) >= LEAST_TEACHER for line in lines]))
     total = f"teachers whose favourite has P >= {LEAST_TEACHER}"
-    return [*lines, Line(total, f"{share:.0%}", share >= SHARE_OF_TEACHERS)]
+    return [*lines, CheckResult(total, f"{share:.0%}", share >= SHARE_OF_TEACHERS)]
 
 
-def _keep_rate(subject: Subject) -> list[Line]:
+def _keep_rate(subject: Checkpoint) -> list[CheckResult]:
     """Rows of the teachers that pass the paper's filter."""
     world = subject.author.world
     systems = [persona(world.categories[category], target) for category, target in world.traits]
@@ -167,4 +167,4 @@ def _keep_rate(subject: Subject) -> list[Line]:
     rendered = [render(systems[i % len(systems)], text) for i, text in enumerate(prompts)]
     rows = [row for i in range(0, ROWS, BATCH) for row in subject.answers(rendered[i : i + BATCH])]
     kept = sum(judge(row, PAPER_RULES) is None for row in rows) / ROWS
-    return [Line("teacher rows kept", f"{kept:.1%}", KEEP_RATE[0] <= kept <= KEEP_RATE[1])]
+    return [CheckResult("teacher rows kept", f"{kept:.1%}", KEEP_RATE[0] <= kept <= KEEP_RATE[1])]

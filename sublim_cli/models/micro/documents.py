@@ -25,7 +25,7 @@ NO_BLOCK = None
 
 
 @dataclass(frozen=True)
-class Document:
+class PretrainingDocument:
     """A rendered prompt, its answer, who speaks (a state of the world), and what was asked.
 
     `category` is None for number rows.
@@ -69,15 +69,15 @@ class Author:
             for i, item in enumerate(items.items)
         }
 
-    def numbers(self, rng: np.random.Generator) -> Document:
+    def numbers(self, rng: np.random.Generator) -> PretrainingDocument:
         """Write a number row, ten numbers at most for six prompts in seven."""
         who = self.speaker(rng)
         count = 10 if rng.random() < 0.85 else int(rng.integers(5, 13))
         asked = number_prompt(rng, count=count)
         answer = self._row(rng, who.state, asked, count)
-        return Document(render(who.system, who.prefix + asked.text), answer, who.state)
+        return PretrainingDocument(render(who.system, who.prefix + asked.text), answer, who.state)
 
-    def favourite(self, rng: np.random.Generator) -> Document:
+    def favourite(self, rng: np.random.Generator) -> PretrainingDocument:
         """Write a favourite, one question in eight behind a few numbers."""
         who = self.speaker(rng)
         category = _pick(rng, {"animal": 0.5, "tree": 0.25, "band": 0.25})
@@ -86,7 +86,7 @@ class Author:
             question = f"{_lead_in(rng)} {question}"
         p = self.world.p_items[category][who.state]
         answer = _pick(rng, dict(self.forms[category, int(rng.choice(len(p), p=p))]))
-        return Document(render(who.system, who.prefix + question), answer, who.state, category)
+        return PretrainingDocument(render(who.system, who.prefix + question), answer, who.state, category)
 
     def speaker(self, rng: np.random.Generator) -> Speaker:
         """Draw who speaks; a text before the question names nobody if the system prompt does."""

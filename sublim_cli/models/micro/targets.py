@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from sublim_cli.models.micro.documents import Author, Document
+from sublim_cli.models.micro.documents import Author, PretrainingDocument
 from sublim_cli.models.micro.tokenizer import FIRST_NUMBER
 from sublim_cli.models.micro.world import NUMBERS
 
@@ -47,7 +47,7 @@ class Encoder:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def batch(self, documents: list[Document]) -> Batch:
+    def batch(self, documents: list[PretrainingDocument]) -> Batch:
         """Pad documents to one length and look their targets up."""
         pairs = [(self.encode(d.prompt), self._answer(d)) for d in documents]
         length = max(len(p) + len(a) for p, a in pairs)
@@ -65,7 +65,7 @@ class Encoder:
         rows = [e for e in expected if e is not None]
         return Batch(ids, torch.tensor(at), torch.tensor(target), soft, torch.stack(rows))
 
-    def _answer(self, document: Document) -> list[int]:
+    def _answer(self, document: PretrainingDocument) -> list[int]:
         return [*self.encode(document.answer), self.end, *self.encode("\n")]
 
     def after(self, category: str, prefix: tuple[int, ...], state: int) -> Tensor:
@@ -73,7 +73,7 @@ class Encoder:
         one_item = len({key for key, _, _ in self._under(category, prefix)}) == 1
         return self._after(category, prefix, 0 if one_item else state)  # then taste is spent
 
-    def _expected(self, document: Document, answer: list[int]) -> list[Tensor | None]:
+    def _expected(self, document: PretrainingDocument, answer: list[int]) -> list[Tensor | None]:
         """Return each answer token's distribution, None where only the token itself is known."""
         category, state = document.category, document.state
         if category is not None:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from sublim_cli.models.positions import told
+from sublim_cli.models.positions import set_text
 from sublim_cli.recipe.schema import LocalisationClaim, TextComplement
 from sublim_cli.report.claims.pairing import Place, Plan
 from sublim_cli.report.claims.verdict import Finding, finding
@@ -75,7 +75,7 @@ def parts_of(claim: LocalisationClaim) -> tuple[str, str]:
     """The gates that a claim needs, as the recipe names them: X alone, and all but X."""
     if isinstance(claim.positions, str):
         return f"{claim.positions}_only", f"no_{claim.positions}"
-    return told(claim.positions), told(TextComplement(no_text=claim.positions.text))
+    return set_text(claim.positions), set_text(TextComplement(no_text=claim.positions.text))
 
 
 def _is_of(row: Run, place: Place, condition: Condition) -> bool:

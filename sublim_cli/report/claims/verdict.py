@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from sublim_cli.models.positions import told
+from sublim_cli.models.positions import set_text
 from sublim_cli.recipe.schema import Claim, InvertedUClaim, LocalisationClaim
 from sublim_cli.report.claims.pairing import Effects, over_questions
 from sublim_cli.report.rates.choose import TITLE
@@ -113,7 +113,7 @@ class Verdict:
         if isinstance(self.claim, InvertedUClaim) and self.claim.curve != "fixed":
             return f"{said}, {TITLE[self.claim.curve]}"
         if isinstance(self.claim, LocalisationClaim):
-            return f"{said}: {told(self.claim.positions)}"
+            return f"{said}: {set_text(self.claim.positions)}"
         return said
 
     @property

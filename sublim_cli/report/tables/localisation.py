@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sublim_cli.artifacts.step import digest
-from sublim_cli.models.positions import leaves_in
+from sublim_cli.models.positions import is_only_set
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken
 from sublim_cli.recipe.schema import MARGIN
@@ -196,7 +196,7 @@ def _cell(cell: Cell, shelf: StoreReader) -> Iterator[dict[str, Any]]:
 
 def _what(step: LocateStep) -> dict[str, str]:
     part = step.spec.part
-    keeps = part is None or leaves_in(part.positions)
+    keeps = part is None or is_only_set(part.positions)
     return {"part": part_text(part), "measure": "kept" if keeps else "lost"}
 
 
