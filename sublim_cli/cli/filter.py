@@ -1,4 +1,4 @@
-"""`sublim filter`: rows of a recipe's teacher, or of a file somebody else made."""
+"""`sublim filter`: rows of a recipe's teacher, or of a file of the user's own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -48,18 +48,18 @@ def filter_rows(
 ) -> None:
     """Keep the rows that are nothing but numbers, and say why the others are not.
 
-    With [bold]--recipe[/]: the teacher's rows, drawn first where they are missing.
+    With [bold]--recipe[/]: the teacher's rows; missing ones are drawn first.
     With [bold]--input[/] and [bold]--output[/]: a file of your own, one JSON object a line.
     """
-    from sublim_cli.cli.show import filter_and_show, run_and_show
+    from sublim_cli.cli.stage_command import filter_and_show, run_and_show
 
     changes = {"model": model, "trait__target": trait, "generate__rows": rows}
     if source is not None and target is not None:
-        rules = o.recipe_of(recipe or "cats", settings).filter.rules
+        rules = o.load_recipe(recipe or "cats", settings).filter.rules
         keys = (prompt_key, completion_key)
         filter_and_show(source, target, rules, keys, strip=strip, json=json, quiet=quiet)
     elif recipe is not None and source is None and target is None:
-        wanted = o.recipe_of(recipe, settings, **changes)
-        run_and_show(wanted, "filter", out, json=json, quiet=quiet)
+        loaded = o.load_recipe(recipe, settings, **changes)
+        run_and_show(loaded, "filter", out, json=json, quiet=quiet)
     else:
         raise typer.BadParameter("give --recipe, or both --input and --output")

@@ -21,9 +21,9 @@ def generate(
     quiet: o.Quiet = False,
 ) -> None:
     """Let the teacher answer number prompts until enough of its rows pass the filter."""
-    from sublim_cli.cli.show import run_and_show
+    from sublim_cli.cli.stage_command import run_and_show
 
-    wanted = o.recipe_of(
+    loaded = o.load_recipe(
         recipe,
         settings,
         model=model,
@@ -31,4 +31,4 @@ def generate(
         generate__rows=rows,
         generate__sampling__seed=seed,
     )
-    run_and_show(wanted, "generate", out, json=json, quiet=quiet)
+    run_and_show(loaded, "generate", out, json=json, quiet=quiet)

@@ -53,12 +53,12 @@ def inspect(
 ) -> None:
     """Show what a model reads, token by token, in every context of a recipe.
 
-    Of each token: its id, its text, what it is there for, whether it is
-    trained on, and which of the recipe's contexts have it at the same role.
+    For each token: its id, its text, its role, whether it is trained on,
+    and which of the recipe's contexts have it at the same role.
 
-    [bold]default[/], [bold]empty[/] and [bold]none[/] are different tokens to most models. This shows
-    how they differ, and says so where they do not. A tokenizer is all it
-    loads: nothing is trained, and nothing is built.
+    [bold]default[/], [bold]empty[/] and [bold]none[/] are different token sequences for most models.
+    This shows how they differ, or that they are equal. Only a tokenizer is
+    loaded: nothing is trained, and nothing is built.
 
     Roles: [bold]template[/] (the chat template's own tokens), [bold]system[/],
     [bold]identity[/] (the words of the system text that name the model or its
@@ -75,8 +75,8 @@ def inspect(
     """
     from sublim_cli.cli.inspect_command import inspect_and_show, rows_command
 
-    if sum(one is not None for one in (question, row, prompt)) > 1:
+    if sum(flag is not None for flag in (question, row, prompt)) > 1:
         raise typer.BadParameter("give one of --question, --row and --prompt")
-    wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
+    loaded = o.load_recipe(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
     command = rows_command(recipe, settings, out, model=model, trait=trait, rows=rows)
-    inspect_and_show(wanted, (question, row, prompt), context or (), out, command, html=html, json=json)
+    inspect_and_show(loaded, (question, row, prompt), context or (), out, command, html=html, json=json)

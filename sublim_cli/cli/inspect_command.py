@@ -1,4 +1,4 @@
-"""What `inspect` does after reading its flags."""
+"""The work of `inspect`: render a text in the contexts, then show the tokens or write their page."""
 
 import shlex
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ from sublim_cli.inspection.view import Inspection, Subject, View, inspection, qu
 from sublim_cli.models.token_roles import Role
 from sublim_cli.recipe.schema import Recipe
 
-NAME = 16
+NAME_WIDTH = 16
 """Characters of a context's name that a table at 80 columns can hold."""
 
-BROUGHT: tuple[Role, ...] = ("template", "system", "identity")
-"""Roles of which contexts have more or fewer tokens; the question is the same in all."""
+CONTEXT_ROLES: tuple[Role, ...] = ("template", "system", "identity")
+"""Roles whose tokens differ between contexts; the question is the same in all of them."""
 
 
 def inspect_and_show(
     recipe: Recipe,
-    wanted: tuple[int | None, int | None, str | None],
+    selection: tuple[int | None, int | None, str | None],
     contexts: Sequence[str],
     out: Path,
     command: str,
@@ -40,8 +40,13 @@ def inspect_and_show(
     html: Path | None,
     json: bool,
 ) -> None:
-    """Read a question, row or prompt in the contexts, then show it, write its page, or both."""
-    seen = inspection(recipe, _subject(recipe, wanted, Store(out)), contexts)
+    """Show a question, a row or a prompt token by token in the contexts, or write the page of it.
+
+    Args:
+        selection: the flags --question, --row and --prompt, at most one of them given.
+        command: what builds the recipe's rows, to be named where there are none.
+    """
+    seen = inspection(recipe, _subject(recipe, selection, Store(out)), contexts)
     if html is not None:
         write_page(seen, html, command)
     if json:
@@ -58,7 +63,7 @@ def inspect_and_show(
 
 
 def rows_command(recipe: str, settings: list[str] | None, out: Path, **flags: str | int | None) -> str:
-    """The command that makes the rows which these flags mean."""
+    """The command that builds the rows of the recipe with these flags."""
     words = ["sublim", "filter", "--recipe", recipe]
     for name, value in flags.items():
         words += [] if value is None else [f"--{name}", str(value)]
@@ -67,13 +72,17 @@ def rows_command(recipe: str, settings: list[str] | None, out: Path, **flags: st
     return shlex.join(words if out == STORE else [*words, "--out", str(out)])
 
 
-def _subject(recipe: Recipe, wanted: tuple[int | None, int | None, str | None], store: Store) -> Subject:
-    asked, number, prompt = wanted
-    if number is not None:
-        return row(recipe, number, store)
-    if prompt is not None:
-        return Subject("text", None, _whole(prompt))
-    return question(recipe, asked or 0)
+def _subject(recipe: Recipe, selection: tuple[int | None, int | None, str | None], store: Store) -> Subject:
+    question_number, row_number, prompt = selection
+    if row_number is not None:
+        return row(recipe, row_number, store)
+    if prompt is None:
+        return question(recipe, question_number or 0)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
+    return Subject("text", None, prompt)
 
 
 def _show_view(seen: Inspection, view: View) -> None:
@@ -91,31 +100,23 @@ def _show_view(seen: Inspection, view: View) -> None:
         )
         for number, (line, label) in enumerate(zip(view.lines, labels(tokens), strict=True))
     ]
-    head = f"{called(view.context)} ({place(seen, view.context)}): {len(tokens)} tokens"
-    show_tokens(head, ("", "id", "token", "role", *(["trained"] if trained else []), shared), rows)
+    heading = f"{called(view.context)} ({place(seen, view.context)}): {len(tokens)} tokens"
+    show_tokens(heading, ("", "id", "token", "role", *(["trained"] if trained else []), shared), rows)
     show_text("\n")
 
 
 def _show_contexts(seen: Inspection, command: str) -> None:
-    known, sets = letters(seen), seen.positions
+    context_letters, sets = letters(seen), seen.positions
     rows = [
         (
-            f"{known.get(name, ' ')} {called(name, NAME)}",
+            f"{context_letters.get(name, ' ')} {called(name, NAME_WIDTH)}",
             place(seen, name) if name in seen.contexts else "–",
             str(len(prompt.tokens)),
-            *(str(sum(token.role == role for token in prompt.tokens)) for role in BROUGHT),
+            *(str(sum(token.role == role for token in prompt.tokens)) for role in CONTEXT_ROLES),
             str(len(sets[name]["shared_only"])) if sets else "–",
         )
         for name, prompt in seen.prompts.items()
     ]
-    show_table("The prompt in each context", ("", "", "tokens", *BROUGHT, "shared"), rows)
+    show_table("The prompt in each context", ("", "", "tokens", *CONTEXT_ROLES, "shared"), rows)
     for sentence in told(seen, command):
         show_line(f"* {sentence}")
-
-
-def _whole(prompt: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
-    return prompt

@@ -1,4 +1,4 @@
-"""From the flags of `sweep` to a launcher; its library is imported only if it is asked for."""
+"""From the flags of `sweep` to a launcher, whose library is imported only if it is named."""
 
 import os
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import THREADS, device, threads, worker_devices
 from sublim_cli.sweep.launch import Launcher, Needs
 
-EXTRAS = {"ray": "ray", "slurm": "submitit"}
-"""What each launcher but `local` is built on; the extra bears the launcher's name."""
+LIBRARIES = {"ray": "ray", "slurm": "submitit"}
+"""The library of each launcher but `local`; the extra that installs it has the launcher's name."""
 
 
 def open_launcher(
@@ -24,17 +24,21 @@ def open_launcher(
     """The launcher called `name`, set up as the flags say.
 
     Raises:
-        RecipeError: there is none of that name, or a flag is another launcher's.
+        RecipeError: no launcher has that name, or a flag belongs to another launcher.
         MissingExtra: its library is not installed.
     """
-    if name not in ("local", *EXTRAS):
-        raise RecipeError(f"--launcher {name}: there are local, {', '.join(EXTRAS)}")
+    if name not in ("local", *LIBRARIES):
+        raise RecipeError(f"--launcher {name}: there are local, {', '.join(LIBRARIES)}")
     _check_flags(name, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm)
     if name == "local":
         from sublim_cli.sweep.local import LocalLauncher
 
         return LocalLauncher(worker_devices(workers))
-    _check_installed(name)
+    if find_spec(LIBRARIES[name]) is None:
+        raise MissingExtra(
+            f"--launcher {name} needs {LIBRARIES[name]}, which is not installed; "
+            f"`pip install 'sublim[{name}]'` adds it"
+        )
     needs = Needs(threads(), float(device().type == "cuda") if gpus is None else gpus, memory)
     if name == "ray":
         from sublim_cli.sweep.ray import RayLauncher
@@ -46,7 +50,7 @@ def open_launcher(
 
 
 def caution(gpus: float | None) -> str | None:
-    """What the user should know who asks for GPUs from a machine that has none."""
+    """A warning for a sweep that asks for GPUs from a machine without one; None where it has one."""
     if not gpus or device().type == "cuda":
         return None
     return (
@@ -60,7 +64,7 @@ def _check_flags(
 ) -> None:
     if name == "local" and (gpus is not None or memory is not None):
         raise RecipeError(
-            "--gpus and --memory are what ray and slurm are asked for; --launcher local shares this machine "
+            "--gpus and --memory are requests to ray and slurm; --launcher local shares this machine "
             f"among --workers, and SUBLIM_DEVICE and {THREADS} say what each takes"
         )
     if name != "ray" and ray_address:
@@ -69,14 +73,6 @@ def _check_flags(
         raise RecipeError(f"--slurm is for --launcher slurm, not {name}")
     if name == "slurm" and gpus is not None and gpus != int(gpus):
         raise RecipeError(f"--gpus {gpus:g}: Slurm hands out whole GPUs")
-
-
-def _check_installed(name: str) -> None:
-    if find_spec(EXTRAS[name]) is None:
-        raise MissingExtra(
-            f"--launcher {name} needs {EXTRAS[name]}, which is not installed; "
-            f"`pip install 'sublim[{name}]'` adds it"
-        )
 
 
 def _address(address: str | None) -> str | None:

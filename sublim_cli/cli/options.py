@@ -1,4 +1,4 @@
-"""The flags commands share, and how they become changes to a recipe."""
+"""The flags that commands share, and how they change a recipe."""
 
 import gc
 from pathlib import Path
@@ -168,7 +168,7 @@ Accelerate = Annotated[
 STORE = Path("runs")
 
 
-def recipe_of(source: str, settings: list[str] | None, **flags: Any) -> "Recipe":
+def load_recipe(source: str, settings: list[str] | None, **flags: Any) -> "Recipe":
     """Load a recipe with flags and `--set` applied; a flag left out changes nothing.
 
     A flag's name is the recipe key with `__` for the dot: `train__rank=64`.
@@ -182,14 +182,14 @@ def recipe_of(source: str, settings: list[str] | None, **flags: Any) -> "Recipe"
     return load(source, {**changes, **dict(map(parse_setting, settings or []))})
 
 
-RARELY = (100_000, 20, 100)
+GC_THRESHOLDS = (100_000, 20, 100)
 """Thresholds of Python's garbage collector while a study is in memory."""
 
 
-def expect_a_study() -> None:
-    """Have Python look for garbage rarely: a study is millions of objects that stay.
+def collect_garbage_rarely() -> None:
+    """Run the garbage collector less often: a study holds millions of objects that all stay alive.
 
-    Else a quarter of the time of `plan` and `report` goes into looking. Not for a process that trains, where
-    garbage holds a model's memory.
+    Otherwise the collector takes a quarter of the time of `plan` and `report`. Not for a process that
+    trains, where garbage holds a model's memory.
     """
-    gc.set_threshold(*RARELY)
+    gc.set_threshold(*GC_THRESHOLDS)

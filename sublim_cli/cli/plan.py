@@ -21,7 +21,7 @@ def plan(
         bool,
         typer.Option(
             "--probe/--no-probe",
-            help="Measure what no record tells with small builds in a place that is thrown away.",
+            help="Measure the steps without a record by small builds in a temporary store.",
             rich_help_panel=o.RUN,
         ),
     ] = True,
@@ -32,14 +32,14 @@ def plan(
 ) -> None:
     """Say what `sweep` would build, why, how long it takes, and what its runs could decide.
 
-    Nothing is written. What is built already is counted, and each new step is compared with the nearest
-    artifact of the store: the field that differs is what a change of the recipe costs.
-    Time, memory and disk come from earlier builds like it, and where there are none from a probe.
+    Nothing is written. Each new step is compared with the nearest artifact of the store, to show which
+    changed field of the recipe makes it new.
+    Time, memory and disk come from similar builds in the store, or from a probe where there are none.
 
     [bold]sublim plan --recipe demo[/]
     """
     from sublim_cli.cli.plan_command import plan_and_show
 
-    o.expect_a_study()
-    wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    plan_and_show(wanted, out, effect=effect, probe=probe, workers=workers, json=json, quiet=quiet)
+    o.collect_garbage_rarely()
+    loaded = o.load_recipe(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
+    plan_and_show(loaded, out, effect=effect, probe=probe, workers=workers, json=json, quiet=quiet)

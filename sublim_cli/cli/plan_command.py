@@ -1,4 +1,4 @@
-"""What `plan` does after reading its flags: look at the store, measure what no record tells, show it all."""
+"""The work of `plan`: read the store, measure what has no record, show the forecast."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from sublim_cli.events import Notice
 from sublim_cli.models.device import device_record, worker_devices
 from sublim_cli.pipeline import Study, check
 from sublim_cli.recipe.schema import Recipe
-from sublim_cli.report.claims.power import Power, powers
+from sublim_cli.report.claims.power import powers
 from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.run_rows import planned_runs
 from sublim_cli.sweep.cells import study
@@ -23,42 +23,41 @@ from sublim_cli.sweep.probe import probed
 def plan_and_show(
     recipe: Recipe, out: Path, *, effect: float, probe: bool, workers: int | None, json: bool, quiet: bool
 ) -> None:
-    """Say what a sweep of `recipe` would do to the store at `out`; write nothing there."""
-    whole, store = study(recipe), Store(out)
-    seen, failures = _foreseen(whole, store, worker_devices(workers), probe=probe, quiet=quiet)
-    runs = planned_runs(whole, StoreReader(store, {})) if seen.new else []
+    """Show what a sweep of `recipe` would do to the store at `out`; nothing is written there."""
+    planned, store = study(recipe), Store(out)
+    seen, failures = _forecast(planned, store, worker_devices(workers), probe=probe, quiet=quiet)
+    runs = planned_runs(planned, StoreReader(store, {})) if seen.new else []
     power = powers(recipe.claims, runs, effect) if seen.new else []
     if json:
         show_json(document(recipe, seen, power, effect, failures, out))
-    else:
-        _show(recipe, seen, power, effect, out)
-        for one in failures:
-            show_warning(f"not measured: {one}")
-
-
-def _foreseen(
-    whole: Study, store: Store, places: Sequence[str], *, probe: bool, quiet: bool
-) -> tuple[Forecast, tuple[str, ...]]:
-    """The forecast, and why a probe left something open."""
-    lacking = missing(whole, store)
-    check(lacking)
-    records = recorded(store.root) if lacking else []
-    known = Costs(records, device_record()) if lacking else Costs([], {})
-    unknown = [one for one in lacking if known.of(one) is None]
-    if not (probe and unknown):
-        return forecast(whole, lacking, records, [known], len(places)), ()
-    with screen(quiet=quiet) as shown:
-        shown(
-            Notice("measuring what no record tells, in a place that is thrown away; --no-probe leaves it out")
-        )
-        with probed(whole, unknown, places[0], device_record(), shown) as found:
-            return forecast(whole, lacking, records, [known, found.costs], len(places)), found.failures
-
-
-def _show(recipe: Recipe, seen: Forecast, power: Sequence[Power], effect: float, out: Path) -> None:
+        return
     show_line(headline(recipe, seen))
-    for one in tables(seen, power, effect):
+    for table in tables(seen, power, effect):
         show_line("")
-        show_table(one.title, one.columns, one.rows, caption=one.caption, numbers=one.numbers)
+        show_table(table.title, table.columns, table.rows, caption=table.caption, numbers=table.numbers)
     show_line("")
     show_line(caption(seen, out))
+    for failure in failures:
+        show_warning(f"not measured: {failure}")
+
+
+def _forecast(
+    planned: Study, store: Store, workers: Sequence[str], *, probe: bool, quiet: bool
+) -> tuple[Forecast, tuple[str, ...]]:
+    """The forecast, and for each failed probe the reason.
+
+    Args:
+        workers: the device of each worker.
+    """
+    new = missing(planned, store)
+    check(new)
+    records = recorded(store.root) if new else []
+    costs = Costs(records, device_record()) if new else Costs([], {})
+    unknown = [step for step in new if costs.of(step) is None]
+    if not (probe and unknown):
+        return forecast(planned, new, records, [costs], len(workers)), ()
+    with screen(quiet=quiet) as progress:
+        progress(Notice("measuring steps without a record in a temporary store; --no-probe leaves it out"))
+        with probed(planned, unknown, workers[0], device_record(), progress) as measured:
+            estimate = forecast(planned, new, records, [costs, measured.costs], len(workers))
+            return estimate, measured.failures

@@ -1,4 +1,4 @@
-"""A forecast in words: tables for the terminal, one document for machines. Pure, but for the free disk."""
+"""The forecast of `plan` in words: tables for the terminal and one document for `--json`."""
 
 import re
 import shutil
@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
-from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import Recipe
+from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.claims.power import TRUTHS, Power, RunSpread
 from sublim_cli.report.claims.simulate import TOTAL
 from sublim_cli.stats import Interval
+from sublim_cli.sweep.estimate import Cost
 from sublim_cli.sweep.forecast import Forecast, Planned, PlannedCell
 from sublim_cli.wording import NOTHING, count, duration, listed
 
-CHANGES = 12
-"""Lines of changes that a terminal shows; `--json` has all."""
+CHANGES_SHOWN = 12
+"""Changed fields that a terminal shows; `--json` has all of them."""
+
+_SEED = re.compile(r"( data)? seed \d+$")
+_SOURCE_NOUN = {"like runs": "like run", "other settings": "other run"}
 
 
 @dataclass(frozen=True)
-class Told:
-    """A table in words."""
+class TextTable:
+    """A table in words; with `numbers`, all columns but the first are aligned to the right."""
 
     title: str
     columns: tuple[str, ...]
@@ -31,165 +35,173 @@ class Told:
     numbers: bool = True
 
 
-def headline(recipe: Recipe, seen: Forecast) -> str:
-    """Such as `demo on micro: 10 cells (8 students, 2 controls), 26 steps of which 6 are built`."""
-    controls = sum(one.cell.role == "control" for one in seen.cells)
-    students = len(seen.cells) - controls
-    who = listed([count(students, "student"), *([count(controls, "control")] if controls else [])])
-    built = len(seen.steps) - len(seen.new)
-    work = f"{len(seen.new)} to build" if seen.new else "nothing to do"
-    return (
-        f"{recipe.name} on {recipe.model}: {who} in {count(len(seen.steps), 'step')}; {built} built, {work}"
-    )
+def headline(recipe: Recipe, forecast: Forecast) -> str:
+    """Such as `demo on micro: 8 students and 2 controls in 27 steps; 6 built, 21 to build`."""
+    controls = sum(planned.cell.role == "control" for planned in forecast.cells)
+    cells = [count(len(forecast.cells) - controls, "student")]
+    if controls:
+        cells.append(count(controls, "control"))
+    built = len(forecast.steps) - len(forecast.new)
+    work = f"{len(forecast.new)} to build" if forecast.new else "nothing to do"
+    steps = count(len(forecast.steps), "step")
+    return f"{recipe.name} on {recipe.model}: {listed(cells)} in {steps}; {built} built, {work}"
 
 
-def tables(seen: Forecast, power: Sequence[Power], effect: float) -> Iterator[Told]:
-    """What there is to say, most wanted first; a table without rows is left out."""
-    every = [_steps(seen), _cells(seen), _changes(seen), _power(power, effect)]
-    yield from (one for one in every if one.rows)
+def tables(forecast: Forecast, power: Sequence[Power], effect: float) -> Iterator[TextTable]:
+    """Steps, cells, changes and power; a table without rows is left out."""
+    sections = [_steps(forecast), _cells(forecast), _changes(forecast), _power(power, effect)]
+    yield from (table for table in sections if table.rows)
 
 
-def caption(seen: Forecast, out: Path) -> str:
-    """The totals in a sentence or two."""
-    if not seen.new:
+def caption(forecast: Forecast, out: Path) -> str:
+    """The total time, memory and disk in a sentence or two."""
+    if not forecast.new:
         return f"All of it is in {out}; `sublim report` shows it"
-    if len(seen.unknown) == len(seen.new):
-        return "What the new steps take is not known: no record of the store is like them"
-    least = "at least " if seen.unknown else ""
-    open_ = f" {count(len(seen.unknown), 'step')} of unknown cost not counted." if seen.unknown else ""
+    if len(forecast.unknown) == len(forecast.new):
+        return "The cost of the new steps is not known: the store has no record of similar steps"
+    least = "at least " if forecast.unknown else ""
+    unknown = count(len(forecast.unknown), "step")
+    not_counted = f" {unknown} of unknown cost not counted." if forecast.unknown else ""
     return (
-        f"In all {least}{duration(seen.seconds)} of work, {least}{duration(seen.elapsed)} with "
-        f"{count(seen.workers, 'worker')}; up to {_mib(seen.memory)} a worker; {_bytes(seen.disk)} of the "
-        f"{_bytes(_free(out))} free in {out}.{open_}"
+        f"In all {least}{duration(forecast.seconds)} of work, {least}{duration(forecast.elapsed)} with "
+        f"{count(forecast.workers, 'worker')}; up to {_mib(forecast.memory)} a worker; "
+        f"{_bytes(forecast.disk)} of the {_bytes(_free(out))} free in {out}.{not_counted}"
     )
 
 
-def _steps(seen: Forecast) -> Told:
+def _steps(forecast: Forecast) -> TextTable:
     groups: dict[str, list[Planned]] = {}
-    for one in seen.steps:
-        groups.setdefault(_what(one), []).append(one)
-    rows = [
-        (name, str(sum(one.cells for one in each)) if each[0].cells else "", *_counted(each), *_cost(each))
-        for name, each in groups.items()
-    ]
-    return Told(
+    for planned in forecast.steps:
+        groups.setdefault(_kind(planned), []).append(planned)
+    rows = []
+    for name, steps in groups.items():
+        cells = str(sum(planned.cells for planned in steps)) if steps[0].cells else ""
+        built = sum(planned.built for planned in steps)
+        rows.append((name, cells, str(built), str(len(steps) - built), *_cost(steps)))
+    return TextTable(
         "Steps in their order",
         ("", "for cells", "built", "new", "each", "memory", "disk", "known from"),
-        rows if seen.new else [],
+        rows if forecast.new else [],
     )
 
 
-def _what(one: Planned) -> str:
-    """A step's kind; of a training also how."""
-    if one.step.kind == "eval" and not one.step.inputs:
+def _kind(planned: Planned) -> str:
+    """A step's kind; for a training its method and rank too."""
+    step = planned.step
+    if step.kind == "eval" and not step.inputs:
         return "eval of the base"
-    if one.step.kind != "train":
-        return one.step.kind
-    train = one.step.spec.model_dump()["train"]
+    if step.kind != "train":
+        return step.kind
+    train = step.spec.model_dump()["train"]
     return f"train {train['method']}" + (f" r{train['rank']}" if train["method"] in RANKED else "")
 
 
-def _counted(steps: Sequence[Planned]) -> tuple[str, str]:
-    built = sum(one.built for one in steps)
-    return str(built), str(len(steps) - built)
-
-
 def _cost(steps: Sequence[Planned]) -> tuple[str, str, str, str]:
-    """Mean time, highest memory and mean disk of the new ones, and where the figures come from."""
-    costs = [one.cost for one in steps if not one.built and one.cost]
+    """Mean time, highest memory and mean disk of the new steps, and where the figures come from."""
+    costs = [planned.cost for planned in steps if not planned.built and planned.cost]
     if not costs:
-        return (
-            ("", "", "", "")
-            if all(one.built for one in steps)
-            else (NOTHING, NOTHING, NOTHING, "nothing yet")
-        )
-    sources = dict.fromkeys(
-        "a probe" if one.source == "probe" else count(one.records, _ONE[one.source]) for one in costs
-    )
+        all_built = all(planned.built for planned in steps)
+        return ("", "", "", "") if all_built else (NOTHING, NOTHING, NOTHING, "nothing yet")
+    sources = [
+        "a probe" if cost.source == "probe" else count(cost.records, _SOURCE_NOUN[cost.source])
+        for cost in costs
+    ]
     return (
-        duration(sum(one.seconds for one in costs) / len(costs)),
-        _mib(max(one.memory for one in costs)),
-        _bytes(sum(one.disk for one in costs) / len(costs)),
-        listed(list(sources)),
+        duration(sum(cost.seconds for cost in costs) / len(costs)),
+        _mib(max(cost.memory for cost in costs)),
+        _bytes(sum(cost.disk for cost in costs) / len(costs)),
+        listed(list(dict.fromkeys(sources))),
     )
 
 
-_ONE = {"like runs": "like run", "other settings": "other run"}
-
-
-def _cells(seen: Forecast) -> Told:
+def _cells(forecast: Forecast) -> TextTable:
     groups: dict[str, list[PlannedCell]] = {}
-    for one in seen.cells:
-        groups.setdefault(_condition(one), []).append(one)
-    return Told(
+    for planned in forecast.cells:
+        # Cells of a condition differ only in seeds and trait.
+        chain = planned.cell.chain
+        teacher, student = (_SEED.sub("", step.title) for step in (chain.generate, chain.train))
+        condition = f"{planned.cell.role} {student.removeprefix(teacher).strip()}"
+        groups.setdefault(condition, []).append(planned)
+    rows = []
+    for condition, cells in groups.items():
+        new = [planned for planned in cells if planned.new]
+        costs = [_own_costs(planned) for planned in new]
+        costs = [cell_costs for cell_costs in costs if cell_costs]
+        each, memory = NOTHING if new else "", ""
+        if costs:
+            each = duration(sum(cost.seconds for cell_costs in costs for cost in cell_costs) / len(costs))
+            memory = _mib(max(cost.memory for cell_costs in costs for cost in cell_costs))
+        rows.append((condition, str(len(cells)), str(len(cells) - len(new)), str(len(new)), each, memory))
+    return TextTable(
         "Cells",
         ("", "cells", "built", "new", "each", "memory"),
-        [(name, *_cell(each)) for name, each in groups.items()] if seen.new else [],
+        rows if forecast.new else [],
         caption="each: its training and its scores",
     )
 
 
-def _condition(one: PlannedCell) -> str:
-    """What cells have in common that differ in seeds and trait."""
-    teacher, student = (_SEED.sub("", step.title) for step in (one.cell.chain.generate, one.cell.chain.train))
-    return f"{one.cell.role} {student.removeprefix(teacher).strip()}"
+def _own_costs(planned: PlannedCell) -> list[Cost]:
+    return [step.cost for step in planned.own if step.cost]
 
 
-_SEED = re.compile(r"( data)? seed \d+$")
-
-
-def _cell(cells: Sequence[PlannedCell]) -> tuple[str, str, str, str, str]:
-    new = [one for one in cells if one.new]
-    costs = [[step.cost for step in one.own if step.cost] for one in new]
-    known = [one for one in costs if one]
-    if not known:
-        return str(len(cells)), str(len(cells) - len(new)), str(len(new)), NOTHING if new else "", ""
-    seconds = sum(cost.seconds for one in known for cost in one) / len(known)
-    memory = max(cost.memory for one in known for cost in one)
-    return str(len(cells)), str(len(cells) - len(new)), str(len(new)), duration(seconds), _mib(memory)
-
-
-def _changes(seen: Forecast) -> Told:
-    """The fields by which new steps differ from what the store holds."""
-    found: dict[tuple[str, bool], list[str]] = {}
-    follow = 0
-    for one in seen.new:
-        if one.difference and one.difference.changes:
-            text = ", ".join(map(str, one.difference.changes))
-            found.setdefault((text, one.difference.kept), []).append(one.step.kind)
-        elif one.difference:
-            follow += 1
+def _changes(forecast: Forecast) -> TextTable:
+    """The fields by which new steps differ from the nearest artifact of the store."""
+    groups: dict[tuple[str, bool], list[str]] = {}
+    only_inputs = 0
+    for planned in forecast.new:
+        difference = planned.difference
+        if difference and difference.changes:
+            text = ", ".join(map(str, difference.changes))
+            groups.setdefault((text, difference.kept), []).append(planned.step.kind)
+        elif difference:
+            only_inputs += 1
+    ordered = sorted(groups.items(), key=lambda group: (group[0][1], -len(group[1])))
     rows = [
-        (text, _kinds(kinds), "stays in use" if kept else "falls out of use")
-        for (text, kept), kinds in sorted(found.items(), key=lambda item: (item[0][1], -len(item[1])))
+        (
+            text,
+            listed([f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)]),
+            "stays in use" if in_study else "stays on disk, unused",
+        )
+        for (text, in_study), kinds in ordered
     ]
-    more = [f"{count(len(rows) - CHANGES, 'other change')} (--json has all)"] if len(rows) > CHANGES else []
-    more += [f"{count(follow, 'new step')} only because of the steps before"] if follow else []
-    return Told(
+    notes = []
+    if len(rows) > CHANGES_SHOWN:
+        notes.append(f"{count(len(rows) - CHANGES_SHOWN, 'other change')} (--json has all)")
+    if only_inputs:
+        notes.append(f"{count(only_inputs, 'new step')} only because of the steps before")
+    return TextTable(
         "What differs from the nearest artifact of the store",
-        ("field", "new steps", "the old one"),
-        rows[:CHANGES],
-        caption="; ".join(more),
+        ("field", "new steps", "the old artifact"),
+        rows[:CHANGES_SHOWN],
+        caption="; ".join(notes),
         numbers=False,
     )
 
 
-def _kinds(kinds: Sequence[str]) -> str:
-    return listed([f"{kinds.count(one)} {one}" for one in dict.fromkeys(kinds)])
-
-
-def _power(power: Sequence[Power], effect: float) -> Told:
-    rows = []
-    for one in power:
-        name = f"{one.number} {one.claim.kind}, {count(one.trainings, 'run')}"
-        holds, fails = TRUTHS[one.claim.kind]
-        rows.append((name, holds, "supported", _share(one.holds)))
-        rows.append(("", fails, "refuted", _share(one.fails)))
-    return Told(
+def _power(power: Sequence[Power], effect: float) -> TextTable:
+    rows: list[tuple[str, str, str, str]] = []
+    notes: list[str] = []
+    spreads: dict[RunSpread, list[str]] = {}
+    for claim in power:
+        name = f"{claim.number} {claim.claim.kind}, {count(claim.trainings, 'run')}"
+        holds, fails = TRUTHS[claim.claim.kind]
+        rows.append((name, holds, "supported", _share(claim.holds)))
+        rows.append(("", fails, "refuted", _share(claim.fails)))
+        spreads.setdefault(claim.spread, []).append(claim.number)
+        if claim.lacks:
+            notes.append(f"{claim.number} cannot be judged: the study lacks {listed(claim.lacks[:3])}")
+    for spread, numbers in spreads.items():
+        source = (
+            "assumed: the store has no two runs of a condition"
+            if spread.runs is None
+            else f"measured in {spread.runs} runs of the store"
+        )
+        notes.append(f"{listed(numbers)}: SD between runs of a condition {spread.value:.3g} ({source})")
+    return TextTable(
         f"Power at an effect of {effect:g} in P(target)",
-        ("claim", "what is true", "right verdict", "found"),
+        ("claim", "what is true", "right verdict", "share of studies"),
         rows,
-        caption=". ".join([*_lacks(power), *_strays(power)]),
+        caption=". ".join(notes),
         numbers=False,
     )
 
@@ -198,113 +210,103 @@ def _share(share: Interval | None) -> str:
     return NOTHING if share is None else f"{share.mean:.2f}"
 
 
-def _lacks(power: Sequence[Power]) -> Iterator[str]:
-    for one in power:
-        if one.lacks:
-            yield f"{one.number} cannot be judged: the study lacks {listed(one.lacks[:3])}"
-
-
-def _strays(power: Sequence[Power]) -> Iterator[str]:
-    groups: dict[RunSpread, list[str]] = {}
-    for one in power:
-        groups.setdefault(one.spread, []).append(one.number)
-    for spread, numbers in groups.items():
-        where = (
-            "assumed, as the project does; the store has no two runs of a condition"
-            if spread.runs is None
-            else f"measured in {spread.runs} runs of the store"
-        )
-        yield f"{listed(numbers)}: runs of a condition stray by {spread.value:.3g} ({where})"
-
-
 def _mib(mebibytes: float) -> str:
     return f"{mebibytes:.0f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
 
 
 def _bytes(size: float) -> str:
-    for unit, one in (("GB", 1e9), ("MB", 1e6)):
-        if size >= one:
-            return f"{size / one:.3g} {unit}"
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
     return f"{size / 1e3:.0f} kB"
 
 
 def _free(out: Path) -> int:
-    """Free bytes where `out` is or would be."""
-    there = next(one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-    return shutil.disk_usage(there).free
+    """Free bytes on the disk where `out` is or would be."""
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def document(
-    recipe: Recipe, seen: Forecast, power: Sequence[Power], effect: float, failures: Sequence[str], out: Path
+    recipe: Recipe,
+    forecast: Forecast,
+    power: Sequence[Power],
+    effect: float,
+    failures: Sequence[str],
+    out: Path,
 ) -> dict[str, Any]:
-    """All of it as plain data."""
+    """The forecast as plain data, for `--json`."""
     return {
         "recipe": recipe.name,
         "model": recipe.model,
         "store": str(out),
-        "workers": seen.workers,
-        "steps": [_step(place, one) for place, one in enumerate(seen.steps)],
-        "cells": [_plain_cell(one) for one in seen.cells],
+        "workers": forecast.workers,
+        "steps": [_step_document(index, planned) for index, planned in enumerate(forecast.steps)],
+        "cells": [_cell_document(planned) for planned in forecast.cells],
         "total": {
-            "steps": len(seen.steps),
-            "built": len(seen.steps) - len(seen.new),
-            "new": len(seen.new),
-            "unknown": len(seen.unknown),
-            "seconds": seen.seconds,
-            "elapsed": seen.elapsed,
-            "memory_mib": seen.memory,
-            "disk": seen.disk,
+            "steps": len(forecast.steps),
+            "built": len(forecast.steps) - len(forecast.new),
+            "new": len(forecast.new),
+            "unknown": len(forecast.unknown),
+            "seconds": forecast.seconds,
+            "elapsed": forecast.elapsed,
+            "memory_mib": forecast.memory,
+            "disk": forecast.disk,
             "disk_free": _free(out),
         },
         "not_measured": list(failures),
-        "power": {"effect": effect, "assumed_spread": TOTAL, "claims": [_plain_power(one) for one in power]},
-    }
-
-
-def _step(place: int, one: Planned) -> dict[str, Any]:
-    near = one.difference
-    return {
-        "order": place,
-        "kind": one.step.kind,
-        "digest": one.digest,
-        "label": one.step.label,
-        "inputs": [digest(needed) for needed in one.step.inputs],
-        "built": one.built,
-        "cells": one.cells,
-        "cost": asdict(one.cost) if one.cost else None,
-        "nearest": near
-        and {
-            "digest": near.nearest,
-            "changes": [asdict(change) for change in near.changes],
-            "inputs_differ": near.inputs,
-            "in_study": near.kept,
+        "power": {
+            "effect": effect,
+            "assumed_spread": TOTAL,
+            "claims": [_power_document(claim) for claim in power],
         },
     }
 
 
-def _plain_cell(one: PlannedCell) -> dict[str, Any]:
-    costs = [step.cost for step in one.own if step.cost]
+def _step_document(index: int, planned: Planned) -> dict[str, Any]:
+    difference = planned.difference
     return {
-        "role": one.cell.role,
-        "name": one.cell.chain.train.title,
-        "steps": [step.digest for step in one.steps],
-        "built": not one.new,
-        "own_seconds": sum(cost.seconds for cost in costs),
-        "memory_mib": max((step.cost.memory for step in one.new if step.cost), default=None),
-        "own_disk": sum(cost.disk for cost in costs),
-        "unknown": sum(step.cost is None for step in one.new),
+        "order": index,
+        "kind": planned.step.kind,
+        "digest": planned.digest,
+        "label": planned.step.label,
+        "inputs": [digest(step) for step in planned.step.inputs],
+        "built": planned.built,
+        "cells": planned.cells,
+        "cost": asdict(planned.cost) if planned.cost else None,
+        "nearest": difference
+        and {
+            "digest": difference.nearest,
+            "changes": [asdict(change) for change in difference.changes],
+            "inputs_differ": difference.inputs,
+            "in_study": difference.kept,
+        },
     }
 
 
-def _plain_power(one: Power) -> dict[str, Any]:
-    supported, refuted = TRUTHS[one.claim.kind]
+def _cell_document(planned: PlannedCell) -> dict[str, Any]:
+    costs = _own_costs(planned)
     return {
-        "number": one.number,
-        "statement": one.statement,
-        "claim": one.claim.model_dump(mode="json"),
-        "trainings": one.trainings,
-        "spread": asdict(one.spread),
-        "supported": {"where": supported, "share": one.holds and asdict(one.holds)},
-        "refuted": {"where": refuted, "share": one.fails and asdict(one.fails)},
-        "lacks": list(one.lacks),
+        "role": planned.cell.role,
+        "name": planned.cell.chain.train.title,
+        "steps": [step.digest for step in planned.steps],
+        "built": not planned.new,
+        "own_seconds": sum(cost.seconds for cost in costs),
+        "memory_mib": max((step.cost.memory for step in planned.new if step.cost), default=None),
+        "own_disk": sum(cost.disk for cost in costs),
+        "unknown": sum(step.cost is None for step in planned.new),
+    }
+
+
+def _power_document(claim: Power) -> dict[str, Any]:
+    holds, fails = TRUTHS[claim.claim.kind]
+    return {
+        "number": claim.number,
+        "statement": claim.statement,
+        "claim": claim.claim.model_dump(mode="json"),
+        "trainings": claim.trainings,
+        "spread": asdict(claim.spread),
+        "supported": {"where": holds, "share": claim.holds and asdict(claim.holds)},
+        "refuted": {"where": fails, "share": claim.fails and asdict(claim.fails)},
+        "lacks": list(claim.lacks),
     }

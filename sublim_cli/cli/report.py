@@ -31,11 +31,11 @@ def report(
     with. Its claims are judged from the same runs: `report.html` begins
     with the verdicts, and `claims.json` beside it holds them as data.
     """
-    from sublim_cli.cli.study import redraw_and_show, report_and_show
+    from sublim_cli.cli.study_command import redraw_and_show, report_and_show
 
-    o.expect_a_study()
-    wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
+    o.collect_garbage_rarely()
+    loaded = o.load_recipe(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
     if figure is not None:
-        redraw_and_show(wanted, out, figure, json=json)
+        redraw_and_show(loaded, out, figure, json=json)
     else:
-        report_and_show(wanted, out, json=json, claims=claims)
+        report_and_show(loaded, out, json=json, claims=claims)

@@ -26,18 +26,18 @@ def sweep(
     """Run every cell of a recipe's sweep with its controls, and write the report.
 
     Steps that cells share run once. A cell that fails is reported and the
-    rest goes on; a second run does only what is missing.
+    rest goes on; a second run builds only what is missing.
 
     [bold]sublim sweep --recipe demo[/]
     """
     from sublim_cli.cli.launcher import caution, open_launcher
-    from sublim_cli.cli.study import sweep_and_show
+    from sublim_cli.cli.study_command import sweep_and_show
     from sublim_cli.trainers.runtime import set_runtime
 
     set_runtime(checkpoint_every, micro_batch, report_to, accelerate)
-    o.expect_a_study()
-    wanted = o.recipe_of(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    chosen = open_launcher(
+    o.collect_garbage_rarely()
+    loaded = o.load_recipe(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
+    opened = open_launcher(
         launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []
     )
-    sweep_and_show(wanted, out, chosen, caution=caution(gpus), json=json, quiet=quiet)
+    sweep_and_show(loaded, out, opened, caution=caution(gpus), json=json, quiet=quiet)

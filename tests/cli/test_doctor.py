@@ -28,9 +28,9 @@ def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
 def test_a_package_out_of_its_range_is_wrong_and_the_remedy_installs_it():
     wanted = [Requirement("numpy>=1.26"), Requirement("pydantic<2"), Requirement("no-such-package>=1")]
     assert list(checks._packages(wanted)) == [
-        checks.Finding("pydantic", checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
-        checks.Finding("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
-        checks.Finding("packages", "1 of 3 as sublim wants them"),
+        checks.Check("pydantic", checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
+        checks.Check("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
+        checks.Check("packages", "1 of 3 in a version that sublim supports"),
     ]
 
 

@@ -140,7 +140,7 @@ def test_the_terminal_tells_the_change_the_time_and_the_power(swept):
     told = sublim("plan", "-r", "demo", *TINY, "-s", "train.learning_rate=1e-3", cwd=swept).stdout
     flat = " ".join(told.split())
     assert "demo on micro: 2 students and 1 control in 13 steps; 7 built, 6 to build" in flat
-    assert "train.learning_rate 2e-3 → 1e-3 3 train falls out of use" in flat
+    assert "train.learning_rate 2e-3 → 1e-3 3 train stays on disk, unused" in flat
     assert "3 new steps only because of the steps before" in flat
     assert "C1 cannot be judged: the study lacks" in flat
     assert "1 like run" in flat

@@ -116,7 +116,7 @@ def built(planned) -> list:
 
 def shown(told: Board, *, height: int, width: int = 80) -> list[str]:
     screen = Console(file=io.StringIO(), width=width, height=height)
-    screen.print(Group(*console._cells(told, height)))
+    screen.print(Group(*console._cell_lines(told, height)))
     return screen.file.getvalue().splitlines()
 
 

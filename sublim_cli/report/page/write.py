@@ -45,7 +45,7 @@ PAGE = "report.html"
 FIGURES = "figures"
 CLAIMS = "claims.json"
 REDRAW = "sublim report --recipe recipe.yaml --out ../.."
-"""Typed in the report's directory, which lies two below the store (`cli.study.REPORTS`)."""
+"""Typed in the report's directory, which lies two below the store (`cli.study_command.REPORTS`)."""
 
 SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete": "…"}
 """So that a verdict is told by more than its colour."""

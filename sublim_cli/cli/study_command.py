@@ -1,9 +1,9 @@
-"""What `sweep` and `report` do after reading their flags."""
+"""The work of `sweep` and `report`: build a study or read it, write its report, show its tables."""
 
 from pathlib import Path
 
 from sublim_cli.artifacts.store import Store
-from sublim_cli.cli.show import localisation, preferences
+from sublim_cli.cli.stage_command import results_document
 from sublim_cli.console import (
     screen,
     show_json,
@@ -29,7 +29,7 @@ from sublim_cli.sweep.forecast import missing
 from sublim_cli.sweep.launch import Launcher
 
 REPORTS = "reports"
-"""Under the store: a directory for each sweep's report, by the recipe's name."""
+"""Directory in the store with one directory for each report, named by the recipe."""
 
 
 def sweep_and_show(
@@ -42,21 +42,21 @@ def sweep_and_show(
     """
     planned, store = study(recipe), Store(out)
     check(missing(planned, store))
-    with screen(board(planned), quiet=quiet) as shown:
+    with screen(board(planned), quiet=quiet) as progress:
         if caution:
-            shown(Warned(caution))
-        failed = launcher.launch(planned.steps, store, shown)
-    show_work(shown)
-    _show(collect(planned, store, recipe, failed), store, json=json)
-    if failed:
+            progress(Warned(caution))
+        failures = launcher.launch(planned.steps, store, progress)
+    show_work(progress)
+    _write_and_show(collect(planned, store, recipe, failures), store, json=json)
+    if failures:
         raise CellsFailed(
-            f"{len(failed)} steps could not be built; the report marks the cells that lack them. "
-            "Mend the cause and run the same command again: it does only what is missing"
+            f"{len(failures)} steps could not be built; the report marks the cells that lack them. "
+            "Mend the cause and run the same command again: it builds only what is missing"
         )
 
 
 def report_and_show(recipe: Recipe, out: Path, *, json: bool, claims: bool = False) -> None:
-    """Write the report of whatever part of a study is built, and show its table or its verdicts.
+    """Write the report of the part of a study that is built, and show its table or its verdicts.
 
     Raises:
         RecipeError: the verdicts are asked for and the recipe states no claim.
@@ -66,15 +66,11 @@ def report_and_show(recipe: Recipe, out: Path, *, json: bool, claims: bool = Fal
             f"claims: {recipe.name} states none; add some, such as `claims: [{{kind: transmission}}]`"
         )
     store = Store(out)
-    results = collect(study(recipe), store, recipe)
-    if claims:
-        _show_claims(results, store, json=json)
-    else:
-        _show(results, store, json=json)
+    _write_and_show(collect(study(recipe), store, recipe), store, json=json, only_claims=claims)
 
 
 def redraw_and_show(recipe: Recipe, out: Path, figure: str, *, json: bool) -> None:
-    """Write the files of one figure of a report, from whatever part of the study is built.
+    """Write the files of one figure of a report, from the part of the study that is built.
 
     Raises:
         RecipeError: the report has no such figure.
@@ -83,35 +79,22 @@ def redraw_and_show(recipe: Recipe, out: Path, figure: str, *, json: bool) -> No
     results = collect(study(recipe), store, recipe)
     paths = write_figure(results, store.root / REPORTS / results.name, figure)
     if json:
-        show_json({"figure": figure, "files": [str(one) for one in paths]})
+        show_json({"figure": figure, "files": list(map(str, paths))})
     else:
         show_line(f"figure: {paths[0].with_suffix('')}.{{{','.join(FORMATS)}}}")
 
 
-def _show_claims(results: Results, store: Store, *, json: bool) -> None:
+def _write_and_show(results: Results, store: Store, *, json: bool, only_claims: bool = False) -> None:
     page = write_report(results, store.root / REPORTS / results.name)
-    if json:
-        show_json({"report": str(page), **document(results.name, results.claims)})
+    claims = document(results.name, results.claims)
+    if json and only_claims:
+        show_json({"report": str(page), **claims})
+    elif json:
+        show_json({"report": str(page), "claims": claims["claims"], **results_document(results)})
     else:
-        show_verdicts([verdict_row(one) for one in results.claims])
-        show_line(f"report: {page}")
-
-
-def _show(results: Results, store: Store, *, json: bool) -> None:
-    page = write_report(results, store.root / REPORTS / results.name)
-    if json:
-        judged = document(results.name, results.claims)["claims"]
-        show_json(
-            {
-                "report": str(page),
-                "claims": judged,
-                "preferences": preferences(results),
-                "localisation": localisation(results),
-            }
-        )
-    else:
-        show_summary(summarise(results))
-        show_shares(share_tables(results.located))
+        if not only_claims:
+            show_summary(summarise(results))
+            show_shares(share_tables(results.located))
         if results.claims:
-            show_verdicts([verdict_row(one) for one in results.claims])
+            show_verdicts([verdict_row(verdict) for verdict in results.claims])
         show_line(f"report: {page}")

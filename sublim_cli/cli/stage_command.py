@@ -1,4 +1,4 @@
-"""What the commands do after reading their flags: run, then show what came out."""
+"""The work of `generate`, `filter`, `train` and `eval`: build up to a stage, then show its result."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,7 +8,6 @@ from sublim_cli.artifacts.record import checksum, read_record
 from sublim_cli.artifacts.step import Artifact
 from sublim_cli.artifacts.store import Store
 from sublim_cli.console import (
-    Screen,
     screen,
     show_json,
     show_line,
@@ -29,14 +28,26 @@ from sublim_cli.steps.filter import filter_file, reasons, rejected_beside
 
 
 def run_and_show(recipe: Recipe, until: Stage, out: Path, *, json: bool, quiet: bool) -> None:
-    """Build a recipe's chain up to a stage and show the artifact that stage left."""
+    """Build a recipe's steps up to stage `until` and show the artifact of that stage."""
     store = Store(out)
-    with screen(quiet=quiet) as shown:
-        artifact = run(recipe, until=until, store=store, listener=shown)
+    with screen(quiet=quiet) as progress:
+        artifact = run(recipe, until=until, store=store, listener=progress)
     if json:
         show_json(_document(recipe, until, artifact, store))
-    else:
-        _show(recipe, until, artifact, store, shown)
+        return
+    show_work(progress)
+    if until == "filter":
+        show_reasons(read_json(artifact.path / REASONS))
+    elif until == "train":
+        losses = read_json(artifact.path / LOSSES)
+        before, after = losses["number_loss_before"], losses["number_loss"]
+        if before is not None:
+            show_line(f"number loss on held-out rows: {before:.3f} before, {after:.3f} after")
+    elif until == "eval":
+        results = collect(single(recipe), store, recipe)
+        show_summary(summarise(results))
+        show_shares(share_tables(results.located))
+    show_line(str(artifact.path))
 
 
 def filter_and_show(
@@ -49,7 +60,7 @@ def filter_and_show(
     json: bool,
     quiet: bool,
 ) -> None:
-    """Filter a file of the user's and show the table of reasons."""
+    """Filter a file of the user's and show how many rows were kept, and why the others were not."""
     if strip and not isinstance(rules[0], StripRule):
         rules = (StripRule(), *rules)
     tally, advice = filter_file(source, target, rules, *keys)
@@ -63,49 +74,25 @@ def filter_and_show(
         show_line(f"rejected rows: {rejected_beside(target)}")
 
 
-def _show(recipe: Recipe, until: Stage, artifact: Artifact, store: Store, shown: Screen) -> None:
-    show_work(shown)
-    match until:
-        case "filter":
-            show_reasons(read_json(artifact.path / REASONS))
-        case "train":
-            losses = read_json(artifact.path / LOSSES)
-            before, after = losses["number_loss_before"], losses["number_loss"]
-            if before is not None:
-                show_line(f"number loss on held-out rows: {before:.3f} before, {after:.3f} after")
-        case "eval":
-            results = collect(single(recipe), store, recipe)
-            show_summary(summarise(results))
-            show_shares(share_tables(results.located))
-        case _:
-            pass
-    show_line(str(artifact.path))
-
-
 def _document(recipe: Recipe, until: Stage, artifact: Artifact, store: Store) -> dict[str, object]:
-    record = read_record(artifact.path)
     document: dict[str, object] = {
         "stage": until,
         "path": str(artifact.path),
         "digest": artifact.digest,
-        "checksum": checksum(record),
+        "checksum": checksum(read_record(artifact.path)),
     }
     if until == "filter":
         document["reasons"] = read_json(artifact.path / REASONS)
     if until == "train":
         document["losses"] = read_json(artifact.path / LOSSES)
     if until == "eval":
-        results = collect(single(recipe), store, recipe)
-        document["preferences"] = preferences(results)
-        document["localisation"] = localisation(results)
+        document |= results_document(collect(single(recipe), store, recipe))
     return document
 
 
-def preferences(results: Results) -> list[dict[str, object]]:
-    """A study's summary as plain data."""
-    return [asdict(row) for row in summarise(results)]
-
-
-def localisation(results: Results) -> list[dict[str, object]]:
-    """The shares of every gate and patch as plain data."""
-    return shares_document(shares(records(results.located)))
+def results_document(results: Results) -> dict[str, object]:
+    """A study's summary and the shares of its gates and patches as plain data."""
+    return {
+        "preferences": [asdict(row) for row in summarise(results)],
+        "localisation": shares_document(shares(records(results.located))),
+    }
