@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from sublim_cli.cli import app, checks
+from sublim_cli.cli import app, doctor_checks
 from sublim_cli.trainers import import_check as check
 
 
@@ -18,19 +18,19 @@ def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
     done = doctor("--json", "--out", str(tmp_path / "runs"))
     told = json.loads(done.stdout)
     assert (done.exit_code, told["fit"]) == (0, True)
-    assert [one["name"] for one in told["findings"]] == [
+    assert [check["name"] for check in told["findings"]] == [
         *("Python", "packages", "training", "extra gpu", "extra vllm", "extra ray", "extra slurm", "store"),
     ]
-    assert all(one["remedy"] for one in told["findings"] if one["name"].startswith("extra"))
+    assert all(check["remedy"] for check in told["findings"] if check["name"].startswith("extra"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_package_out_of_its_range_is_wrong_and_the_remedy_installs_it():
     wanted = [Requirement("numpy>=1.26"), Requirement("pydantic<2"), Requirement("no-such-package>=1")]
-    assert list(checks._packages(wanted)) == [
-        checks.Check("pydantic", checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
-        checks.Check("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
-        checks.Check("packages", "1 of 3 in a version that sublim supports"),
+    assert list(doctor_checks._packages(wanted)) == [
+        doctor_checks.Check("pydantic", doctor_checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
+        doctor_checks.Check("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
+        doctor_checks.Check("packages", "1 of 3 in a version that sublim supports"),
     ]
 
 
@@ -58,7 +58,7 @@ def test_a_cpu_torch_that_the_gpu_extra_broke_is_recognised(versions, says, monk
 def test_a_trainer_that_cannot_be_imported_is_wrong(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     done = doctor("--json", "--out", str(tmp_path))
-    found = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    found = {check["name"]: one for check in json.loads(done.stdout)["findings"]}
     assert done.exit_code == 1
     assert found["training"]["state"] == "wrong"
     assert found["training"]["remedy"].startswith("TRL's trainer cannot be imported: ")
