@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
-from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.resolve import RANKED
+from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import TRUTHS, Power, RunSpread
 from sublim_cli.report.claims.simulate import TOTAL
 from sublim_cli.stats import Interval

@@ -16,19 +16,21 @@ def doctor(*words: str):
 
 def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
     done = doctor("--json", "--out", str(tmp_path / "runs"))
-    told = json.loads(done.stdout)
-    assert (done.exit_code, told["fit"]) == (0, True)
-    assert [check["name"] for check in told["findings"]] == [
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["fit"]) == (0, True)
+    assert [check["name"] for check in report["findings"]] == [
         *("Python", "packages", "training", "extra gpu", "extra vllm", "extra ray", "extra slurm", "store"),
     ]
-    assert all(check["remedy"] for check in told["findings"] if check["name"].startswith("extra"))
+    assert all(check["remedy"] for check in report["findings"] if check["name"].startswith("extra"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_package_out_of_its_range_is_wrong_and_the_remedy_installs_it():
     wanted = [Requirement("numpy>=1.26"), Requirement("pydantic<2"), Requirement("no-such-package>=1")]
     assert list(doctor_checks._packages(wanted)) == [
-        doctor_checks.Check("pydantic", doctor_checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
+        doctor_checks.Check(
+            "pydantic", doctor_checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"
+        ),
         doctor_checks.Check("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
         doctor_checks.Check("packages", "1 of 3 in a version that sublim supports"),
     ]
@@ -58,7 +60,7 @@ def test_a_cpu_torch_that_the_gpu_extra_broke_is_recognised(versions, says, monk
 def test_a_trainer_that_cannot_be_imported_is_wrong(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     done = doctor("--json", "--out", str(tmp_path))
-    found = {check["name"]: one for check in json.loads(done.stdout)["findings"]}
+    checks = {check["name"]: check for check in json.loads(done.stdout)["findings"]}
     assert done.exit_code == 1
-    assert found["training"]["state"] == "wrong"
-    assert found["training"]["remedy"].startswith("TRL's trainer cannot be imported: ")
+    assert checks["training"]["state"] == "wrong"
+    assert checks["training"]["remedy"].startswith("TRL's trainer cannot be imported: ")
