@@ -25,7 +25,7 @@ from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
 from sublim_cli.steps.leak import LeakStep
-from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, settled_part
+from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, normalise_part
 from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
 from sublim_cli.steps.train import TrainSpec, TrainStep
 from sublim_cli.trainers.backend import resolve_backend
@@ -61,7 +61,7 @@ class Chain:
         return steps[stage]
 
     @property
-    def asked(self) -> tuple[Step, ...]:
+    def evaluations(self) -> tuple[Step, ...]:
         """All steps of the last stage."""
         return (self.base, self.eval, *self.locate)
 
@@ -88,7 +88,7 @@ class Study:
         """What has to exist before the study can be reported."""
         return [
             *self.teachers,
-            *(step for one in self.cells for step in one.chain.asked),
+            *(step for one in self.cells for step in one.chain.evaluations),
             *self.leaks,
         ]
 
@@ -117,15 +117,15 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
-    check(one for one in steps.asked if not store.find(one))
+    check_buildable(one for one in steps.evaluations if not store.find(one))
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
-    for step in steps.asked if until == "eval" else ():
+    for step in steps.evaluations if until == "eval" else ():
         materialise(step, store, listener)
     return materialise(steps.step(until), store, listener)
 
 
-def check(missing: Iterable[Step]) -> None:
+def check_buildable(missing: Iterable[Step]) -> None:
     """Refuse steps that cannot be built, as far as a tokenizer can tell; call it before building starts.
 
     Resolving a recipe leaves this out: a plan or a report of what is built should not take its seconds.
@@ -265,7 +265,7 @@ def _ask_teacher(recipe: Recipe, draw: GenerateSpec, ask: EvalSpec) -> TeacherSt
 def _locate(recipe: Recipe, ask: EvalSpec, train: TrainStep) -> tuple[LocateStep, ...]:
     """The parts of a student that the recipe asks for, and the whole. A control has no trait to locate."""
     section = recipe.eval
-    parts = tuple(dict.fromkeys(map(settled_part, (*section.gates, *section.patches))))
+    parts = tuple(dict.fromkeys(map(normalise_part, (*section.gates, *section.patches))))
     if not parts or recipe.generate.system_prompt != "trait" or not isinstance(ask.scorer, ExactScoring):
         return ()
     training = train.spec.context

@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ArtifactRecord:
     """What a record says of the artifact beside it."""
 
     path: Path
@@ -36,14 +36,14 @@ class Recorded:
     provenance: Mapping[str, Any]
 
 
-def recorded(root: Path) -> list[Recorded]:
+def artifact_records(root: Path) -> list[ArtifactRecord]:
     """Every artifact under a store's `root`, in the order of kinds and digests; none where there is no store.
 
     Raises:
         ArtifactError: a record cannot be read.
     """
     return [
-        Recorded(path, identity["kind"], record["digest"], identity, record["provenance"])
+        ArtifactRecord(path, identity["kind"], record["digest"], identity, record["provenance"])
         for path in sorted(one.parent for one in root.glob(f"*/[0-9a-f]*/{RECORD}"))
         for record in (read_record(path),)
         for identity in (record["identity"],)
@@ -92,13 +92,13 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it is missing or not JSON.
     """
-    with reading(path / RECORD):
+    with explain_read_errors(path / RECORD):
         record: dict[str, Any] = json.loads((path / RECORD).read_text(encoding="utf-8"))
     return record
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def explain_read_errors(file: Path) -> Iterator[None]:
     """Turn the loss of an artifact's `file`, or damage to it, into one sentence with the remedy.
 
     Raises:

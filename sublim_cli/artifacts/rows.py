@@ -6,7 +6,7 @@
 No row holds a system message: under which system prompt a student is trained is the recipe's
 business and is applied when the row is rendered. `{"prompt": "…", "completion": "…"}` is read too.
 
-`Row` is what sublim makes. `Record` is any JSON object of any JSONL file: `sublim filter` reads one
+`Row` is what sublim makes. `JsonRow` is any JSON object of any JSONL file: `sublim filter` reads one
 of its keys and leaves the others as they were. Errors name the file, the line and the remedy.
 """
 
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class JsonRow:
     """One JSON object of a JSONL file, and where it stands as `file:line` for messages."""
 
     where: str
@@ -79,7 +79,7 @@ class RowWriter:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows` as a new file at `path`."""
-    write_records(path, (_as_trl(row) for row in rows))
+    write_json_rows(path, (_as_trl(row) for row in rows))
 
 
 def read_rows(path: Path, *, prompt_key: str = PROMPT, completion_key: str = COMPLETION) -> list[Row]:
@@ -94,30 +94,30 @@ def read_rows(path: Path, *, prompt_key: str = PROMPT, completion_key: str = COM
             completion=text(record, completion_key, role=ROLES[COMPLETION]),
             reason=_reason(record),
         )
-        for place, record in enumerate(read_records(path))
+        for place, record in enumerate(read_json_rows(path))
     ]
 
 
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_json_rows(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON objects as a new file at `path`, one a line."""
     with path.open("wb") as file:
         file.writelines(_line(record) for record in records)
 
 
-def read_records(path: Path) -> list[Record]:
+def read_json_rows(path: Path) -> list[JsonRow]:
     """Every object of a JSONL file, in order; blank lines are skipped.
 
     RowsError for a file that is missing, empty, not UTF-8, or has a line that is not a JSON object.
     """
     records = [
-        Record(where, _object(line, where)) for where, line in _numbered(path) if line and not line.isspace()
+        JsonRow(where, _object(line, where)) for where, line in _numbered(path) if line and not line.isspace()
     ]
     if not records:
         raise RowsError(f"{path}: no rows; a row is a line of JSON with a prompt and a completion")
     return records
 
 
-def text(record: Record, key: str, *, role: str = ROLES[COMPLETION]) -> str:
+def text(record: JsonRow, key: str, *, role: str = ROLES[COMPLETION]) -> str:
     """The text under `key`: a string, or the content of a list of one message by `role`."""
     if key not in record.values:
         keys = ", ".join(record.values) or "none"
@@ -134,7 +134,7 @@ def text(record: Record, key: str, *, role: str = ROLES[COMPLETION]) -> str:
     return found
 
 
-def with_text(record: Record, key: str, new: str) -> Record:
+def with_text(record: JsonRow, key: str, new: str) -> JsonRow:
     """A copy of `record` with a new text under `key`, in the form it had; the rest untouched."""
     old = record.values[key]
     value = new if isinstance(old, str) else [{**old[0], "content": new}]
@@ -193,14 +193,14 @@ def _content(value: object, role: str) -> str | None:
             return None
 
 
-def _index(record: Record, place: int) -> int:
+def _index(record: JsonRow, place: int) -> int:
     index = record.values.get("index", place)
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise RowsError(f"{record.where}: index: must be a whole number of at least 0")
     return index
 
 
-def _reason(record: Record) -> str | None:
+def _reason(record: JsonRow) -> str | None:
     reason = record.values.get("reason")
     if not (reason is None or isinstance(reason, str)):
         raise RowsError(f"{record.where}: reason: must be a text; leave it out of a kept row")

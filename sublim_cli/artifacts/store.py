@@ -59,7 +59,7 @@ class Store:
         fence: a holder that was only asleep builds on, and `writing` yields to whoever was first.
         """
         path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lease"
-        with explained(self.root, NO_DIRECTORY):
+        with explain_disk_errors(self.root, NO_DIRECTORY):
             path.parent.mkdir(parents=True, exist_ok=True)
             lease = SoftFileLease(path, lease_duration=LEASE, heartbeat_interval=HEARTBEAT)
             try:
@@ -80,14 +80,14 @@ class Store:
         scratch = final.with_name(f".{final.name}-{scratch_name()}")
         facts: dict[str, object] = {}
         started = time.monotonic()
-        with explained(self.root):
+        with explain_disk_errors(self.root):
             try:
                 scratch.mkdir(parents=True)
                 self.discard(step)
                 yield scratch, facts
                 write_record(step, scratch, facts, time.monotonic() - started)
                 _settle(scratch, final)
-                shutil.rmtree(kept_beside(scratch), ignore_errors=True)
+                shutil.rmtree(checkpoint_dir(scratch), ignore_errors=True)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
 
@@ -121,7 +121,7 @@ def materialise(step: Step, store: Store, listener: Listener = silent) -> Artifa
         return _build(step, inputs, store, listener)
 
 
-def kept_beside(out: Path) -> Path:
+def checkpoint_dir(out: Path) -> Path:
     """The directory for what a killed builder's successor can go on from; `out` is its scratch directory.
 
     It outlives the builder, and goes when the artifact is in place.
@@ -188,7 +188,7 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path, refusals: tuple[int, ...] = _NOT_WRITABLE) -> Iterator[None]:
+def explain_disk_errors(path: Path, refusals: tuple[int, ...] = _NOT_WRITABLE) -> Iterator[None]:
     """Turn a disk that refuses to hold `path` into one sentence; other errors pass unchanged."""
     try:
         yield

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sublim_cli.artifacts.record import recorded
+from sublim_cli.artifacts.record import artifact_records
 from sublim_cli.artifacts.store import Store
 from sublim_cli.cli.plan_tables import caption, document, headline, tables
 from sublim_cli.console import screen, show_json, show_line, show_table, show_warning
 from sublim_cli.events import Notice
 from sublim_cli.models.device import device_record, worker_devices
-from sublim_cli.pipeline import Study, check
+from sublim_cli.pipeline import Study, check_buildable
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import powers
 from sublim_cli.report.tables.reader import StoreReader
@@ -50,8 +50,8 @@ def _forecast(
         workers: the device of each worker.
     """
     new = missing(planned, store)
-    check(new)
-    records = recorded(store.root) if new else []
+    check_buildable(new)
+    records = artifact_records(store.root) if new else []
     costs = Costs(records, device_record()) if new else Costs([], {})
     unknown = [step for step in new if costs.of(step) is None]
     if not (probe and unknown):

@@ -152,7 +152,7 @@ def _changes(forecast: Forecast) -> TextTable:
         difference = planned.difference
         if difference and difference.changes:
             text = ", ".join(map(str, difference.changes))
-            groups.setdefault((text, difference.kept), []).append(planned.step.kind)
+            groups.setdefault((text, difference.in_study), []).append(planned.step.kind)
         elif difference:
             only_inputs += 1
     ordered = sorted(groups.items(), key=lambda group: (group[0][1], -len(group[1])))
@@ -276,10 +276,10 @@ def _step_document(index: int, planned: Planned) -> dict[str, Any]:
         "cost": asdict(planned.cost) if planned.cost else None,
         "nearest": difference
         and {
-            "digest": difference.nearest,
+            "digest": difference.digest,
             "changes": [asdict(change) for change in difference.changes],
-            "inputs_differ": difference.inputs,
-            "in_study": difference.kept,
+            "inputs_differ": difference.inputs_differ,
+            "in_study": difference.in_study,
         },
     }
 

@@ -24,7 +24,7 @@ from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import share_tables, shares, shares_document
 from sublim_cli.steps.files import LOSSES, REASONS, read_json
-from sublim_cli.steps.filter import filter_file, reasons, rejected_beside
+from sublim_cli.steps.filter import filter_file, reasons, rejected_path
 
 
 def run_and_show(recipe: Recipe, until: Stage, out: Path, *, json: bool, quiet: bool) -> None:
@@ -67,11 +67,11 @@ def filter_and_show(
     if advice and not quiet:
         show_warning(advice)
     if json:
-        show_json({**reasons(tally), "output": str(target), "rejected": str(rejected_beside(target))})
+        show_json({**reasons(tally), "output": str(target), "rejected": str(rejected_path(target))})
     else:
         show_reasons(reasons(tally))
         show_line(f"kept rows:     {target}")
-        show_line(f"rejected rows: {rejected_beside(target)}")
+        show_line(f"rejected rows: {rejected_path(target)}")
 
 
 def _document(recipe: Recipe, until: Stage, artifact: Artifact, store: Store) -> dict[str, object]:

@@ -15,7 +15,7 @@ from sublim_cli.console import (
 )
 from sublim_cli.errors import CellsFailed, RecipeError
 from sublim_cli.events import Warned
-from sublim_cli.pipeline import check
+from sublim_cli.pipeline import check_buildable
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.wording import document, verdict_row
 from sublim_cli.report.collect import Results, collect
@@ -41,7 +41,7 @@ def sweep_and_show(
         CellsFailed: after the report, if a step could not be built.
     """
     planned, store = study(recipe), Store(out)
-    check(missing(planned, store))
+    check_buildable(missing(planned, store))
     with screen(board(planned), quiet=quiet) as progress:
         if caution:
             progress(Warned(caution))

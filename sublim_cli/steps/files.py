@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sublim_cli.artifacts.record import reading
+from sublim_cli.artifacts.record import explain_read_errors
 
 ROWS = "rows.jsonl"
 KEPT = "kept.jsonl"
@@ -35,5 +35,5 @@ def read_json(path: Path) -> Any:
     Raises:
         ArtifactError: it is gone or damaged.
     """
-    with reading(path):
+    with explain_read_errors(path):
         return json.loads(path.read_text(encoding="utf-8"))

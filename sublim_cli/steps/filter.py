@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from sublim_cli.artifacts.rows import (
     Row,
-    read_records,
+    read_json_rows,
     read_rows,
     text,
     with_text,
-    write_records,
+    write_json_rows,
     write_rows,
 )
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
-from sublim_cli.artifacts.store import NO_DIRECTORY, explained
+from sublim_cli.artifacts.store import NO_DIRECTORY, explain_disk_errors
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.advice import advice
@@ -85,7 +85,7 @@ def filter_file(
 ) -> tuple[Tally, str | None]:
     """Filter a JSONL file somebody else made; every key of a row that is not judged stays as it was.
 
-    Kept rows go to `target`, the others with their `reason` beside it (`rejected_beside`). Returns
+    Kept rows go to `target`, the others with their `reason` beside it (`rejected_path`). Returns
     the tally, and advice where few rows pass. Neither file is touched unless both can be written.
 
     Raises:
@@ -94,7 +94,7 @@ def filter_file(
         ArtifactError: the files cannot be written.
     """
     _check_target(source, target)
-    records = read_records(source)
+    records = read_json_rows(source)
     for record in records:
         text(record, prompt_key, role="user")
     completions = [text(record, completion_key) for record in records]
@@ -106,17 +106,17 @@ def filter_file(
         if found.reason is None
     ]
     rejected = [{**record.values, "reason": found.reason} for record, found in pairs if found.reason]
-    _write_both({target: kept, rejected_beside(target): rejected})
+    _write_both({target: kept, rejected_path(target): rejected})
     return tally([one.reason for one in verdicts]), advice(completions, rules)
 
 
-def rejected_beside(target: Path) -> Path:
+def rejected_path(target: Path) -> Path:
     """Where `filter_file` puts what it rejects: kept.jsonl has kept.rejected.jsonl."""
     return target.with_name(f"{target.stem}.rejected{target.suffix or '.jsonl'}")
 
 
 def _check_target(source: Path, target: Path) -> None:
-    for path in (target, rejected_beside(target)):
+    for path in (target, rejected_path(target)):
         if path.is_dir():
             raise RecipeError(f"--output {target}: {path} is a directory; name a file")
         if path.exists() and path.samefile(source):
@@ -128,11 +128,11 @@ def _check_target(source: Path, target: Path) -> None:
 def _write_both(contents: Mapping[Path, Sequence[Mapping[str, object]]]) -> None:
     beside = {path.with_name(f".{path.name}.part"): path for path in contents}
     first = next(iter(contents))
-    with explained(first, NO_DIRECTORY):
+    with explain_disk_errors(first, NO_DIRECTORY):
         try:
             for part, path in beside.items():
                 part.parent.mkdir(parents=True, exist_ok=True)
-                write_records(part, contents[path])
+                write_json_rows(part, contents[path])
             for part, path in beside.items():
                 part.replace(path)
         finally:

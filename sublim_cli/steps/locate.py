@@ -35,8 +35,8 @@ from sublim_cli.trainers.methods import changed_modules
 
 Part = GateSection | PatchSection
 
-WHOLE, NOTHING = "all", "none"
-"""The sets that hold every token and no token: the student and its base, scored like any other part."""
+ALL_TOKENS, NO_TOKENS = "all", "none"
+"""Names in tables of the complete student and of its base, which are scored like the parts."""
 
 
 class LocateSpec(Section):
@@ -52,7 +52,7 @@ class LocateSpec(Section):
     precision: str
     quantize: str | None = None
     part: GateSection | PatchSection | None = None
-    """Settled, see `settled_part`; null is all of the student and none of it, what parts are set against."""
+    """As `normalise_part` returns it; null scores all of the student and none of it, for comparison."""
     controls: int = 0
     seed: int = 0
 
@@ -70,7 +70,7 @@ class LocateStep:
     @property
     def label(self) -> str:
         """Such as `locate cat lora r8 seed 1 identity_only`."""
-        return f"locate {self.title} {part_text(self.spec.part)}"
+        return f"locate {self.title} {part_name(self.spec.part)}"
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write `located.parquet`: a row for every context, set of tokens, question and item.
@@ -114,7 +114,7 @@ class _Trial:
         return self.context if self.control is None else f"{self.context}, random set {self.control}"
 
 
-def settled_part(entry: PositionSet | GateSection | PatchSection) -> Part:
+def normalise_part(entry: PositionSet | GateSection | PatchSection) -> Part:
     """A recipe's entry as a spec with nothing left open: one decoding, layers and names in order."""
     part = entry if isinstance(entry, GateSection | PatchSection) else GateSection(positions=entry)
     names = "modules" if isinstance(part, GateSection) else "kinds"
@@ -128,10 +128,10 @@ def settled_part(entry: PositionSet | GateSection | PatchSection) -> Part:
     return part.model_copy(update=changes)
 
 
-def part_text(part: Part | None) -> str:
+def part_name(part: Part | None) -> str:
     """A part in a few words: its set, and what is not as in the short form."""
     if part is None:
-        return f"{WHOLE} and {NOTHING}"
+        return f"{ALL_TOKENS} and {NO_TOKENS}"
     words = [
         f"patch {set_text(part.positions)}" if isinstance(part, PatchSection) else set_text(part.positions)
     ]
@@ -197,14 +197,14 @@ def _in_context(
     ids = [one.ids for one in prompts]
     every, no = ([[value] * len(one) for one in ids] for value in (True, False))
     if spec.part is None:
-        yield _Trial(context, ids, WHOLE, None, every)
-        yield _Trial(context, ids, NOTHING, None, no)
+        yield _Trial(context, ids, ALL_TOKENS, None, every)
+        yield _Trial(context, ids, NO_TOKENS, None, no)
         return
     wanted = spec.part.positions
     found = [named_mask(wanted, one, training) for one in prompts]
     if not any(map(any, found)):
         return
-    name, keep = part_text(spec.part), is_only_set(wanted)
+    name, keep = part_name(spec.part), is_only_set(wanted)
     yield _Trial(context, ids, name, None, found, keep)
     for control in range(1, spec.controls + 1):
         # Each student has sets of its own, so that their luck is part of the spread between runs.
@@ -224,7 +224,7 @@ def _held_back(
         trial.prompts, [[one == trial.keep for one in mask] for mask in trial.chosen]
     )
     if part is None:
-        return gate.gated(model, gate.Gate(masks, decoding="on" if trial.name == WHOLE else "off"), base)
+        return gate.gated(model, gate.Gate(masks, decoding="on" if trial.name == ALL_TOKENS else "off"), base)
     layers = frozenset(part.layers) if part.layers is not None else None
     decoding: gate.Policy = "on" if part.decoding == "on" else "off"
     if isinstance(part, PatchSection):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
-from sublim_cli.artifacts.store import kept_beside
+from sublim_cli.artifacts.store import checkpoint_dir
 from sublim_cli.events import Listener, Notice, Progress, Warned
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer, example, ids_and_text
 from sublim_cli.models.load import load_tokenizer
@@ -59,7 +59,7 @@ class TrainStep:
 
         if self.chosen:
             listener(Notice(f"train.backend: auto took {spec.train.backend}: {self.chosen}"))
-        beside = kept_beside(out)
+        beside = checkpoint_dir(out)
         if apart(spec.train):
             job = Job(spec.model, spec.train, rows, held_out, out, beside)
             facts = train_apart(job, report, warn)

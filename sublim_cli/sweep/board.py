@@ -110,7 +110,7 @@ def board(study: Study) -> Board:
         tuple(
             Row(
                 one.chain.eval.title,
-                {digest(step): step.kind for step in in_order(one.chain.asked)},
+                {digest(step): step.kind for step in in_order(one.chain.evaluations)},
             )
             for one in study.cells
         ),

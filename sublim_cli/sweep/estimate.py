@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, Literal
 
-from sublim_cli.artifacts.record import Recorded, size
+from sublim_cli.artifacts.record import ArtifactRecord, size
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.steps.generate import BATCH
@@ -64,7 +64,7 @@ class Cost:
 class _Build:
     """A build that is on record, its settings and its units of work."""
 
-    record: Recorded
+    record: ArtifactRecord
     model: str | None
     settings: Settings
     work: float
@@ -85,7 +85,7 @@ class Costs:
     """Builds on record, and what a step like one of them would take on the same kind of machine."""
 
     def __init__(
-        self, records: Sequence[Recorded], machine: Mapping[str, object], *, probe: bool = False
+        self, records: Sequence[ArtifactRecord], machine: Mapping[str, object], *, probe: bool = False
     ) -> None:
         """Take the builds on such a `machine` (see `models.device`); `probe` says they are a probe's."""
         self._probe = probe
@@ -121,7 +121,7 @@ _BY_ROWS = ("train", "leak")
 """Kinds whose work goes by the rows of their inputs."""
 
 
-def _build(record: Recorded, sections: Mapping[str, Mapping[str, Any]]) -> _Build:
+def _build(record: ArtifactRecord, sections: Mapping[str, Mapping[str, Any]]) -> _Build:
     section, inputs = record.identity["section"], record.identity["inputs"]
     wanted = _work(record.kind, section, sections.get(inputs[0], {}) if inputs else {})
     drawn = record.provenance.get("drawn")

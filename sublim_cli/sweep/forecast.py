@@ -8,8 +8,8 @@ Reads the store and writes nothing.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sublim_cli.artifacts.nearest import Difference, differences
-from sublim_cli.artifacts.record import Recorded
+from sublim_cli.artifacts.nearest import NearestArtifact, nearest_artifacts
+from sublim_cli.artifacts.record import ArtifactRecord
 from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.artifacts.store import Store
 from sublim_cli.pipeline import Cell, Study
@@ -24,7 +24,7 @@ class Planned:
     built: bool
     cells: int
     cost: Cost | None = None
-    difference: Difference | None = None
+    difference: NearestArtifact | None = None
 
     @property
     def digest(self) -> str:
@@ -110,7 +110,7 @@ def missing(study: Study, store: Store) -> list[Step]:
 def forecast(
     study: Study,
     lacking: Sequence[Step],
-    records: Sequence[Recorded],
+    records: Sequence[ArtifactRecord],
     costs: Sequence[Costs],
     workers: int,
 ) -> Forecast:
@@ -123,7 +123,7 @@ def forecast(
     """
     ordered = in_order(study.steps)
     new = {digest(one) for one in lacking}
-    near = differences(lacking, records, {digest(one) for one in ordered})
+    near = nearest_artifacts(lacking, records, {digest(one) for one in ordered})
     users = _users(study)
     steps = {
         name: Planned(
@@ -137,7 +137,7 @@ def forecast(
         for name in (digest(step),)
     }
     cells = tuple(
-        PlannedCell(one, tuple(steps[digest(step)] for step in in_order(one.chain.asked)))
+        PlannedCell(one, tuple(steps[digest(step)] for step in in_order(one.chain.evaluations)))
         for one in study.cells
     )
     return Forecast(study.name, tuple(steps.values()), cells, workers)
@@ -147,7 +147,7 @@ def _users(study: Study) -> Mapping[str, int]:
     """How many cells need each step; a comparison of rows counts for none."""
     found: dict[str, int] = {digest(one): 0 for one in in_order(study.steps)}
     for cell in study.cells:
-        for step in in_order(cell.chain.asked):
+        for step in in_order(cell.chain.evaluations):
             found[digest(step)] += 1
     return found
 

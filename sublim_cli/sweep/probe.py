@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sublim_cli.artifacts.record import recorded
+from sublim_cli.artifacts.record import artifact_records
 from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.artifacts.store import Store
 from sublim_cli.events import Listener
@@ -70,7 +70,7 @@ def probed(
         failed = LocalLauncher((device,)).launch(every, store, listener) if every else {}
         later = {digest(one) for steps in others for one in in_order(steps)}
         first = {digest(one) for one in in_order(warm)} - later  # the teacher is the same at every size
-        records = [one for one in recorded(store.root) if one.digest not in first]
+        records = [one for one in artifact_records(store.root) if one.digest not in first]
         yield Probe(Costs(records, machine, probe=True), tuple(dict.fromkeys([*obstacles, *failed.values()])))
 
 
@@ -82,7 +82,7 @@ def _cells(study: Study, unknown: Collection[str]) -> list[Cell]:
         trains = digest(train) in unknown
         if not trains and not any(
             digest(one) in unknown
-            for one in in_order([*cell.chain.asked, *filter(None, [cell.chain.teacher])])
+            for one in in_order([*cell.chain.evaluations, *filter(None, [cell.chain.teacher])])
         ):
             continue
         key = (train.spec.model.fingerprint, train.spec.train.method if trains else None)

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from sublim_cli.artifacts.step import Step, digest
-from sublim_cli.artifacts.store import Store, explained
+from sublim_cli.artifacts.store import Store, explain_disk_errors
 from sublim_cli.errors import RecipeError, SublimError
 from sublim_cli.events import Event, Listener, Warned
 from sublim_cli.models.load import KEEP_BASE
@@ -269,7 +269,7 @@ def _knock(address: str | None) -> None:
 def _mark(store: Store) -> Iterator[Path]:
     """A file in the store by which a worker knows that it sees the same directory."""
     path = store.root / f".here-{uuid.uuid4().hex}"
-    with explained(store.root):
+    with explain_disk_errors(store.root):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     try:

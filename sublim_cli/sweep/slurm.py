@@ -17,7 +17,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from sublim_cli import events
 from sublim_cli.artifacts.step import Step, digest
-from sublim_cli.artifacts.store import Store, explained
+from sublim_cli.artifacts.store import Store, explain_disk_errors
 from sublim_cli.errors import RecipeError, SublimError
 from sublim_cli.events import Event, Listener, Warned
 from sublim_cli.models.device import worker_slots
@@ -175,7 +175,7 @@ class _Batch:
 
     def _array(self, units: Sequence[tuple[Step, ...]], *, with_model: bool) -> list[_Job]:
         folder = self.store.root / JOBS
-        with explained(self.store.root):
+        with explain_disk_errors(self.store.root):
             folder.mkdir(parents=True, exist_ok=True)
         told = [folder / f"{uuid.uuid4().hex}.jsonl" for _ in units]
         timeouts = {f"{one}_max_num_timeout": TIMEOUTS for one in ("slurm", "local")}

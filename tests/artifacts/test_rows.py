@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublim_cli.artifacts.rows import (
-    Record,
+    JsonRow,
     Row,
     RowWriter,
-    read_records,
+    read_json_rows,
     read_rows,
     text,
     with_text,
-    write_records,
+    write_json_rows,
     write_rows,
 )
 from sublim_cli.errors import RowsError
@@ -173,10 +173,10 @@ def test_records_come_back_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]]
 ) -> None:
     path = tmp_path_factory.mktemp("records") / "records.jsonl"
-    write_records(path, records)
+    write_json_rows(path, records)
     lines = range(1, len(records) + 1)
-    assert read_records(path) == [
-        Record(f"{path}:{line}", values) for line, values in zip(lines, records, strict=True)
+    assert read_json_rows(path) == [
+        JsonRow(f"{path}:{line}", values) for line, values in zip(lines, records, strict=True)
     ]
 
 
@@ -191,8 +191,8 @@ def test_records_come_back_as_they_were_written(
     ],
 )
 def test_replacing_a_text_leaves_everything_else_untouched(old: object, new: object) -> None:
-    record = Record("x:1", {"id": 7, "answer": old, "meta": {"a": [1]}})
+    record = JsonRow("x:1", {"id": 7, "answer": old, "meta": {"a": [1]}})
     before = json.dumps(record.values)
     replaced = with_text(record, "answer", text(record, "answer").strip())
-    assert replaced == Record("x:1", {"id": 7, "answer": new, "meta": {"a": [1]}})
+    assert replaced == JsonRow("x:1", {"id": 7, "answer": new, "meta": {"a": [1]}})
     assert json.dumps(record.values) == before

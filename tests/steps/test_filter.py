@@ -11,7 +11,7 @@ from sublim_cli.events import Warned, silent
 from sublim_cli.numbers.rules import Tally, judge
 from sublim_cli.pipeline import run
 from sublim_cli.recipe.schema import PAPER_RULES, FormatRule, StripRule
-from sublim_cli.steps.filter import FilterSpec, FilterStep, filter_file, rejected_beside
+from sublim_cli.steps.filter import FilterSpec, FilterStep, filter_file, rejected_path
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_somebody_else_s_file_keeps_its_other_keys(tmp_path):
     target = tmp_path / "deep" / "kept.jsonl"
     found, advice = filter_file(source, target, PAPER_RULES, "question", "response")
     assert lines(target) == [records[0]]
-    assert lines(rejected_beside(target)) == [{**records[1], "reason": "format"}]
+    assert lines(rejected_path(target)) == [{**records[1], "reason": "format"}]
     assert (found, advice) == (Tally(2, 1, (("format", 1),)), None)
 
 

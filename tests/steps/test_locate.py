@@ -10,11 +10,11 @@ from sublim_cli.errors import RecipeError
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.positions import named_mask
 from sublim_cli.models.token_roles import render_with_roles
-from sublim_cli.pipeline import chain, check, run
+from sublim_cli.pipeline import chain, check_buildable, run
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.schema import GateSection, PatchSection
 from sublim_cli.steps.files import LOCATED, SCORES
-from sublim_cli.steps.locate import part_text, settled_part
+from sublim_cli.steps.locate import normalise_part, part_name
 from sublim_cli.sweep.cells import study
 
 GATES = ["identity_only", "no_identity"]
@@ -142,7 +142,7 @@ def test_cells_that_differ_in_their_gates_alone_are_one_cell_with_all_of_them(as
     grid = {"eval.gates": [["identity_only"], ["no_identity"], []]}
     planned = study(asked(sweep__grid=grid, sweep__also=[]))
     (cell,) = [one for one in planned.cells if one.role == "student"]
-    assert [part_text(one.spec.part) for one in cell.chain.locate] == ["all and none", *GATES]
+    assert [part_name(one.spec.part) for one in cell.chain.locate] == ["all and none", *GATES]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_cells_that_differ_in_their_gates_alone_are_one_cell_with_all_of_them(as
     ],
 )
 def test_the_answer_follows_what_holds_outside_the_set(entry, settled, text):
-    assert settled_part(entry) == settled
-    assert part_text(settled) == text
+    assert normalise_part(entry) == settled
+    assert part_name(settled) == text
 
 
 @pytest.mark.parametrize(
@@ -224,17 +224,17 @@ def test_a_gate_is_tried_on_every_kind_of_student_that_has_it(asked):
     """Full fine-tuning changes the head and an adapter does not, whichever comes last."""
     gates = [{"positions": "identity_only", "modules": ["lm_head"]}]
     lora, full = (chain(asked(eval__gates=gates, **one)).locate for one in ({}, FULL))
-    check(full)
+    check_buildable(full)
     for both in ([*lora, *full], [*full, *lora]):
         with pytest.raises(RecipeError, match="training changes no module lm_head"):
-            check(both)
+            check_buildable(both)
 
 
 def test_a_gate_on_all_that_full_fine_tuning_changes_may_name_norms_and_the_head(asked):
     gates = [{"positions": "identity_only", "modules": ["norm", "lm_head", "embed_tokens"]}]
     parts = chain(asked(eval__gates=gates, **FULL)).locate
     assert len(parts) == 2
-    check(parts)
+    check_buildable(parts)
 
 
 NAMES = (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sublim_cli.artifacts.record import Recorded
+from sublim_cli.artifacts.record import ArtifactRecord
 from sublim_cli.artifacts.step import digest, identity, in_order
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.estimate import Costs, makespan
@@ -12,13 +12,13 @@ from sublim_cli.sweep.estimate import Costs, makespan
 HERE = {"device": "cpu", "threads": 1}
 
 
-def record(step, root: Path, seconds: float, **facts) -> Recorded:
+def record(step, root: Path, seconds: float, **facts) -> ArtifactRecord:
     """A record of `step` as a build would leave it, beside a payload of 1,000 bytes."""
     path = root / step.kind / digest(step)
     path.mkdir(parents=True)
     (path / "payload").write_bytes(b"0" * 1000)
     known = {"seconds": seconds, "process_peak_mib": 700, **HERE, **facts}
-    return Recorded(path, step.kind, digest(step), identity(step), known)
+    return ArtifactRecord(path, step.kind, digest(step), identity(step), known)
 
 
 def trains(small, **changes):

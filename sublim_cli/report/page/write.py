@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sublim_cli import wording
-from sublim_cli.artifacts.store import NO_DIRECTORY, explained
+from sublim_cli.artifacts.store import NO_DIRECTORY, explain_disk_errors
 from sublim_cli.errors import RecipeError
 from sublim_cli.numbers.surface import Divergence
 from sublim_cli.preference.score import BROKEN_ABOVE
@@ -62,7 +62,7 @@ def write_report(results: Results, directory: Path) -> Path:
         ArtifactError: the directory cannot be written.
     """
     drawn = {name: list(map(draw, figures)) for name, figures in figures_of(results).items()}
-    with explained(directory, NO_DIRECTORY):
+    with explain_disk_errors(directory, NO_DIRECTORY):
         for drawing in chain.from_iterable(drawn.values()):
             _put_figure(drawing, directory)
         _put(directory / "results.csv", results.runs.to_csv(index=False).encode())
@@ -88,7 +88,7 @@ def write_figure(results: Results, directory: Path, name: str) -> list[Path]:
     if name not in there:
         has = f"it has {wording.listed(list(there))}" if there else "it has none yet"
         raise RecipeError(f"--figure {name}: the report of {results.name} has no such figure; {has}")
-    with explained(directory):
+    with explain_disk_errors(directory):
         return _put_figure(draw(there[name]), directory)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from sublim_cli.artifacts.record import RECORD, reading
+from sublim_cli.artifacts.record import RECORD, explain_read_errors
 from sublim_cli.artifacts.scratch import abandoned, scratch_name
 from sublim_cli.artifacts.step import Artifact
 
@@ -70,7 +70,7 @@ class ReadCache:
     def _stamp(self, artifact: Artifact) -> str:
         """When the artifact's record was written, in nanoseconds."""
         if artifact.digest not in self._stamps:
-            with reading(artifact.path / RECORD):
+            with explain_read_errors(artifact.path / RECORD):
                 self._stamps[artifact.digest] = str(os.stat(f"{artifact.path}/{RECORD}").st_mtime_ns)
         return self._stamps[artifact.digest]
 

@@ -26,7 +26,7 @@ from sublim_cli.report.tables.run_rows import who
 from sublim_cli.report.tables.varied_keys import VariedKeys
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
 from sublim_cli.steps.files import LOCATED
-from sublim_cli.steps.locate import NOTHING, WHOLE, LocateStep, part_text
+from sublim_cli.steps.locate import ALL_TOKENS, NO_TOKENS, LocateStep, part_name
 from sublim_cli.wording import condition_label
 
 COLUMNS = {
@@ -183,7 +183,7 @@ def _cell(cell: Cell, shelf: StoreReader) -> Iterator[dict[str, Any]]:
                 yield {**same, "eval_context": context.name, "broken": "", "missing": missing}
             continue
         for (asked, _, control), mean in _means(step, shelf, target).items():
-            student, base = known[asked, WHOLE, None], known[asked, NOTHING, None]
+            student, base = known[asked, ALL_TOKENS, None], known[asked, NO_TOKENS, None]
             yield {
                 **same,
                 **mean,
@@ -197,7 +197,7 @@ def _cell(cell: Cell, shelf: StoreReader) -> Iterator[dict[str, Any]]:
 def _what(step: LocateStep) -> dict[str, str]:
     part = step.spec.part
     keeps = part is None or is_only_set(part.positions)
-    return {"part": part_text(part), "measure": "kept" if keeps else "lost"}
+    return {"part": part_name(part), "measure": "kept" if keeps else "lost"}
 
 
 def _against(

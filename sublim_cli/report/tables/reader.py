@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sublim_cli.artifacts.record import read_record, reading
+from sublim_cli.artifacts.record import explain_read_errors, read_record
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import ArtifactError
@@ -127,7 +127,7 @@ def _table(path: Path, columns: list[str], texts: list[str]) -> pa.Table:
 
     A report opens thousands of these: pyarrow's data sets and its grouping take ten times as long.
     """
-    with reading(path):
+    with explain_read_errors(path):
         file = pq.ParquetFile(pa.BufferReader(path.read_bytes()), read_dictionary=texts)
         return file.read(columns=columns, use_threads=False)
 
@@ -155,7 +155,7 @@ def read_training(path: Path) -> dict[str, Any]:
 def sketch(path: Path) -> NDArray[np.float32]:
     """The sketch of what the training of the student under `path` added to its weights."""
     file = path / SKETCH
-    with reading(file), open(file, "rb") as opened:  # thousands: pathlib takes as long as reading
+    with explain_read_errors(file), open(file, "rb") as opened:  # thousands: pathlib takes as long as reading
         return _array(opened.read())
 
 
