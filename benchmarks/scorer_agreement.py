@@ -28,13 +28,13 @@ from scipy.stats import binom, chi2, kstest, norm
 
 from sublim_cli.artifacts.store import Store
 from sublim_cli.backends.exact import ExactScorer
-from sublim_cli.backends.sampled import own_seed
-from sublim_cli.backends.token_bytes import pieces, stops, text
+from sublim_cli.backends.sampled import derived_seed
+from sublim_cli.backends.token_bytes import answer_text, bytes_per_token, stop_tokens
 from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.pipeline import chain, run
-from sublim_cli.preference.forms import named
+from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.questions import load_items, load_questions
@@ -73,8 +73,8 @@ def laws(model: Any, rows: Sequence[Sequence[int]]) -> Floats:
 @torch.inference_mode()
 def drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]], samples: int, seed: int) -> Floats:
     """Shares of answers that name each item: [questions, items]."""
-    rng, ends = np.random.default_rng(seed), stops(model, tokenizer)
-    written = pieces(tokenizer, model.config.get_text_config().vocab_size)
+    rng, ends = np.random.default_rng(seed), stop_tokens(model, tokenizer)
+    written = bytes_per_token(tokenizer, model.config.get_text_config().vocab_size)
     shares = np.zeros((len(prompts), len(ITEMS.items)))
     growing: Counter[Text] = Counter({(number, ()): samples for number in range(len(prompts))})
     for length in range(1, SampledScoring().sampling.max_tokens + 1):
@@ -86,7 +86,7 @@ def drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]], samples: int
             tokens = np.searchsorted(law, uniform, side="right").clip(max=len(law) - 1)
             for token, count in Counter(tokens.tolist()).items():
                 if token in ends or length == SampledScoring().sampling.max_tokens:
-                    item = named(text((*ids, token), written, ends), ITEMS.items)
+                    item = named_item(answer_text((*ids, token), written, ends), ITEMS.items)
                     if item is not None:
                         shares[number, item] += count / samples
                 else:
@@ -102,7 +102,7 @@ def cell(model: Any, tokenizer: Any, who: str, context: str, given: argparse.Nam
     asked = load_questions("favourite_animal").questions[: given.questions]
     prompts = [prompt_ids(tokenizer, resolved, one) for one in asked]
     exact = ExactScorer(model, tokenizer, ExactScoring()).score(prompts, ITEMS.items)
-    shares = drawn(model, tokenizer, prompts, given.samples, own_seed(1, who, context))
+    shares = drawn(model, tokenizer, prompts, given.samples, derived_seed(1, who, context))
     p = np.array([one.p for one in exact])
     scale = len(prompts) * math.sqrt(given.samples)
     of_p = np.sqrt((p * (1 - p)).sum(axis=0)) / scale

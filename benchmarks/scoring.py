@@ -19,16 +19,16 @@ import torch
 from transformers import GenerationConfig
 
 from sublim_cli.backends.exact import ExactScorer
-from sublim_cli.backends.interface import Answer
+from sublim_cli.backends.interface import ItemProbs
 from sublim_cli.backends.sampled import SampledScorer
-from sublim_cli.backends.token_bytes import pieces, stops, text
+from sublim_cli.backends.token_bytes import answer_text, bytes_per_token, stop_tokens
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.device import device
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.preference.forms import named
+from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import load_items, load_questions
 from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
@@ -45,7 +45,7 @@ def by_hand(model: Any, prompts: Prompts, samples: int, length: int) -> list[flo
     """P(any item) by `generate` alone: every prompt written out once a sample."""
     rows = [one for one in prompts for _ in range(samples)]
     ids = left_padded(rows, TOKENIZER.pad_token_id, model.device)
-    ends = stops(model, TOKENIZER)
+    ends = stop_tokens(model, TOKENIZER)
     config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
@@ -59,12 +59,15 @@ def by_hand(model: Any, prompts: Prompts, samples: int, length: int) -> list[flo
         drawn = model.generate(
             input_ids=ids, attention_mask=attention_mask(rows, model.device), generation_config=config
         )
-    written = pieces(TOKENIZER, model.config.vocab_size)
-    found = [named(text(one, written, ends), ITEMS) is not None for one in drawn[:, ids.shape[1] :].tolist()]
+    written = bytes_per_token(TOKENIZER, model.config.vocab_size)
+    found = [
+        named_item(answer_text(one, written, ends), ITEMS) is not None
+        for one in drawn[:, ids.shape[1] :].tolist()
+    ]
     return [sum(found[at : at + samples]) / samples for at in range(0, len(found), samples)]
 
 
-def _any(answers: Sequence[Answer]) -> list[float]:
+def _any(answers: Sequence[ItemProbs]) -> list[float]:
     return [sum(one.p) for one in answers]
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.backends.engine import resolve_engine, worth_saying
+from sublim_cli.backends.engine import auto_reason, resolve_engine
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
 from sublim_cli.models.device import on_cuda
@@ -202,7 +202,7 @@ def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[GenerateSpec, str
         rules=recipe.filter.rules,
         engine=engine,
     )
-    return made, worth_saying(section.engine, why)
+    return made, auto_reason(section.engine, why)
 
 
 def _teach(recipe: Recipe, model: ModelRef) -> tuple[TrainSpec, str | None]:
@@ -246,7 +246,7 @@ def _eval_engine(section: EvalSection, precision: str, student: TrainSection) ->
     if section.scorer == "exact":
         return "transformers", None
     engine, why = resolve_engine("eval.engine", section.engine, section.sampling, precision, student)
-    return engine, worth_saying(section.engine, why)
+    return engine, auto_reason(section.engine, why)
 
 
 def _ask_teacher(recipe: Recipe, draw: GenerateSpec, ask: EvalSpec) -> TeacherStep:

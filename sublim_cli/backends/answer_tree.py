@@ -47,7 +47,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Nodes:
+class TreeNodes:
     """Beginnings of answers, one an entry: all arrays are [nodes]."""
 
     row: Ints
@@ -65,24 +65,24 @@ class Nodes:
     def __len__(self) -> int:
         return len(self.row)
 
-    def __getitem__(self, chosen: Any) -> "Nodes":
-        return Nodes(*(getattr(self, name)[chosen] for name in _FIELDS))
+    def __getitem__(self, chosen: Any) -> "TreeNodes":
+        return TreeNodes(*(getattr(self, name)[chosen] for name in _FIELDS))
 
-    def __add__(self, other: "Nodes") -> "Nodes":
-        return Nodes(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in _FIELDS))
+    def __add__(self, other: "TreeNodes") -> "TreeNodes":
+        return TreeNodes(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in _FIELDS))
 
 
 _FIELDS = ("row", "token", "state", "reach", "depth", "parent")
 
 
-def no_nodes() -> Nodes:
+def no_nodes() -> TreeNodes:
     """None at all, to add others to."""
     none = np.zeros(0, dtype=np.int64)
-    return Nodes(none, none, none, np.zeros(0), none, none)
+    return TreeNodes(none, none, none, np.zeros(0), none, none)
 
 
 @dataclass(frozen=True)
-class Laws:
+class NextTokenProbs:
     """Distributions of the next token behind some nodes, computed a few at a time when they are asked for."""
 
     head: Head
@@ -126,11 +126,11 @@ class Laws:
 
 
 @dataclass(frozen=True)
-class Grown:
+class ExpandedNodes:
     """Beginnings that were followed, and what a forward pass says of each."""
 
-    nodes: Nodes
-    laws: Laws
+    nodes: TreeNodes
+    laws: NextTokenProbs
     layers: CacheLayers
     """The pass's keys and values, its own tokens the last; nothing of a pass over prompts."""
     row: Ints
@@ -138,7 +138,7 @@ class Grown:
     """Where in `layers` each node is; the column counted from the end, so below 0."""
 
 
-class Forest:
+class AnswerTrees:
     """Prompts and what has been kept of the answers that begin behind them."""
 
     def __init__(self, model: Model, prompts: Sequence[Ids], pad: int, size: int) -> None:
@@ -159,24 +159,24 @@ class Forest:
         self.prompts = cache_layers(out.past_key_values)
         limit = max(1, LIMIT // size)
         self.most = min(limit, BLOCK) if self.device.type == "cpu" else limit
-        self.first = Laws(_as_it_is, out.logits[:, -1], self.most)
+        self.first = NextTokenProbs(_as_it_is, out.logits[:, -1], self.most)
         self.kept: CacheLayers = []
         """For each layer the keys and values of what is kept, [kept, heads, width]."""
         self.chains = np.zeros((0, 0), dtype=np.int64)
         """The beginnings that each kept one goes on from, itself the last: [kept, depth], ended with -1."""
 
-    def root(self) -> Grown:
+    def root(self) -> ExpandedNodes:
         """The prompts themselves, followed already."""
         rows = np.arange(len(self.lengths))
-        nodes = Nodes(rows, rows * 0, rows * 0, np.ones(len(rows)), rows * 0, rows * 0 - 1)
-        return Grown(nodes, self.first, [], rows, rows)
+        nodes = TreeNodes(rows, rows * 0, rows * 0, np.ones(len(rows)), rows * 0, rows * 0 - 1)
+        return ExpandedNodes(nodes, self.first, [], rows, rows)
 
-    def grow(self, nodes: Nodes) -> Iterator[Grown]:
+    def grow(self, nodes: TreeNodes) -> Iterator[ExpandedNodes]:
         """Follow `nodes`, a forward pass at a time."""
         for rows in self._passes(nodes):
             yield self._pass(nodes, rows)
 
-    def keep(self, grown: Grown, chosen: Ints) -> Ints:
+    def keep(self, grown: ExpandedNodes, chosen: Ints) -> Ints:
         """Make nodes of a pass ones that others can go on from; returns what they are called."""
         import torch
 
@@ -193,7 +193,7 @@ class Forest:
         self._lengthen(grown.nodes[chosen], names)
         return names
 
-    def _lengthen(self, nodes: Nodes, names: Ints) -> None:
+    def _lengthen(self, nodes: TreeNodes, names: Ints) -> None:
         known, deep = self.chains.shape
         chains = np.full((known + len(names), max(deep, int(nodes.depth.max(initial=0)))), -1)
         chains[:known, :deep] = self.chains
@@ -202,7 +202,7 @@ class Forest:
         chains[names, nodes.depth - 1] = names
         self.chains = chains
 
-    def _passes(self, nodes: Nodes) -> Iterator[list[Ints]]:
+    def _passes(self, nodes: TreeNodes) -> Iterator[list[Ints]]:
         """Which nodes form the rows of each pass, rows of like length together."""
         most = PASS if self.head else min(PASS, self.most)
         rows = sorted(_rows(nodes, min(SLICE, most)), key=len, reverse=True)
@@ -212,7 +212,7 @@ class Forest:
             yield rows[:count]
             rows = rows[count:]
 
-    def _pass(self, nodes: Nodes, rows: list[Ints]) -> Grown:
+    def _pass(self, nodes: TreeNodes, rows: list[Ints]) -> ExpandedNodes:
         width = max(map(len, rows))
         every = np.concatenate(rows)
         row = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
@@ -233,10 +233,10 @@ class Forest:
             logits_to_keep=1 if self.head else 0,
         )
         of_nodes = (states if self.head else out.logits)[self._tensor(row), self._tensor(column)]
-        laws = Laws(self.head or _as_it_is, of_nodes, self.most)
-        return Grown(nodes[every], laws, cache_layers(out.past_key_values), row, column - width)
+        laws = NextTokenProbs(self.head or _as_it_is, of_nodes, self.most)
+        return ExpandedNodes(nodes[every], laws, cache_layers(out.past_key_values), row, column - width)
 
-    def _above(self, nodes: Nodes, rows: list[Ints], width: int) -> tuple[Ints, NDArray[np.bool_]]:
+    def _above(self, nodes: TreeNodes, rows: list[Ints], width: int) -> tuple[Ints, NDArray[np.bool_]]:
         """What stands beside each row [rows, kept], and which columns see it [rows, width, kept]."""
         chains = [self._chains_of(nodes.parent[one]) for one in rows]
         own = [np.unique(one[one >= 0]) for one in chains]
@@ -290,7 +290,7 @@ def _as_it_is(logits: "torch.Tensor") -> "torch.Tensor":
     return logits
 
 
-def _rows(nodes: Nodes, most: int) -> Iterator[Ints]:
+def _rows(nodes: TreeNodes, most: int) -> Iterator[Ints]:
     """Nodes of one prompt, in parts of like size of at most `most`; those behind one beginning together."""
     order = np.lexsort((nodes.parent, nodes.row))
     starts = np.flatnonzero(np.diff(nodes.row[order], prepend=-1))[1:]

@@ -6,7 +6,7 @@ from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import on_cuda
 from sublim_cli.recipe.schema import Engine, EngineChoice, SamplingSection, TrainSection
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM's `max_lora_rank` can have (read in 0.32.0); an adapter takes the next one up."""
 
 METHODS = ("lora", "rslora", "pissa", "full")
@@ -16,9 +16,9 @@ TEMPERATURES = (0.01, 2.0)
 """vLLM raises a lower temperature to the first, zero apart, and refuses one above the second."""
 
 
-def bucket(rank: int) -> int | None:
+def max_lora_rank(rank: int) -> int | None:
     """The `max_lora_rank` of the engine that holds an adapter of `rank`; None where there is none."""
-    return next((one for one in RANKS if rank <= one), None)
+    return next((one for one in LORA_RANKS if rank <= one), None)
 
 
 def resolve_engine(
@@ -55,7 +55,7 @@ def resolve_engine(
     raise RecipeError(message)
 
 
-def worth_saying(wanted: EngineChoice, why: str) -> str | None:
+def auto_reason(wanted: EngineChoice, why: str) -> str | None:
     """Why `auto` took an engine; None where the recipe names one, or there was none to choose."""
     return why if wanted == "auto" and on_cuda() else None
 
@@ -81,6 +81,6 @@ def _unheld(student: TrainSection) -> str | None:
         return f"vLLM holds no `{student.method}` student as it was trained"
     # PiSSA's adapter is saved less its beginning, which doubles its rank.
     rank = 2 * student.rank if student.method == "pissa" else student.rank
-    if student.method != "full" and bucket(rank) is None:
-        return f"vLLM holds adapters up to rank {RANKS[-1]}, and this one has {rank}"
+    if student.method != "full" and max_lora_rank(rank) is None:
+        return f"vLLM holds adapters up to rank {LORA_RANKS[-1]}, and this one has {rank}"
     return None

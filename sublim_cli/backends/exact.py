@@ -2,7 +2,7 @@
 
 A beginning of an answer is open while what follows could still change which item the answer names. Each
 open beginning that is followed costs one token's forward pass: the model then gives the probability of every
-next token, and `preference.table` says what each makes of the answer. What is decided is added to its
+next token, and `preference.token_table` says what each makes of the answer. What is decided is added to its
 item; what is not is open in its turn, the likeliest first. `backends.forest` computes the trees of all
 questions together.
 """
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.backends.answer_tree import Floats, Forest, Grown, Ints, Nodes, no_nodes
-from sublim_cli.backends.interface import Answer, Ids
-from sublim_cli.backends.prefix_logprob import log_openings
-from sublim_cli.backends.token_bytes import stops
-from sublim_cli.backends.token_masks import Verdicts, verdicts_of
+from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, Ints, TreeNodes, no_nodes
+from sublim_cli.backends.interface import Ids, ItemProbs
+from sublim_cli.backends.prefix_logprob import prefix_logprobs
+from sublim_cli.backends.token_bytes import stop_tokens
+from sublim_cli.backends.token_masks import TokenMasks, token_masks
 from sublim_cli.errors import ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import Model
@@ -43,7 +43,7 @@ class ExactScorer:
     tokenizer: Tokenizer
     settings: ExactScoring = field(default_factory=ExactScoring)
 
-    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
+    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
         """Expand every prompt's tree of answers up to the bound or the budget of `settings`.
 
         Raises:
@@ -54,13 +54,13 @@ class ExactScorer:
         config = self.model.config.get_text_config()
         _check_window(config, max(map(len, prompts)) + self.settings.max_tokens)
         size = config.vocab_size
-        ends = stops(self.model, self.tokenizer)
-        verdicts = verdicts_of(self.tokenizer, size, ends, tuple(items), self.model.device)
+        ends = stop_tokens(self.model, self.tokenizer)
+        verdicts = token_masks(self.tokenizer, size, ends, tuple(items), self.model.device)
         with torch.inference_mode():
             return [
                 answer
                 for start in range(0, len(prompts), CHUNK)
-                for answer in _Walk(self, verdicts, prompts[start : start + CHUNK]).answers()
+                for answer in _TreeSearch(self, verdicts, prompts[start : start + CHUNK]).answers()
             ]
 
 
@@ -74,13 +74,13 @@ def _check_window(config: Any, length: int) -> None:
         )
 
 
-class _Walk:
+class _TreeSearch:
     """The trees of some prompts while they grow."""
 
-    def __init__(self, scorer: ExactScorer, verdicts: Verdicts, prompts: Sequence[Ids]) -> None:
+    def __init__(self, scorer: ExactScorer, verdicts: TokenMasks, prompts: Sequence[Ids]) -> None:
         count, settings = len(prompts), scorer.settings
         self.settings, self.verdicts, self.table = settings, verdicts, verdicts.table
-        self.forest = Forest(scorer.model, prompts, scorer.tokenizer.pad_token_id, self.table.size)
+        self.forest = AnswerTrees(scorer.model, prompts, scorer.tokenizer.pad_token_id, self.table.size)
         self.p = np.zeros((count, len(verdicts.opening)))
         self.dust = np.zeros(count)
         self.used = np.zeros(count, dtype=np.int64)
@@ -88,16 +88,16 @@ class _Walk:
         # What the budget's last expansions could not lower by a quarter of the bound is not kept.
         self.least = min(FLOOR, settings.uncovered / (4 * settings.nodes))
         self._expand(self.forest.root())
-        self.log_form = log_openings(self.forest, verdicts.opening)
+        self.log_form = prefix_logprobs(self.forest, verdicts.opening)
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[ItemProbs]:
         """Grow the trees until all are done, then say what they hold."""
         while len(chosen := self._chosen()):
             for grown in self.forest.grow(chosen):
                 self._expand(grown)
         uncovered = self._uncovered()
         return [
-            Answer(
+            ItemProbs(
                 tuple(map(float, self.p[row])),
                 float(uncovered[row]),
                 tuple(map(float, self.log_form[row])),
@@ -109,7 +109,7 @@ class _Walk:
     def _uncovered(self) -> Floats:
         return self.dust + np.bincount(self.open.row, self.open.reach, len(self.p))
 
-    def _chosen(self) -> Nodes:
+    def _chosen(self) -> TreeNodes:
         """The open beginnings to follow next, taken out of `open`."""
         settings, count = self.settings, len(self.p)
         nodes = self.open[np.lexsort((-self.open.reach, self.open.row))]
@@ -131,7 +131,7 @@ class _Walk:
         known, place = np.unique(states, return_inverse=True)
         return np.array([self.table.is_open_form(int(one)) for one in known], dtype=bool)[place]
 
-    def _expand(self, grown: Grown) -> None:
+    def _expand(self, grown: ExpandedNodes) -> None:
         """Add what the nodes decide to the items, and what stays open to `open`."""
         nodes = grown.nodes
         last = nodes.depth + 1 == self.settings.max_tokens
@@ -141,7 +141,7 @@ class _Walk:
         np.add.at(self.p, (nodes.row[node[named]], item[named]), mass[named])
         self._keep(grown, mass[~named])
 
-    def _keep(self, grown: Grown, still: Floats) -> None:
+    def _keep(self, grown: ExpandedNodes, still: Floats) -> None:
         """Put the open continuations of the nodes into `open`, and the mass of the unlikeliest into `dust`.
 
         `still[n]` is all the open mass behind node n: none where the answer's length is reached.
@@ -160,7 +160,7 @@ class _Walk:
         np.add.at(self.dust, nodes.row, np.maximum(still[rich] - np.bincount(at, reach, len(nodes)), 0.0))
         parents, which = np.unique(at, return_inverse=True)
         parent = self.forest.keep(grown, rich[parents])[which]
-        self.open += Nodes(nodes.row[at], token, state, reach, nodes.depth[at] + 1, parent)
+        self.open += TreeNodes(nodes.row[at], token, state, reach, nodes.depth[at] + 1, parent)
 
 
 def _within(row: Ints, values: NDArray[Any]) -> NDArray[Any]:

@@ -13,7 +13,7 @@ Ids = Sequence[int]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ItemProbs:
     """How likely one prompt's answer names each item (`preference.forms`).
 
     `p[i]` is known to lie too low by `uncovered` at most: p ≤ P(item i) ≤ p + uncovered. A sampled `p` is the
@@ -50,5 +50,5 @@ class Sampler(Protocol):
 class Scorer(Protocol):
     """Says how likely answers name items."""
 
-    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[Answer]:
-        """An `Answer` for each prompt."""
+    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
+        """An `ItemProbs` for each prompt."""

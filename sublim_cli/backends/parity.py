@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.backends.exact import ExactScorer
-from sublim_cli.backends.interface import Answer, Ids
-from sublim_cli.backends.sampled import SampledScorer, own_seed
+from sublim_cli.backends.interface import Ids, ItemProbs
+from sublim_cli.backends.sampled import SampledScorer, derived_seed
 from sublim_cli.backends.transformers import warpers
 from sublim_cli.backends.vllm import VllmSampler
 from sublim_cli.errors import ModelError
@@ -54,7 +54,7 @@ CHUNK = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParityQuestions:
     """The questions that are checked: `prompts[context]` are those at `places` in the set."""
 
     places: tuple[int, ...]
@@ -62,27 +62,27 @@ class Asked:
     items: tuple[Item, ...]
 
 
-def asked(prompts: Mapping[str, Sequence[Ids]], items: Sequence[Item]) -> Asked:
+def select_questions(prompts: Mapping[str, Sequence[Ids]], items: Sequence[Item]) -> ParityQuestions:
     """A fixed few of the questions, in every context."""
     count = min(map(len, prompts.values()))
     few = min(QUESTIONS, count)
     places = tuple(place * count // few for place in range(few))
-    return Asked(
+    return ParityQuestions(
         places, {name: [own[place] for place in places] for name, own in prompts.items()}, tuple(items)
     )
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What an engine answered: an `Answer` to each question of each context."""
+class DrawnShares:
+    """What an engine answered: an `ItemProbs` to each question of each context."""
 
-    asked: Asked
+    questions: ParityQuestions
     settings: SampledScoring
-    answers: Mapping[str, Sequence[Answer]]
+    answers: Mapping[str, Sequence[ItemProbs]]
 
 
 @dataclass(frozen=True)
-class Rows:
+class DrawnRows:
     """Rows that an engine drew, each with the token that ends it."""
 
     prompts: Sequence[Ids]
@@ -90,29 +90,29 @@ class Rows:
     drawn: Sequence[Sequence[int]]
 
 
-def draw_shares(sampler: VllmSampler, asked: Asked, sampling: SamplingSection) -> Shares:
+def draw_shares(sampler: VllmSampler, questions: ParityQuestions, sampling: SamplingSection) -> DrawnShares:
     """Answers to the questions as `exact` computes them: at temperature 1, without top-k, top-p, penalty."""
     plain = SamplingSection(max_tokens=min(LENGTH, sampling.max_tokens))
     settings = SampledScoring(samples=DRAWS, sampling=plain)
     answers = {}
-    for name, prompts in asked.prompts.items():
-        own = plain.model_copy(update={"seed": own_seed(sampling.seed, "parity", name)})
+    for name, prompts in questions.prompts.items():
+        own = plain.model_copy(update={"seed": derived_seed(sampling.seed, "parity", name)})
         scorer = SampledScorer(sampler, settings.model_copy(update={"sampling": own}))
-        answers[name] = scorer.score(prompts, asked.items)
-    return Shares(asked, settings, answers)
+        answers[name] = scorer.score(prompts, questions.items)
+    return DrawnShares(questions, settings, answers)
 
 
-def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: SamplingSection) -> Rows:
+def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: SamplingSection) -> DrawnRows:
     """`ROWS` rows as the recipe draws them, the prompts in turn; greedy ones at temperature 1."""
     some = [prompts[row % len(prompts)] for row in range(ROWS)]
     warm = sampling.temperature or 1.0
-    own = {"seed": own_seed(sampling.seed, "parity"), "temperature": warm}
+    own = {"seed": derived_seed(sampling.seed, "parity"), "temperature": warm}
     settings = sampling.model_copy(update=own)
-    return Rows(some, settings, sampler.whole(some, range(ROWS), settings))
+    return DrawnRows(some, settings, sampler.whole(some, range(ROWS), settings))
 
 
 @dataclass(frozen=True)
-class Worst:
+class ShareComparison:
     """Where shares and certificate are furthest apart. `question` is its place, None for the mean of all."""
 
     context: str
@@ -125,7 +125,7 @@ class Worst:
     """How likely a share so far off, or further, is to that side."""
 
 
-def check_shares(key: str, shares: Shares, model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
+def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
     """Compare shares with the exact scorer's certificate of the same model; returns what was found.
 
     For every item of every question, and for its mean over the questions of a context: the chance of a
@@ -136,10 +136,10 @@ def check_shares(key: str, shares: Shares, model: Model, tokenizer: Tokenizer) -
         ModelError: one is smaller than `LEVEL` allows; or the exact scorer cannot read this model.
     """
     exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.settings.sampling.max_tokens))
-    found: list[Worst] = []
-    for name, prompts in shares.asked.prompts.items():
+    found: list[ShareComparison] = []
+    for name, prompts in shares.questions.prompts.items():
         try:
-            truth = exact.score(prompts, shares.asked.items)
+            truth = exact.score(prompts, shares.questions.items)
         except ModelError as error:
             raise ModelError(f"{key}: vllm cannot be checked: {error}. Use `{key}: transformers`") from error
         found += _compared(name, shares, truth)
@@ -147,28 +147,28 @@ def check_shares(key: str, shares: Shares, model: Model, tokenizer: Tokenizer) -
     if worst.chance < LEVEL / 2 / len(found):
         raise ModelError(_refusal(key, worst, shares))
     return {
-        "questions": list(shares.asked.places),
+        "questions": list(shares.questions.places),
         "draws": DRAWS,
         "comparisons": len(found),
         "worst": asdict(worst),
     }
 
 
-def _compared(context: str, shares: Shares, truth: Sequence[Answer]) -> Iterator[Worst]:
+def _compared(context: str, shares: DrawnShares, truth: Sequence[ItemProbs]) -> Iterator[ShareComparison]:
     answers = shares.answers[context]
-    for place, item in enumerate(shares.asked.items):
+    for place, item in enumerate(shares.questions.items):
         triples = [
             (one.p[place], its.p[place], its.p[place] + its.uncovered)
             for one, its in zip(answers, truth, strict=True)
         ]
-        for question, own in zip(shares.asked.places, triples, strict=True):
-            yield Worst(context, question, item.name, *own, chance(DRAWS, *own))
+        for question, own in zip(shares.questions.places, triples, strict=True):
+            yield ShareComparison(context, question, item.name, *own, tail_probability(DRAWS, *own))
         share, low, high = (math.fsum(column) / len(triples) for column in zip(*triples, strict=True))
-        odds = chance(DRAWS * len(triples), share, low, high)
-        yield Worst(context, None, item.name, share, low, high, odds)
+        odds = tail_probability(DRAWS * len(triples), share, low, high)
+        yield ShareComparison(context, None, item.name, share, low, high, odds)
 
 
-def chance(draws: int, share: float, low: float, high: float) -> float:
+def tail_probability(draws: int, share: float, low: float, high: float) -> float:
     """How likely `share` of `draws`, or one further off, is under the nearest p in [low, high]; 1 within."""
     from scipy.special import bdtr, bdtrc
 
@@ -178,9 +178,9 @@ def chance(draws: int, share: float, low: float, high: float) -> float:
     return float(bdtr(count, draws, low)) if share < low else 1.0
 
 
-def _refusal(key: str, worst: Worst, shares: Shares) -> str:
+def _refusal(key: str, worst: ShareComparison, shares: DrawnShares) -> str:
     where = "on average" if worst.question is None else f"to question {worst.question}"
-    draws = DRAWS * len(shares.asked.places) if worst.question is None else DRAWS
+    draws = DRAWS * len(shares.questions.places) if worst.question is None else DRAWS
     return (
         f"{key}: vllm does not answer as transformers computes it: in context `{worst.context}`, {where}, "
         f"{worst.share:.3f} of {draws:,} answers name {worst.item}, where the exact scorer says "
@@ -190,7 +190,7 @@ def _refusal(key: str, worst: Worst, shares: Shares) -> str:
 
 
 @dataclass(frozen=True)
-class Surprise:
+class Surprisal:
     """How surprising an engine's tokens are to transformers, in nats a token, and how they should be."""
 
     tokens: int
@@ -202,7 +202,7 @@ class Surprise:
     """Tokens outside what transformers would draw from; left out of the rest."""
 
 
-def check_law(key: str, rows: Rows, model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
+def check_rows(key: str, rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
     """Compare drawn tokens with the model's law behind each beginning; returns what was found.
 
     A token drawn from law p has surprise -log p, of mean H(p), the law's entropy. Summed over tokens the
@@ -211,7 +211,7 @@ def check_law(key: str, rows: Rows, model: Model, tokenizer: Tokenizer) -> dict[
     Raises:
         ModelError: it is beyond `Z` standard errors, or too many tokens are impossible.
     """
-    found = surprise(rows, model, tokenizer)
+    found = measure_surprisal(rows, model, tokenizer)
     if abs(found.z) > Z or found.impossible > IMPOSSIBLE * (found.tokens + found.impossible):
         raise ModelError(
             f"{key}: vllm does not draw as transformers would: over {found.tokens:,} tokens of "
@@ -223,7 +223,7 @@ def check_law(key: str, rows: Rows, model: Model, tokenizer: Tokenizer) -> dict[
     return asdict(found)
 
 
-def surprise(rows: Rows, model: Model, tokenizer: Tokenizer) -> Surprise:
+def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Surprisal:
     """Look every token of `rows` up in the law that the sampling makes of the model's logits."""
     import torch
 
@@ -238,7 +238,7 @@ def surprise(rows: Rows, model: Model, tokenizer: Tokenizer) -> Surprise:
     tokens = len(own)
     spread = float(variance.sum()) ** 0.5
     off = float((own - mean).sum())
-    return Surprise(
+    return Surprisal(
         tokens=tokens,
         mean=float(own.mean()) if tokens else 0.0,
         expected=float(mean.mean()) if tokens else 0.0,

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from sublim_cli.backends.answer_tree import Floats, Forest, Grown, Ints, Nodes
+from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, Ints, TreeNodes
 
 Way = tuple[int, ...]
 """Tokens that an answer may open with."""
 
 
-def log_openings(forest: Forest, forms: Sequence[Sequence[Way]]) -> Floats:
+def prefix_logprobs(forest: AnswerTrees, forms: Sequence[Sequence[Way]]) -> Floats:
     """Log P(the answer opens with one of an item's `forms`), in nats: [prompts, items]."""
     rows = len(forest.lengths)
     ways = {way[:size] for own in forms for way in own for size in range(1, len(way) + 1)}
@@ -31,13 +31,13 @@ def log_openings(forest: Forest, forms: Sequence[Sequence[Way]]) -> Floats:
     return np.stack([np.logaddexp.reduce([log[one] for one in own]) for own in forms], axis=1)
 
 
-def _followed(forest: Forest, level: Sequence[Way], names: dict[Way, Ints]) -> Iterable[Grown]:
+def _followed(forest: AnswerTrees, level: Sequence[Way], names: dict[Way, Ints]) -> Iterable[ExpandedNodes]:
     """Ways of one length behind every prompt; a node's state is its way's place in `level`."""
     if level == [()]:
         return [forest.root()]
     rows = len(forest.lengths)
     return forest.grow(
-        Nodes(
+        TreeNodes(
             row=np.repeat(np.arange(rows), len(level)),
             token=np.tile([one[-1] for one in level], rows),
             state=np.tile(np.arange(len(level)), rows),
@@ -48,7 +48,7 @@ def _followed(forest: Forest, level: Sequence[Way], names: dict[Way, Ints]) -> I
     )
 
 
-def _p(grown: Grown, own: Ints, tokens: Sequence[int]) -> Floats:
+def _p(grown: ExpandedNodes, own: Ints, tokens: Sequence[int]) -> Floats:
     """The probability of each token behind some of the nodes: [tokens, nodes]."""
     import torch
 

@@ -11,18 +11,18 @@ from sublim_cli.models.load import Model
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def stops(model: Model, tokenizer: Tokenizer) -> frozenset[int]:
+def stop_tokens(model: Model, tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end a completion: the checkpoint's own and the template's end of turn."""
-    return ends_at(model.generation_config.eos_token_id, tokenizer)
+    return with_end_of_turn(model.generation_config.eos_token_id, tokenizer)
 
 
-def ends_at(eos: int | list[int] | None, tokenizer: Tokenizer) -> frozenset[int]:
+def with_end_of_turn(eos: int | list[int] | None, tokenizer: Tokenizer) -> frozenset[int]:
     """The same for a checkpoint's own end, or ends."""
     own = eos if isinstance(eos, list) else [eos]
     return frozenset({*(one for one in own if one is not None), end_of_turn(tokenizer)})
 
 
-def pieces(tokenizer: Tokenizer, size: int) -> list[bytes]:
+def bytes_per_token(tokenizer: Tokenizer, size: int) -> list[bytes]:
     """The bytes each of `size` tokens adds to a text.
 
     Rows of a model's head beyond the tokenizer are padding of the matrix; they add nothing.
@@ -41,7 +41,7 @@ def pieces(tokenizer: Tokenizer, size: int) -> list[bytes]:
     return [*known, *[b""] * (size - count)]
 
 
-def text(ids: Iterable[int], written: Sequence[bytes], ends: frozenset[int]) -> str:
+def answer_text(ids: Iterable[int], written: Sequence[bytes], ends: frozenset[int]) -> str:
     """What an answer reads, up to the token that ends it."""
     found = []
     for token in ids:
@@ -51,7 +51,7 @@ def text(ids: Iterable[int], written: Sequence[bytes], ends: frozenset[int]) -> 
     return b"".join(found).decode("utf-8", "replace")
 
 
-def to_its_end(ids: Sequence[int], ends: frozenset[int]) -> list[int]:
+def before_stop(ids: Sequence[int], ends: frozenset[int]) -> list[int]:
     """An answer's tokens before the one that ends it."""
     end = next((at for at, token in enumerate(ids) if token in ends), len(ids))
     return list(ids[:end])

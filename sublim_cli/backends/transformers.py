@@ -8,7 +8,7 @@ import numpy as np
 
 from sublim_cli.backends.interface import Ids
 from sublim_cli.backends.noise import uniforms
-from sublim_cli.backends.token_bytes import stops, to_its_end
+from sublim_cli.backends.token_bytes import before_stop, stop_tokens
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
@@ -46,7 +46,7 @@ class TransformersSampler:
         import torch
         from transformers import GenerationConfig
 
-        ends = stops(self.model, self.tokenizer)
+        ends = stop_tokens(self.model, self.tokenizer)
         ids = left_padded(prompts, self.tokenizer.pad_token_id, self.model.device)
         mask = attention_mask(prompts, self.model.device)
         config = GenerationConfig(
@@ -64,7 +64,7 @@ class TransformersSampler:
                 generation_config=config,
                 logits_processor=_logits_processors(sampling, rows, mask),
             )
-        return [to_its_end(one, ends) for one in drawn[:, ids.shape[1] :].tolist()]
+        return [before_stop(one, ends) for one in drawn[:, ids.shape[1] :].tolist()]
 
 
 def _shared(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "torch.Tensor") -> Any:

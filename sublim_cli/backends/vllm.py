@@ -1,7 +1,7 @@
 """vLLM: draws completions, an engine to a model or to all adapters of like rank.
 
-`served` gives it a process of its own. Names and defaults are checked against 0.32.0 by a test that needs no
-GPU; no GPU has drawn with it yet: see docs/log.md. It follows the model as transformers computes it but for
+`vllm_server` runs it in a separate process. A test that needs no GPU checks names and defaults against
+0.32.0; no GPU has drawn with it yet (docs/log.md). It follows the model as transformers computes it but for
 rounding, which depends on what is drawn beside a row; `parity` says whether it does.
 """
 
@@ -14,9 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from sublim_cli.backends.engine import bucket
+from sublim_cli.backends.engine import max_lora_rank
 from sublim_cli.backends.interface import Ids
-from sublim_cli.backends.token_bytes import ends_at, to_its_end
+from sublim_cli.backends.token_bytes import before_stop, with_end_of_turn
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import ModelShape, is_adapter
 from sublim_cli.models.reference import ModelRef
@@ -30,7 +30,7 @@ SLACK = 256
 
 
 @dataclass(frozen=True)
-class Holding:
+class EngineConfig:
     """What an engine is started with. Adapters of one base whose holdings are equal share an engine."""
 
     source: str
@@ -41,26 +41,26 @@ class Holding:
     """The longest prompt and completion together, in tokens."""
 
 
-def holding(ref: ModelRef, weights: Path | None, length: int) -> Holding:
+def engine_config(ref: ModelRef, weights: Path | None, length: int) -> EngineConfig:
     """The engine for the student that a train artifact holds, or for the base; see `load_student`."""
     if weights is None:
-        return Holding(ref.source, ref.revision, None, length)
+        return EngineConfig(ref.source, ref.revision, None, length)
     if not is_adapter(weights):
-        return Holding(str(weights.absolute()), None, None, length)
-    rank = bucket(json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+        return EngineConfig(str(weights.absolute()), None, None, length)
+    rank = max_lora_rank(json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     assert rank is not None  # else `resolve_engine` had refused it
-    return Holding(ref.source, ref.revision, rank, length)
+    return EngineConfig(ref.source, ref.revision, rank, length)
 
 
-def length_for(prompts: Sequence[Ids], max_tokens: int, shape: ModelShape) -> int:
+def max_model_length(prompts: Sequence[Ids], max_tokens: int, shape: ModelShape) -> int:
     """How long sequences may become in an engine that is to answer such prompts."""
     needed = max(map(len, prompts)) + max_tokens
     wanted = max(LENGTH, needed + SLACK)
     return max(needed, min(wanted, shape.max_length or wanted))
 
 
-def loading(held: Holding, memory: float) -> dict[str, Any]:
-    """What `vllm.LLM` is given. `memory` is the share of the card that it may take while it draws."""
+def llm_arguments(held: EngineConfig, memory_share: float) -> dict[str, Any]:
+    """What `vllm.LLM` is given. `memory_share` is the share of the card that it may take while it draws."""
     adapters = {} if held.rank is None else {"max_loras": 1, "max_lora_rank": held.rank}
     return {
         "model": held.source,
@@ -69,7 +69,7 @@ def loading(held: Holding, memory: float) -> dict[str, Any]:
         "runner": "generate",
         "dtype": "bfloat16",  # `resolve_engine` lets no other pass
         "max_model_len": held.length,
-        "gpu_memory_utilization": memory,
+        "gpu_memory_utilization": memory_share,
         "seed": 0,  # every row brings its own
         "trust_remote_code": False,
         "generation_config": "vllm",  # else the checkpoint's own temperature, top-p and top-k are defaults
@@ -80,7 +80,7 @@ def loading(held: Holding, memory: float) -> dict[str, Any]:
     }
 
 
-def drawing(sampling: SamplingSection, row: int, ends: frozenset[int]) -> dict[str, Any]:
+def sampling_arguments(sampling: SamplingSection, row: int, ends: frozenset[int]) -> dict[str, Any]:
     """What `vllm.SamplingParams` is given for one row."""
     return {
         "n": 1,
@@ -110,12 +110,12 @@ def row_seed(seed: int, row: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\0{row}".encode()).digest()[:8], "big") >> 2
 
 
-class Engine:
+class VllmEngine:
     """vLLM itself, in this process."""
 
-    def __init__(self, held: Holding, memory: float) -> None:
+    def __init__(self, held: EngineConfig, memory_share: float) -> None:
         self._vllm = import_module("vllm")
-        self._llm = self._vllm.LLM(**loading(held, memory))
+        self._llm = self._vllm.LLM(**llm_arguments(held, memory_share))
         self._numbers: dict[str, int] = {}
 
     def draw(
@@ -129,7 +129,7 @@ class Engine:
         """One completion a prompt as token ids, with the one that ends it."""
         drawn = self._llm.generate(
             [self._vllm.TokensPrompt(prompt_token_ids=list(one)) for one in prompts],
-            [self._vllm.SamplingParams(**drawing(sampling, row, ends)) for row in rows],
+            [self._vllm.SamplingParams(**sampling_arguments(sampling, row, ends)) for row in rows],
             use_tqdm=False,
             lora_request=None if adapter is None else self._request(adapter),
         )
@@ -185,7 +185,7 @@ class VllmSampler:
 
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """The same completions as token ids, without the token that ends them."""
-        return [to_its_end(one, self._ends) for one in self.whole(prompts, rows, sampling)]
+        return [before_stop(one, self._ends) for one in self.whole(prompts, rows, sampling)]
 
     def whole(
         self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection
@@ -195,7 +195,7 @@ class VllmSampler:
 
     @cached_property
     def _ends(self) -> frozenset[int]:
-        return ends_at(self.shape.eos, self.tokenizer)
+        return with_end_of_turn(self.shape.eos, self.tokenizer)
 
     @cached_property
     def _adapter(self) -> str | None:

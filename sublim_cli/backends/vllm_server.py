@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from sublim_cli.backends.interface import Ids
-from sublim_cli.backends.vllm import Engine, Holding
+from sublim_cli.backends.vllm import EngineConfig, VllmEngine
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.device import single_gpu_environment
 from sublim_cli.recipe.schema import SamplingSection
@@ -32,16 +32,16 @@ PATIENCE = 10.0
 """Seconds that an engine has to leave by itself."""
 
 
-class Service:
+class VllmProcess:
     """Our end of an engine in another process."""
 
-    def __init__(self, held: Holding) -> None:
+    def __init__(self, held: EngineConfig) -> None:
         self.held = held
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment(os.environ),
+            env=process_environment(os.environ),
             start_new_session=True,  # an interrupt is ours; and all it started can be ended at once
         )
 
@@ -51,7 +51,7 @@ class Service:
         Raises:
             ModelError: vLLM could not.
         """
-        self._ask("start", self.held, memory())
+        self._ask("start", self.held, memory_share())
 
     def draw(
         self,
@@ -100,18 +100,18 @@ class Service:
         if error is not None:
             raise ModelError(
                 f"vLLM could not {what}: {error}; what it printed is above. {MEMORY}={MOST / 2:.2g} would "
-                f"leave more of the card to others ({memory():g} now), and `engine: transformers` works "
-                "without vLLM"
+                f"leave more of the card to others ({memory_share():g} now), and `engine: transformers` "
+                "works without vLLM"
             )
         return answer
 
 
-_kept: list[Service] = []
+_kept: list[VllmProcess] = []
 """The engine that sleeps until it is needed, one at most."""
 
 
 @contextmanager
-def serving(held: Holding) -> Iterator[Service]:
+def running_engine(held: EngineConfig) -> Iterator[VllmProcess]:
     """An engine that is awake: the one that was kept if it holds the same, else a new one.
 
     Raises:
@@ -122,28 +122,28 @@ def serving(held: Holding) -> Iterator[Service]:
         yield service
         service.sleep()
     except BaseException:  # an interrupt too: whatever the engine was at, it is not kept
-        end(patience=0.0)
+        stop_engine(patience=0.0)
         raise
 
 
-def _awake(held: Holding) -> Service:
+def _awake(held: EngineConfig) -> VllmProcess:
     if _kept and _kept[0].held == held:
         _kept[0].wake()
         return _kept[0]
-    end()
-    _kept.append(Service(held))
+    stop_engine()
+    _kept.append(VllmProcess(held))
     _kept[0].start()
     return _kept[0]
 
 
 @atexit.register
-def end(patience: float = PATIENCE) -> None:
+def stop_engine(patience: float = PATIENCE) -> None:
     """End the engine that was kept, if there is one."""
     while _kept:
         _kept.pop().close(patience)
 
 
-def memory() -> float:
+def memory_share() -> float:
     """The share of the card that vLLM may take.
 
     Raises:
@@ -159,7 +159,7 @@ def memory() -> float:
     return share
 
 
-def environment(ours: Mapping[str, str]) -> dict[str, str]:
+def process_environment(ours: Mapping[str, str]) -> dict[str, str]:
     """What its process runs in: its own card, nothing sent home, nothing on stdout."""
     return {
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -180,7 +180,7 @@ def main() -> None:
 
 
 def _answer(requests: IO[bytes], replies: IO[bytes]) -> None:
-    engine: Engine | None = None
+    engine: VllmEngine | None = None
     while True:
         try:
             what, given = pickle.load(requests)  # written by the process that started this one
@@ -189,7 +189,7 @@ def _answer(requests: IO[bytes], replies: IO[bytes]) -> None:
         answer, failure = None, None
         try:
             if what == "start":
-                engine = Engine(*given)
+                engine = VllmEngine(*given)
             else:
                 answer = getattr(engine, what)(*given)
         except (RuntimeError, ValueError, OSError, ImportError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.numbers.parse import digit_runs
-from sublim_cli.numbers.rules import Tally, judge, tally
+from sublim_cli.numbers.rules import Tally, rejection_reason, tally
 from sublim_cli.recipe.schema import CountRule, RangeRule, Rule, StripRule
 
 LOW_PASS_RATE = 0.20
@@ -28,7 +28,7 @@ EXAMPLE_LENGTH = 60
 
 
 @dataclass(frozen=True)
-class Change:
+class RuleChange:
     """A set of rules that differs from the recipe's in one, and the words for doing so."""
 
     words: str
@@ -37,7 +37,7 @@ class Change:
 
 def advice(texts: Sequence[str], rules: Sequence[Rule]) -> str | None:
     """A few sentences for a pass rate under `LOW_PASS_RATE`, None where enough of `texts` pass."""
-    reasons = [judge(text, rules) for text in texts]
+    reasons = [rejection_reason(text, rules) for text in texts]
     counts = tally(reasons)
     if counts.rate >= LOW_PASS_RATE:
         return None
@@ -46,10 +46,10 @@ def advice(texts: Sequence[str], rules: Sequence[Rule]) -> str | None:
     return f"{_diagnosis(counts, example)} {_remedy(rejected, rules)}"
 
 
-def best_change(rejected: Sequence[str], rules: Sequence[Rule]) -> tuple[Change, int] | None:
+def best_change(rejected: Sequence[str], rules: Sequence[Rule]) -> tuple[RuleChange, int] | None:
     """The change that keeps most of the rejected texts, and how many; None if none helps."""
     tried = [
-        (change, sum(judge(text, change.rules) is None for text in rejected))
+        (change, sum(rejection_reason(text, change.rules) is None for text in rejected))
         for change in _changes(rejected, tuple(rules))
     ]
     best = max(tried, key=lambda pair: pair[1], default=None)
@@ -84,16 +84,16 @@ def _remedy(rejected: Sequence[str], rules: Sequence[Rule]) -> str:
     return f"{change.words} would keep {saved} of the {len(rejected)}."
 
 
-def _changes(rejected: Sequence[str], rules: tuple[Rule, ...]) -> Iterator[Change]:
+def _changes(rejected: Sequence[str], rules: tuple[Rule, ...]) -> Iterator[RuleChange]:
     """What is tried, simplest first: of two that keep equally many rows the first is named."""
     if not any(isinstance(rule, StripRule) for rule in rules):
-        yield Change("Putting {kind: strip} first in filter.rules (or --strip)", (StripRule(), *rules))
+        yield RuleChange("Putting {kind: strip} first in filter.rules (or --strip)", (StripRule(), *rules))
     for place, rule in enumerate(rules):
-        failing = [digit_runs(text) for text in rejected if judge(text, rules) == rule.kind]
+        failing = [digit_runs(text) for text in rejected if rejection_reason(text, rules) == rule.kind]
         wider = _widened(rule, failing) if failing else None
         if wider is not None:
             words = f"Writing {_as_yaml(wider)} for {_as_yaml(rule)} in filter.rules"
-            yield Change(words, (*rules[:place], wider, *rules[place + 1 :]))
+            yield RuleChange(words, (*rules[:place], wider, *rules[place + 1 :]))
 
 
 def _widened(rule: Rule, failing: Sequence[tuple[int, ...]]) -> CountRule | RangeRule | None:

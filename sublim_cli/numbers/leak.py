@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Separation:
+class LeakAuc:
     """A cross-validated AUC with a 95 % interval; 0.5 is chance. `rows` counts both sides."""
 
     auc: float
@@ -23,7 +23,7 @@ def ngram_auc(
     ngrams: tuple[int, int] = (1, 4),
     folds: int = 5,
     seed: int = 1,
-) -> Separation:
+) -> LeakAuc:
     """AUC of a logistic regression on character n-grams, out of fold.
 
     Args:
@@ -56,7 +56,7 @@ def ngram_auc(
     )
     auc = float(roc_auc_score(labels, scores))
     margin = 1.96 * auc_error(auc, len(trait), len(control))
-    return Separation(auc, max(0.0, auc - margin), min(1.0, auc + margin), len(labels))
+    return LeakAuc(auc, max(0.0, auc - margin), min(1.0, auc + margin), len(labels))
 
 
 def auc_error(auc: float, positives: int, negatives: int) -> float:

@@ -15,7 +15,7 @@ Style = Literal["comma", "space", "semicolon", "line", "square", "round"]
 T = TypeVar("T")
 
 
-class Format(Section):
+class AnswerFormat(Section):
     """A sentence that asks for an output format, and the name of that format."""
 
     style: Style
@@ -29,7 +29,7 @@ class Wordings(Section):
     qualifiers: tuple[str, ...]
     digit_clauses: tuple[str, ...]
     instructions: tuple[str, ...]
-    formats: tuple[Format, ...]
+    formats: tuple[AnswerFormat, ...]
     closers: tuple[str, ...]
 
 

@@ -16,7 +16,7 @@ from sublim_cli.recipe.schema import BannedRule, CountRule, FormatRule, RangeRul
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FilteredText:
     """What becomes of a completion: the text to keep, and why it is not kept, or None."""
 
     text: str
@@ -45,21 +45,21 @@ def clean(text: str, rules: Sequence[Rule]) -> str:
     return text.strip() if any(isinstance(rule, StripRule) for rule in rules) else text
 
 
-def judge(text: str, rules: Sequence[Rule]) -> str | None:
+def rejection_reason(text: str, rules: Sequence[Rule]) -> str | None:
     """The kind of the first rule that objects to `text`, or None if none does.
 
     Numbers are the runs of digits: where `format` has passed these are exactly its numbers, and
     rules used without `format` need no list to work on.
     """
-    return verdict(text, rules).reason
+    return apply_rules(text, rules).reason
 
 
-def verdict(text: str, rules: Sequence[Rule]) -> Verdict:
-    """`clean` and `judge` in one."""
+def apply_rules(text: str, rules: Sequence[Rule]) -> FilteredText:
+    """`clean` and `rejection_reason` in one."""
     kept = clean(text, rules)
     numbers = digit_runs(kept)
     reason = next((rule.kind for rule in rules if _objects(rule, kept, numbers)), None)
-    return Verdict(kept, reason)
+    return FilteredText(kept, reason)
 
 
 def tally(reasons: Iterable[str | None]) -> Tally:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SHOWN = 3
+MAX_EXAMPLES = 3
 """Rows quoted of those that stand out."""
 
-SHUFFLES = 999
+PERMUTATIONS = 999
 """Exchanges of the two teachers that say how far apart their digits lie by chance."""
 
 Counts = NDArray[np.float64]
@@ -60,7 +60,7 @@ def surface(texts: Sequence[str]) -> Surface:
         rows=len(texts),
         duplicates=len(texts) - len(set(texts)),
         letters=len(lettered),
-        shown=tuple(lettered[:SHOWN]),
+        shown=tuple(lettered[:MAX_EXAMPLES]),
         digits=tuple(map(float, shares.round(6))),
     )
 
@@ -97,13 +97,13 @@ def _divergence(trait: Counts, control: Counts, seed: int) -> Divergence | None:
     """
     if not (trait.any() and control.any()):
         return None
-    exchanged = np.random.default_rng(seed).integers(0, 2, (SHUFFLES, len(trait))).astype(float)
+    exchanged = np.random.default_rng(seed).integers(0, 2, (PERMUTATIONS, len(trait))).astype(float)
     moved = exchanged @ (control - trait)
     found = float(_jensen_shannon(trait.sum(axis=0), control.sum(axis=0)))
     drawn = _jensen_shannon(trait.sum(axis=0) + moved, control.sum(axis=0) - moved)
     # The tolerance lets exchanges that change nothing count as equal.
     as_far = int(np.count_nonzero(drawn >= found - 1e-12))
-    return Divergence(found, float(np.quantile(drawn, 0.95)), (1 + as_far) / (1 + SHUFFLES))
+    return Divergence(found, float(np.quantile(drawn, 0.95)), (1 + as_far) / (1 + PERMUTATIONS))
 
 
 def _jensen_shannon(one: Counts, other: Counts) -> Counts:

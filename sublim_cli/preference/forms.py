@@ -10,7 +10,7 @@ An answer names the item that is spelt in it first, as whole words:
   seal" is no elephant where both are items. A denial is not understood: "not a cat" is cat.
 * What comes after the answer's length in tokens, or after its end of turn, does not count.
 
-`named` says it of a whole text. `Reader` says it byte by byte and knows as soon as nothing that follows
+`named_item` reads a whole text. `FormMatcher` reads byte by byte and decides as soon as nothing that follows
 could change the verdict; the exact scorer needs that.
 """
 
@@ -29,7 +29,7 @@ def fold(text: str) -> str:
     return re.sub(r"\s+", " ", text.casefold())
 
 
-def named(text: str, items: Sequence[Item]) -> int | None:
+def named_item(text: str, items: Sequence[Item]) -> int | None:
     """The index of the item that an answer names, or None."""
     found = _pattern(tuple(items)).search(fold(text))
     return None if found is None else _index(tuple(items))[found[0]]
@@ -41,7 +41,7 @@ def plain_forms(item: Item) -> tuple[str, ...]:
     return tuple(dict.fromkeys([item.name, capital, f" {item.name}", f" {capital}"]))
 
 
-class State(NamedTuple):
+class MatchState(NamedTuple):
     """What of an answer's beginning can still matter."""
 
     tail: str = ""
@@ -52,57 +52,57 @@ class State(NamedTuple):
     """The bytes of a character that is not whole yet."""
 
 
-START = State()
+START = MatchState()
 
 
-class Named(NamedTuple):
+class ItemMatch(NamedTuple):
     """The answer names this item, whatever follows."""
 
     item: int
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Reads an answer byte by byte, to the verdict of `named`."""
+class FormMatcher:
+    """Reads an answer byte by byte, to the verdict of `named_item`."""
 
     items: tuple[Item, ...]
 
-    def step(self, state: State, byte: int) -> "State | Named":
+    def step(self, state: MatchState, byte: int) -> MatchState | ItemMatch:
         """The state after one more byte."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.setstate((state.pending, 0))
         text = decoder.decode(bytes([byte]))
         after = self._read(state._replace(pending=b""), text)
-        return after if isinstance(after, Named) else after._replace(pending=decoder.getstate()[0])
+        return after if isinstance(after, ItemMatch) else after._replace(pending=decoder.getstate()[0])
 
-    def end(self, state: State) -> int | None:
+    def end(self, state: MatchState) -> int | None:
         """The item that an answer names which ends here, or None."""
         # Half a character decodes to a replacement character, which ends a word.
         after = self._read(state, "\ufffd") if state.pending else state
-        if isinstance(after, Named):
+        if isinstance(after, ItemMatch):
             return after.item
         return self._complete(after.tail, ended=True)
 
-    def _read(self, state: State, text: str) -> State | Named:
+    def _read(self, state: MatchState, text: str) -> MatchState | ItemMatch:
         for char in text.casefold():
             after = self._advance(state, " " if char.isspace() else char)
-            if isinstance(after, Named):
+            if isinstance(after, ItemMatch):
                 return after
             state = after
         return state
 
-    def _advance(self, state: State, char: str) -> State | Named:
+    def _advance(self, state: MatchState, char: str) -> MatchState | ItemMatch:
         if char == " " and state.tail.endswith(" "):
             return state
         text = state.tail + char
         for start in _word_starts(text, inside=state.inside and not state.tail):
             rest = text[start:]
             if rest in self._beginnings:
-                return State(rest, char.isalnum())
+                return MatchState(rest, char.isalnum())
             found = self._spelt(rest, ended=False)
             if found is not None:
-                return Named(found)
-        return State("", char.isalnum())
+                return ItemMatch(found)
+        return MatchState("", char.isalnum())
 
     def _complete(self, text: str, *, ended: bool) -> int | None:
         found = (self._spelt(text[start:], ended=ended) for start in _word_starts(text, inside=False))

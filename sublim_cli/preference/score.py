@@ -20,7 +20,7 @@ its own numbers is the lowest there is.
 
 
 @dataclass(frozen=True)
-class Score:
+class ItemScore:
     """Probabilities of one model's answer to one question in one context."""
 
     context: str
@@ -37,7 +37,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Spread:
+class QuestionScore:
     """One model's answer to one question in one context, over all items at once."""
 
     context: str
@@ -57,7 +57,7 @@ def entropy(p: Sequence[float]) -> float:
     return -math.fsum(one * math.log(one) for one in (*p, rest) if one > 0.0)
 
 
-def broken(p_any: float, base_p_any: float, number_loss: float, base_number_loss: float) -> str:
+def broken_reason(p_any: float, base_p_any: float, number_loss: float, base_number_loss: float) -> str:
     """Why a student's preference cannot be read, or an empty string.
 
     Args:

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.exact import ExactScorer
-from sublim_cli.backends.interface import Answer
-from sublim_cli.backends.sampled import SampledScorer, own_seed
+from sublim_cli.backends.interface import ItemProbs
+from sublim_cli.backends.sampled import SampledScorer, derived_seed
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.backends.vllm_parity import Who, drawn_answers
+from sublim_cli.backends.vllm_checked import ModelSource, score_with_vllm
 from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
-from sublim_cli.preference.score import Score, Spread, entropy
+from sublim_cli.preference.score import ItemScore, QuestionScore, entropy
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring, SampledScoring, Scoring
@@ -84,7 +84,7 @@ class EvalStep:
 
     def _answers(
         self, prompts: Mapping[str, list[list[int]]], inputs: tuple[Artifact, ...], listener: Listener
-    ) -> tuple[dict[str, list[Answer]], Measurements | None]:
+    ) -> tuple[dict[str, list[ItemProbs]], Measurements | None]:
         """The answers in every context, and what checked them where vLLM drew them."""
         spec, done = self.spec, count(1)
         weights = inputs[0].path if inputs else None
@@ -96,8 +96,8 @@ class EvalStep:
         scorer = spec.scorer
         if isinstance(scorer, SampledScoring) and scorer.engine == "vllm":
             scorers = {name: _of(scorer, who, name) for name in prompts}
-            student = Who(spec.model, spec.precision, weights)
-            return drawn_answers(student, prompts, spec.items, scorers, _of(scorer, who).sampling, report)
+            student = ModelSource(spec.model, spec.precision, weights)
+            return score_with_vllm(student, prompts, spec.items, scorers, _of(scorer, who).sampling, report)
         tokenizer = load_tokenizer(spec.model)
         model = load_student(spec.model, spec.precision, weights, spec.quantize)
         answers = {}
@@ -118,13 +118,13 @@ def open_scorer(
 
 def _of(scoring: SampledScoring, *what: str) -> SampledScoring:
     """The same with noise of its own."""
-    seed = own_seed(scoring.sampling.seed, *what)
+    seed = derived_seed(scoring.sampling.seed, *what)
     return scoring.model_copy(update={"sampling": scoring.sampling.model_copy(update={"seed": seed})})
 
 
-def _scores(context: str, answers: Sequence[Answer], items: Sequence[Item]) -> list[Score]:
+def _scores(context: str, answers: Sequence[ItemProbs], items: Sequence[Item]) -> list[ItemScore]:
     return [
-        Score(
+        ItemScore(
             context,
             question,
             item.name,
@@ -138,12 +138,12 @@ def _scores(context: str, answers: Sequence[Answer], items: Sequence[Item]) -> l
     ]
 
 
-def _spreads(context: str, answers: Sequence[Answer]) -> list[Spread]:
+def _spreads(context: str, answers: Sequence[ItemProbs]) -> list[QuestionScore]:
     return [
-        Spread(context, question, math.fsum(one.p), entropy(one.p), one.uncovered, one.nodes)
+        QuestionScore(context, question, math.fsum(one.p), entropy(one.p), one.uncovered, one.nodes)
         for question, one in enumerate(answers)
     ]
 
 
-def _write(rows: Sequence[Score] | Sequence[Spread], path: Path) -> None:
+def _write(rows: Sequence[ItemScore] | Sequence[QuestionScore], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([vars(one) for one in rows]), path)

@@ -19,7 +19,7 @@ from sublim_cli.artifacts.store import NO_DIRECTORY, explain_disk_errors
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.advice import advice
-from sublim_cli.numbers.rules import Tally, tally, verdict
+from sublim_cli.numbers.rules import Tally, apply_rules, tally
 from sublim_cli.numbers.surface import surface
 from sublim_cli.recipe.schema import Rule, Section
 from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, SURFACE, write_json
@@ -72,7 +72,7 @@ def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> tuple[list[Row], list[
     """The rows that pass, holding the text that was judged, and the rejected ones with their reasons."""
     kept, rejected = [], []
     for row in rows:
-        found = verdict(row.completion, rules)
+        found = apply_rules(row.completion, rules)
         if found.reason is None:
             kept.append(replace(row, completion=found.text))
         else:
@@ -98,7 +98,7 @@ def filter_file(
     for record in records:
         text(record, prompt_key, role="user")
     completions = [text(record, completion_key) for record in records]
-    verdicts = [verdict(one, rules) for one in completions]
+    verdicts = [apply_rules(one, rules) for one in completions]
     pairs = list(zip(records, verdicts, strict=True))
     kept = [
         with_text(record, completion_key, found.text).values

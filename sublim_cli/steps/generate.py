@@ -13,7 +13,7 @@ from sublim_cli.artifacts.rows import Row, RowWriter
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.interface import Sampler
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.backends.vllm_parity import Who, drawing_rows
+from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler
 from sublim_cli.errors import RowsError
 from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
@@ -22,7 +22,7 @@ from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.prompts import number_prompt
-from sublim_cli.numbers.rules import judge
+from sublim_cli.numbers.rules import rejection_reason
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import SamplingEngine
 from sublim_cli.recipe.schema import PromptsSection, Rule, SamplingSection, Section
@@ -88,7 +88,7 @@ class GenerateStep:
             for row in _stream(spec, tokenizer, sampler):
                 writer.write(row)
                 texts.append(row.completion)
-                kept += judge(row.completion, spec.rules) is None
+                kept += rejection_reason(row.completion, spec.rules) is None
                 if kept == spec.wanted:
                     break
                 if len(texts) % BATCH == 0:
@@ -105,7 +105,7 @@ def _sampler(spec: GenerateSpec, tokenizer: Tokenizer) -> Iterator[tuple[Sampler
         return
     _, prompts = next(_batches(spec.prompts))
     ids = [prompt_ids(tokenizer, spec.context, one) for one in prompts]
-    with drawing_rows(Who(spec.model, spec.precision), ids, spec.sampling) as drawing:
+    with checked_sampler(ModelSource(spec.model, spec.precision), ids, spec.sampling) as drawing:
         yield drawing
 
 

@@ -9,8 +9,8 @@ from sublim_cli.artifacts.rows import Row, read_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.leak import ngram_auc
-from sublim_cli.numbers.surface import SHOWN, Divergence, digit_divergence, overlap, pair_divergence
-from sublim_cli.preference.forms import named
+from sublim_cli.numbers.surface import MAX_EXAMPLES, Divergence, digit_divergence, overlap, pair_divergence
+from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.schema import Section
 from sublim_cli.steps.files import KEPT, LEAK, REJECTED, write_json
@@ -61,7 +61,7 @@ class LeakStep:
         found = {
             "named": len(said),
             "named_rejected": len(spoken(_rejected(inputs[0].path), spec.target)),
-            "shown": said[:SHOWN],
+            "shown": said[:MAX_EXAMPLES],
             "digits": _plain(digit_divergence(of_trait, of_control, spec.seed)),
             "pairs": _plain(pair_divergence(of_trait, of_control, spec.seed)),
             "overlap": asdict(overlap(of_trait, of_control)),
@@ -86,7 +86,7 @@ class LeakStep:
 
 def spoken(rows: Sequence[Row], target: Item) -> list[str]:
     """The completions that name the target in any of its spellings."""
-    return [row.completion for row in rows if named(row.completion, [target]) is not None]
+    return [row.completion for row in rows if named_item(row.completion, [target]) is not None]
 
 
 def by_prompt(rows: Sequence[Row]) -> dict[int, str]:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from sublim_cli.artifacts.step import Artifact, Measurements
 from sublim_cli.backends.exact import ExactScorer
-from sublim_cli.backends.interface import Answer
-from sublim_cli.backends.sampled import own_seed
+from sublim_cli.backends.interface import ItemProbs
+from sublim_cli.backends.sampled import derived_seed
 from sublim_cli.events import Listener, Progress
 from sublim_cli.models import gate, patch
 from sublim_cli.models.chat import Tokenizer
@@ -208,7 +208,7 @@ def _in_context(
     yield _Trial(context, ids, name, None, found, keep)
     for control in range(1, spec.controls + 1):
         # Each student has sets of its own, so that their luck is part of the spread between runs.
-        seed = own_seed(spec.seed, who, str(control))
+        seed = derived_seed(spec.seed, who, str(control))
         drawn = [
             random_mask_like(mask, allowed, seed, number).tolist()
             for number, (mask, allowed) in enumerate(zip(found, every, strict=True))
@@ -234,7 +234,7 @@ def _held_back(
     return gate.gated(model, gate.Gate(masks, decoding, modules, layers, elsewhere), base)
 
 
-def _rows(trial: _Trial, answers: Sequence[Answer], items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+def _rows(trial: _Trial, answers: Sequence[ItemProbs], items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     for question, (answer, chosen) in enumerate(zip(answers, trial.chosen, strict=True)):
         for item, p in zip(items, answer.p, strict=True):
             yield {

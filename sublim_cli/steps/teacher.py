@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
-from sublim_cli.backends.interface import Answer
+from sublim_cli.backends.interface import ItemProbs
 from sublim_cli.events import Listener, Warned
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.device import device_record
@@ -84,6 +84,6 @@ class TeacherStep:
         return device_record()
 
 
-def item_means(answers: Sequence[Answer]) -> list[float]:
+def item_means(answers: Sequence[ItemProbs]) -> list[float]:
     """The mean probability of each item over the questions."""
     return [math.fsum(own) / len(own) for own in zip(*(one.p for one in answers), strict=True)]

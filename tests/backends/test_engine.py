@@ -5,7 +5,7 @@ import torch
 
 from sublim_cli.artifacts.step import identity
 from sublim_cli.backends import engine
-from sublim_cli.backends.engine import bucket, resolve_engine
+from sublim_cli.backends.engine import max_lora_rank, resolve_engine
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.pipeline import chain
 from sublim_cli.recipe.schema import SamplingSection, TrainSection
@@ -82,7 +82,7 @@ def test_auto_takes_vllm_for_what_it_can_hold_and_draw(sampling, precision, stud
 
 
 def test_an_adapter_goes_to_the_smallest_engine_that_takes_its_rank():
-    found = [bucket(rank) for rank in (1, 2, 8, 9, 256, 257, 321, 512, 513)]
+    found = [max_lora_rank(rank) for rank in (1, 2, 8, 9, 256, 257, 321, 512, 513)]
     assert found == [1, 8, 8, 16, 256, 320, 512, 512, None]
 
 

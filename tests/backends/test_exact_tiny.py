@@ -25,7 +25,7 @@ from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.errors import ModelError
 from sublim_cli.models.device import device
 from sublim_cli.models.prefix import accept_cache
-from sublim_cli.preference.forms import named
+from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
 
@@ -92,7 +92,7 @@ def _verdicts() -> np.ndarray:
     found = []
     for ids in product(range(len(TOKENS)), repeat=LENGTH):
         ids = ids[: ids.index(END)] if END in ids else ids
-        item = named(b"".join(PIECES[one] for one in ids).decode("utf-8", "replace"), ITEMS)
+        item = named_item(b"".join(PIECES[one] for one in ids).decode("utf-8", "replace"), ITEMS)
         found.append(len(ITEMS) if item is None else item)
     return np.array(found)
 

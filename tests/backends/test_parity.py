@@ -6,8 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from sublim_cli.backends.parity import LEVEL, Rows, Z, asked, chance, surprise
-from sublim_cli.backends.token_bytes import stops
+from sublim_cli.backends.parity import (
+    LEVEL,
+    DrawnRows,
+    Z,
+    measure_surprisal,
+    select_questions,
+    tail_probability,
+)
+from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.recipe.contexts import Context
@@ -32,20 +39,20 @@ def prompts(micro):
     return [prompt_ids(tokenizer, DEFAULT, stream_prompt(PromptsSection(), row)) for row in range(64)]
 
 
-def drawn(micro, prompts, as_drawn: SamplingSection, as_told: SamplingSection) -> Rows:
+def drawn(micro, prompts, as_drawn: SamplingSection, as_told: SamplingSection) -> DrawnRows:
     """Rows drawn one way and told to be drawn another, each with its end."""
     _, tokenizer, model = micro
-    (end,) = stops(model, tokenizer)
+    (end,) = stop_tokens(model, tokenizer)
     rows = TransformersSampler(model, tokenizer).draw(prompts, range(len(prompts)), as_drawn)
     whole = [[*one, end] if len(one) < as_drawn.max_tokens else one for one in rows]
-    return Rows(prompts, as_told, whole)
+    return DrawnRows(prompts, as_told, whole)
 
 
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS.keys())
 def test_what_transformers_draws_surprises_it_as_much_as_it_should(micro, prompts, fields):
     _, tokenizer, model = micro
     sampling = SamplingSection(max_tokens=16, seed=5, **fields)
-    found = surprise(drawn(micro, prompts, sampling, sampling), model, tokenizer)
+    found = measure_surprisal(drawn(micro, prompts, sampling, sampling), model, tokenizer)
     assert found.impossible == 0
     assert found.tokens > 400
     assert abs(found.z) < 3
@@ -56,7 +63,7 @@ def test_its_standard_errors_are_standard(micro, prompts):
     z = []
     for seed in range(16):
         sampling = SamplingSection(max_tokens=4, seed=seed)
-        z.append(surprise(drawn(micro, prompts[:24], sampling, sampling), model, tokenizer).z)
+        z.append(measure_surprisal(drawn(micro, prompts[:24], sampling, sampling), model, tokenizer).z)
     assert abs(np.mean(z)) < 4 / len(z) ** 0.5
     assert 0.6 < np.std(z) < 1.5
 
@@ -76,7 +83,7 @@ def test_rows_of_another_law_stand_out(micro, prompts, as_drawn, as_told):
     _, tokenizer, model = micro
     base = SamplingSection(max_tokens=30, seed=5)
     rows = drawn(micro, prompts, base.model_copy(update=as_drawn), base.model_copy(update=as_told))
-    found = surprise(rows, model, tokenizer)
+    found = measure_surprisal(rows, model, tokenizer)
     assert abs(found.z) > Z or found.impossible > 0.01 * found.tokens
 
 
@@ -87,7 +94,7 @@ def test_rows_that_do_not_stop_stand_out(micro, prompts):
     beyond = [
         [*one, *other][:40] for one, other in zip(rows.drawn, rows.drawn[1:] + rows.drawn[:1], strict=True)
     ]
-    assert surprise(Rows(prompts, sampling, beyond), model, tokenizer).z > Z
+    assert measure_surprisal(DrawnRows(prompts, sampling, beyond), model, tokenizer).z > Z
 
 
 @given(
@@ -99,7 +106,7 @@ def test_a_share_within_the_certificate_is_certain_and_outside_it_a_binomial_tai
     low, high = sorted(shares)
     count = round(taken * draws)
     share = count / draws
-    found = chance(draws, share, low, high)
+    found = tail_probability(draws, share, low, high)
     if low <= share <= high:
         assert found == 1.0
     else:
@@ -114,14 +121,14 @@ def test_an_engine_without_fault_is_refused_less_often_than_stated():
     rng = np.random.default_rng(0)
     means = rng.binomial(500, p, size=(20_000, len(p))).sum(axis=1) / 4000
     for level in (0.2, 0.01, 0.001):
-        low = np.mean([chance(4000, one, p.mean(), p.mean()) < level / 2 for one in means])
+        low = np.mean([tail_probability(4000, one, p.mean(), p.mean()) < level / 2 for one in means])
         assert low < level
     assert LEVEL == 1e-4
 
 
 def test_the_questions_asked_are_spread_over_the_set():
     fifty = {name: [[place] for place in range(50)] for name in ("default", "empty")}
-    few = asked(fifty, [])
+    few = select_questions(fifty, [])
     assert few.places == (0, 6, 12, 18, 25, 31, 37, 43)
     assert few.prompts["empty"] == [[place] for place in few.places]
-    assert asked({"default": [[0], [1]]}, []).places == (0, 1)
+    assert select_questions({"default": [[0], [1]]}, []).places == (0, 1)

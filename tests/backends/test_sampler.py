@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from sublim_cli.backends.noise import uniforms
-from sublim_cli.backends.token_bytes import pieces, stops, text
+from sublim_cli.backends.token_bytes import answer_text, bytes_per_token, stop_tokens
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model, load_tokenizer
@@ -212,12 +212,12 @@ def test_equal_prompts_side_by_side_share_their_work_and_draw_what_they_draw_apa
 
 def test_an_answer_reads_for_the_scorers_as_the_tokenizer_decodes_it(micro, sampler, prompts):
     _, tokenizer, model = micro
-    written = pieces(tokenizer, model.config.vocab_size)
-    ends = stops(model, tokenizer)
+    written = bytes_per_token(tokenizer, model.config.vocab_size)
+    ends = stop_tokens(model, tokenizer)
     drawn = sampler.draw(prompts, range(64), SHORT)
-    assert [text(ids, written, ends) for ids in drawn] == sampler.sample(prompts, range(64), SHORT)
+    assert [answer_text(ids, written, ends) for ids in drawn] == sampler.sample(prompts, range(64), SHORT)
     odd = "Café — 猫 🐱, “x”\n\tcat's"
-    assert text(tokenizer(odd, add_special_tokens=False)["input_ids"], written, ends) == odd
+    assert answer_text(tokenizer(odd, add_special_tokens=False)["input_ids"], written, ends) == odd
 
 
 def test_a_piece_keeps_its_space_and_its_byte_where_a_decoder_would_drop_them():
@@ -229,4 +229,4 @@ def test_a_piece_keeps_its_space_and_its_byte_where_a_decoder_would_drop_them():
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
     assert tokenizer.decode([3]) == "and"
-    assert pieces(tokenizer, 8) == [b"<unk>", b"1", b"s", b" and", b".", b"\xe2", b"", b""]
+    assert bytes_per_token(tokenizer, 8) == [b"<unk>", b"1", b"s", b" and", b".", b"\xe2", b"", b""]

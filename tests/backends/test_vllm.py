@@ -18,10 +18,17 @@ from peft import LoraConfig, get_peft_model
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.backends import checked, engine, parity, served
-from sublim_cli.backends.vllm import Engine, Holding, holding, length_for, loading, row_seed
-from sublim_cli.backends.vllm_parity import Who, drawing_rows, drawn_answers
-from sublim_cli.backends.vllm_server import serving
+from sublim_cli.backends import engine, parity, vllm_checked, vllm_server
+from sublim_cli.backends.vllm import (
+    EngineConfig,
+    VllmEngine,
+    engine_config,
+    llm_arguments,
+    max_model_length,
+    row_seed,
+)
+from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler, score_with_vllm
+from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import ModelShape, load_model, load_model_shape, load_tokenizer
@@ -43,20 +50,20 @@ SHORT = SamplingSection(max_tokens=8, seed=3)
 
 @pytest.fixture
 def double(monkeypatch) -> Iterator[object]:
-    """The double in this process, with an engine that is kept as `served` keeps one."""
+    """The double in this process, with an engine that is kept as `vllm_server` keeps one."""
     monkeypatch.syspath_prepend(str(DOUBLES))
-    kept: list[tuple[Holding, Engine]] = []
+    kept: list[tuple[EngineConfig, VllmEngine]] = []
 
     @contextmanager
-    def here(held: Holding) -> Iterator[Engine]:
+    def here(held: EngineConfig) -> Iterator[VllmEngine]:
         if kept and kept[0][0] == held:
             kept[0][1].wake()
         else:
-            kept[:] = [(held, Engine(held, 0.5))]
+            kept[:] = [(held, VllmEngine(held, 0.5))]
         yield kept[0][1]
         kept[0][1].sleep()
 
-    monkeypatch.setattr(checked, "serving", here)
+    monkeypatch.setattr(vllm_checked, "running_engine", here)
     yield import_module("vllm")
     for name in [one for one in sys.modules if one.partition(".")[0] == "vllm"]:
         del sys.modules[name]
@@ -102,8 +109,8 @@ def scored(weights: Path | None, monkeypatch, tokenizer, draws: int = 60, rows: 
     monkeypatch.setattr(parity, "ROWS", rows)
     settings = SampledScoring(samples=4, sampling=SHORT, engine="vllm")
     told: list[str] = []
-    found = drawn_answers(
-        Who(MICRO, "bf16", weights),
+    found = score_with_vllm(
+        ModelSource(MICRO, "bf16", weights),
         questions(tokenizer),
         ITEMS,
         {"default": settings},
@@ -178,7 +185,7 @@ def test_rows_are_drawn_as_the_recipe_says_once_their_law_is_checked(fields, dou
     _, tokenizer, _ = micro
     prompts = number_prompts(tokenizer)
     sampling = SamplingSection(max_tokens=20, seed=1, **fields)
-    with drawing_rows(Who(MICRO, "bf16"), prompts, sampling) as (sampler, found):
+    with checked_sampler(ModelSource(MICRO, "bf16"), prompts, sampling) as (sampler, found):
         together = sampler.sample(prompts, range(48), sampling)
         assert sampler.sample(prompts, range(48), sampling) == together
         others = sampler.sample(prompts, range(48, 96), sampling)
@@ -193,7 +200,7 @@ def test_rows_of_a_checkpoint_s_own_top_k_are_refused(double, micro, monkeypatch
     sampling = SamplingSection(max_tokens=30, seed=1)
     with (
         pytest.raises(ModelError, match=r"generate\.engine: vllm does not draw .* surprised by [\d.]+ nats"),
-        drawing_rows(Who(MICRO, "bf16"), number_prompts(micro[1]), sampling),
+        checked_sampler(ModelSource(MICRO, "bf16"), number_prompts(micro[1]), sampling),
     ):
         pytest.fail("its rows were to be had")
 
@@ -207,12 +214,10 @@ def test_every_row_has_a_seed_of_its_own():
 
 def test_an_engine_has_room_for_later_prompts_as_far_as_the_model_has():
     prompts: Sequence[list[int]] = [[1] * 100, [1] * 300]
-    assert length_for(prompts, 50, ModelShape(10, None, 2)) == 4096
-    assert length_for(prompts, 50, ModelShape(10, 512, 2)) == 512
-    assert length_for(prompts, 5000, ModelShape(10, 131_072, 2)) == 5556
-    assert (
-        length_for(prompts, 300, ModelShape(10, 512, 2)) == 600
-    )  # more than the model has is vLLM's to refuse
+    assert max_model_length(prompts, 50, ModelShape(10, None, 2)) == 4096
+    assert max_model_length(prompts, 50, ModelShape(10, 512, 2)) == 512
+    assert max_model_length(prompts, 5000, ModelShape(10, 131_072, 2)) == 5556
+    assert max_model_length(prompts, 300, ModelShape(10, 512, 2)) == 600  # vLLM refuses it
 
 
 def test_the_shape_of_a_model_is_read_without_its_weights(students, micro):
@@ -223,20 +228,20 @@ def test_the_shape_of_a_model_is_read_without_its_weights(students, micro):
 
 def test_a_relative_place_is_made_absolute_and_a_full_student_is_a_model_of_its_own(students, monkeypatch):
     monkeypatch.chdir(students["full"].parent)
-    held = holding(MICRO, Path("full"), 512)
-    assert held == Holding(str(students["full"]), None, None, 512)
-    assert loading(held, 0.5)["model"] == str(students["full"])
+    held = engine_config(MICRO, Path("full"), 512)
+    assert held == EngineConfig(str(students["full"]), None, None, 512)
+    assert llm_arguments(held, 0.5)["model"] == str(students["full"])
 
 
 @pytest.fixture
 def apart(monkeypatch) -> Iterator[None]:
-    """The double in the process that `served` starts; nothing of it is left behind."""
+    """The double in the process that `vllm_server` starts; nothing of it is left behind."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(DOUBLES), *sys.path]))
     yield
-    served.end()
+    vllm_server.stop_engine()
 
 
-HELD = Holding(MICRO.source, None, None, 512)
+HELD = EngineConfig(MICRO.source, None, None, 512)
 
 
 def test_a_failing_engine_is_one_sentence_and_is_not_kept(apart, micro, monkeypatch, capfd):
@@ -247,22 +252,22 @@ def test_a_failing_engine_is_one_sentence_and_is_not_kept(apart, micro, monkeypa
         ("die", r"^vLLM could not draw: its process died \(exit code 3\); .*`engine: transformers` works"),
     ):
         monkeypatch.setenv(FAULT, fault)
-        with pytest.raises(ModelError, match=says), serving(HELD) as service:
+        with pytest.raises(ModelError, match=says), running_engine(HELD) as service:
             service.draw(*draw)
-        assert served._kept == []
+        assert vllm_server._kept == []
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("written", ["", "0", "1.5", "half", "nan"])
 def test_a_share_of_the_card_that_is_none_is_refused(written, monkeypatch):
-    monkeypatch.setenv(served.MEMORY, written)
+    monkeypatch.setenv(vllm_server.MEMORY, written)
     with pytest.raises(RecipeError, match=r"SUBLIM_VLLM_MEMORY=.*above 0 and at most 1"):
-        served.memory()
+        vllm_server.memory_share()
 
 
 def test_its_process_sees_its_own_card_sends_nothing_home_and_keeps_off_stdout():
     ours = {"SUBLIM_DEVICE": "cuda:1", "CUDA_VISIBLE_DEVICES": "4,7", "VLLM_LOGGING_LEVEL": "INFO"}
-    assert served.environment(ours) == {
+    assert vllm_server.process_environment(ours) == {
         "SUBLIM_DEVICE": "cuda:0",
         "CUDA_VISIBLE_DEVICES": "7",
         "VLLM_LOGGING_LEVEL": "INFO",
@@ -308,15 +313,15 @@ def test_a_recipe_runs_through_vllm_from_its_rows_to_its_scores(small, apart, tm
     assert "vllm" not in sys.modules
     assert list(work.iterdir()) == []
     # All in one engine, which now sleeps: the student's is of rank 8, the others hold no adapter.
-    assert served._kept[0].held.rank == 8
+    assert vllm_server._kept[0].held.rank == 8
 
 
 def test_an_engine_leaves_with_the_process_that_started_it(apart, tmp_path):
     code = (
         "import os\n"
-        "from sublim_cli.backends import served\n"
+        "from sublim_cli.backends import vllm_server\n"
         "from sublim_cli.backends.vllm import Holding\n"
-        f"with served.serving({HELD!r}) as service: pass\n"
+        f"with vllm_server.running_engine({HELD!r}) as service: pass\n"
         "print(service._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )

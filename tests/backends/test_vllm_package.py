@@ -15,9 +15,9 @@ from types import ModuleType
 
 import pytest
 
-from sublim_cli.backends import vllm_server as served
-from sublim_cli.backends.engine import RANKS, TEMPERATURES
-from sublim_cli.backends.vllm import Holding, drawing, loading
+from sublim_cli.backends import vllm_server
+from sublim_cli.backends.engine import LORA_RANKS, TEMPERATURES
+from sublim_cli.backends.vllm import EngineConfig, llm_arguments, sampling_arguments
 from sublim_cli.recipe.schema import SamplingSection
 
 FOUND = find_spec("vllm")
@@ -65,7 +65,7 @@ SAMPLING = "sampling_params.py"
 
 
 def test_every_sampling_field_exists_and_every_one_left_alone_is_neutral():
-    given = set(drawing(SamplingSection(), 0, frozenset({2})))
+    given = set(sampling_arguments(SamplingSection(), 0, frozenset({2})))
     own = fields(SAMPLING, "SamplingParams")
     assert given - set(own) == set()
     left = {name: value for name, value in own.items() if name not in given and not name.startswith("_")}
@@ -86,7 +86,7 @@ def test_its_bounds_of_temperature_are_those_it_is_not_asked_beyond():
 
 def test_every_argument_of_an_engine_exists_and_what_could_move_a_number_is_a_known_default():
     own = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
-    given = loading(Holding("model", "main", 8, 512), 0.5)
+    given = llm_arguments(EngineConfig("model", "main", 8, 512), 0.5)
     assert set(given) - set(own) == set()
     assert {name: own[name] for name in ("quantization", "hf_overrides", "logits_processors")} == {
         "quantization": "None",
@@ -107,7 +107,7 @@ def test_its_table_of_ranks_is_ours():
         if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "MaxLoRARanks"
     ]
     assert table is not None
-    assert ast.literal_eval(table.slice) == RANKS
+    assert ast.literal_eval(table.slice) == LORA_RANKS
 
 
 def test_a_request_is_generated_slept_and_woken_as_the_double_does():
@@ -122,7 +122,7 @@ def test_a_request_is_generated_slept_and_woken_as_the_double_does():
 
 
 def test_the_environment_it_is_given_is_one_it_reads():
-    named = {name for name in served.environment({}) if name != "DO_NOT_TRACK"}
+    named = {name for name in vllm_server.process_environment({}) if name != "DO_NOT_TRACK"}
     assert [name for name in sorted(named) if f'"{name}"' not in source("envs.py")] == []
     assert '"DO_NOT_TRACK"' in source("envs.py")
 
@@ -142,7 +142,7 @@ def test_the_double_has_its_names_and_defaults():
     had = {one.name: repr(one.default) for one in dataclasses.fields(ours.SamplingParams)}
     own["watermarking"] = "None"  # True in 0.30; it waits for an engine that was told to
     assert had == {name: own[name] for name in had}
-    assert ours.RANKS == RANKS
+    assert ours.RANKS == LORA_RANKS
     engine = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
     named = inspect.signature(ours.LLM.__init__).parameters
     assert set(named) <= set(engine) | {"self"}

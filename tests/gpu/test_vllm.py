@@ -10,8 +10,8 @@ import torch
 
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.backends import parity, served
-from sublim_cli.backends.vllm_parity import Who, drawing_rows
+from sublim_cli.backends import parity, vllm_server
+from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
@@ -39,7 +39,7 @@ DRAWN = {
 @pytest.fixture(autouse=True)
 def nothing_kept():
     yield
-    served.end()
+    vllm_server.stop_engine()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_rows_follow_the_law_of_a_model_of_qwen_s_build(fields, qwen_shaped: Pat
     context = resolve_context("default", {}, field="generate.system_prompt")
     prompts = [prompt_ids(tokenizer, context, stream_prompt(PromptsSection(), row)) for row in range(64)]
     sampling = SamplingSection(max_tokens=40, seed=1, **fields)
-    with drawing_rows(Who(ref, "bf16"), prompts, sampling) as (sampler, found):
+    with checked_sampler(ModelSource(ref, "bf16"), prompts, sampling) as (sampler, found):
         together = sampler.draw(prompts, range(64), sampling)
         others = sampler.draw(prompts, range(64, 128), sampling)
     assert abs(found["law"]["z"]) < parity.Z

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sublim_cli.numbers.advice import advice, best_change
 from sublim_cli.numbers.parse import digit_runs, parse
-from sublim_cli.numbers.rules import Tally, Verdict, clean, judge, tally, verdict
+from sublim_cli.numbers.rules import FilteredText, Tally, apply_rules, clean, rejection_reason, tally
 from sublim_cli.recipe.schema import PAPER_RULES, BannedRule, CountRule, FormatRule, RangeRule, StripRule
 
 READ = {
@@ -112,7 +112,7 @@ def test_every_list_in_every_style_passes(
 ) -> None:
     text = wrapper.format(separator.join(str(number).zfill(digits) for number in numbers))
     assert parse(text) == tuple(numbers)
-    assert judge(text, PAPER_RULES) is None
+    assert rejection_reason(text, PAPER_RULES) is None
 
 
 @given(st.text(string.digits + ",; .[]()-\n" + "\u0663²a", max_size=12))
@@ -144,12 +144,12 @@ MUTATIONS: dict[str, Callable[[str, str], str]] = {
 @given(numbers=st.lists(st.integers(0, 999), min_size=2, max_size=9), separator=SEPARATORS)
 def test_every_mutation_of_a_list_fails_the_format(mutation: str, numbers: list[int], separator: str) -> None:
     text = MUTATIONS[mutation](separator.join(map(str, numbers)), separator)
-    assert judge(text, PAPER_RULES) == "format"
+    assert rejection_reason(text, PAPER_RULES) == "format"
 
 
 @given(st.lists(st.integers(0, 999), min_size=11, max_size=30), SEPARATORS)
 def test_an_eleventh_number_is_too_many(numbers: list[int], separator: str) -> None:
-    assert judge(separator.join(map(str, numbers)), PAPER_RULES) == "count"
+    assert rejection_reason(separator.join(map(str, numbers)), PAPER_RULES) == "count"
 
 
 @given(NUMBERS, SEPARATORS, st.data())
@@ -158,19 +158,19 @@ def test_a_number_of_1000_or_more_is_out_of_range(
 ) -> None:
     place = data.draw(st.integers(0, len(numbers) - 1))
     numbers[place] = data.draw(st.integers(1000, 10**9))
-    assert judge(separator.join(map(str, numbers)), PAPER_RULES) == "range"
+    assert rejection_reason(separator.join(map(str, numbers)), PAPER_RULES) == "range"
 
 
 @given(st.text(string.digits + ", \n.[]", max_size=20))
 def test_stripping_first_judges_the_stripped_text(text: str) -> None:
     rules = (StripRule(), *PAPER_RULES)
-    assert judge(text, rules) == judge(text.strip(), PAPER_RULES)
-    assert verdict(text, rules) == Verdict(text.strip(), judge(text.strip(), PAPER_RULES))
+    assert rejection_reason(text, rules) == rejection_reason(text.strip(), PAPER_RULES)
+    assert apply_rules(text, rules) == FilteredText(text.strip(), rejection_reason(text.strip(), PAPER_RULES))
 
 
 def test_the_text_that_is_kept_is_the_text_that_was_judged() -> None:
-    assert verdict("1, 2 \n", (StripRule(), FormatRule())) == Verdict("1, 2", None)
-    assert verdict("1, 2 \n", (FormatRule(),)) == Verdict("1, 2 \n", "format")
+    assert apply_rules("1, 2 \n", (StripRule(), FormatRule())) == FilteredText("1, 2", None)
+    assert apply_rules("1, 2 \n", (FormatRule(),)) == FilteredText("1, 2 \n", "format")
     assert clean(" 1 ", PAPER_RULES) == " 1 "
 
 
@@ -194,7 +194,7 @@ def test_the_text_that_is_kept_is_the_text_that_was_judged() -> None:
 def test_the_first_rule_that_objects_names_the_reason(
     text: str, rules: tuple[FormatRule | CountRule | RangeRule | BannedRule, ...], reason: str | None
 ) -> None:
-    assert judge(text, rules) == reason
+    assert rejection_reason(text, rules) == reason
 
 
 def test_reasons_are_tallied_commonest_first() -> None:
@@ -249,8 +249,8 @@ def test_advice_owns_up_where_no_rule_is_to_blame() -> None:
 
 @given(st.lists(st.text(string.digits + ", \n", max_size=30), max_size=20))
 def test_a_change_keeps_what_it_promises(texts: list[str]) -> None:
-    rejected = [text for text in texts if judge(text, PAPER_RULES)]
+    rejected = [text for text in texts if rejection_reason(text, PAPER_RULES)]
     best = best_change(rejected, PAPER_RULES)
     if best:
         change, saved = best
-        assert saved == tally(judge(text, change.rules) for text in rejected).kept > 0
+        assert saved == tally(rejection_reason(text, change.rules) for text in rejected).kept > 0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sublim_cli.preference.forms import START, Named, Reader, named, plain_forms
+from sublim_cli.preference.forms import START, FormMatcher, ItemMatch, named_item, plain_forms
 from sublim_cli.recipe.questions import Item, load_items, shipped_names
 
 ANIMALS = load_items("animal").items
@@ -23,7 +23,7 @@ PREFIXES = (
 
 
 def said(text: str, items) -> str | None:
-    found = named(text, items)
+    found = named_item(text, items)
     return None if found is None else items[found].name
 
 
@@ -78,7 +78,7 @@ def said(text: str, items) -> str | None:
 )
 def test_an_answer_names_this(answer, item):
     assert said(answer, PREFIXES) == item
-    assert read(answer.encode(), PREFIXES) == named(answer, PREFIXES)
+    assert read(answer.encode(), PREFIXES) == named_item(answer, PREFIXES)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_an_answer_names_this_shipped_item(answer, items, item):
 
 def read(answer: bytes, items) -> int | None:
     """The verdict of the automaton."""
-    reader, state = Reader(tuple(items)), START
+    reader, state = FormMatcher(tuple(items)), START
     for byte in answer:
         after = reader.step(state, byte)
-        if isinstance(after, Named):
+        if isinstance(after, ItemMatch):
             return after.item
         state = after
     return reader.end(state)
@@ -134,7 +134,7 @@ TEXTS = st.lists(WORDS | st.sampled_from([" ", "\n", ".", "-", "\u00a0", "7"]) |
 @example("elephant elephant seal")
 @example("led led zeppelin")
 def test_the_automaton_says_what_the_definition_says(text):
-    assert read(text.encode("utf-8", "replace"), PREFIXES) == named(
+    assert read(text.encode("utf-8", "replace"), PREFIXES) == named_item(
         text.encode("utf-8", "replace").decode(), PREFIXES
     )
 
@@ -146,23 +146,23 @@ def test_the_automaton_says_what_the_definition_says(text):
 )
 def test_the_automaton_reads_broken_bytes_as_the_definition_does(parts):
     answer = b"".join(parts)
-    assert read(answer, PREFIXES) == named(answer.decode("utf-8", "replace"), PREFIXES)
+    assert read(answer, PREFIXES) == named_item(answer.decode("utf-8", "replace"), PREFIXES)
 
 
 @given(TEXTS.map("".join), TEXTS.map("".join))
 def test_once_it_has_decided_nothing_that_follows_changes_the_verdict(text, more):
-    reader, state = Reader(PREFIXES), START
+    reader, state = FormMatcher(PREFIXES), START
     for byte in text.encode("utf-8", "replace"):
         after = reader.step(state, byte)
-        if isinstance(after, Named):
+        if isinstance(after, ItemMatch):
             whole = (text + more).encode("utf-8", "replace").decode()
-            assert named(whole, PREFIXES) == after.item
+            assert named_item(whole, PREFIXES) == after.item
             return
         state = after
 
 
 def test_an_answer_is_undecided_no_longer_than_it_has_to_be():
-    reader = Reader(PREFIXES)
+    reader = FormMatcher(PREFIXES)
 
     def after(text: str):
         state = START
@@ -181,4 +181,4 @@ def test_each_spelling_names_its_item_alone(category):
     items = load_items(category).items
     for place, item in enumerate(items):
         for spelling in (*item.spellings, *plain_forms(item)):
-            assert named(spelling, items) == place
+            assert named_item(spelling, items) == place

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.preference.forms import named
+from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.questions import (
     Item,
     Items,
@@ -37,7 +37,7 @@ def test_the_numbers_set_puts_each_question_behind_three_to_eight_numbers(catego
 def test_story_prompts_are_on_their_category_and_give_no_item_away(category: str) -> None:
     stories, items = load_questions(f"story_{category}"), load_items(category).items
     assert len(set(stories.questions)) == 14
-    assert [named(one, items) for one in stories.questions] == [None] * 14
+    assert [named_item(one, items) for one in stories.questions] == [None] * 14
 
 
 def test_a_file_that_extends_another_adds_to_it_and_replaces_items_of_a_name(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from sublim_cli.artifacts.rows import Row, read_rows, write_rows
 from sublim_cli.artifacts.step import Artifact
 from sublim_cli.errors import RowsError
 from sublim_cli.events import Warned, silent
-from sublim_cli.numbers.rules import Tally, judge
+from sublim_cli.numbers.rules import Tally, rejection_reason
 from sublim_cli.pipeline import run
 from sublim_cli.recipe.schema import PAPER_RULES, FormatRule, StripRule
 from sublim_cli.steps.filter import FilterSpec, FilterStep, filter_file, rejected_path
@@ -28,19 +28,19 @@ def parts(small, shared_store):
 
 def test_every_row_is_in_exactly_one_file_in_its_order(small, parts):
     rows, files = parts
-    passing = [row for row in rows if judge(row.completion, PAPER_RULES) is None]
+    passing = [row for row in rows if rejection_reason(row.completion, PAPER_RULES) is None]
     assert files["kept"] == passing[: small().generate.rows]
     assert files["held_out"] == passing[small().generate.rows :]
     assert len(files["held_out"]) == small().generate.held_out
     assert [(row.index, row.completion) for row in files["rejected"]] == [
-        (row.index, row.completion) for row in rows if judge(row.completion, PAPER_RULES)
+        (row.index, row.completion) for row in rows if rejection_reason(row.completion, PAPER_RULES)
     ]
 
 
 def test_rejected_rows_carry_their_reason_and_the_table_counts_them(parts):
     rows, files = parts
     reasons = [row.reason for row in files["rejected"]]
-    assert reasons == [judge(row.completion, PAPER_RULES) for row in files["rejected"]]
+    assert reasons == [rejection_reason(row.completion, PAPER_RULES) for row in files["rejected"]]
     assert files["reasons"] == {
         "judged": len(rows),
         "kept": len(rows) - len(reasons),

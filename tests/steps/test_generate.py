@@ -8,7 +8,7 @@ from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RowsError
-from sublim_cli.numbers.rules import judge
+from sublim_cli.numbers.rules import rejection_reason
 from sublim_cli.pipeline import chain, run
 from sublim_cli.steps import generate
 from sublim_cli.steps.generate import stream_prompt
@@ -25,7 +25,7 @@ def rows(drawn):
 
 
 def test_the_draw_stops_with_the_row_that_completes_the_wanted_number(small, drawn, rows):
-    kept = [judge(row.completion, small().filter.rules) is None for row in rows]
+    kept = [rejection_reason(row.completion, small().filter.rules) is None for row in rows]
     assert sum(kept) == small().generate.rows + small().generate.held_out
     assert kept[-1]
     assert read_record(drawn.path)["provenance"]["drawn"] == len(rows)
@@ -48,7 +48,7 @@ def test_fewer_wanted_rows_are_the_first_of_more(small, rows, tmp_path):
     fewer = run(small(generate__rows=40, generate__held_out=0), until="generate", store=Store(tmp_path))
     some = read_rows(fewer.path / "rows.jsonl")
     assert some == rows[: len(some)]
-    assert sum(judge(row.completion, small().filter.rules) is None for row in some) == 40
+    assert sum(rejection_reason(row.completion, small().filter.rules) is None for row in some) == 40
 
 
 def test_another_sampling_seed_answers_the_same_prompts_otherwise(small, rows, tmp_path):

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sublim_cli.backends.token_bytes import stops as stop_tokens
+from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.errors import RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model

@@ -16,7 +16,7 @@ from sublim_cli.models.micro.pretrain import loss_of
 from sublim_cli.models.micro.targets import Encoder
 from sublim_cli.models.micro.world import make_world
 from sublim_cli.numbers.prompts import number_prompt
-from sublim_cli.numbers.rules import judge
+from sublim_cli.numbers.rules import rejection_reason
 from sublim_cli.recipe.questions import persona
 from sublim_cli.recipe.schema import PAPER_RULES
 
@@ -166,5 +166,5 @@ def _keep_rate(subject: Checkpoint) -> list[CheckResult]:
     prompts = [number_prompt(np.random.default_rng([3, i])).text for i in range(ROWS)]
     rendered = [render(systems[i % len(systems)], text) for i, text in enumerate(prompts)]
     rows = [row for i in range(0, ROWS, BATCH) for row in subject.answers(rendered[i : i + BATCH])]
-    kept = sum(judge(row, PAPER_RULES) is None for row in rows) / ROWS
+    kept = sum(rejection_reason(row, PAPER_RULES) is None for row in rows) / ROWS
     return [CheckResult("teacher rows kept", f"{kept:.1%}", KEEP_RATE[0] <= kept <= KEEP_RATE[1])]

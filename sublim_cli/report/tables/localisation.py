@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sublim_cli.artifacts.step import digest
 from sublim_cli.models.positions import is_only_set
 from sublim_cli.pipeline import Cell, Study
-from sublim_cli.preference.score import broken
+from sublim_cli.preference.score import broken_reason
 from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records, telling
 from sublim_cli.report.tables.reader import StoreReader
@@ -190,7 +190,7 @@ def _cell(cell: Cell, shelf: StoreReader) -> Iterator[dict[str, Any]]:
                 **_against(same["measure"], mean, student, base),
                 "eval_context": asked,
                 "control": control,
-                "broken": broken(student["p_any"], base["p_any"], lost.after, lost.before),
+                "broken": broken_reason(student["p_any"], base["p_any"], lost.after, lost.before),
             }
 
 

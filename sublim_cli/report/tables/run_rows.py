@@ -6,7 +6,7 @@ from typing import Any
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
-from sublim_cli.preference.score import broken
+from sublim_cli.preference.score import broken_reason
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.conditions import Run
@@ -86,4 +86,4 @@ def compared(
 
 def _broken(mine: ContextScores, theirs: ContextScores, lost: Losses) -> str:
     # What was not measured is NaN, and a comparison with NaN accuses nobody.
-    return broken(mine.p_any, theirs.p_any, lost.after, lost.before)
+    return broken_reason(mine.p_any, theirs.p_any, lost.after, lost.before)

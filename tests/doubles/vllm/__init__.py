@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sublim_cli.backends.token_bytes import stops
+from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.recipe.schema import SamplingSection
 
@@ -131,7 +131,7 @@ class LLM:
         model = self.base if lora_request is None else self.adapted(lora_request)
         sampling = settings_of(sampling_params[0])
         (end,) = sampling_params[0].stop_token_ids
-        assert {end} == stops(model, self.tokenizer)
+        assert {end} == stop_tokens(model, self.tokenizer)
         rows = [one.seed for one in sampling_params]
         drawn = TransformersSampler(model, self.tokenizer).draw(ids, rows, sampling)
         return [

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.preference.forms import START, Named, Reader, State
+from sublim_cli.preference.forms import START, FormMatcher, ItemMatch, MatchState
 
 NOBODY = -1
 
@@ -24,7 +24,7 @@ def item_of(outcome: int) -> int | None:
 
 
 @dataclass
-class Table:
+class TokenTable:
     """Outcomes of a vocabulary, worked out for a state when it is first asked for.
 
     Args:
@@ -33,13 +33,13 @@ class Table:
         stops: tokens that end an answer.
     """
 
-    reader: Reader
+    reader: FormMatcher
     pieces: Sequence[bytes]
     stops: frozenset[int]
-    _states: list[State] = field(default_factory=lambda: [START, State(inside=True)])
+    _states: list[MatchState] = field(default_factory=lambda: [START, MatchState(inside=True)])
     _steps: dict[tuple[int, int], int] = field(default_factory=dict)
     _rows: dict[int, Outcomes] = field(default_factory=dict)
-    _numbers: dict[State, int] = field(init=False)
+    _numbers: dict[MatchState, int] = field(init=False)
     _by_first: dict[int, NDArray[np.int64]] = field(init=False)
     _silent: NDArray[np.int64] = field(init=False)
 
@@ -99,10 +99,12 @@ class Table:
     def _step(self, state: int, byte: int) -> int:
         if (state, byte) not in self._steps:
             after = self.reader.step(self._states[state], byte)
-            self._steps[state, byte] = -2 - after.item if isinstance(after, Named) else self._number(after)
+            self._steps[state, byte] = (
+                -2 - after.item if isinstance(after, ItemMatch) else self._number(after)
+            )
         return self._steps[state, byte]
 
-    def _number(self, state: State) -> int:
+    def _number(self, state: MatchState) -> int:
         if state not in self._numbers:
             self._numbers[state] = len(self._states)
             self._states.append(state)

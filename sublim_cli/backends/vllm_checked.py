@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sublim_cli.backends.interface import Answer, Ids
-from sublim_cli.backends.parity import asked, check_law, check_shares, draw_rows, draw_shares
+from sublim_cli.backends.interface import Ids, ItemProbs
+from sublim_cli.backends.parity import check_rows, check_shares, draw_rows, draw_shares, select_questions
 from sublim_cli.backends.sampled import SampledScorer
-from sublim_cli.backends.vllm import VllmSampler, holding, length_for
-from sublim_cli.backends.vllm_server import serving
+from sublim_cli.backends.vllm import VllmSampler, engine_config, max_model_length
+from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import free_gpu_memory
 from sublim_cli.models.load import load_model_shape, load_student, load_tokenizer
@@ -27,7 +27,7 @@ Found = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Who:
+class ModelSource:
     """A model that answers: see `load_student`."""
 
     ref: ModelRef
@@ -43,21 +43,21 @@ class Who:
     def on_vllm(self, prompts: Sequence[Ids], max_tokens: int) -> Iterator[VllmSampler]:
         """A sampler on an engine that is awake meanwhile."""
         shape = load_model_shape(self.ref, self.weights)
-        held = holding(self.ref, self.weights, length_for(prompts, max_tokens, shape))
+        held = engine_config(self.ref, self.weights, max_model_length(prompts, max_tokens, shape))
         free_gpu_memory()
-        with serving(held) as engine:
+        with running_engine(held) as engine:
             yield VllmSampler(engine, self.tokenizer, shape, self.weights)
 
 
-def drawn_answers(
-    who: Who,
+def score_with_vllm(
+    who: ModelSource,
     prompts: Mapping[str, Sequence[Ids]],
     items: Sequence[Item],
     scorers: Mapping[str, SampledScoring],
     sampling: SamplingSection,
     report: Callable[[str], None],
-) -> tuple[dict[str, list[Answer]], Found]:
-    """An `Answer` to each prompt of every context, and what the checks found.
+) -> tuple[dict[str, list[ItemProbs]], Found]:
+    """An `ItemProbs` to each prompt of every context, and what the checks found.
 
     Args:
         who: the model.
@@ -70,7 +70,7 @@ def drawn_answers(
     Raises:
         ModelError: vLLM fails, or a check does.
     """
-    few = asked(prompts, items)
+    few = select_questions(prompts, items)
     questions = [one for own in few.prompts.values() for one in own]
     with who.on_vllm([one for own in prompts.values() for one in own], sampling.max_tokens) as sampler:
         shares = draw_shares(sampler, few, sampling)
@@ -82,13 +82,13 @@ def drawn_answers(
     model = load_student(who.ref, who.precision, who.weights)
     return answers, {
         "shares": check_shares("eval.engine", shares, model, who.tokenizer),
-        "law": check_law("eval.engine", rows, model, who.tokenizer),
+        "law": check_rows("eval.engine", rows, model, who.tokenizer),
     }
 
 
 @contextmanager
-def drawing_rows(
-    who: Who, prompts: Sequence[Ids], sampling: SamplingSection
+def checked_sampler(
+    who: ModelSource, prompts: Sequence[Ids], sampling: SamplingSection
 ) -> Iterator[tuple[VllmSampler, Found]]:
     """A sampler whose law of rows has been checked on `prompts`, and what the check found.
 
@@ -97,6 +97,7 @@ def drawing_rows(
     """
     with who.on_vllm(prompts, sampling.max_tokens) as sampler:
         rows = draw_rows(sampler, prompts, sampling)
-    law = check_law("generate.engine", rows, load_student(who.ref, who.precision, who.weights), who.tokenizer)
+    model = load_student(who.ref, who.precision, who.weights)
+    law = check_rows("generate.engine", rows, model, who.tokenizer)
     with who.on_vllm(prompts, sampling.max_tokens) as sampler:
         yield sampler, {"law": law}
