@@ -320,7 +320,7 @@ def test_an_engine_leaves_with_the_process_that_started_it(apart, tmp_path):
     code = (
         "import os\n"
         "from sublim_cli.backends import vllm_server\n"
-        "from sublim_cli.backends.vllm import Holding\n"
+        "from sublim_cli.backends.vllm import EngineConfig\n"
         f"with vllm_server.running_engine({HELD!r}) as service: pass\n"
         "print(service._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
