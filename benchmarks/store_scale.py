@@ -124,9 +124,10 @@ def timed(what: str, seeds: int, root: Path) -> dict[str, Any]:
     planned = study(wanted)
     resolved = time.monotonic()
     if what == "plan":
-        from sublim_cli.sweep.forecast import forecast, missing
+        from sublim_cli.sweep.forecast import forecast
+        from sublim_cli.sweep.launch import missing_steps
 
-        found = forecast(planned, missing(planned, store), [], [], workers=2)
+        found = forecast(planned, missing_steps(planned.steps, store), [], [], workers=2)
         seen = len(found.steps) - len(found.new)
     else:
         from sublim_cli.report.collect import collect

@@ -38,7 +38,7 @@ from sublim_cli.wording import NOTHING, bounds, count, difference, percent, prob
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
     from sublim_cli.report.page.summary import SummaryRow
     from sublim_cli.report.tables.localisation import Share, ShareTable
-    from sublim_cli.sweep.board import Board, Row, State
+    from sublim_cli.sweep.status import CellState, CellStatus, SweepStatus
 
 CONTEXTS_PER_TABLE = 4
 """Contexts that fit side by side in a table of 80 columns."""
@@ -46,7 +46,7 @@ CONTEXTS_PER_TABLE = 4
 QUIET_SECONDS = 10.0
 """Without a terminal, each running step reports its progress at most this often."""
 
-STATE_MARKS: "Mapping[State, tuple[str, str]]" = {
+STATE_MARKS: "Mapping[CellState, tuple[str, str]]" = {
     "waiting": ("·", "dim"),
     "running": ("▸", "cyan"),
     "done": ("✓", "green"),
@@ -91,7 +91,7 @@ class Screen:
     built: int = 0
     reused: int = 0
     failed: int = 0
-    board: "Board | None" = None
+    board: "SweepStatus | None" = None
     _bars: Progress | None = None
     _missing: set[str] | None = None
     """Digests of the steps that a launcher has still to build; None where no launcher runs."""
@@ -105,7 +105,7 @@ class Screen:
     def __call__(self, event: Event, /) -> None:
         """Show one event."""
         if self.board:
-            self.board.hear(event)
+            self.board.update(event)
         match event:
             case SweepPlanned(missing, present):
                 self._expect(missing, present)
@@ -168,7 +168,7 @@ class Screen:
         if self._bars and self._sweep_task is not None:
             self._bars.advance(self._sweep_task)
             if self.board:
-                left = self.board.left()
+                left = self.board.seconds_left()
                 until = 0.0 if left is None else time.monotonic() + left
                 self._bars.update(self._sweep_task, until=until)
 
@@ -187,7 +187,7 @@ class Screen:
 
 
 @contextmanager
-def screen(board: "Board | None" = None, *, quiet: bool = False) -> Iterator[Screen]:
+def screen(board: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterator[Screen]:
     """A listener for the library's events; with a `board`, it also shows the state of a sweep's cells."""
     try:
         if quiet or not err.is_terminal:
@@ -213,25 +213,25 @@ def screen(board: "Board | None" = None, *, quiet: bool = False) -> Iterator[Scr
         raise
 
 
-def _cell_lines(board: "Board", height: int) -> list[RenderableType]:
+def _cell_lines(board: "SweepStatus", height: int) -> list[RenderableType]:
     """A sweep's cells: a line each where `height` lines are enough, else counts and failures."""
-    if len(board.rows) + 2 <= height:
-        return [_cell_line(board, row) for row in board.rows]
+    statuses = board.statuses()
+    if len(statuses) + 2 <= height:
+        return [_cell_line(status) for status in statuses]
     counts = [
         Text.assemble(STATE_MARKS[state], f" {number} {state}") for state, number in board.counts().items()
     ]
     head = Text("   ").join([Text("cells"), *counts])
-    failed = [row for row in board.rows if board.state(row)[0] == "failed"]
+    failed = [status for status in statuses if status.state == "failed"]
     more = len(failed) - FAILURES_SHOWN
     rest = [Text(f"  and {more} more that failed", style="red")] if more > 0 else []
-    return [head, *(_cell_line(board, row) for row in failed[-FAILURES_SHOWN:]), *rest]
+    return [head, *map(_cell_line, failed[-FAILURES_SHOWN:]), *rest]
 
 
-def _cell_line(board: "Board", row: "Row") -> Text:
-    state, detail = board.state(row)
-    sign, style = STATE_MARKS[state]
-    text = f"{state}: {detail}" if detail else state
-    line = Text.assemble((f"{sign} ", style), row.label, "  ", (text, style))
+def _cell_line(status: "CellStatus") -> Text:
+    sign, style = STATE_MARKS[status.state]
+    text = f"{status.state}: {status.detail}" if status.detail else status.state
+    line = Text.assemble((f"{sign} ", style), status.label, "  ", (text, style))
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 

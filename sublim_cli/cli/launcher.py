@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import THREADS, device, threads, worker_devices
-from sublim_cli.sweep.launch import Launcher, Needs
+from sublim_cli.sweep.launch import Launcher, WorkerResources
 
 LIBRARIES = {"ray": "ray", "slurm": "submitit"}
 """The library of each launcher but `local`; the extra that installs it has the launcher's name."""
@@ -39,14 +39,14 @@ def open_launcher(
             f"--launcher {name} needs {LIBRARIES[name]}, which is not installed; "
             f"`pip install 'sublim[{name}]'` adds it"
         )
-    needs = Needs(threads(), float(device().type == "cuda") if gpus is None else gpus, memory)
+    resources = WorkerResources(threads(), float(device().type == "cuda") if gpus is None else gpus, memory)
     if name == "ray":
         from sublim_cli.sweep.ray import RayLauncher
 
-        return RayLauncher(_address(ray_address or os.environ.get("RAY_ADDRESS")), workers, needs)
+        return RayLauncher(_address(ray_address or os.environ.get("RAY_ADDRESS")), workers, resources)
     from sublim_cli.sweep.slurm import SlurmLauncher
 
-    return SlurmLauncher(dict(map(_option, slurm)), workers, needs)
+    return SlurmLauncher(dict(map(_option, slurm)), workers, resources)
 
 
 def caution(gpus: float | None) -> str | None:

@@ -16,7 +16,8 @@ from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.run_rows import planned_runs
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.estimate import Costs
-from sublim_cli.sweep.forecast import Forecast, forecast, missing
+from sublim_cli.sweep.forecast import Forecast, forecast
+from sublim_cli.sweep.launch import missing_steps
 from sublim_cli.sweep.probe import probed
 
 
@@ -49,11 +50,11 @@ def _forecast(
     Args:
         workers: the device of each worker.
     """
-    new = missing(planned, store)
+    new = missing_steps(planned.steps, store)
     check_buildable(new)
     records = artifact_records(store.root) if new else []
     costs = Costs(records, device_record()) if new else Costs([], {})
-    unknown = [step for step in new if costs.of(step) is None]
+    unknown = [step for step in new if costs.estimate(step) is None]
     if not (probe and unknown):
         return forecast(planned, new, records, [costs], len(workers)), ()
     with screen(quiet=quiet) as progress:

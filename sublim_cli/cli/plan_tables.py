@@ -14,7 +14,7 @@ from sublim_cli.report.claims.power import TRUTHS, Power, RunSpread
 from sublim_cli.report.claims.simulate import TOTAL
 from sublim_cli.stats import Interval
 from sublim_cli.sweep.estimate import Cost
-from sublim_cli.sweep.forecast import Forecast, Planned, PlannedCell
+from sublim_cli.sweep.forecast import Forecast, PlannedCell, PlannedStep
 from sublim_cli.wording import NOTHING, count, duration, listed
 
 CHANGES_SHOWN = 12
@@ -70,7 +70,7 @@ def caption(forecast: Forecast, out: Path) -> str:
 
 
 def _steps(forecast: Forecast) -> TextTable:
-    groups: dict[str, list[Planned]] = {}
+    groups: dict[str, list[PlannedStep]] = {}
     for planned in forecast.steps:
         groups.setdefault(_kind(planned), []).append(planned)
     rows = []
@@ -85,7 +85,7 @@ def _steps(forecast: Forecast) -> TextTable:
     )
 
 
-def _kind(planned: Planned) -> str:
+def _kind(planned: PlannedStep) -> str:
     """A step's kind; for a training its method and rank too."""
     step = planned.step
     if step.kind == "eval" and not step.inputs:
@@ -96,7 +96,7 @@ def _kind(planned: Planned) -> str:
     return f"train {train['method']}" + (f" r{train['rank']}" if train["method"] in RANKED else "")
 
 
-def _cost(steps: Sequence[Planned]) -> tuple[str, str, str, str]:
+def _cost(steps: Sequence[PlannedStep]) -> tuple[str, str, str, str]:
     """Mean time, highest memory and mean disk of the new steps, and where the figures come from."""
     costs = [planned.cost for planned in steps if not planned.built and planned.cost]
     if not costs:
@@ -141,7 +141,7 @@ def _cells(forecast: Forecast) -> TextTable:
 
 
 def _own_costs(planned: PlannedCell) -> list[Cost]:
-    return [step.cost for step in planned.own if step.cost]
+    return [step.cost for step in planned.student_steps if step.cost]
 
 
 def _changes(forecast: Forecast) -> TextTable:
@@ -263,7 +263,7 @@ def document(
     }
 
 
-def _step_document(index: int, planned: Planned) -> dict[str, Any]:
+def _step_document(index: int, planned: PlannedStep) -> dict[str, Any]:
     difference = planned.difference
     return {
         "order": index,

@@ -23,10 +23,9 @@ from sublim_cli.report.page.figures.files import FORMATS
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.page.write import write_figure, write_report
 from sublim_cli.report.tables.localisation import share_tables
-from sublim_cli.sweep.board import board
 from sublim_cli.sweep.cells import study
-from sublim_cli.sweep.forecast import missing
-from sublim_cli.sweep.launch import Launcher
+from sublim_cli.sweep.launch import Launcher, missing_steps
+from sublim_cli.sweep.status import sweep_status
 
 REPORTS = "reports"
 """Directory in the store with one directory for each report, named by the recipe."""
@@ -41,8 +40,8 @@ def sweep_and_show(
         CellsFailed: after the report, if a step could not be built.
     """
     planned, store = study(recipe), Store(out)
-    check_buildable(missing(planned, store))
-    with screen(board(planned), quiet=quiet) as progress:
+    check_buildable(missing_steps(planned.steps, store))
+    with screen(sweep_status(planned), quiet=quiet) as progress:
         if caution:
             progress(Warned(caution))
         failures = launcher.launch(planned.steps, store, progress)

@@ -1,15 +1,16 @@
-"""What a step that is not built yet will take: time, memory and disk, from records of like steps.
+"""What a step that is not built yet will take: time, memory and disk, from records of similar steps.
 
-A step's work is counted in units of its kind (batches of rows drawn, rows trained on, questions asked in a
-context). Its seconds are taken to grow with them in a straight line, after a start that is paid once: models
-are loaded, libraries warm up. Where the records differ enough in work the start is measured; where they do
-not, all of the time is taken to grow.
+The work of a step is counted in units of its kind (batches of rows drawn, rows trained on, questions asked
+in a context). Its time is the value at that work of a straight line fitted to the records, whose intercept
+is the start that is paid once: models are loaded, libraries warm up. Where the records are of about the
+same work, the time is taken to be proportional to it.
 """
 
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from graphlib import TopologicalSorter
+from statistics import fmean, linear_regression, median
 from typing import Any, Literal
 
 from sublim_cli.artifacts.record import ArtifactRecord, size
@@ -18,13 +19,13 @@ from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.steps.generate import BATCH
 
 Source = Literal["like runs", "other settings", "probe"]
-"""Builds that differ in seeds and amounts alone; the nearest of the same model; those of a probe."""
+"""Builds that differ in seeds and amounts alone; the most similar of the same model; those of a probe."""
 
-LOOKED_AT = 5
-"""Artifacts whose files are counted for the disk; more of them would say the same."""
+SIZED = 5
+"""Artifacts of a kind whose files are counted for the disk."""
 
-APART = 1.5
-"""The largest work has to be this many times the smallest before a line is put through them."""
+SPREAD = 1.5
+"""A line is fitted if the largest x of its points is at least this many times the smallest."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "generate": ("precision", "sampling.max_tokens"),
@@ -40,17 +41,14 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 }
 """Fields that decide, beside the model, what a unit of work takes."""
 
-METHOD = "train.method"
-"""The setting that no other value of it can stand in for: full fine-tuning is not a slow adapter."""
-
 Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step takes, by `records` builds.
+    """What one step takes, estimated from `records` builds.
 
-    `memory` is MiB at the peak: of the device where something counts it, else of the process.
+    `memory` is MiB at the peak: of the device where that is measured, else of the process. `disk` is bytes.
     """
 
     seconds: float
@@ -62,71 +60,64 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Build:
-    """A build that is on record, its settings and its units of work."""
+    """A recorded build. `excess` is its real work over the planned: rows are drawn until enough pass."""
 
     record: ArtifactRecord
     model: str | None
     settings: Settings
     work: float
-    wanted: float
-    """The work as a plan counts it, before it is known how many rows a teacher has to draw."""
-
-    @property
-    def seconds(self) -> float:
-        return float(self.record.provenance["seconds"])
-
-    @property
-    def memory(self) -> int:
-        facts = self.record.provenance
-        return int(facts.get("peak_memory_mib") or facts["process_peak_mib"])
+    excess: float
 
 
 class Costs:
-    """Builds on record, and what a step like one of them would take on the same kind of machine."""
+    """Estimates from the records of one kind of machine."""
 
     def __init__(
         self, records: Sequence[ArtifactRecord], machine: Mapping[str, object], *, probe: bool = False
     ) -> None:
-        """Take the builds on such a `machine` (see `models.device`); `probe` says they are a probe's."""
+        """Take the builds on such a `machine` (see `models.device`); `probe` says that a probe made them."""
         self._probe = probe
         self._builds: dict[str, list[_Build]] = {}
-        sections = {one.digest: one.identity["section"] for one in records}
-        for one in records:
-            if one.kind in _BY_ROWS and not sections.keys() & set(one.identity["inputs"]):
-                continue  # how much it worked is on a record that was removed
-            if all(one.provenance.get(name, value) == value for name, value in machine.items()):
-                self._builds.setdefault(one.kind, []).append(_build(one, sections))
+        sections = {record.digest: record.identity["section"] for record in records}
+        for record in records:
+            section, facts = record.identity["section"], record.provenance
+            inputs = [sections[name] for name in record.identity["inputs"] if name in sections]
+            if record.kind in ("train", "leak") and not inputs:
+                continue  # the record of its rows was removed, so their number is unknown
+            if any(facts.get(name, value) != value for name, value in machine.items()):
+                continue
+            planned = _work(record.kind, section, inputs[0] if inputs else {})
+            work = -(-facts["drawn"] // BATCH) if facts.get("drawn") else planned
+            build = _Build(record, _model(section), _settings(record.kind, section), work, work / planned)
+            self._builds.setdefault(record.kind, []).append(build)
 
-    def of(self, step: Step) -> Cost | None:
-        """What `step` takes; None where nothing like it was built."""
+    def estimate(self, step: Step) -> Cost | None:
+        """The cost of `step`; None if nothing like it was built.
+
+        The builds with the fewest differing settings count. No other method stands in for that of a training.
+        """
         section = step.spec.model_dump(mode="json")
-        settings = _settings(step.kind, section)
-        model = _model(section)
-        like = _nearest([one for one in self._builds.get(step.kind, []) if one.model == model], settings)
-        if not like:
+        model, settings = _model(section), _settings(step.kind, section)
+        differing = {
+            index: sum(build.settings[name] != value for name, value in settings.items())
+            for index, build in enumerate(self._builds.get(step.kind, []))
+            if build.model == model and build.settings.get("train.method") == settings.get("train.method")
+        }
+        if not differing:
             return None
+        fewest = min(differing.values())
+        builds = [self._builds[step.kind][index] for index, count in differing.items() if count == fewest]
         rows = step.inputs[0].spec.model_dump(mode="json") if step.inputs else {}
-        work = _work(step.kind, section, rows) * fmean(one.work / one.wanted for one in like)
-        exact = like[0].settings == settings
+        work = _work(step.kind, section, rows) * fmean(build.excess for build in builds)
+        facts = [build.record.provenance for build in builds]
+        seconds = [(build.work, float(build.record.provenance["seconds"])) for build in builds]
         return Cost(
-            seconds=_seconds(like, work),
-            memory=max(one.memory for one in like),
-            disk=_disk(like, work, settings),
-            source="probe" if self._probe else "like runs" if exact else "other settings",
-            records=len(like),
+            seconds=_predict(seconds, work),
+            memory=max(int(fact.get("peak_memory_mib") or fact["process_peak_mib"]) for fact in facts),
+            disk=round(_disk(step.kind, builds, work, settings)),
+            source="probe" if self._probe else "other settings" if fewest else "like runs",
+            records=len(builds),
         )
-
-
-_BY_ROWS = ("train", "leak")
-"""Kinds whose work goes by the rows of their inputs."""
-
-
-def _build(record: ArtifactRecord, sections: Mapping[str, Mapping[str, Any]]) -> _Build:
-    section, inputs = record.identity["section"], record.identity["inputs"]
-    wanted = _work(record.kind, section, sections.get(inputs[0], {}) if inputs else {})
-    drawn = record.provenance.get("drawn")
-    work = -(-drawn // BATCH) if drawn else wanted  # rows are drawn a batch at a time
-    return _Build(record, _model(section), _settings(record.kind, section), work, wanted)
 
 
 def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> float:
@@ -155,72 +146,52 @@ def _model(section: Mapping[str, Any]) -> str | None:
 
 
 def _settings(kind: str, section: Mapping[str, Any]) -> Settings:
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name in SETTINGS[kind]:
         value: Any = section
         for part in name.split("."):
             value = value[part]
-        found[name] = value
-    return found
+        settings[name] = value
+    return settings
 
 
-def _nearest(builds: Sequence[_Build], settings: Settings) -> list[_Build]:
-    """The builds with the fewest settings that differ."""
-    fit = [one for one in builds if one.settings.get(METHOD) == settings.get(METHOD)]
-    apart = [sum(one.settings[name] != value for name, value in settings.items()) for one in fit]
-    return [one for one, far in zip(fit, apart, strict=True) if far == min(apart)]
+def _disk(kind: str, builds: Sequence[_Build], work: float, settings: Settings) -> float:
+    """Bytes: they grow with the rank of an adapter, with the work for rows and scores, else with nothing."""
+    if settings.get("train.method") in RANKED:
+        by_rank = {build.settings["train.rank"]: build for build in builds}
+        sizes = [(rank, size(build.record.path)) for rank, build in by_rank.items()]
+        return _predict(sizes, settings["train.rank"])
+    sizes = [(build.work, size(build.record.path)) for build in builds[:SIZED]]
+    if kind in ("generate", "filter", "eval"):
+        return _predict(sizes, work)
+    return fmean(bytes_ for _, bytes_ in sizes)
 
 
-def _seconds(like: Sequence[_Build], work: float) -> float:
-    line = _line([(one.work, one.seconds) for one in like], work)
-    return median(one.seconds / one.work for one in like) * work if line is None else line
-
-
-def _disk(like: Sequence[_Build], work: float, settings: Settings) -> int:
-    """Bytes: of rows and scores they grow with the work, of an adapter with its rank, else with nothing."""
-    ranked = settings.get(METHOD) in RANKED
-    some = {one.settings.get("train.rank"): one for one in like}.values() if ranked else like[:LOOKED_AT]
-    sizes = [(one, size(one.record.path)) for one in some]
-    if ranked:
-        rank = settings["train.rank"]
-        line = _line([(one.settings["train.rank"], bytes_) for one, bytes_ in sizes], rank)
-        growth = max(1.0, rank / max(one.settings["train.rank"] for one in some))
-        return round(max(bytes_ for _, bytes_ in sizes) * growth if line is None else line)
-    if like[0].record.kind in ("generate", "filter", "eval"):
-        return round(fmean(bytes_ / one.work for one, bytes_ in sizes) * work)
-    return round(fmean(bytes_ for _, bytes_ in sizes))
-
-
-def _line(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """The value at `x` of the line through the means at both ends; None where there is no such line."""
-    least, most = min(one for one, _ in points), max(one for one, _ in points)
-    if most < APART * least:
-        return None
-    low, high = (fmean(y for one, y in points if one == end) for end in (least, most))
-    slope = (high - low) / (most - least)
-    start = low - slope * least
-    return start + slope * x if slope > 0 and start > 0 else None
+def _predict(points: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The y at x = `wanted` on the line fitted to `points`; by their median ratio where no line fits."""
+    xs, ys = zip(*points, strict=True)
+    if max(xs) >= SPREAD * min(xs):
+        slope, intercept = linear_regression(xs, ys)
+        if slope > 0 and intercept > 0:
+            return intercept + slope * wanted
+    return median(y / x for x, y in points) * wanted
 
 
 def makespan(steps: Sequence[Step], seconds: Mapping[str, float], workers: int) -> float:
     """Seconds that `workers` take for `steps`, each in its order once its inputs among them are built."""
-    places = {digest(step): place for place, step in enumerate(steps)}
-    users: dict[int, list[int]] = {}
-    waits = [0] * len(steps)
-    for place, step in enumerate(steps):
-        for needed in {digest(one) for one in step.inputs} & places.keys():
-            users.setdefault(places[needed], []).append(place)
-            waits[place] += 1
-    ready = [place for place, open_inputs in enumerate(waits) if not open_inputs]
+    index = {digest(step): i for i, step in enumerate(steps)}
+    inputs = [{index[digest(needed)] for needed in step.inputs if digest(needed) in index} for step in steps]
+    sorter = TopologicalSorter(dict(enumerate(inputs)))
+    sorter.prepare()
+    ready: list[int] = []
     running: list[tuple[float, int]] = []
     now = 0.0
-    while ready or running:
+    while sorter.is_active():
+        for i in sorter.get_ready():
+            heapq.heappush(ready, i)
         while ready and len(running) < workers:
-            place = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds[digest(steps[place])], place))
-        now, done = heapq.heappop(running)
-        for place in users.get(done, []):
-            waits[place] -= 1
-            if not waits[place]:
-                heapq.heappush(ready, place)
+            i = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[digest(steps[i])], i))
+        now, finished = heapq.heappop(running)
+        sorter.done(finished)
     return now

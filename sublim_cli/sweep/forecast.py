@@ -1,28 +1,29 @@
 """What a sweep would do: which steps are built, which are new and why, in which order, and what they take.
 
-    forecast(study(recipe), store, Costs(recorded(store.root), device_record()), workers=2)
+    forecast(study(recipe), missing_steps(…), artifact_records(store.root), [Costs(…)], workers=2)
 
 Reads the store and writes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sublim_cli.artifacts.nearest import NearestArtifact, nearest_artifacts
 from sublim_cli.artifacts.record import ArtifactRecord
 from sublim_cli.artifacts.step import Step, digest, in_order
-from sublim_cli.artifacts.store import Store
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.sweep.estimate import Cost, Costs, makespan
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One step of a study. `cells` counts those that need it; `difference` says what a new one is near to."""
+class PlannedStep:
+    """A step of a study. `difference` compares a new one with the nearest artifact of the store."""
 
     step: Step
     built: bool
     cells: int
+    """How many cells need it; none does a comparison of rows."""
     cost: Cost | None = None
     difference: NearestArtifact | None = None
 
@@ -37,79 +38,69 @@ class PlannedCell:
     """A cell and all its steps, those it shares with others included."""
 
     cell: Cell
-    steps: tuple[Planned, ...]
+    steps: tuple[PlannedStep, ...]
 
     @property
-    def new(self) -> list[Planned]:
-        """What is not built of it, shared steps included."""
-        return [one for one in self.steps if not one.built]
+    def new(self) -> list[PlannedStep]:
+        """Its steps that are not built, shared ones included."""
+        return [step for step in self.steps if not step.built]
 
     @property
-    def own(self) -> list[Planned]:
-        """Its training and its scores, where they are not built."""
+    def student_steps(self) -> list[PlannedStep]:
+        """Its training and its scores, as far as they are not built."""
         names = {digest(self.cell.chain.train), digest(self.cell.chain.eval)}
-        return [one for one in self.new if one.digest in names]
+        return [step for step in self.new if step.digest in names]
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """All of it: `steps` in the order they are built, each once."""
+    """A whole study: `steps` in the order of building, each once."""
 
     name: str
-    steps: tuple[Planned, ...]
+    steps: tuple[PlannedStep, ...]
     cells: tuple[PlannedCell, ...]
     workers: int
 
     @property
-    def new(self) -> list[Planned]:
-        """What is not built."""
-        return [one for one in self.steps if not one.built]
+    def new(self) -> list[PlannedStep]:
+        """The steps that are not built."""
+        return [step for step in self.steps if not step.built]
 
     @property
-    def unknown(self) -> list[Planned]:
-        """New steps of which nobody knows what they take."""
-        return [one for one in self.new if one.cost is None]
+    def unknown(self) -> list[PlannedStep]:
+        """The new steps without an estimate of their cost."""
+        return [step for step in self.new if step.cost is None]
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The estimates there are for new steps."""
+        return [step.cost for step in self.new if step.cost]
 
     @property
     def seconds(self) -> float:
-        """The time of all new steps one after the other, as far as it is known."""
-        return sum(one.cost.seconds for one in self.new if one.cost)
+        """The time of the new steps in sequence, those of unknown cost left out."""
+        return sum(cost.seconds for cost in self.costs)
 
     @property
     def elapsed(self) -> float:
-        """The same with all workers."""
-        seconds = {one.digest: one.cost.seconds if one.cost else 0.0 for one in self.new}
-        return makespan([one.step for one in self.new], seconds, self.workers)
+        """The same with all workers in parallel, in seconds."""
+        seconds = {step.digest: step.cost.seconds if step.cost else 0.0 for step in self.new}
+        return makespan([step.step for step in self.new], seconds, self.workers)
 
     @property
     def memory(self) -> int:
-        """MiB of the largest step; workers that run such steps side by side need it as many times."""
-        return max((one.cost.memory for one in self.new if one.cost), default=0)
+        """MiB of the largest step; workers that build such steps in parallel need it as many times."""
+        return max((cost.memory for cost in self.costs), default=0)
 
     @property
     def disk(self) -> int:
         """Bytes that the new steps add."""
-        return sum(one.cost.disk for one in self.new if one.cost)
-
-
-def missing(study: Study, store: Store) -> list[Step]:
-    """The steps of `study` that `store` lacks, in the order they are built.
-
-    An input of nothing but built steps is not built again, and so not missing.
-    """
-    ordered = in_order(study.steps)
-    wanted = {digest(one) for one in study.steps}
-    found = []
-    for step in reversed(ordered):  # whatever needs a step comes before it
-        if digest(step) in wanted and not store.find(step):
-            found.append(step)
-            wanted.update(map(digest, step.inputs))
-    return found[::-1]
+        return sum(cost.disk for cost in self.costs)
 
 
 def forecast(
     study: Study,
-    lacking: Sequence[Step],
+    missing: Sequence[Step],
     records: Sequence[ArtifactRecord],
     costs: Sequence[Costs],
     workers: int,
@@ -117,40 +108,29 @@ def forecast(
     """Put together what is known of a study.
 
     Args:
-        lacking: the steps to build, see `missing`.
-        records: what the store holds, to say what the new steps are near to.
+        missing: the steps to build, see `launch.missing_steps`.
+        records: the artifacts of the store, with which new steps are compared.
         costs: where costs are looked up, the best source first.
     """
-    ordered = in_order(study.steps)
-    new = {digest(one) for one in lacking}
-    near = nearest_artifacts(lacking, records, {digest(one) for one in ordered})
-    users = _users(study)
-    steps = {
-        name: Planned(
+    ordered = {digest(step): step for step in in_order(study.steps)}
+    new = {digest(step) for step in missing}
+    differing = nearest_artifacts(missing, records, ordered.keys())
+    cell_steps = [in_order(cell.chain.evaluations) for cell in study.cells]
+    users = Counter(digest(step) for steps in cell_steps for step in steps)
+    planned = {
+        name: PlannedStep(
             step=step,
             built=name not in new,
             cells=users[name],
-            cost=_cost(step, costs) if name in new else None,
-            difference=near.get(name),
+            cost=next(filter(None, (source.estimate(step) for source in costs)), None)
+            if name in new
+            else None,
+            difference=differing.get(name),
         )
-        for step in ordered
-        for name in (digest(step),)
+        for name, step in ordered.items()
     }
     cells = tuple(
-        PlannedCell(one, tuple(steps[digest(step)] for step in in_order(one.chain.evaluations)))
-        for one in study.cells
+        PlannedCell(cell, tuple(planned[digest(step)] for step in steps))
+        for cell, steps in zip(study.cells, cell_steps, strict=True)
     )
-    return Forecast(study.name, tuple(steps.values()), cells, workers)
-
-
-def _users(study: Study) -> Mapping[str, int]:
-    """How many cells need each step; a comparison of rows counts for none."""
-    found: dict[str, int] = {digest(one): 0 for one in in_order(study.steps)}
-    for cell in study.cells:
-        for step in in_order(cell.chain.evaluations):
-            found[digest(step)] += 1
-    return found
-
-
-def _cost(step: Step, costs: Sequence[Costs]) -> Cost | None:
-    return next((found for one in costs if (found := one.of(step))), None)
+    return Forecast(study.name, tuple(planned.values()), cells, workers)

@@ -1,36 +1,39 @@
-"""What a launcher promises, the bookkeeping of steps that wait for others, and what a worker does."""
+"""What launchers share: the queue of steps, the build in a worker, events from other machines."""
 
+import json
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Protocol
 
+from sublim_cli import events
 from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import SublimError
-from sublim_cli.events import Listener, StepFailed, SweepPlanned
+from sublim_cli.events import Event, Listener, StepFailed, SweepPlanned
 
 FAILURES = ".failures"
-"""Under the store: the traceback of every step that failed in a way sublim did not foresee."""
+"""Directory under the store for the traceback of every step that failed with an unexpected exception."""
 
 LOST_AT_MOST = 3
-"""How often a step's worker may be lost, with its machine or killed there, before the step has failed."""
+"""A step fails when its worker was lost (its machine failed, or it was killed) this many times."""
 
 
 class Launcher(Protocol):
     """Builds steps somewhere."""
 
     def launch(self, steps: Sequence[Step], store: Store, listener: Listener) -> Mapping[str, str]:
-        """Build all `steps` and their inputs; one that fails stops only what needs it.
+        """Build all `steps` and their inputs; a failure stops only the steps that need the failed one.
 
         Returns the steps that could not be built: digest to reason.
         """
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a worker asks a cluster for; cores alone where none of its steps loads a model."""
+class WorkerResources:
+    """What a worker asks a cluster for. A step that loads no model asks for the cores alone."""
 
     cpus: int = 1
     gpus: float = 0.0
@@ -38,121 +41,144 @@ class Needs:
 
 
 def loads_model(step: Step) -> bool:
-    """Whether building `step` takes a model, and so a GPU where there are any."""
+    """Whether building `step` loads a model, and so takes a GPU where there is one."""
     return "model" in type(step.spec).model_fields
 
 
-@dataclass
-class Queue:
-    """Steps in the order they may be built: one is ready when its inputs are there."""
+def missing_steps(steps: Sequence[Step], store: Store) -> list[Step]:
+    """The steps to build until `store` holds all of `steps`, inputs first.
 
-    waiting: dict[str, Step]
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
+    An input that only steps already built need is left out.
+    """
+    needed = {digest(step) for step in steps}
+    missing = []
+    for step in reversed(in_order(list(steps))):  # every step comes before its inputs
+        if digest(step) in needed and not store.find(step):
+            missing.append(step)
+            needed.update(map(digest, step.inputs))
+    return missing[::-1]
 
-    @classmethod
-    def of(cls, steps: Sequence[Step], store: Store) -> "Queue":
-        """The steps and their inputs that `store` lacks, leaving out inputs nothing missing needs."""
-        wanted = {digest(one) for one in steps}
-        missing: dict[str, Step] = {}
-        done: set[str] = set()
-        for step in reversed(in_order(list(steps))):  # whatever needs a step comes before it
-            name = digest(step)
-            if store.find(step):
-                done.add(name)
-            elif name in wanted:
-                missing[name] = step
-                wanted.update(map(digest, step.inputs))
-        return cls(dict(reversed(missing.items())), done)
+
+class StepQueue:
+    """The missing steps of a launch in the order of building. A step is ready once its inputs are built."""
+
+    def __init__(self, steps: Sequence[Step], store: Store) -> None:
+        """Queue what `store` lacks of `steps` and their inputs."""
+        self.waiting = {digest(step): step for step in missing_steps(steps, store)}
+        self.built = {digest(step) for step in in_order(list(steps)) if store.find(step)}
+        self.failed: dict[str, str] = {}
+        """Digest to reason."""
 
     def planned(self) -> SweepPlanned:
-        """What there is to do, as an event."""
-        return SweepPlanned(tuple(self.waiting), len(self.done))
+        """What there is to build, as an event."""
+        return SweepPlanned(tuple(self.waiting), len(self.built))
 
-    def take(self, fits: Callable[[Step], bool] = lambda step: True) -> Step | None:
-        """The next step that is ready and `fits`, taken out of the queue; None while none is."""
+    def take(self, *, with_model: bool | None = None) -> Step | None:
+        """Remove and return the next ready step; None if none is ready.
+
+        Args:
+            with_model: True for a step that loads a model, False for one that does not, None for any.
+        """
         for name, step in self.waiting.items():
-            if fits(step) and all(digest(one) in self.done for one in step.inputs):
+            fits = with_model is None or loads_model(step) == with_model
+            if fits and self.built.issuperset(map(digest, step.inputs)):
                 return self.waiting.pop(name)
         return None
 
-    def take_chain(self, fits: Callable[[Step], bool]) -> tuple[Step, ...]:
-        """A ready step that `fits`, and behind it those that it alone leads to; none while none is ready.
+    def take_chain(self, *, with_model: bool) -> tuple[Step, ...]:
+        """Remove and return a ready step and the steps to be built after it by the same worker.
 
-        A model is loaded further on only if the first step loads one.
+        A step follows if it is the only one that needs the step before it and its other inputs are built.
+        After a first step without a model none that loads one follows. Empty if no step is ready.
         """
-        first = self.take(fits)
-        chain = [first] if first is not None else []
-        while chain and (following := self._following(chain)) is not None:
-            chain.append(self.waiting.pop(digest(following)))
-        return tuple(chain)
-
-    def _following(self, chain: Sequence[Step]) -> Step | None:
-        last, built = digest(chain[-1]), self.done | set(map(digest, chain))
-        needing = [one for one in self.waiting.values() if last in map(digest, one.inputs)]
-        if len(needing) != 1 or not built.issuperset(map(digest, needing[0].inputs)):
-            return None
-        return needing[0] if loads_model(chain[0]) or not loads_model(needing[0]) else None
+        first = self.take(with_model=with_model)
+        if first is None:
+            return ()
+        chain = [first]
+        while True:
+            last, built = digest(chain[-1]), self.built | set(map(digest, chain))
+            users = [step for step in self.waiting.values() if last in map(digest, step.inputs)]
+            if len(users) != 1 or not built.issuperset(map(digest, users[0].inputs)):
+                return tuple(chain)
+            if loads_model(users[0]) and not with_model:
+                return tuple(chain)
+            chain.append(self.waiting.pop(digest(users[0])))
 
     def give_back(self, step: Step) -> None:
         """Put a step that was taken back, before all others."""
         self.waiting = {digest(step): step, **self.waiting}
 
-    def finish(self, step: Step) -> None:
-        """Note that `step` was built."""
-        self.done.add(digest(step))
-
-    def fail(self, step: Step, reason: str) -> None:
-        """Note that `step` cannot be built, and with it everything that needs it."""
-        self.failed[digest(step)] = reason
-        for one in list(self.waiting.values()):
-            if any(digest(step) == digest(needed) for needed in one.inputs):
-                self.waiting.pop(digest(one), None)
-                self.fail(one, f"needs {step.label}, which failed: {reason}")
-
     def settle(self, step: Step, reason: str | None, listener: Listener) -> None:
-        """Note how the build of `step` ended: without a `reason`, well."""
+        """Note that `step` was built, or (with a `reason`) that it failed."""
         if reason is None:
-            self.finish(step)
+            self.built.add(digest(step))
         else:
             self.fail(step, reason)
             listener(StepFailed(step.label, digest(step), reason))
 
-
-@dataclass(frozen=True)
-class Done:
-    """A worker's last word on a step; no reason means it was built."""
-
-    reason: str | None
+    def fail(self, step: Step, reason: str) -> None:
+        """Note that `step` cannot be built, and neither can any step that needs it."""
+        self.failed[digest(step)] = reason
+        for user in list(self.waiting.values()):
+            if digest(step) in map(digest, user.inputs):
+                self.waiting.pop(digest(user), None)
+                self.fail(user, f"needs {step.label}, which failed: {reason}")
 
 
 def attempt(step: Step, store: Store, listener: Listener) -> str | None:
-    """Build `step`; the reason if it cannot be built. What a worker does, whichever launcher sent it."""
+    """Build `step` in this process; the reason if it cannot be built, else None."""
     try:
         materialise(step, store, listener)
     except SublimError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001  # one cell's defect must not end the sweep
-        return f"{_first_line(error)} ({_note(step, store)})"
+    except Exception as error:  # noqa: BLE001  # a defect in one cell must not end the sweep
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        path = store.root / FAILURES / f"{step.kind}-{digest(step)}.txt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+            details = f"details in {path}"
+        except OSError as refusal:
+            details = f"details could not be written: {refusal.strerror}"
+        return f"{type(error).__name__}: {first_line} ({details})"
     return None
 
 
-def knobs() -> dict[str, str]:
-    """The environment that says how steps are run here, for workers that do not inherit it."""
+def sublim_environment() -> dict[str, str]:
+    """The variables that say how steps are run here, for workers that do not inherit them."""
     return {name: value for name, value in os.environ.items() if name.startswith("SUBLIM_")}
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+@dataclass
+class EventLog:
+    """A file on the shared store through which a worker elsewhere reports events: a JSON line for each."""
+
+    path: Path
+    position: int = 0
+    """Where the next `read` begins, in bytes."""
+
+    def write(self, event: Event, /) -> None:
+        """Append an event. The file is closed again at once, so that other NFS clients see the line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([type(event).__name__, asdict(event)], default=str) + "\n")
+
+    def read(self) -> Iterator[Event]:
+        """The events since the last call. A line that is still being written is left for the next one."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self.position += len(line)
+                    name, values = json.loads(line)
+                    if "path" in values:
+                        values["path"] = Path(values["path"])
+                    event: Event = getattr(events, name)(**values)
+                    yield event
 
 
-def _note(step: Step, store: Store) -> str:
-    """Where the traceback was written, in words."""
-    path, told = store.root / FAILURES / f"{step.kind}-{digest(step)}.txt", traceback.format_exc()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(told, encoding="utf-8")
-    except OSError as refused:
-        return f"details could not be written: {refused.strerror}"
-    return f"details in {path}"
+def last_line(text: str) -> str:
+    """The last line of an error message without its full stop."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else "no reason given"

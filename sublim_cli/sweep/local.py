@@ -1,4 +1,4 @@
-"""A sweep on this machine: persistent worker processes that pay the libraries' import once."""
+"""A sweep on this machine: worker processes that import the libraries once and build step after step."""
 
 import multiprocessing
 import os
@@ -13,48 +13,47 @@ from sublim_cli.artifacts.step import Step
 from sublim_cli.artifacts.store import Store
 from sublim_cli.events import Listener
 from sublim_cli.models.device import DEVICE
-from sublim_cli.sweep.launch import Done, Queue, attempt
+from sublim_cli.sweep.launch import StepQueue, attempt
 
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """One process for each entry of `devices`, one step each at a time."""
+    """A worker process for each entry of `devices`."""
 
     devices: tuple[str, ...]
     """What each worker computes on, such as `cpu` or `cuda:1`; an entry may repeat."""
 
     def launch(self, steps: Sequence[Step], store: Store, listener: Listener) -> Mapping[str, str]:
-        """Build `steps`; see `launch.Launcher`. On an interrupt the workers are ended at once."""
-        queue = Queue.of(steps, store)
+        """Build `steps`; see `launch.Launcher`. On an interrupt the workers are killed."""
+        queue = StepQueue(steps, store)
         listener(queue.planned())
-        crew = [_Worker(store, one) for one in self.devices[: len(queue.waiting)]]
+        workers = [_Worker(store, device) for device in self.devices[: len(queue.waiting)]]
         try:
-            while _assign(crew, queue):
-                for worker in _speaking(crew):
-                    worker.listen(queue, listener)
+            while True:
+                for worker in workers:
+                    if worker.step is None and (step := queue.take()):
+                        worker.send(step)
+                busy = {worker.connection: worker for worker in workers if worker.step}
+                if not busy:
+                    return queue.failed
+                for connection in wait(list(busy)):
+                    if isinstance(connection, Connection):
+                        busy[connection].receive(queue, listener)
         finally:
-            for worker in crew:
+            for worker in workers:
                 worker.end()
-        return queue.failed
 
 
-def _assign(crew: Sequence["_Worker"], queue: Queue) -> bool:
-    """Give every idle worker a ready step; whether any worker is busy."""
-    for worker in crew:
-        if worker.step is None and (step := queue.take()):
-            worker.give(step)
-    return any(worker.step for worker in crew)
+@dataclass(frozen=True)
+class StepOutcome:
+    """A worker's last message on a step: the reason if it failed, None if it was built."""
 
-
-def _speaking(crew: Sequence["_Worker"]) -> list["_Worker"]:
-    busy = {worker.connection: worker for worker in crew if worker.step}
-    ready = wait(list(busy))
-    return [busy[one] for one in ready if isinstance(one, Connection)]
+    reason: str | None
 
 
 @dataclass
 class _Worker:
-    """The parent's end of one worker process; a process that dies is replaced when next needed."""
+    """The launcher's end of a worker process. A process that died is replaced when the next step is sent."""
 
     store: Store
     device: str
@@ -62,32 +61,38 @@ class _Worker:
     process: BaseProcess | None = None
     connection: Connection = field(init=False)
 
-    def give(self, step: Step) -> None:
-        """Send a step to the process, starting one if there is none."""
+    def send(self, step: Step) -> None:
+        """Have the process build `step`; a process is started if there is none."""
         if self.process is None or not self.process.is_alive():
-            self._start()
+            context = multiprocessing.get_context("spawn")
+            self.connection, worker_end = context.Pipe()
+            self.process = context.Process(
+                target=_work, args=(worker_end, self.store, self.device), daemon=True
+            )
+            self.process.start()
+            worker_end.close()
         self.step = step
         self.connection.send(step)
 
-    def listen(self, queue: Queue, listener: Listener) -> None:
-        """Take one message: an event to pass on, or the end of the step."""
-        step = self.step
-        if step is None:
+    def receive(self, queue: StepQueue, listener: Listener) -> None:
+        """Handle a message: an event to pass on, or the outcome of the step."""
+        step, process = self.step, self.process
+        if step is None or process is None:
             return
         try:
             message = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            self._bury(step, queue, listener)
-            return
-        match message:
-            case Done(reason):
-                self.step = None
-                queue.settle(step, reason, listener)
-            case event:
-                listener(event)
+            process.join()
+            message = StepOutcome(f"its worker process died ({_cause_of_death(process.exitcode)})")
+            self.process = None
+        if isinstance(message, StepOutcome):
+            self.step = None
+            queue.settle(step, message.reason, listener)
+        else:
+            listener(message)
 
     def end(self) -> None:
-        """Stop the process: an idle one leaves by itself, a busy one is killed."""
+        """Stop the process: an idle one exits when its connection closes, a busy one is killed."""
         if self.process is None:
             return
         self.connection.close()
@@ -97,20 +102,6 @@ class _Worker:
         if self.step is not None:
             self.store.discard(self.step)
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.store, self.device), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def _bury(self, step: Step, queue: Queue, listener: Listener) -> None:
-        process, self.process, self.step = self.process, None, None
-        if process is not None:
-            process.join()
-            how = _cause_of_death(process.exitcode)
-            queue.settle(step, f"its worker process died ({how})", listener)
-
 
 def _cause_of_death(code: int | None) -> str:
     if code == -signal.SIGKILL:
@@ -119,20 +110,20 @@ def _cause_of_death(code: int | None) -> str:
 
 
 def _work(connection: Connection, store: Store, device: str) -> None:
-    """The worker process: build what is sent until the parent closes the line."""
+    """The worker process: build the steps that arrive until the launcher closes the connection."""
     os.environ[DEVICE] = device
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
             step = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        connection.send(Done(attempt(step, store, connection.send)))
+        connection.send(StepOutcome(attempt(step, store, connection.send)))
 
 
 def _die_with_parent() -> None:
-    """A launcher that was killed leaves no worker behind to compete with its successor."""
+    """End this process when the launcher does, so that a killed one leaves no worker behind."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,10 +1,10 @@
-"""Measure what no record tells: small builds of a study's own stages, in a place that is thrown away.
+"""Measure what no record tells: small builds of a study's own stages in a temporary store.
 
-    with probed(study, steps, device) as found:
-        found.costs.of(step)
+    with probed(study, steps, device, machine, listener) as probe:
+        probe.costs.estimate(step)
 
-A worker process like a sweep's builds everything in three sizes. The first pays for the imports; the other
-two tell the start of a build from what it takes for every unit of work.
+A worker process like a sweep's builds every stage in three sizes. The first pays for the imports; the other
+two separate the start of a build from the time of a unit of work.
 """
 
 import os
@@ -34,7 +34,7 @@ SIZES = WARM, SMALL, LARGE = 32, 64, 320
 HELD_OUT = 16
 
 FULL_PRECISION = 2
-"""How many times as large as its files a checkpoint of 16 bits is in fp32, in which a CPU computes."""
+"""fp32 weights, in which a CPU computes, are this many times as large as a 16-bit checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -49,96 +49,83 @@ class Probe:
 def probed(
     study: Study, unknown: Sequence[Step], device: str, machine: Mapping[str, object], listener: Listener
 ) -> Iterator[Probe]:
-    """Build small versions of the `unknown` steps of `study` on `device`; they go when the context ends.
+    """Build small versions of the `unknown` steps of `study` on `device`; they are removed at the end.
 
     Args:
         machine: what the costs are to hold for, see `models.device.machine`.
     """
     with tempfile.TemporaryDirectory(prefix="sublim-probe-") as scratch:
         store = Store(Path(scratch))
-        obstacles: dict[str, None] = {}
-        sizes: list[list[Step]] = [[], [], []]
-        kinds = {one.kind for one in unknown}
-        for cell in _cells(study, {digest(one) for one in unknown}):
-            if why := _obstacle(cell, device, store.root):
-                obstacles[why] = None
-                continue
-            for steps, rows in zip(sizes, SIZES, strict=True):
-                steps += _small(cell.recipe, rows, kinds)
-        warm, *others = sizes
-        every = [*warm, *(step for one in others for step in one)]
-        failed = LocalLauncher((device,)).launch(every, store, listener) if every else {}
-        later = {digest(one) for steps in others for one in in_order(steps)}
-        first = {digest(one) for one in in_order(warm)} - later  # the teacher is the same at every size
-        records = [one for one in artifact_records(store.root) if one.digest not in first]
-        yield Probe(Costs(records, machine, probe=True), tuple(dict.fromkeys([*obstacles, *failed.values()])))
+        kinds = {step.kind for step in unknown}
+        cells = _representatives(study, {digest(step) for step in unknown})
+        obstacles = [_obstacle(cell, device, store.root) for cell in cells]
+        recipes = [cell.recipe for cell, obstacle in zip(cells, obstacles, strict=True) if not obstacle]
+        first, *later = ([step for recipe in recipes for step in _small(recipe, n, kinds)] for n in SIZES)
+        measured = [step for steps in later for step in steps]
+        failed = LocalLauncher((device,)).launch([*first, *measured], store, listener) if measured else {}
+        # A step of the first size counts if it is the same at the others, as the check of the teacher is.
+        warm_up = {digest(step) for step in in_order(first)} - {digest(step) for step in in_order(measured)}
+        records = [record for record in artifact_records(store.root) if record.digest not in warm_up]
+        failures = dict.fromkeys([*filter(None, obstacles), *failed.values()])
+        yield Probe(Costs(records, machine, probe=True), tuple(failures))
 
 
-def _cells(study: Study, unknown: Collection[str]) -> list[Cell]:
-    """A cell of every method whose training is unknown, of the highest rank; else one of every model."""
-    found: dict[tuple[str, str | None], Cell] = {}
-    for cell in study.cells:
+def _representatives(study: Study, unknown: Collection[str]) -> list[Cell]:
+    """A cell of the highest rank for every method whose training is unknown; else one for every model."""
+    by_method: dict[tuple[str, str], Cell] = {}
+    by_model: dict[str, Cell] = {}
+    for cell in sorted(study.cells, key=lambda cell: cell.chain.train.spec.train.rank, reverse=True):
         train = cell.chain.train
-        trains = digest(train) in unknown
-        if not trains and not any(
-            digest(one) in unknown
-            for one in in_order([*cell.chain.evaluations, *filter(None, [cell.chain.teacher])])
-        ):
-            continue
-        key = (train.spec.model.fingerprint, train.spec.train.method if trains else None)
-        if key not in found or train.spec.train.rank > found[key].chain.train.spec.train.rank:
-            found[key] = cell
-    if not found:  # what is unknown belongs to no cell: a comparison of rows
-        return list(study.cells[:1])
-    trained = {model for model, method in found if method}
-    return [cell for (model, method), cell in found.items() if method or model not in trained]
+        teacher = [cell.chain.teacher] if cell.chain.teacher else []
+        if digest(train) in unknown:
+            by_method.setdefault((train.spec.model.fingerprint, train.spec.train.method), cell)
+        elif any(digest(step) in unknown for step in in_order([*cell.chain.evaluations, *teacher])):
+            by_model.setdefault(train.spec.model.fingerprint, cell)
+    trained = {model for model, _ in by_method}
+    cells = [*by_method.values(), *(cell for model, cell in by_model.items() if model not in trained)]
+    return cells or list(study.cells[:1])  # a comparison of rows belongs to no cell
 
 
 def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
-    """The stages of `kinds` on so many rows; the large size is asked in a context more."""
+    """The steps of `kinds` on `rows` rows; the largest size is evaluated in one context more."""
     contexts = recipe.eval.model_dump(mode="json")["system_prompts"]
-    small = chain(
-        vary(
-            recipe,
-            {
-                # A control costs the same, and has no teacher or gates to try.
-                "generate.system_prompt": "trait",
-                "generate.rows": rows,
-                "generate.held_out": min(recipe.generate.held_out, HELD_OUT),
-                "train.epochs": 1,
-                "eval.system_prompts": contexts[: 2 if rows == LARGE else 1],
-            },
-        )
-    )
-    target = load_item(recipe.trait.category, recipe.trait.target)
-    found: list[Step] = [small.teacher] if "teacher" in kinds and small.teacher else []
-    found += [small.generate] if "generate" in kinds else []
-    found += [small.filter] if "filter" in kinds else []
-    found += [small.train] if "train" in kinds else []
-    if "eval" in kinds:
-        found.append(small.eval if "train" in kinds else small.base)
-    if "locate" in kinds:
-        found += small.locate[-1:]
-    if "leak" in kinds:
-        found.append(LeakStep(LeakSpec(target=target), (small.filter, small.filter), "probe"))
-    return found
+    changes = {
+        "generate.system_prompt": "trait",  # a control costs the same, but has no teacher or gates to measure
+        "generate.rows": rows,
+        "generate.held_out": min(recipe.generate.held_out, HELD_OUT),
+        "train.epochs": 1,
+        "eval.system_prompts": contexts[: 2 if rows == LARGE else 1],
+    }
+    small = chain(vary(recipe, changes))
+    leak = LeakSpec(target=load_item(recipe.trait.category, recipe.trait.target))
+    steps: list[Step | None] = [
+        small.teacher,
+        small.generate,
+        small.filter,
+        small.train,
+        small.eval if "train" in kinds else small.base,
+        *small.locate[-1:],
+        LeakStep(leak, (small.filter, small.filter), "probe"),
+    ]
+    return [step for step in steps if step is not None and step.kind in kinds]
 
 
 def _obstacle(cell: Cell, device: str, scratch: Path) -> str | None:
-    """Why a cell is not tried here, although a sweep might succeed."""
+    """Why a cell is not built here, although a sweep might succeed elsewhere."""
     train = cell.chain.train.spec
     model = train.model
-    held = weights_bytes(model)
-    if held is None:
+    weights = weights_bytes(model)
+    if weights is None:
         return f"the weights of {model.name} are not on this machine, and a plan fetches nothing"
-    if device == "cpu" and FULL_PRECISION * held > _memory():
+    if device == "cpu" and FULL_PRECISION * weights > os.sysconf("SC_PAGE_SIZE") * os.sysconf(
+        "SC_PHYS_PAGES"
+    ):
         return (
             f"the weights of {model.name} do not fit into this machine's memory; plan it where it is to run"
         )
-    if train.train.method == "full" and len(SIZES) * FULL_PRECISION * held > shutil.disk_usage(scratch).free:
+    if (
+        train.train.method == "full"
+        and len(SIZES) * FULL_PRECISION * weights > shutil.disk_usage(scratch).free
+    ):
         return f"{scratch.parent} has no room for students of {model.name}; TMPDIR chooses another place"
     return None
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,249 +1,179 @@
-"""A sweep on a Ray cluster, or on one that Ray makes of this machine. The only file that imports ray."""
+"""A sweep as tasks of a Ray cluster, which may be this machine. The only file that imports ray."""
 
 import logging
 import os
+import shutil
 import socket
-import uuid
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.artifacts.store import Store, explain_disk_errors
 from sublim_cli.errors import RecipeError, SublimError
-from sublim_cli.events import Event, Listener, Warned
-from sublim_cli.models.load import KEEP_BASE
-from sublim_cli.sweep.launch import LOST_AT_MOST, Done, Needs, Queue, attempt, knobs, loads_model
+from sublim_cli.events import Listener, Warned
+from sublim_cli.sweep.launch import (
+    LOST_AT_MOST,
+    EventLog,
+    StepQueue,
+    WorkerResources,
+    attempt,
+    last_line,
+    loads_model,
+    sublim_environment,
+)
+
+POLL = 0.5
+"""Seconds between two readings of the tasks' events."""
 
 PATIENCE = 60.0
-"""Seconds a worker may take to come up before the user hears that the cluster has no room."""
+"""Seconds in which no task begins, after which the user is told that the cluster has no room."""
 
-KNOCK = 10.0
+CONNECT_TIMEOUT = 10.0
 """Seconds a cluster has to answer at its address."""
 
-EVENTS_MIB = 100
-"""What a local cluster reserves for objects: events alone pass through Ray, artifacts lie in the store."""
+OBJECTS_MIB = 100
+"""Object store of a local cluster; artifacts and events do not pass through it."""
 
 
 @dataclass(frozen=True)
 class RayLauncher:
-    """Persistent actors, one step each at a time; a step whose worker is lost goes to another one."""
+    """A task for each step. A step whose worker is lost is given to another one by Ray."""
 
     address: str | None
-    """A running cluster, such as `auto` or `10.0.0.1:6379`; None makes one of this machine."""
+    """A running cluster, such as `auto` or `10.0.0.1:6379`; None starts one on this machine."""
     workers: int | None
-    """At most so many actors; None is as many as the cluster holds."""
-    needs: Needs
+    """The number of steps at a time; None is as many as the cluster has resources for."""
+    resources: WorkerResources
 
     def launch(self, steps: Sequence[Step], store: Store, listener: Listener) -> Mapping[str, str]:
-        """Build `steps`; see `launch.Launcher`. On an interrupt the actors are killed.
+        """Build `steps`; see `launch.Launcher`. On an interrupt the tasks are killed.
 
         Raises:
-            RecipeError: this machine alone cannot hold a worker.
-            SublimError: no cluster answers, or its workers do not see the store or cannot start.
+            RecipeError: this machine does not have the resources for a step.
+            SublimError: no cluster answers, or its workers do not see the store or cannot run sublim.
         """
-        queue = Queue.of(steps, store)
+        queue = StepQueue(steps, store)
         listener(queue.planned())
+        shared_store = Store(store.root.absolute())
         if queue.waiting:
-            here = Store(store.root.absolute())
             try:
-                with _cluster(self.address), _mark(here) as mark:
-                    _Crew(self, here, mark, queue, listener).work()
+                with _cluster(self.address), _log_directory(shared_store) as logs:
+                    self._build(queue, shared_store, logs, listener)
             finally:
-                here.tidy(steps)
+                shared_store.tidy(steps)
         return queue.failed
 
-
-@dataclass
-class _Hand:
-    """One actor: coming up, idle, or at work on a step."""
-
-    actor: Any
-    greeting: Any
-    """Resolves once the actor is up; None afterwards."""
-    step: Step | None = None
-    words: Any = None
-    """The generator of what the actor says while it builds `step`."""
-
-    @property
-    def news(self) -> Any:
-        """What to wait for; None for an idle hand."""
-        return self.greeting if self.greeting is not None else self.words
-
-
-@dataclass
-class _Crew:
-    """The actors of one launch, and which step each is at.
-
-    All are of one kind and take any step. Were there others for steps that load no model, those with a model
-    could hold every core and wait for a step that only the others may build.
-    """
-
-    launcher: RayLauncher
-    store: Store
-    mark: Path
-    queue: Queue
-    listener: Listener
-    hands: list[_Hand] = field(default_factory=list)
-    lost: dict[str, int] = field(default_factory=dict)
-    """How often each step's worker was lost; under an empty name, workers lost while they came up."""
-
-    def work(self) -> None:
-        """Until every step is built or has failed."""
-        asked = self._asked()
-        self._check_room(asked)
-        try:
-            while self.queue.waiting or any(one.step for one in self.hands):
-                self._hire(asked)
-                self._assign()
-                self._listen()
-        finally:
-            for hand in self.hands:
-                ray.kill(hand.actor)
-
-    def _hire(self, asked: Mapping[str, float]) -> None:
-        busy = sum(one.step is not None for one in self.hands)
-        for _ in range(min(self._room(asked), busy + len(self.queue.waiting)) - len(self.hands)):
-            self.hands.append(self._new(asked))
-
-    def _assign(self) -> None:
-        for hand in self.hands:
-            if hand.news is not None:
-                continue
-            step = self.queue.take()
-            if step is not None:
-                hand.step = step
-                hand.words = hand.actor.build.options(num_returns="streaming").remote(step)
-
-    def _listen(self) -> None:
-        """Take whatever one or more of the actors say next."""
-        said = {one.news: one for one in self.hands if one.news is not None}
-        ready, _ = ray.wait(list(said), num_returns=1, timeout=PATIENCE)
-        if not ready and not any(one.step for one in self.hands):
-            self.listener(Warned("no worker of this sweep has room in the cluster yet; waiting for it"))
-        for one in ready:
-            self._hear(said[one])
-
-    def _hear(self, hand: _Hand) -> None:
-        try:
-            if hand.greeting is not None:
-                self._greet(hand)
-            else:
-                self._note(hand, ray.get(next(hand.words)))
-        except RayError as error:  # an actor that died, or was ended for the memory it took
-            self._bury(hand, _last_line(error))
-
-    def _greet(self, hand: _Hand) -> None:
-        complaint = ray.get(hand.greeting)
-        hand.greeting = None
-        if complaint:
-            raise SublimError(complaint)
-
-    def _note(self, hand: _Hand, message: "Done | Event") -> None:
-        if not isinstance(message, Done):
-            self.listener(message)
-        elif hand.step is not None:
-            step, hand.step, hand.words = hand.step, None, None
-            self.queue.settle(step, message.reason, self.listener)
-
-    def _bury(self, hand: _Hand, why: str) -> None:
-        """Let a lost actor go; its step waits again, until it has been lost too often."""
-        self.hands.remove(hand)
-        ray.kill(hand.actor)
-        name = digest(hand.step) if hand.step else ""
-        self.lost[name] = self.lost.get(name, 0) + 1
-        too_often = self.lost[name] >= LOST_AT_MOST
-        if hand.step is None:
-            if too_often:
-                raise SublimError(f"no worker comes up on the Ray cluster: {why}")
-        elif too_often:
-            self.queue.settle(hand.step, f"its worker was lost {LOST_AT_MOST} times ({why})", self.listener)
-        else:
-            self.listener(
-                Warned(f"{hand.step.label}: its worker was lost ({why}); another one begins it anew")
+    def _build(self, queue: StepQueue, store: Store, logs: Path, listener: Listener) -> None:
+        largest = self._demand(with_model=any(map(loads_model, queue.waiting.values())))
+        if not _capacity(largest):
+            message = (
+                f"no machine here has what a worker asks for ({_text(largest)}); lower --gpus or --memory"
             )
-            self.queue.give_back(hand.step)
+            if self.address is None:
+                raise RecipeError(message)
+            listener(Warned(f"{message}, or wait for one to join"))
+        running: dict[ray.ObjectRef[str | None], tuple[Step, EventLog]] = {}
+        last_news = time.monotonic()
+        try:
+            while queue.waiting or running:
+                limit = self.workers or max(1, _capacity(largest))
+                while len(running) < limit and (step := queue.take()):
+                    log = EventLog(logs / f"{digest(step)}.jsonl")
+                    log.path.touch()
+                    running[self._submit(step, store, log)] = (step, log)
+                finished, _ = ray.wait(list(running), timeout=POLL)
+                for _, log in running.values():
+                    for event in log.read():
+                        listener(event)
+                for task in finished:
+                    step, _ = running.pop(task)
+                    queue.settle(step, _outcome(task), listener)
+                if finished or any(log.position for _, log in running.values()):
+                    last_news = time.monotonic()
+                elif time.monotonic() - last_news > PATIENCE:
+                    listener(Warned("the cluster has no room for a worker of this sweep yet; waiting for it"))
+                    last_news = time.monotonic()
+        finally:
+            for task in running:
+                ray.cancel(task, force=True)
 
-    def _asked(self) -> dict[str, float]:
-        """What an actor asks for, in Ray's words; cores alone if no step that waits loads a model."""
-        needs, with_model = self.launcher.needs, any(map(loads_model, self.queue.waiting.values()))
-        asked = {"CPU": float(needs.cpus)}
-        if with_model and needs.gpus:
-            asked["GPU"] = needs.gpus
-        if with_model and needs.memory_gib:
-            asked["memory"] = needs.memory_gib * 2**30
-        return asked
-
-    def _room(self, asked: Mapping[str, float]) -> int:
-        """How many actors to keep: what was asked for, or what the cluster holds when empty."""
-        if self.launcher.workers:
-            return self.launcher.workers
-        held = sum(min(int(node.get(name, 0) / one) for name, one in asked.items()) for node in _nodes())
-        return max(1, held)
-
-    def _check_room(self, asked: Mapping[str, float]) -> None:
-        if any(all(node.get(name, 0) >= one for name, one in asked.items()) for node in _nodes()):
-            return
-        message = f"no machine here has what a worker asks for ({_told(asked)}); lower --gpus or --memory"
-        if self.launcher.address is None:
-            raise RecipeError(message)
-        self.listener(Warned(f"{message}, or wait for one to join"))
-
-    def _new(self, asked: Mapping[str, float]) -> _Hand:
-        kind = ray.remote(_Builder).options(
-            num_cpus=asked["CPU"], num_gpus=asked.get("GPU", 0), memory=asked.get("memory", 0)
+    def _submit(self, step: Step, store: Store, log: EventLog) -> Any:
+        demand = self._demand(with_model=loads_model(step))
+        task = ray.remote(_build_step).options(
+            name=step.label,
+            num_cpus=demand["CPU"],
+            num_gpus=demand.get("GPU", 0),
+            memory=demand.get("memory", 0),
+            max_retries=LOST_AT_MOST - 1,
         )
-        actor = kind.remote(self.store, {**knobs(), KEEP_BASE: "1"})
-        return _Hand(actor, actor.greet.remote(self.mark))
+        return task.remote(step, store, log, sublim_environment())
+
+    def _demand(self, *, with_model: bool) -> dict[str, float]:
+        """The resources of a step by Ray's names, memory in bytes; cores alone where it loads no model."""
+        demand = {"CPU": float(self.resources.cpus)}
+        if with_model and self.resources.gpus:
+            demand["GPU"] = self.resources.gpus
+        if with_model and self.resources.memory_gib:
+            demand["memory"] = self.resources.memory_gib * 2**30
+        return demand
 
 
-class _Builder:
-    """The actor: pays the libraries' import once, and keeps the base model in main memory."""
+def _build_step(step: Step, store: Store, log: EventLog, environment: Mapping[str, str]) -> str | None:
+    """The task: build `step`; the reason if it cannot be built, see `launch.attempt`.
 
-    def __init__(self, store: Store, knobs: Mapping[str, str]) -> None:
-        os.environ.update(knobs)
-        self.store = store
-
-    def greet(self, mark: Path) -> str | None:
-        """Say that it is up; a sentence if it does not see the launcher's store."""
-        if mark.is_file():
-            return None
-        return (
-            f"{socket.gethostname()} does not see the store {self.store.root}; "
+    Raises:
+        SublimError: this machine does not see the launcher's store.
+    """
+    if not log.path.is_file():  # the launcher has made it
+        raise SublimError(
+            f"{socket.gethostname()} does not see the store {store.root}; "
             "let --out be a directory that all machines share under one path"
         )
+    if log.path.stat().st_size:
+        log.write(Warned(f"{step.label}: its worker was lost; another one starts the step again"))
+    os.environ.update(environment)
+    return attempt(step, store, log.write)
 
-    def build(self, step: Step) -> Iterator["Done | Event"]:
-        """What happens while `step` is built, then how it ended."""
-        said: SimpleQueue[Event | None] = SimpleQueue()
-        with ThreadPoolExecutor(1) as builder:
-            built = builder.submit(attempt, step, self.store, said.put)
-            built.add_done_callback(lambda _: said.put(None))
-            while (event := said.get()) is not None:
-                yield event
-        yield Done(built.result())
+
+def _outcome(task: Any) -> str | None:
+    """The reason if the step of a finished task was not built."""
+    try:
+        reason: str | None = ray.get(task)
+    except RayTaskError as error:  # an exception outside of the step: a store or a package is not there
+        raise SublimError(f"a worker of the Ray cluster cannot build: {error.cause}") from None
+    except RayError as error:  # the worker died or was killed for the memory it took, and Ray's retries, too
+        return f"its worker was lost {LOST_AT_MOST} times ({last_line(str(error))})"
+    return reason
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send them to its makers
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": EVENTS_MIB << 20}
+    """Connect to the cluster at `address`, or start one on this machine.
+
+    Raises:
+        SublimError: no cluster answers.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports statistics to its makers
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECTS_MIB << 20}
     try:
-        _knock(address)
+        host, colon, port = (address or "").rpartition(":")
+        if colon and port.isdecimal():  # Ray itself tries for minutes where no one listens, and logs each try
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT).close()
         ray.init(
             address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
             **({} if address else local),
         )
-    except OSError:  # ConnectionError is one, and so is a name that is no machine's
+    except OSError:  # includes ConnectionError and a host name that cannot be resolved
         raise SublimError(
             f"--ray-address {address}: no Ray cluster answers there; `ray start --head` starts one, "
             "and without --ray-address Ray makes one of this machine"
@@ -254,42 +184,28 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes and write about each try.
-
-    Raises:
-        OSError: nobody does.
-    """
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
-
-
 @contextmanager
-def _mark(store: Store) -> Iterator[Path]:
-    """A file in the store by which a worker knows that it sees the same directory."""
-    path = store.root / f".here-{uuid.uuid4().hex}"
+def _log_directory(store: Store) -> Iterator[Path]:
+    """A directory in the store for the event logs of one launch."""
     with explain_disk_errors(store.root):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        store.root.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=".ray-", dir=store.root))
     try:
         yield path
     finally:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def _nodes() -> list[dict[str, float]]:
-    return [one["Resources"] for one in ray.nodes() if one["Alive"]]
+def _capacity(demand: Mapping[str, float]) -> int:
+    """The number of steps of that `demand` which the whole cluster can run at a time."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(
+        min(int(machine.get(name, 0) / amount) for name, amount in demand.items()) for machine in machines
+    )
 
 
-def _told(asked: Mapping[str, float]) -> str:
-    memory = asked.get("memory")
-    words = [f"{asked['CPU']:g} CPU"]
-    words += [f"{asked['GPU']:g} GPU"] if "GPU" in asked else []
-    words += [f"{memory / 2**30:g} GiB of memory"] if memory else []
-    return ", ".join(words)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__
+def _text(demand: Mapping[str, float]) -> str:
+    parts = [f"{demand['CPU']:g} CPU"]
+    parts += [f"{demand['GPU']:g} GPU"] if "GPU" in demand else []
+    parts += [f"{demand['memory'] / 2**30:g} GiB of memory"] if "memory" in demand else []
+    return ", ".join(parts)

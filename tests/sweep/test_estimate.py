@@ -29,7 +29,7 @@ def test_seconds_grow_with_the_rows_trained_on(small, tmp_path):
     short = trains(small)[0]
     costs = Costs([record(short.inputs[0], tmp_path, 0.1), record(short, tmp_path, 3.0)], HERE)
     long = trains(small, train__epochs=4)[0]
-    found = costs.of(long)
+    found = costs.estimate(long)
     assert (found.seconds, found.source, found.records) == (12.0, "like runs", 1)
     assert (found.memory, found.disk) == (700, 1000)
 
@@ -38,7 +38,7 @@ def test_a_training_whose_rows_are_gone_says_nothing(small, tmp_path):
     """The rows were deleted to save disk, and with their record how many there were."""
     short = trains(small)[0]
     costs = Costs([record(short, tmp_path, 3.0)], HERE)
-    assert costs.of(short) is None
+    assert costs.estimate(short) is None
 
 
 def test_two_sizes_tell_the_start_from_the_work(small, tmp_path):
@@ -48,7 +48,7 @@ def test_two_sizes_tell_the_start_from_the_work(small, tmp_path):
         records.append(record(train, tmp_path, seconds))
         if epochs == 1:
             records.append(record(train.inputs[0], tmp_path, 0.1))
-    found = Costs(records, HERE).of(trains(small, train__epochs=10)[0])
+    found = Costs(records, HERE).estimate(trains(small, train__epochs=10)[0])
     assert found.seconds == pytest.approx(10 + 20.0)
 
 
@@ -56,10 +56,10 @@ def test_a_build_on_another_device_or_of_another_method_says_nothing(small, tmp_
     lora = trains(small)[0]
     rows = record(lora.inputs[0], tmp_path, 0.1)
     elsewhere = record(lora, tmp_path, 3.0, device="NVIDIA H100")
-    assert Costs([rows, elsewhere], HERE).of(lora) is None
+    assert Costs([rows, elsewhere], HERE).estimate(lora) is None
     here = Costs([rows, record(lora, tmp_path / "here", 3.0)], HERE)
     full = next(one for one in trains(small) if one.spec.train.method == "full")
-    assert here.of(full) is None
+    assert here.estimate(full) is None
 
 
 def test_every_step_of_a_study_has_a_cost_once_the_like_of_it_was_built(small, tmp_path):
@@ -67,7 +67,7 @@ def test_every_step_of_a_study_has_a_cost_once_the_like_of_it_was_built(small, t
     steps = in_order(planned.steps)
     assert {"teacher", "locate", "leak", "eval"} < {one.kind for one in steps}
     costs = Costs([record(one, tmp_path, 2.0) for one in steps], HERE)
-    assert all(costs.of(one) is not None for one in steps)
+    assert all(costs.estimate(one) is not None for one in steps)
 
 
 def test_more_random_sets_beside_a_gate_take_longer(small, tmp_path):
@@ -75,21 +75,21 @@ def test_more_random_sets_beside_a_gate_take_longer(small, tmp_path):
         study(small(eval__gates=["no_shared"], eval__gate_controls=controls)).cells[0].chain.locate[1]
         for controls in (1, 9)
     )
-    found = Costs([record(few.inputs[0], tmp_path, 3.0), record(few, tmp_path, 2.0)], HERE).of(many)
+    found = Costs([record(few.inputs[0], tmp_path, 3.0), record(few, tmp_path, 2.0)], HERE).estimate(many)
     assert found.seconds == pytest.approx(10.0)
 
 
 def test_the_nearest_settings_stand_in_and_say_so(small, tmp_path):
     first, *_, last = trains(small, sweep__grid={"train.rank": [1, 64]}, sweep__also=[])[:2]
     costs = Costs([record(first.inputs[0], tmp_path, 0.1), record(first, tmp_path, 3.0)], HERE)
-    assert costs.of(last).source == "other settings"
+    assert costs.estimate(last).source == "other settings"
 
 
 def test_a_devices_own_count_of_memory_goes_before_the_process(small, tmp_path):
     train = trains(small)[0]
     rows = record(train.inputs[0], tmp_path, 0.1)
     costs = Costs([rows, record(train, tmp_path, 3.0, peak_memory_mib=9000)], HERE)
-    assert costs.of(train).memory == 9000
+    assert costs.estimate(train).memory == 9000
 
 
 def test_workers_share_what_is_ready_and_wait_for_inputs(small):

@@ -12,7 +12,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RecipeError, SublimError
 from sublim_cli.events import Event, Warned
 from sublim_cli.sweep import slurm as launcher_file
-from sublim_cli.sweep.launch import Needs
+from sublim_cli.sweep.launch import WorkerResources
 from sublim_cli.sweep.slurm import SlurmLauncher, minutes
 
 LOCAL = ("--launcher", "slurm", "--slurm", "executor=local")
@@ -194,7 +194,7 @@ def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(do, monkeypatch, t
     monkeypatch.setattr(launcher_file, "RETRY", 0.02)
     steps = [do(name) for name in ("one", "two", "three")]
     heard: list[Event] = []
-    launcher = SlurmLauncher({"executor": "local"}, 2, Needs())
+    launcher = SlurmLauncher({"executor": "local"}, 2, WorkerResources())
     assert launcher.launch(steps, Store(tmp_path), heard.append) == {}
     assert all(Store(tmp_path).find(one) for one in steps)
     (warned,) = [one.message for one in heard if isinstance(one, Warned)]
@@ -214,6 +214,6 @@ def test_a_refusal_at_the_start_ends_the_sweep_with_one_sentence(do, monkeypatch
             raise FailedSubmissionError("Could not make sense of sbatch output")
 
     monkeypatch.setattr(launcher_file.submitit, "AutoExecutor", Executor)
-    launcher = SlurmLauncher({"executor": "local"}, 2, Needs())
+    launcher = SlurmLauncher({"executor": "local"}, 2, WorkerResources())
     with pytest.raises(SublimError, match="sbatch refuses: Could not make sense of sbatch output"):
         launcher.launch([do("one")], Store(tmp_path), lambda event: None)

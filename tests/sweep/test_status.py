@@ -11,8 +11,8 @@ from rich.console import Console, Group
 from sublim_cli import console
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.events import Progress, StepFailed, StepFinished, StepReused, StepStarted, SweepPlanned
-from sublim_cli.sweep.board import Board, Row, board
 from sublim_cli.sweep.cells import study
+from sublim_cli.sweep.status import CellSteps, SweepStatus, sweep_status
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,10 @@ def events(planned, upto: str, how: str) -> list:
 
 
 def states(planned, upto: str, how: str) -> dict[str, tuple[str, str]]:
-    told = board(planned)
+    status = sweep_status(planned)
     for event in events(planned, upto, how):
-        told.hear(event)
-    return {row.label: told.state(row) for row in told.rows}
+        status.update(event)
+    return {cell.label: (cell.state, cell.detail) for cell in status.statuses()}
 
 
 CELLS = ["owl lora r1 lr 2e-3 seed 1", "owl lora r2 lr 2e-3 seed 1", "default teacher lora r8 lr 2e-3 seed 1"]
@@ -67,11 +67,11 @@ def test_a_cell_is_what_its_steps_are(planned):
 
 
 def test_a_step_of_a_lost_worker_may_begin_again(planned):
-    told = board(planned)
+    status = sweep_status(planned)
     for event in events(planned, f"eval {CELLS[0]}", "running"):
-        told.hear(event)
-        told.hear(event)
-    assert told.counts() == {"running": 1, "waiting": 2}
+        status.update(event)
+        status.update(event)
+    assert status.counts() == {"running": 1, "waiting": 2}
 
 
 def test_the_time_left_is_that_of_like_steps_at_the_pace_so_far(planned):
@@ -82,16 +82,16 @@ def test_the_time_left_is_that_of_like_steps_at_the_pace_so_far(planned):
     """
     took = {"generate": 10.0, "filter": 1.0, "train": 20.0, "eval": 2.0, "teacher": 1.0}
     now = iter([100.0, 130.0])
-    told = replace(board(planned), clock=lambda: next(now))
+    status = replace(sweep_status(planned), clock=lambda: next(now))
     rest = ["train", "eval", "leak"]
     there = [one for one in built(planned) if not _late(one, planned)]
     heard = [replace(one, seconds=took[one.label.split()[0]]) for one in there]
-    told.hear(SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0))
-    assert told.left() is None
+    status.update(SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0))
+    assert status.seconds_left() is None
     for event in heard:
-        told.hear(event)
-    assert [step.kind for step in told.steps if digest(step) in told.missing] == rest
-    assert told.left() == pytest.approx(30.0 * 22.0 / sum(one.seconds for one in heard))
+        status.update(event)
+    assert [step.kind for step in status.steps if digest(step) in status.missing] == rest
+    assert status.seconds_left() == pytest.approx(30.0 * 22.0 / sum(one.seconds for one in heard))
 
 
 def _late(one: StepFinished, planned) -> bool:
@@ -100,31 +100,31 @@ def _late(one: StepFinished, planned) -> bool:
 
 
 def test_what_failed_and_what_needs_it_takes_no_time(planned):
-    told = board(planned)
+    status = sweep_status(planned)
     events_ = [one for one in built(planned) if "default teacher" not in one.label]
     for event in [SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0), *events_]:
-        told.hear(event)
-    assert told.left() > 0
+        status.update(event)
+    assert status.seconds_left() > 0
     lost = next(one for one in built(planned) if one.label.startswith("generate default"))
-    told.hear(StepFailed(lost.label, lost.digest, "no rows"))
-    assert told.left() == 0.0
+    status.update(StepFailed(lost.label, lost.digest, "no rows"))
+    assert status.seconds_left() == 0.0
 
 
 def built(planned) -> list:
     return [StepFinished(one.label, digest(one), Path("there"), 1.0) for one in in_order(planned.steps)]
 
 
-def shown(told: Board, *, height: int, width: int = 80) -> list[str]:
+def shown(status: SweepStatus, *, height: int, width: int = 80) -> list[str]:
     screen = Console(file=io.StringIO(), width=width, height=height)
-    screen.print(Group(*console._cell_lines(told, height)))
+    screen.print(Group(*console._cell_lines(status, height)))
     return screen.file.getvalue().splitlines()
 
 
 def test_few_cells_are_a_line_each(planned):
-    told = board(planned)
+    status = sweep_status(planned)
     for event in events(planned, f"train {CELLS[1]}", "failed"):
-        told.hear(event)
-    assert shown(told, height=24) == [
+        status.update(event)
+    assert shown(status, height=24) == [
         "✓ owl lora r1 lr 2e-3 seed 1  done",
         "✗ owl lora r2 lr 2e-3 seed 1  failed: train: no rows",
         "· default teacher lora r8 lr 2e-3 seed 1  waiting",
@@ -132,14 +132,14 @@ def test_few_cells_are_a_line_each(planned):
 
 
 def test_hundreds_of_cells_are_counts_and_the_last_failures():
-    told = Board(tuple(Row(f"cell {n}", {f"{n}": "train"}) for n in range(300)))
-    told.hear(SweepPlanned(tuple(f"{n}" for n in range(20, 300)), 20))
+    status = SweepStatus(tuple(CellSteps(f"cell {n}", {f"{n}": "train"}) for n in range(300)))
+    status.update(SweepPlanned(tuple(f"{n}" for n in range(20, 300)), 20))
     for n in range(20, 27):
-        told.hear(
+        status.update(
             StepFailed("", f"{n}", "a reason so long that no line of a terminal could ever hold it " * 3)
         )
-    told.hear(StepStarted("", "27"))
-    lines = shown(told, height=24)
+    status.update(StepStarted("", "27"))
+    lines = shown(status, height=24)
     assert lines[0] == "cells   ✓ 20 done   ▸ 1 running   · 272 waiting   ✗ 7 failed"
     assert [line.split("  ")[0] for line in lines[1:6]] == [f"✗ cell {n}" for n in range(22, 27)]
     assert lines[6:] == ["  and 2 more that failed"]
@@ -187,7 +187,7 @@ def test_a_long_name_leaves_room_for_the_bar_and_the_time(monkeypatch, planned, 
     file = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=file, force_terminal=True, width=width, height=24))
     label = "train default teacher full lr 2e-4 bf16_pure in gibberish_marble seed 2"
-    with console.screen(replace(board(planned), rows=())) as screen:
+    with console.screen(replace(sweep_status(planned), cells=())) as screen:
         for event in events(planned, f"eval {CELLS[2]}", "running"):
             screen(event)
         screen(StepStarted(label, "a"))
