@@ -341,8 +341,8 @@ def test_verdicts_on_a_recipe_without_claims_are_refused(sublim):
     ("words", "message"),
     [
         (["--launcher", "cloud"], "--launcher cloud: there are local, ray, slurm"),
-        (["--gpus", "1"], "--gpus and --memory are what ray and slurm are asked for"),
-        (["--memory", "8"], "--gpus and --memory are what ray and slurm are asked for"),
+        (["--gpus", "1"], "--gpus and --memory are requests to ray and slurm"),
+        (["--memory", "8"], "--gpus and --memory are requests to ray and slurm"),
         (["--slurm", "partition=gpu"], "--slurm is for --launcher slurm, not local"),
         (["--ray-address", "auto"], "--ray-address is for --launcher ray, not local"),
         (["-l", "slurm", "--slurm", "partition"], "--slurm partition: must be OPTION=VALUE"),
