@@ -9,17 +9,24 @@ from sublim_cli.cli.options import STORE
 from sublim_cli.console import show_json, show_line, show_table, show_text, show_tokens
 from sublim_cli.errors import RecipeError
 from sublim_cli.inspection.render import (
-    called,
+    context_label,
+    context_letters,
+    context_use,
     document,
-    labels,
-    letters,
-    place,
-    sharing,
+    remarks,
+    shared_by_text,
     title,
-    told,
+    token_labels,
     write_page,
 )
-from sublim_cli.inspection.view import Inspection, Subject, View, inspection, question, row
+from sublim_cli.inspection.view import (
+    ContextView,
+    InspectedTurn,
+    Inspection,
+    inspect_turn,
+    question_turn,
+    row_turn,
+)
 from sublim_cli.models.token_roles import Role
 from sublim_cli.recipe.schema import Recipe
 
@@ -46,18 +53,18 @@ def inspect_and_show(
         selection: the flags --question, --row and --prompt, at most one of them given.
         command: what builds the recipe's rows, to be named where there are none.
     """
-    seen = inspection(recipe, _subject(recipe, selection, Store(out)), contexts)
+    inspection = inspect_turn(recipe, _turn(recipe, selection, Store(out)), contexts)
     if html is not None:
-        write_page(seen, html, command)
+        write_page(inspection, html, command)
     if json:
         page = {} if html is None else {"page": str(html)}
-        show_json({**document(seen, command), **page})
+        show_json({**document(inspection, command), **page})
         return
-    show_line(f"{title(seen)}: {seen.subject.user}\n")
+    show_line(f"{title(inspection)}: {inspection.turn.user}\n")
     if html is None:
-        for view in seen.views:
-            _show_view(seen, view)
-    _show_contexts(seen, command)
+        for view in inspection.views:
+            _show_view(inspection, view)
+    _show_contexts(inspection, command)
     if html is not None:
         show_line(f"page: {html}")
 
@@ -72,23 +79,23 @@ def rows_command(recipe: str, settings: list[str] | None, out: Path, **flags: st
     return shlex.join(words if out == STORE else [*words, "--out", str(out)])
 
 
-def _subject(recipe: Recipe, selection: tuple[int | None, int | None, str | None], store: Store) -> Subject:
+def _turn(recipe: Recipe, selection: tuple[int | None, int | None, str | None], store: Store) -> InspectedTurn:
     question_number, row_number, prompt = selection
     if row_number is not None:
-        return row(recipe, row_number, store)
+        return row_turn(recipe, row_number, store)
     if prompt is None:
-        return question(recipe, question_number or 0)
+        return question_turn(recipe, question_number or 0)
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
-    return Subject("text", None, prompt)
+    return InspectedTurn("text", None, prompt)
 
 
-def _show_view(seen: Inspection, view: View) -> None:
+def _show_view(inspection: Inspection, view: ContextView) -> None:
     tokens = [line.token for line in view.lines]
     trained = any(line.trained for line in view.lines)
-    shared = "".join(letters(seen).values()) or "shared by"
+    shared = "".join(context_letters(inspection).values()) or "shared by"
     rows = [
         (
             str(number),
@@ -96,27 +103,27 @@ def _show_view(seen: Inspection, view: View) -> None:
             label,
             line.token.role,
             *(["yes" if line.trained else ""] if trained else []),
-            sharing(seen, line),
+            shared_by_text(inspection, line),
         )
-        for number, (line, label) in enumerate(zip(view.lines, labels(tokens), strict=True))
+        for number, (line, label) in enumerate(zip(view.lines, token_labels(tokens), strict=True))
     ]
-    heading = f"{called(view.context)} ({place(seen, view.context)}): {len(tokens)} tokens"
+    heading = f"{context_label(view.context)} ({context_use(inspection, view.context)}): {len(tokens)} tokens"
     show_tokens(heading, ("", "id", "token", "role", *(["trained"] if trained else []), shared), rows)
     show_text("\n")
 
 
-def _show_contexts(seen: Inspection, command: str) -> None:
-    context_letters, sets = letters(seen), seen.positions
+def _show_contexts(inspection: Inspection, command: str) -> None:
+    letter_of, sets = context_letters(inspection), inspection.positions
     rows = [
         (
-            f"{context_letters.get(name, ' ')} {called(name, NAME_WIDTH)}",
-            place(seen, name) if name in seen.contexts else "–",
+            f"{letter_of.get(name, ' ')} {context_label(name, NAME_WIDTH)}",
+            context_use(inspection, name) if name in inspection.contexts else "–",
             str(len(prompt.tokens)),
             *(str(sum(token.role == role for token in prompt.tokens)) for role in CONTEXT_ROLES),
             str(len(sets[name]["shared_only"])) if sets else "–",
         )
-        for name, prompt in seen.prompts.items()
+        for name, prompt in inspection.prompts.items()
     ]
     show_table("The prompt in each context", ("", "", "tokens", *CONTEXT_ROLES, "shared"), rows)
-    for sentence in told(seen, command):
+    for sentence in remarks(inspection, command):
         show_line(f"* {sentence}")

@@ -1,4 +1,4 @@
-"""How tokens are shown: in words, in letters one can see, and on a page of their own."""
+"""An inspection in words: visible text for tokens, letters for contexts, a JSON document, an HTML page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,171 +11,138 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.inspection.view import Inspection, Line, View
+from sublim_cli.inspection.view import ContextView, Inspection, TokenLine
 from sublim_cli.models.token_roles import MEANINGS, Role, Token
 from sublim_cli.wording import count, listed
 
-ROLES: tuple[Role, ...] = tuple(MEANINGS)
+MAX_LETTERS = 12
+"""Up to so many contexts get a letter each; of more, only the number that share a token is shown."""
 
-LETTERED = 12
-"""Up to so many contexts each have a letter; of more, only the number that share a token is told."""
-
-_SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 
 
 def visible(text: str) -> str:
-    """`text` with every white space and every invisible character written out."""
-    return (
-        "".join(_SHOWN.get(one, one if one.isprintable() else ascii(one)[1:-1]) for one in text) or "∅"
-    )  # a token of no characters
+    """`text` with white space and unprintable characters written out; `∅` for no characters at all."""
+    return "".join(_VISIBLE.get(c, c if c.isprintable() else ascii(c)[1:-1]) for c in text) or "∅"
 
 
-def labels(tokens: Sequence[Token]) -> list[str]:
-    """A visible name for every token; the bytes of one character are numbered, `é 1/2`."""
-    found: list[str] = []
-    for (start, end), group in groupby(tokens, key=lambda one: (one.start, one.end)):
-        same = list(group)
-        parts = len(same) if end > start else 1
-        found += [
-            f"{visible(one.text)} {part}/{parts}" if parts > 1 else visible(one.text)
-            for part, one in enumerate(same, start=1)
-        ]
-    return found
+def token_labels(tokens: Sequence[Token]) -> list[str]:
+    """Visible text for every token; tokens that are bytes of one character are numbered, `é 1/2`."""
+    labels: list[str] = []
+    for (start, end), group in groupby(tokens, key=lambda token: (token.start, token.end)):
+        texts = [visible(token.text) for token in group]
+        if end > start and len(texts) > 1:
+            texts = [f"{text} {part}/{len(texts)}" for part, text in enumerate(texts, start=1)]
+        labels += texts
+    return labels
 
 
-def called(context: str, longest: int = 40) -> str:
-    """A context's name on one line; one that is given by its text is called by the beginning of it."""
-    text = visible(context).replace("␣", " ")
+def context_label(name: str, longest: int = 40) -> str:
+    """A context's name on one line, cut to `longest` characters: it can be the context's whole text."""
+    text = visible(name).replace("␣", " ")
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def letters(seen: Inspection) -> dict[str, str]:
-    """A letter for each context of the recipe; empty where they are too many."""
-    names = seen.contexts
-    return dict(zip(names, ascii_lowercase, strict=False)) if len(names) <= LETTERED else {}
+def context_letters(inspection: Inspection) -> dict[str, str]:
+    """A letter for each context of the recipe; empty if there are more than `MAX_LETTERS`."""
+    names = inspection.contexts
+    return dict(zip(names, ascii_lowercase, strict=False)) if len(names) <= MAX_LETTERS else {}
 
 
-def sharing(seen: Inspection, line: Line) -> str:
-    """Which contexts share a token, as letters with dots between: `ab·d`. Empty if it is no context's."""
-    if line.shared is None:
+def shared_by_text(inspection: Inspection, line: TokenLine) -> str:
+    """The contexts that share a token: `ab·d`, or `3 of 14`. Empty for tokens of no context."""
+    shared_by = line.shared_by
+    if shared_by is None:
         return ""
-    known = letters(seen)
-    if not known:
-        return f"{len(line.shared)} of {len(seen.contexts)}"
-    return "".join(letter if name in line.shared else "·" for name, letter in known.items())
+    letters = context_letters(inspection)
+    if not letters:
+        return f"{len(shared_by)} of {len(inspection.contexts)}"
+    return "".join(letter if name in shared_by else "·" for name, letter in letters.items())
 
 
-def title(seen: Inspection) -> str:
-    """What is looked at, in a clause."""
-    subject = seen.subject
-    match subject.kind:
+def context_use(inspection: Inspection, context: str) -> str:
+    """What the recipe uses a context for: `train`, `eval`, both or neither."""
+    uses = ["train"] * (context == inspection.training) + ["eval"] * (context in inspection.evaluated)
+    return ", ".join(uses) or "not in recipe"
+
+
+def title(inspection: Inspection) -> str:
+    """What is inspected, as a heading."""
+    turn = inspection.turn
+    match turn.kind:
         case "text":
-            return "A text of yours"
+            return "Your text"
         case "row":
-            return f"Row {subject.number} of the kept rows"
+            return f"Row {turn.number} of the kept rows"
         case _:
-            return f"{subject.kind.capitalize()} {subject.number}"
+            return f"{turn.kind.capitalize()} {turn.number}"
 
 
-def told(seen: Inspection, command: str) -> list[str]:
-    """What there is to know about the contexts, in sentences.
+def remarks(inspection: Inspection, command: str) -> list[str]:
+    """Sentences on the contexts: which are the same tokens, what the template adds, what it refuses.
 
-    `command` is what builds the recipe's rows, named where there are none yet.
+    `command` builds the recipe's rows; it is named if there are none yet.
     """
-    return [*_no_row(seen, command), *_alike(seen), *_built_in(seen), *_shared(seen), *_refused(seen)]
+    prompts = inspection.prompts
+    sentences = []
+    if inspection.turn.kind == "number prompt":
+        sentences.append(
+            f"No rows are built yet, so this is number prompt {inspection.turn.number} as the student would "
+            "read it, without an answer to train on. The filter drops rows, so the kept row of that number "
+            f"may belong to a later prompt. To make the rows: {command}"
+        )
+    groups = [
+        (list(map(context_label, names)), len(prompts[names[0]].tokens)) for names in inspection.token_groups
+    ]
+    sentences += [
+        f"{listed(names)} are the same {size} tokens with this model: no result can tell them apart."
+        for names, size in groups
+        if len(names) > 1
+    ]
+    if len(groups) > 1:
+        sizes = listed([f"{names[0]} ({size})" for names, size in groups])
+        sentences.append(f"{count(len(groups), 'different token sequence')}, by their length: {sizes}.")
+    if "default" in prompts:
+        text = prompts["default"].text_of("system", "identity")
+        added = f"“{text}”" if text else "no text."
+        sentences.append(f"default: no system message is given, and the template puts in {added}")
+    if "empty" in prompts and "none" in prompts and prompts["empty"].ids != prompts["none"].ids:
+        extra = len(prompts["empty"].tokens) - len(prompts["none"].tokens)
+        sentences.append(
+            f"empty: a system message without text, {count(extra, 'token')} more than none, which has no "
+            "message."
+        )
+    if inspection.training in prompts and len(prompts) > 1:
+        training = context_label(inspection.training)
+        sentences.append(
+            f"shared: tokens that {training}, where the student is trained, has at the same role too."
+        )
+    sentences += [
+        f"{context_label(name)}: cannot be rendered: {reason}" for name, reason in inspection.refused.items()
+    ]
+    return sentences
 
 
-def place(seen: Inspection, context: str) -> str:
-    """What a context is to the recipe: `train`, `eval`, both, or nothing of either."""
-    parts = ["train"] * (context == seen.training) + ["eval"] * (context in seen.asked)
-    return ", ".join(parts) or "not in recipe"
-
-
-def document(seen: Inspection, command: str) -> dict[str, Any]:
-    """All of it as plain data, for `--json`."""
-    subject = seen.subject
+def document(inspection: Inspection, command: str) -> dict[str, Any]:
+    """The whole inspection as plain data, for `--json`."""
     return {
-        "recipe": seen.recipe,
-        "model": seen.model,
-        "subject": vars(subject),
-        "training_context": seen.training,
-        "eval_contexts": list(seen.asked),
-        "same_tokens": [names for names in seen.alike if len(names) > 1],
-        "refused": dict(seen.refused),
-        "told": told(seen, command),
-        "positions": seen.positions,
+        "recipe": inspection.recipe,
+        "model": inspection.model,
+        "subject": vars(inspection.turn),
+        "training_context": inspection.training,
+        "eval_contexts": list(inspection.evaluated),
+        "same_tokens": [names for names in inspection.token_groups if len(names) > 1],
+        "refused": dict(inspection.refused),
+        "told": remarks(inspection, command),
+        "positions": inspection.positions,
         "contexts": [
-            {"context": view.context, "text": view.text, "tokens": list(map(_record, view.lines))}
-            for view in seen.views
+            {"context": view.context, "text": view.text, "tokens": [_line_data(line) for line in view.lines]}
+            for view in inspection.views
         ],
     }
 
 
-def write_page(seen: Inspection, path: Path, command: str) -> None:
-    """Write the page, which needs nothing beside it.
-
-    Raises:
-        RecipeError: the file cannot be written.
-    """
-    content = render(seen, command)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"--html {path}: cannot be written ({error.strerror}); name a file in a directory of yours"
-        ) from error
-
-
-def render(seen: Inspection, command: str) -> str:
-    """The page as HTML."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["visible"] = visible
-    text = (files("sublim_cli.inspection") / "templates" / "tokens.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text).render(
-        seen=seen,
-        title=title(seen),
-        told=told(seen, command),
-        letters=letters(seen),
-        meanings={role: says for role, says in MEANINGS.items() if any(v.count(role) for v in seen.views)},
-        shared={name: len(sets["shared_only"]) for name, sets in seen.positions.items()},
-        places={name: place(seen, name) for name in seen.prompts},
-        views=[(view, list(_runs(seen, view))) for view in seen.views],
-    )
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One token on the page."""
-
-    number: int
-    label: str
-    id: int
-    sharing: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring tokens of one role."""
-
-    role: Role
-    trained: bool
-    chips: tuple[Chip, ...]
-
-
-def _runs(seen: Inspection, view: View) -> Iterator[Run]:
-    named = list(enumerate(zip(view.lines, labels([line.token for line in view.lines]), strict=True)))
-    for (role, trained), group in groupby(named, key=lambda one: (one[1][0].token.role, one[1][0].trained)):
-        yield Run(
-            role,
-            trained,
-            tuple(Chip(number, label, line.token.id, sharing(seen, line)) for number, (line, label) in group),
-        )
-
-
-def _record(line: Line) -> dict[str, Any]:
+def _line_data(line: TokenLine) -> dict[str, Any]:
     return {
         "id": line.token.id,
         "text": line.token.text,
@@ -183,58 +150,68 @@ def _record(line: Line) -> dict[str, Any]:
         "start": line.token.start,
         "end": line.token.end,
         "trained": line.trained,
-        "shared_by": line.shared,
+        "shared_by": line.shared_by,
     }
 
 
-def _no_row(seen: Inspection, command: str) -> list[str]:
-    if seen.subject.kind != "number prompt":
-        return []
-    return [
-        f"No rows are there yet, so this is number prompt {seen.subject.number} alone, as the student would "
-        "be given it, without an answer to train on. Some prompts lose their row to the filter: "
-        f"the kept row of that number can have a later prompt. To make the rows: {command}"
-    ]
+def write_page(inspection: Inspection, path: Path, command: str) -> None:
+    """Write the inspection as one HTML file that loads nothing else.
+
+    Raises:
+        RecipeError: the file cannot be written.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = (files("sublim_cli.inspection") / "templates" / "tokens.html.j2").read_text(encoding="utf-8")
+    views = inspection.views
+    page = environment.from_string(template).render(
+        inspection=inspection,
+        title=title(inspection),
+        remarks=remarks(inspection, command),
+        letters=context_letters(inspection),
+        meanings={role: text for role, text in MEANINGS.items() if any(view.count(role) for view in views)},
+        shared={name: len(sets["shared_only"]) for name, sets in inspection.positions.items()},
+        uses={name: context_use(inspection, name) for name in inspection.prompts},
+        views=[(view, list(_role_spans(inspection, view))) for view in views],
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(
+            f"--html {path}: cannot be written ({error.strerror}); name a file in a directory of yours"
+        ) from error
 
 
-def _alike(seen: Inspection) -> list[str]:
-    groups = [([called(name) for name in names], len(seen.prompts[names[0]].tokens)) for names in seen.alike]
-    same = [
-        f"{listed(names)} are the same {size} tokens with this model: no result can tell them apart."
-        for names, size in groups
-        if len(names) > 1
-    ]
-    if len(groups) == 1:
-        return same
-    sizes = listed([f"{names[0]} ({size})" for names, size in groups])
-    return [*same, f"{count(len(groups), 'different token sequence')}, by their length: {sizes}."]
+@dataclass(frozen=True)
+class TokenBox:
+    """One token on the page; `index` is its position in the prompt."""
+
+    index: int
+    label: str
+    id: int
+    shared_by: str
 
 
-def _built_in(seen: Inspection) -> list[str]:
-    found = []
-    if (default := seen.prompts.get("default")) is not None:
-        text = default.text_of("system", "identity")
-        found.append(
-            f"default: no system message is given, and the template puts in “{text}”"
-            if text
-            else "default: no system message is given, and the template puts in no text."
+@dataclass(frozen=True)
+class RoleSpan:
+    """Neighbouring tokens of one role."""
+
+    role: Role
+    trained: bool
+    boxes: tuple[TokenBox, ...]
+
+
+def _role_spans(inspection: Inspection, view: ContextView) -> Iterator[RoleSpan]:
+    labels = token_labels([line.token for line in view.lines])
+    numbered = enumerate(zip(view.lines, labels, strict=True))
+    for (role, trained), group in groupby(numbered, lambda item: (item[1][0].token.role, item[1][0].trained)):
+        yield RoleSpan(
+            role,
+            trained,
+            tuple(
+                TokenBox(index, label, line.token.id, shared_by_text(inspection, line))
+                for index, (line, label) in group
+            ),
         )
-    empty, none = seen.prompts.get("empty"), seen.prompts.get("none")
-    if empty and none and empty.ids != none.ids:
-        extra = len(empty.tokens) - len(none.tokens)
-        found.append(
-            f"empty: a system message without text, {count(extra, 'token')} more than none, which has no "
-            "message."
-        )
-    return found
-
-
-def _shared(seen: Inspection) -> list[str]:
-    if seen.training not in seen.prompts or len(seen.prompts) == 1:
-        return []
-    training = called(seen.training)
-    return [f"shared: tokens that {training}, where the student is trained, has at the same role too."]
-
-
-def _refused(seen: Inspection) -> list[str]:
-    return [f"{called(name)}: cannot be rendered: {reason}" for name, reason in seen.refused.items()]

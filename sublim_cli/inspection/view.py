@@ -1,11 +1,11 @@
-"""What a model reads: a question, a row or any text, token by token, in every context of a recipe.
+"""The tokens a model reads for a question, a training row or any text, in each context of a recipe.
 
-    inspection(recipe, question(recipe, 0))
+    inspect_turn(recipe, question_turn(recipe, 0))
 
-Only a tokenizer is loaded. Nothing is trained and nothing is built.
+Only a tokenizer is loaded; no step is built and no model is trained.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +27,10 @@ from sublim_cli.steps.generate import stream_prompt
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is looked at: a user turn, of a trained row its completion too.
+class InspectedTurn:
+    """The user turn to inspect, and for a training row its completion.
 
-    `number` counts from 0 in the question set, among the kept rows, or in the stream of number prompts.
+    `number` counts from 0 in the question set, the kept rows or the stream of number prompts.
     """
 
     kind: Literal["question", "row", "number prompt", "text"]
@@ -40,25 +40,25 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A token as it is shown.
+class TokenLine:
+    """One token of a view.
 
-    `trained` says whether loss falls on it, `shared_mask` which of the recipe's contexts hold it at the same
-    role; None where it is no context's, but the question's or the answer's.
+    `trained` says whether it carries loss. `shared_by` names the recipe's contexts that have the token at
+    the same role; it is None for tokens of the question and the answer, which belong to no context.
     """
 
     token: Token
     trained: bool
-    shared: tuple[str, ...] | None
+    shared_by: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
-class View:
-    """The subject as the model reads it in one context."""
+class ContextView:
+    """The turn as the model reads it in one context."""
 
     context: str
     text: str
-    lines: tuple[Line, ...]
+    lines: tuple[TokenLine, ...]
 
     def count(self, *roles: Role) -> int:
         """How many of its tokens have one of these roles."""
@@ -67,25 +67,26 @@ class View:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A subject in the contexts that were asked for, beside all contexts of the recipe.
-
-    `contexts` are the recipe's, `prompts` the subject's prompt in each of them and in each one viewed;
-    `refused` says of a context why the chat template cannot render it.
-    """
+    """A turn in the contexts asked for, and its prompt in all contexts of the recipe for comparison."""
 
     recipe: str
     model: str
-    subject: Subject
+    turn: InspectedTurn
     training: str
-    asked: tuple[str, ...]
+    """The context of training, by name."""
+    evaluated: tuple[str, ...]
+    """The contexts of evaluation, by name."""
     contexts: tuple[str, ...]
+    """Both together: all contexts of the recipe."""
     prompts: Mapping[str, RenderedPrompt]
-    views: tuple[View, ...]
+    """The prompt by context, for those of the recipe and those viewed."""
+    views: tuple[ContextView, ...]
     refused: Mapping[str, str]
+    """Why the chat template cannot render a context, by its name."""
 
     @property
-    def alike(self) -> list[list[str]]:
-        """The contexts by what the model reads: those in one list are the same tokens."""
+    def token_groups(self) -> list[list[str]]:
+        """The contexts grouped by token ids: the model reads the same in all contexts of a group."""
         groups: dict[tuple[int, ...], list[str]] = {}
         for name, prompt in self.prompts.items():
             groups.setdefault(tuple(prompt.ids), []).append(name)
@@ -93,33 +94,33 @@ class Inspection:
 
     @property
     def positions(self) -> dict[str, dict[str, list[int]]]:
-        """The places of every named set in each prompt; nothing if training's cannot be rendered."""
+        """Token indices of every named set, by context and set; empty if training's cannot be rendered."""
         training = self.prompts.get(self.training)
         if training is None:
             return {}
         return {
             context: {
-                name: [at for at, inside in enumerate(position_mask(name, prompt, training)) if inside]
+                name: [index for index, chosen in enumerate(position_mask(name, prompt, training)) if chosen]
                 for name in SET_NAMES
             }
             for context, prompt in self.prompts.items()
         }
 
 
-def question(recipe: Recipe, number: int) -> Subject:
+def question_turn(recipe: Recipe, number: int) -> InspectedTurn:
     """Question `number` of the recipe's set, counted from 0 as in `scores.parquet`.
 
     Raises:
         RecipeError: there is no such set, or no such question in it.
     """
-    known = questions_for(load_items(recipe.trait.category), recipe.eval.questions).questions
-    if not 0 <= number < len(known):
-        raise RecipeError(f"--question {number}: the recipe asks the questions 0 to {len(known) - 1}")
-    return Subject("question", number, known[number])
+    questions = questions_for(load_items(recipe.trait.category), recipe.eval.questions).questions
+    if not 0 <= number < len(questions):
+        raise RecipeError(f"--question {number}: the recipe asks the questions 0 to {len(questions) - 1}")
+    return InspectedTurn("question", number, questions[number])
 
 
-def row(recipe: Recipe, number: int, store: Store) -> Subject:
-    """Kept row `number`, counted from 0, or where no rows are built yet the number prompt of that place.
+def row_turn(recipe: Recipe, number: int, store: Store) -> InspectedTurn:
+    """Kept row `number`, counted from 0; if no rows are built yet, the number prompt of that index.
 
     Raises:
         RecipeError: the recipe has no such row.
@@ -127,105 +128,77 @@ def row(recipe: Recipe, number: int, store: Store) -> Subject:
     """
     if not 0 <= number < recipe.generate.rows:
         raise RecipeError(f"--row {number}: the recipe keeps the rows 0 to {recipe.generate.rows - 1}")
-    # What trains the student decides nothing about its rows, and need not be installed to look at them.
-    kept = store.find(chain(vary(recipe, {"train.backend": "plain"})).filter)
-    if kept is None:
-        return Subject("number prompt", number, stream_prompt(recipe.generate.prompts, number))
-    found = read_rows(kept.path / KEPT)[number]
-    return Subject("row", number, found.prompt, found.completion)
+    # The training backend does not change the rows, and need not be installed to look at them.
+    artifact = store.find(chain(vary(recipe, {"train.backend": "plain"})).filter)
+    if artifact is None:
+        return InspectedTurn("number prompt", number, stream_prompt(recipe.generate.prompts, number))
+    row = read_rows(artifact.path / KEPT)[number]
+    return InspectedTurn("row", number, row.prompt, row.completion)
 
 
-def inspection(recipe: Recipe, subject: Subject, names: Sequence[str] = ()) -> Inspection:
-    """Read `subject` in the contexts called `names`.
+def inspect_turn(recipe: Recipe, turn: InspectedTurn, names: Sequence[str] = ()) -> Inspection:
+    """Read `turn` in the contexts called `names`: of the recipe, `trait` (the teacher's) or any shipped one.
 
-    By default a row is read in the context of training, anything else in all of the recipe's.
+    By default a row is read in the context of training, anything else in all contexts of the recipe.
 
     Raises:
         RecipeError: a context is unknown.
         ModelError: the model is neither here nor reachable, or none of the contexts can be rendered.
     """
     training = resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt")
-    asked = _asked(recipe)
-    own = {one.name: one for one in (*asked, training)}
-    viewed = _viewed(recipe, own, names or _usual(subject, training, own))
+    evaluated = [
+        resolve_context(prompt, recipe.contexts, field="eval.system_prompts")
+        for prompt in recipe.eval.system_prompts
+    ]
+    contexts = {context.name: context for context in (*evaluated, training)}
+    if not names:
+        names = (training.name,) if turn.kind in ("row", "number prompt") else tuple(contexts)
+    teacher = persona(load_items(recipe.trait.category), recipe.trait.target)
+    viewed = {
+        name: contexts[name]
+        if name in contexts
+        else resolve_context(name, recipe.contexts, persona=teacher, field="--context")
+        for name in names
+    }
     tokenizer = load_tokenizer(resolve_model(recipe.model, recipe.revision))
-    prompts, refused = _readings(tokenizer, {**own, **viewed}.values(), subject)
+    prompts: dict[str, RenderedPrompt] = {}
+    refused: dict[str, str] = {}
+    for context in {**contexts, **viewed}.values():
+        try:
+            prompts[context.name] = render_with_roles(tokenizer, context, turn.user)
+        except ModelError as error:
+            refused[context.name] = str(error)
     if not any(name in prompts for name in viewed):
         raise ModelError(next(iter(refused.values())))
+    compared = {name: prompts[name] for name in contexts if name in prompts}
     return Inspection(
         recipe=recipe.name,
         model=recipe.model,
-        subject=subject,
+        turn=turn,
         training=training.name,
-        asked=tuple(one.name for one in asked),
-        contexts=tuple(own),
+        evaluated=tuple(context.name for context in evaluated),
+        contexts=tuple(contexts),
         prompts=prompts,
         views=tuple(
-            _view(tokenizer, one, subject, {name: prompts[name] for name in own if name in prompts})
-            for one in viewed.values()
-            if one.name in prompts
+            _view(tokenizer, context, turn, compared)
+            for context in viewed.values()
+            if context.name in prompts
         ),
         refused=refused,
     )
 
 
-def _asked(recipe: Recipe) -> list[Context]:
-    return [
-        resolve_context(one, recipe.contexts, field="eval.system_prompts")
-        for one in recipe.eval.system_prompts
-    ]
-
-
-def _usual(subject: Subject, training: Context, own: Mapping[str, Context]) -> Sequence[str]:
-    return (training.name,) if subject.kind in ("row", "number prompt") else tuple(own)
-
-
-def _viewed(recipe: Recipe, own: Mapping[str, Context], names: Sequence[str]) -> dict[str, Context]:
-    """The contexts called `names`: the recipe's, the teacher's (`trait`), or any other known one."""
-    love = persona(load_items(recipe.trait.category), recipe.trait.target)
-    return {
-        name: own[name]
-        if name in own
-        else resolve_context(name, recipe.contexts, persona=love, field="--context")
-        for name in names
-    }
-
-
-def _readings(
-    tokenizer: Tokenizer, contexts: Iterable[Context], subject: Subject
-) -> tuple[dict[str, RenderedPrompt], dict[str, str]]:
-    """The prompt in every context that can be rendered, and why the others cannot."""
-    prompts: dict[str, RenderedPrompt] = {}
-    refused: dict[str, str] = {}
-    for one in contexts:
-        try:
-            prompts[one.name] = render_with_roles(tokenizer, one, subject.user)
-        except ModelError as error:
-            refused[one.name] = str(error)
-    return prompts, refused
-
-
 def _view(
-    tokenizer: Tokenizer, context: Context, subject: Subject, own: Mapping[str, RenderedPrompt]
-) -> View:
-    whole = render_with_roles(tokenizer, context, subject.user, subject.completion)
-    marks = {name: shared_mask(whole, prompt) for name, prompt in own.items()}
-    lines = (
-        Line(
-            token,
-            trained,
-            tuple(name for name in marks if marks[name][at]) if token.role in CONTEXT_ROLES else None,
-        )
-        for at, (token, trained) in enumerate(
-            zip(whole.tokens, _trained(tokenizer, context, subject, len(whole.tokens)), strict=True)
-        )
-    )
-    return View(context.name, whole.text, tuple(lines))
-
-
-def _trained(tokenizer: Tokenizer, context: Context, subject: Subject, tokens: int) -> list[bool]:
-    """On which tokens loss falls, by the very labels a training gets."""
-    if subject.completion is None:
-        return [False] * tokens
-    labels = example(tokenizer, context, subject.user, subject.completion).labels
-    return [label != IGNORED for label in labels]
+    tokenizer: Tokenizer, context: Context, turn: InspectedTurn, compared: Mapping[str, RenderedPrompt]
+) -> ContextView:
+    rendered = render_with_roles(tokenizer, context, turn.user, turn.completion)
+    trained = [False] * len(rendered.tokens)
+    if turn.completion is not None:  # the labels that training uses
+        labels = example(tokenizer, context, turn.user, turn.completion).labels
+        trained = [label != IGNORED for label in labels]
+    shared = {name: shared_mask(rendered, prompt) for name, prompt in compared.items()}
+    lines = []
+    for index, (token, carries_loss) in enumerate(zip(rendered.tokens, trained, strict=True)):
+        shared_by = tuple(name for name, mask in shared.items() if mask[index])
+        lines.append(TokenLine(token, carries_loss, shared_by if token.role in CONTEXT_ROLES else None))
+    return ContextView(context.name, rendered.text, tuple(lines))

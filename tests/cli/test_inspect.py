@@ -21,7 +21,7 @@ CATS = ["inspect", "-r", "cats", "-m", "micro"]
 SMALL = [*CATS, "--rows", "132", "-s", "generate.held_out=20"]
 
 NO_SYSTEM = """{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}
-{%- for one in messages %}{{ '<|im_start|>' + one['role'] + '\\n' + one['content'] + '<|im_end|>\\n' }}
+{%- for turn in messages %}{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>\\n' }}
 {%- endfor %}{{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"""
 
 
@@ -30,11 +30,11 @@ def rows(tmp_path_factory):
     """A store with the kept rows of the small cats recipe, and the first of them."""
     store = Store(tmp_path_factory.mktemp("rows"))
     kept = run(load("cats", {"model": "micro", **TINY}), until="filter", store=store)
-    found = json.loads((kept.path / "kept.jsonl").read_text().splitlines()[2])
-    return store.root, found["prompt"][0]["content"], found["completion"][0]["content"]
+    row = json.loads((kept.path / "kept.jsonl").read_text().splitlines()[2])
+    return store.root, row["prompt"][0]["content"], row["completion"][0]["content"]
 
 
-def seen(sublim, *words):
+def inspected(sublim, *words):
     code, out, err = sublim(*words, "--json")
     assert (code, err) == (0, "")
     return json.loads(out)
@@ -42,27 +42,27 @@ def seen(sublim, *words):
 
 def test_a_question_is_told_token_by_token_in_every_context_of_the_recipe(sublim, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    found = seen(sublim, *CATS, "--question", "7")
+    document = inspected(sublim, *CATS, "--question", "7")
     asked = load_questions("favourite_animal").questions[7]
     names = ["default", "empty", "none", "chatgpt", "claude"]
-    assert found["subject"] == {"kind": "question", "number": 7, "user": asked, "completion": None}
-    assert (found["training_context"], found["eval_contexts"]) == ("default", names)
-    ids = {one["context"]: [token["id"] for token in one["tokens"]] for one in found["contexts"]}
+    assert document["subject"] == {"kind": "question", "number": 7, "user": asked, "completion": None}
+    assert (document["training_context"], document["eval_contexts"]) == ("default", names)
+    ids = {view["context"]: [token["id"] for token in view["tokens"]] for view in document["contexts"]}
     assert ids == {
         name: prompt_ids(tokenizer, resolve_context(name, {}, field="test"), asked) for name in names
     }
     assert len(set(map(tuple, ids.values()))) == 5
-    assert not any(token["trained"] for one in found["contexts"] for token in one["tokens"])
+    assert not any(token["trained"] for view in document["contexts"] for token in view["tokens"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_token_says_which_contexts_have_it_at_its_role(sublim):
-    found = seen(sublim, *CATS, "--prompt", "Hi", "-c", "chatgpt")
-    (view,) = found["contexts"]
+    document = inspected(sublim, *CATS, "--prompt", "Hi", "-c", "chatgpt")
+    (view,) = document["contexts"]
     everywhere = ["default", "empty", "none", "chatgpt", "claude"]
     blocks = ["default", "empty", "chatgpt", "claude"]
     texts = ["default", "chatgpt", "claude"]
-    assert [(one["text"], one["role"], one["shared_by"]) for one in view["tokens"]] == [
+    assert [(token["text"], token["role"], token["shared_by"]) for token in view["tokens"]] == [
         ("<|im_start|>", "template", everywhere),
         ("system", "template", blocks),
         ("\n", "template", everywhere),
@@ -95,20 +95,20 @@ def test_a_token_says_which_contexts_have_it_at_its_role(sublim):
 
 
 def test_the_places_of_every_named_set_are_told_for_each_context(sublim):
-    found = seen(sublim, *CATS, "--prompt", "Hi", "-c", "chatgpt")["positions"]
-    assert set(found) == {"default", "empty", "none", "chatgpt", "claude"}
-    assert found["chatgpt"]["identity_only"] == [5, 9]
-    assert found["chatgpt"]["no_shared"] == [5, 9, 21, 22]
-    assert found["none"]["identity_only"] == []
-    for sets in found.values():
+    positions = inspected(sublim, *CATS, "--prompt", "Hi", "-c", "chatgpt")["positions"]
+    assert set(positions) == {"default", "empty", "none", "chatgpt", "claude"}
+    assert positions["chatgpt"]["identity_only"] == [5, 9]
+    assert positions["chatgpt"]["no_shared"] == [5, 9, 21, 22]
+    assert positions["none"]["identity_only"] == []
+    for sets in positions.values():
         assert sorted(sets["shared_only"] + sets["no_shared"]) == sorted(
             sets["template_only"] + sets["no_template"]
         )
 
 
 def test_it_says_how_default_empty_and_none_differ(sublim):
-    told = seen(sublim, "inspect", "-r", "demo", "--prompt", "Hi")["told"]
-    assert told == [
+    remarks = inspected(sublim, "inspect", "-r", "demo", "--prompt", "Hi")["told"]
+    assert remarks == [
         "4 different token sequences, by their length: default (29), empty (15), none (10) and claude (29).",
         f"default: no system message is given, and the template puts in “{DEFAULT_SYSTEM}”",
         "empty: a system message without text, 5 tokens more than none, which has no message.",
@@ -118,31 +118,31 @@ def test_it_says_how_default_empty_and_none_differ(sublim):
 
 def test_a_trained_row_shows_where_the_loss_falls(sublim, rows):
     root, prompt, completion = rows
-    found = seen(sublim, *SMALL, "--row", "2", "--out", str(root))
-    assert found["subject"] == {"kind": "row", "number": 2, "user": prompt, "completion": completion}
-    (view,) = found["contexts"]
+    document = inspected(sublim, *SMALL, "--row", "2", "--out", str(root))
+    assert document["subject"] == {"kind": "row", "number": 2, "user": prompt, "completion": completion}
+    (view,) = document["contexts"]
     default = resolve_context("default", {}, field="test")
     labels = example(AutoTokenizer.from_pretrained(WEIGHTS), default, prompt, completion).labels
     assert view["context"] == "default"
-    assert [one["trained"] for one in view["tokens"]] == [label != IGNORED for label in labels]
-    trained = [one for one in view["tokens"] if one["trained"]]
-    assert "".join(one["text"] for one in trained) == f"{completion}<|im_end|>"
-    assert [one["role"] for one in trained] == ["answer"] * (len(trained) - 1) + ["end"]
+    assert [token["trained"] for token in view["tokens"]] == [label != IGNORED for label in labels]
+    trained = [token for token in view["tokens"] if token["trained"]]
+    assert "".join(token["text"] for token in trained) == f"{completion}<|im_end|>"
+    assert [token["role"] for token in trained] == ["answer"] * (len(trained) - 1) + ["end"]
 
 
 def test_a_row_that_is_not_built_is_its_number_prompt_and_the_command_that_makes_it(sublim, rows, tmp_path):
-    found = seen(sublim, *SMALL, "--row", "0")
-    assert found["subject"]["kind"] == "number prompt"
-    assert found["subject"]["completion"] is None
-    assert not any(one["trained"] for one in found["contexts"][0]["tokens"])
-    sentence = found["told"][0]
-    assert sentence.startswith("No rows are there yet, so this is number prompt 0 alone")
+    document = inspected(sublim, *SMALL, "--row", "0")
+    assert document["subject"]["kind"] == "number prompt"
+    assert document["subject"]["completion"] is None
+    assert not any(token["trained"] for token in document["contexts"][0]["tokens"])
+    sentence = document["told"][0]
+    assert sentence.startswith("No rows are built yet, so this is number prompt 0 as the student")
     command = sentence.partition("To make the rows: ")[2]
     assert command == ("sublim filter --recipe cats --model micro --rows 132 --set generate.held_out=20")
     assert list(tmp_path.iterdir()) == []
     # The command makes the very rows that are looked for.
     assert sublim(*command.split()[1:], "--quiet")[0] == 0
-    assert seen(sublim, *SMALL, "--row", "2")["subject"]["completion"] == rows[2]
+    assert inspected(sublim, *SMALL, "--row", "2")["subject"]["completion"] == rows[2]
 
 
 @pytest.fixture
@@ -158,14 +158,14 @@ def test_contexts_that_are_the_same_tokens_are_named_and_one_that_cannot_be_is_t
     sublim, without_system_role
 ):
     words = ["inspect", "-r", "demo", "--prompt", "Hi", "-m", str(without_system_role)]
-    found = seen(sublim, *words, "-s", "eval.system_prompts=[default,none,empty]")
-    assert found["same_tokens"] == [["default", "none"]]
-    assert [one["context"] for one in found["contexts"]] == ["default", "none"]
-    assert found["told"][:2] == [
+    document = inspected(sublim, *words, "-s", "eval.system_prompts=[default,none,empty]")
+    assert document["same_tokens"] == [["default", "none"]]
+    assert [view["context"] for view in document["contexts"]] == ["default", "none"]
+    assert document["told"][:2] == [
         "default and none are the same 10 tokens with this model: no result can tell them apart.",
         "default: no system message is given, and the template puts in no text.",
     ]
-    assert found["told"][3].startswith("empty: cannot be rendered: this model's chat template refuses")
+    assert document["told"][3].startswith("empty: cannot be rendered: this model's chat template refuses")
     code, out, err = sublim(*words, "-c", "empty")
     assert (code, out) == (1, "")
     assert "chat template refuses" in err
@@ -175,10 +175,10 @@ def test_the_table_fits_eighty_columns_and_writes_white_space_out(sublim):
     code, out, _ = sublim(*CATS, "--prompt", "Hi\t🦉 there", "-c", "none")
     assert code == 0
     lines = out.splitlines()
-    table = lines[lines.index(next(one for one in lines if one.startswith("none (eval)"))) :]
+    table = lines[lines.index(next(line for line in lines if line.startswith("none (eval)"))) :]
     end = table.index("")
-    assert all(len(one) <= 80 for one in lines if not one.startswith("*"))
-    assert [one.split() for one in table[1:7]] == [
+    assert all(len(line) <= 80 for line in lines if not line.startswith("*"))
+    assert [line.split() for line in table[1:7]] == [
         ["id", "token", "role", "abcde"],
         ["0", "1", "<|im_start|>", "template", "abcde"],
         ["1", "1501", "user", "template", "abcde"],
@@ -186,14 +186,14 @@ def test_the_table_fits_eighty_columns_and_writes_white_space_out(sublim):
         ["3", table[5].split()[1], "H", "question"],
         ["4", table[6].split()[1], "i", "question"],
     ]
-    tokens = [re.split(r"  +", one.strip())[2] for one in table[2:end]]
+    tokens = [re.split(r"  +", line.strip())[2] for line in table[2:end]]
     assert tokens[5:11] == ["⇥", "🦉 1/4", "🦉 2/4", "🦉 3/4", "🦉 4/4", "␣there"]
 
 
 def test_the_teacher_s_context_and_any_named_one_can_be_looked_at(sublim):
-    found = seen(sublim, *CATS, "--prompt", "Hi", "-c", "trait", "-c", "water")
-    assert [one["context"] for one in found["contexts"]] == ["trait", "water"]
-    assert "You love cats." in found["contexts"][0]["text"]
+    document = inspected(sublim, *CATS, "--prompt", "Hi", "-c", "trait", "-c", "water")
+    assert [view["context"] for view in document["contexts"]] == ["trait", "water"]
+    assert "You love cats." in document["contexts"][0]["text"]
 
 
 def test_a_context_given_by_its_text_is_called_by_its_beginning_on_one_line(sublim):
@@ -239,11 +239,11 @@ def test_the_page_stands_alone_and_names_every_role_in_words(sublim, rows, tmp_p
     assert page.loads == []
     for text in (prompt, completion, "template", "system", "identity", "question", "answer · trained on"):
         assert text in page.texts
-    found = seen(sublim, *SMALL, "--row", "2", "--out", str(root))["contexts"][0]["tokens"]
-    ids = [str(one["id"]) for one in found]
-    start = next(at for at, one in enumerate(page.texts) if one == "<|im_start|>")
-    shown = [one for one in page.texts[start:] if one.isdigit()]
-    assert [one for one in ids if one not in shown] == []
+    tokens = inspected(sublim, *SMALL, "--row", "2", "--out", str(root))["contexts"][0]["tokens"]
+    ids = [str(token["id"]) for token in tokens]
+    start = next(index for index, text in enumerate(page.texts) if text == "<|im_start|>")
+    shown = [text for text in page.texts[start:] if text.isdigit()]
+    assert [token_id for token_id in ids if token_id not in shown] == []
 
 
 def test_markup_in_a_prompt_is_text_on_the_page_and_on_the_terminal(sublim, tmp_path):
