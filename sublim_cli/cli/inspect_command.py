@@ -79,7 +79,9 @@ def rows_command(recipe: str, settings: list[str] | None, out: Path, **flags: st
     return shlex.join(words if out == STORE else [*words, "--out", str(out)])
 
 
-def _turn(recipe: Recipe, selection: tuple[int | None, int | None, str | None], store: Store) -> InspectedTurn:
+def _turn(
+    recipe: Recipe, selection: tuple[int | None, int | None, str | None], store: Store
+) -> InspectedTurn:
     question_number, row_number, prompt = selection
     if row_number is not None:
         return row_turn(recipe, row_number, store)
