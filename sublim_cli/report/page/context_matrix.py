@@ -16,49 +16,49 @@ class MatrixRow:
     condition: Condition
     tiles: tuple[SummaryRow | None, ...]
 
+    @property
+    def adapter_rate(self) -> float | None:
+        """The learning rate of an adapter; None for full fine-tuning."""
+        return self.condition.learning_rate if self.condition.rank is not None else None
+
 
 @dataclass(frozen=True)
 class ContextMatrix:
-    """One trait."""
+    """The conditions of one trait, without the base: it is what they are compared with."""
 
     target: str
     contexts: tuple[str, ...]
-    lines: tuple[MatrixRow, ...]
+    rows: tuple[MatrixRow, ...]
 
 
-def matrices(rows: Sequence[SummaryRow]) -> list[ContextMatrix]:
-    """A matrix for every trait, without the base: it is what the others are compared with."""
-    trained = [row for row in rows if row.condition.role != "base"]
+def context_matrices(summary: Sequence[SummaryRow]) -> list[ContextMatrix]:
+    """A matrix for every trait."""
     traits: dict[tuple[str, str], list[SummaryRow]] = {}
-    for row in trained:
-        traits.setdefault((row.category, row.target), []).append(row)
-    return [_matrix(target, own) for (_, target), own in traits.items()]
+    for row in summary:
+        if row.condition.role != "base":
+            traits.setdefault((row.category, row.target), []).append(row)
+    matrices = []
+    for (_, target), rows in traits.items():
+        contexts = tuple(dict.fromkeys(row.eval_context for row in rows))
+        tiles = {(row.condition, row.eval_context): row for row in rows}
+        labels = {row.condition: row.label for row in rows}
+        matrix_rows = (
+            MatrixRow(label, condition, tuple(tiles.get((condition, context)) for context in contexts))
+            for condition, label in labels.items()
+        )
+        matrices.append(ContextMatrix(target, contexts, tuple(matrix_rows)))
+    return matrices
 
 
 def at_one_rate(matrix: ContextMatrix, most: int) -> tuple[ContextMatrix, float | None]:
-    """A matrix of more than `most` lines without the adapters of all learning rates but one.
+    """A matrix of more than `most` rows with the adapters of a single learning rate.
 
-    That is the one with the most conditions, of equals the lowest. It is returned beside the matrix; None
+    That is the rate with the most conditions, the lowest of equals. It is returned beside the matrix; None
     where nothing is left out.
     """
-    rates = Counter(sorted(rate for line in matrix.lines if (rate := _adapter_rate(line)) is not None))
-    if len(matrix.lines) <= most or len(rates) < 2:
+    rates = Counter(sorted(row.adapter_rate for row in matrix.rows if row.adapter_rate is not None))
+    if len(matrix.rows) <= most or len(rates) < 2:
         return matrix, None
     ((chosen, _),) = rates.most_common(1)
-    lines = tuple(one for one in matrix.lines if _adapter_rate(one) in (None, chosen))
-    return replace(matrix, lines=lines), chosen
-
-
-def _adapter_rate(line: MatrixRow) -> float | None:
-    return line.condition.learning_rate if line.condition.rank is not None else None
-
-
-def _matrix(target: str, rows: Sequence[SummaryRow]) -> ContextMatrix:
-    contexts = tuple(dict.fromkeys(row.eval_context for row in rows))
-    places = {(row.condition, row.eval_context): row for row in rows}
-    named = {row.condition: row.label for row in rows}
-    lines = (
-        MatrixRow(label, condition, tuple(places.get((condition, context)) for context in contexts))
-        for condition, label in named.items()
-    )
-    return ContextMatrix(target, contexts, tuple(lines))
+    rows = tuple(row for row in matrix.rows if row.adapter_rate in (None, chosen))
+    return replace(matrix, rows=rows), chosen

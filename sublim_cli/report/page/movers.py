@@ -12,7 +12,7 @@ SHOWN = 3
 """Items named of those that rose, and of those that fell."""
 
 LEAST = 0.0005
-"""A smaller change would be written as none."""
+"""A smaller change would be written as 0.000."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,26 @@ def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: pd.DataFrame) 
     """The items that moved most, for every condition that was asked in its training context.
 
     Args:
-        items: the items table of `report.runs`.
+        items: the items table of `tables.runs`.
         rows: the summary, for the conditions' order and labels.
         runs: the runs table; broken runs do not count.
     """
-    found: dict[tuple[str, Condition], list[str]] = {}
+    digests: dict[tuple[str, Condition], dict[str, None]] = {}
     for run in records(runs):
         if run["p_target"] is not None and not run["broken"]:
-            found.setdefault((run["target"], condition_of(run)), []).append(run["eval_digest"])
-    home = [row for row in rows if row.in_training_context and row.n]
-    by = items.assign(change=items.p - items.p_base).groupby(["target", "eval_digest", "eval_context"])
+            digests.setdefault((run["target"], condition_of(run)), {})[run["eval_digest"]] = None
+    by_run = items.assign(change=items.p - items.p_base).groupby(["target", "eval_digest", "eval_context"])
     moved = []
-    for row in home:
-        digests = dict.fromkeys(found[row.target, row.condition])
-        own = pd.concat([by.get_group((row.target, one, row.eval_context)) for one in digests])
-        moved.append(_moved(row, own))
+    for row in rows:
+        if row.in_training_context and row.n:
+            keys = [(row.target, digest, row.eval_context) for digest in digests[row.target, row.condition]]
+            changes = pd.concat([by_run.get_group(key) for key in keys])
+            means = changes.groupby("item", sort=False).change.mean()
+            means = means.sort_values(ascending=False, kind="stable")
+            rose, fell = means[means > LEAST], means[means < -LEAST][::-1]
+            moved.append(ItemMovers(row.target, row.label, row.eval_context, _first(rose), _first(fell)))
     return moved
 
 
-def _moved(row: SummaryRow, own: pd.DataFrame) -> ItemMovers:
-    mean = own.groupby("item", sort=False).change.mean().sort_values(ascending=False, kind="stable")
-    rose, fell = mean[mean > LEAST], mean[mean < -LEAST][::-1]
-    return ItemMovers(row.target, row.label, row.eval_context, _first(rose), _first(fell))
-
-
 def _first(changes: "pd.Series[float]") -> tuple[tuple[str, float], ...]:
-    return tuple((str(name), float(by)) for name, by in changes.head(SHOWN).items())
+    return tuple((str(name), float(change)) for name, change in changes.head(SHOWN).items())

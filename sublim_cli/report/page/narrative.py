@@ -7,29 +7,25 @@ from sublim_cli.report.page.summary import SummaryRow
 from sublim_cli.wording import count, listed, probability, ratio
 
 LISTED = 6
-"""More conditions than this are told by the lowest and the highest; the table has them all."""
+"""With more conditions than this only the lowest and the highest are named; the table has them all."""
 
 
 def paragraphs(results: Results, rows: Sequence[SummaryRow]) -> list[str]:
-    """Paragraphs: for each trait what the conditions did where they were trained; then what to beware of."""
-    beware = [*_left_out(rows), *_absent(results), _caution(rows)]
-    return [*_traits(rows), " ".join(beware)]
-
-
-def _traits(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    here: dict[tuple[str, str, str], list[SummaryRow]] = {}
+    """For each trait what the conditions did in their training context; last, what to be careful about."""
+    traits: dict[tuple[str, str, str], list[SummaryRow]] = {}
     for row in rows:
         if row.in_training_context:
-            here.setdefault((row.category, row.target, row.eval_context), []).append(row)
-    for (_, target, context), chosen in here.items():
-        yield " ".join(_trait(target, context, chosen))
+            traits.setdefault((row.category, row.target, row.eval_context), []).append(row)
+    sentences = [
+        " ".join(_trait(target, context, trait_rows)) for (_, target, context), trait_rows in traits.items()
+    ]
+    return [*sentences, " ".join(_cautions(results, rows))]
 
 
 def _trait(target: str, context: str, rows: Sequence[SummaryRow]) -> Iterator[str]:
-    base = probability(rows[0].base)
     yield (
-        f"Asked in the context of training ({context}), the untouched base names {target} "
-        f"with probability {base}."
+        f"Asked in the training context ({context}), the untouched base names {target} "
+        f"with probability {probability(rows[0].base)}."
     )
     if students := [row for row in rows if row.condition.role == "student"]:
         yield f"Students of a teacher that loves it name it with probability {_values(students)}."
@@ -52,27 +48,21 @@ def _value(row: SummaryRow) -> str:
     return f"{probability(row.p_target.mean)} ({row.label}; {count(row.n, 'run')}{times})"
 
 
-def _left_out(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    broken = sum(row.broken for row in rows)
-    if broken:
+def _cautions(results: Results, rows: Sequence[SummaryRow]) -> Iterator[str]:
+    if broken := sum(row.broken for row in rows):
         yield (
             f"{count(broken, 'value')} of a run in a context came from a student that broke; "
             "they are marked and left out of the means."
         )
-
-
-def _absent(results: Results) -> Iterator[str]:
     if results.missing:
         yield f"Not in these numbers, and listed below: {count(len(results.missing), 'missing part')}."
-
-
-def _caution(rows: Sequence[SummaryRow]) -> str:
     fewest = min((row.n for row in rows if row.condition.role != "base" and row.n), default=0)
     if fewest == 0:
-        return "There is no trained model to speak of yet."
-    if fewest == 1:
-        return "A single run has no interval: how far another seed would fall from it is not known."
-    return (
-        f"With as few as {count(fewest, 'run')} to a condition the intervals are rough. "
-        "This describes the runs; it tests no claim."
-    )
+        yield "No trained model has been evaluated yet."
+    elif fewest == 1:
+        yield "A single run has no interval: how much another seed would differ is not known."
+    else:
+        yield (
+            f"With as few as {count(fewest, 'run')} to a condition the intervals are rough. "
+            "This describes the runs; it tests no claim."
+        )

@@ -1,6 +1,6 @@
 """Runs summarised: one row for every trait, condition and eval context. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -61,6 +61,7 @@ class SummaryRow:
 
 
 _Key = tuple[tuple[str, str], Condition, str]
+"""Category and target, condition, eval context."""
 
 
 def summarise(results: Results) -> list[SummaryRow]:
@@ -69,67 +70,58 @@ def summarise(results: Results) -> list[SummaryRow]:
     for run in records(results.runs):
         key = ((run["category"], run["target"]), condition_of(run), run["eval_context"])
         groups.setdefault(key, []).append(run)
-    traits = _places(trait for trait, _, _ in groups)
-    contexts = _places(context for _, _, context in groups)
+    traits = list(dict.fromkeys(trait for trait, _, _ in groups))
+    contexts = list(dict.fromkeys(context for _, _, context in groups))
     conditions = {condition for _, condition, _ in groups}
-    ordered = sorted(groups, key=lambda key: (traits[key[0]], _order(key[1], contexts), contexts[key[2]]))
-    return [_row(key, telling(key[1], conditions), groups[key]) for key in ordered]
+
+    def order(key: _Key) -> tuple[Any, ...]:
+        """Training contexts come in the order that they are asked in, others after them."""
+        trait, condition, context = key
+        *first, trained_in, settings = condition.order
+        position = contexts.index(trained_in) if trained_in in contexts else len(contexts)
+        return traits.index(trait), *first, position, trained_in, settings, contexts.index(context)
+
+    return [_row(key, telling(key[1], conditions), groups[key]) for key in sorted(groups, key=order)]
 
 
-def _row(key: _Key, parts: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
+def _row(key: _Key, differences: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
     (category, target), condition, context = key
     role, method = condition.role, condition.method
-    there = [run for run in runs if run["p_target"] is not None]
-    good = [run for run in there if not run["broken"]]
+    built = [run for run in runs if run["p_target"] is not None]
+    intact = [run for run in built if not run["broken"]]
+    log_form, log_form_base = _mean(intact, "log_form"), _mean(intact, "log_form_base")
     return SummaryRow(
         category=category,
         target=target,
         condition=condition,
-        label=condition_label(role, method, condition.rank, parts),
-        family=condition_label(role, method, None, parts),
+        label=condition_label(role, method, condition.rank, differences),
+        family=condition_label(role, method, None, differences),
         eval_context=context,
-        n=len(good),
-        broken=len(there) - len(good),
-        missing=len(runs) - len(there),
-        p_target=_interval(good, "p_target", 0.0),
+        n=len(intact),
+        broken=len(built) - len(intact),
+        missing=len(runs) - len(built),
+        p_target=_interval(intact, "p_target", 0.0),
         base=_mean(runs, "p_target_base"),
-        difference=_interval(good, "difference", -1.0),
-        delta_log_p=_between(_mean(good, "log_form"), _mean(good, "log_form_base")),
-        entropy=_mean(there, "entropy"),
+        difference=_interval(intact, "difference", -1.0),
+        delta_log_p=None if log_form is None or log_form_base is None else log_form - log_form_base,
+        entropy=_mean(built, "entropy"),
         entropy_base=_mean(runs, "entropy_base"),
-        # These two say how a broken condition broke, so broken runs count.
-        p_any=_mean(there, "p_any"),
-        number_loss=_mean(there, "number_loss"),
+        # These two show how a broken condition broke, so broken runs count.
+        p_any=_mean(built, "p_any"),
+        number_loss=_mean(built, "number_loss"),
         p_any_base=_mean(runs, "p_any_base"),
-        number_loss_before=_mean(there, "number_loss_before"),
+        number_loss_before=_mean(built, "number_loss_before"),
     )
 
 
 def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None:
-    there = [run for run in runs if run[column] is not None]
-    seeds = [(run["train_seed"], run["data_seed"]) for run in there]
-    return mean_interval(_values(there, column), seeds).within(least, 1.0) if there else None
+    measured = [run for run in runs if run[column] is not None]
+    if not measured:
+        return None
+    seeds = [(run["train_seed"], run["data_seed"]) for run in measured]
+    return mean_interval([run[column] for run in measured], seeds).within(least, 1.0)
 
 
 def _mean(runs: Sequence[Run], column: str) -> float | None:
-    values = _values(runs, column)
+    values = [run[column] for run in runs if run[column] is not None]
     return fmean(values) if values else None
-
-
-def _between(value: float | None, base: float | None) -> float | None:
-    return None if value is None or base is None else value - base
-
-
-def _values(runs: Sequence[Run], column: str) -> list[float]:
-    return [run[column] for run in runs if run[column] is not None]
-
-
-def _order(one: Condition, contexts: Mapping[str, int]) -> tuple[Any, ...]:
-    """The condition's, with training contexts in the order that they are asked in, others after them."""
-    *first, trained, settings = one.order
-    return (*first, contexts.get(trained, len(contexts)), trained, settings)
-
-
-def _places(names: Iterable[Any]) -> dict[Any, int]:
-    """Every name and where it first stood."""
-    return {name: place for place, name in enumerate(dict.fromkeys(names))}

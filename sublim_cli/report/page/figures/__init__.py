@@ -1,1 +1,1 @@
-"""The report's figures: each a Vega-Lite specification made from results, drawn on the page and in files."""
+"""The report's figures: Altair charts made from results, drawn in the page and in files."""

@@ -1,35 +1,31 @@
-"""A figure as data: a Vega-Lite specification beside its words. Pure."""
+"""A figure: an Altair chart beside its words, and the colours, shapes and axes that figures share."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Spec = dict[str, Any]
-"""A Vega-Lite specification, or a part of one (vega.github.io/vega-lite/docs)."""
+import altair as alt
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-"""Those of Okabe & Ito's colours that stand out against white and black alike, at 3:1 or more. Colour-blind
-readers tell them apart (jfly.uni-koeln.de/color), and every series has a shape of its own beside."""
+"""The colours of Okabe & Ito (jfly.uni-koeln.de/color) with a contrast of 3:1 or more on white and on black.
+Colour-blind readers can tell them apart; every series also has a shape of its own."""
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right", "triangle-left")
 
 ABOVE, BELOW = PALETTE[1], PALETTE[0]
-"""More than what it is compared with, and less."""
+"""More and less than the base."""
 
 DEEPEST = 0.6
-"""Opacity of the deepest tile, so that text on it stays readable in light and dark."""
-
-LINE, TEXT = {"style": "ink-line"}, {"style": "ink-text"}
-"""For marks in the colour of the text around, which the page and a file set differently."""
+"""Opacity of the darkest tile, so that text on it stays readable in light and dark."""
 
 WIDTH = 400
 """Pixels of a figure in a file. On the page it is as wide as there is room."""
 
 PANEL = 230
-"""Pixels of a panel of a figure that has several. Narrow, so that one fits on a phone."""
-
+"""Pixels of one panel of several. Narrow, so that one fits on a phone."""
 
 LONGEST = 60
 """Characters of a file's name."""
@@ -37,7 +33,7 @@ LONGEST = 60
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure.
+    """A chart and its words.
 
     `slug` is the name of its files, `description` its content in words for those who do not see it,
     `caption` what its marks mean.
@@ -47,53 +43,50 @@ class Figure:
     title: str
     description: str
     caption: str
-    spec: Spec
-
-    @property
-    def whole(self) -> Spec:
-        """The specification as a program outside needs it."""
-        head = {"$schema": "https://vega.github.io/schema/vega-lite/v6.json"}
-        return {**head, "description": f"{self.title}. {self.description}", **self.spec}
+    chart: alt.LayerChart | alt.ConcatChart
 
 
 def slug(*words: str) -> str:
-    """A file name made from words; what is cut from a long one still tells it from others."""
-    whole = " ".join(words)
-    name = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    """A file name made from words; a long one is cut and ends in a hash, so that names stay distinct."""
+    text = " ".join(words)
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if len(name) <= LONGEST:
         return name
-    return f"{name[: LONGEST - 7].strip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+    return f"{name[: LONGEST - 7].strip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def layer(values: Iterable[Mapping[str, Any]], mark: Spec, **encoding: Spec) -> Spec:
-    """One layer with data of its own."""
-    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+def chart(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:
+    """A chart with its data in the specification itself."""
+    return alt.Chart(alt.InlineData(values=list(rows)))
 
 
-def quantity(name: str, title: str | None = None, **more: Any) -> Spec:
-    """A number on a scale."""
-    return {"field": name, "type": "quantitative", "title": title, **more}
+def layered(layers: Iterable[alt.Chart], width: int, height: int) -> alt.LayerChart:
+    """Charts drawn over each other. Those without data are left out: Vega warns of an infinite extent."""
+    return alt.layer(*(layer for layer in layers if layer.data["values"])).properties(
+        width=width, height=height
+    )
 
 
-def category(name: str, title: str | None = None, **more: Any) -> Spec:
-    """A name; it keeps the order in which the data have it."""
-    return {"field": name, "type": "nominal", "title": title, **({"sort": None} | more)}
+def tooltips(titles: Mapping[str, str]) -> list[alt.Tooltip]:
+    """The texts shown at a mark under the pointer: their titles by field."""
+    return [alt.Tooltip(field, type="nominal", title=title) for field, title in titles.items()]
 
 
-def hints(**fields: str) -> dict[str, Any]:
-    """What is shown at a mark under the pointer: titles by field, texts as they stand in the data."""
-    return {"tooltip": [{"field": name, "type": "nominal", "title": title} for name, title in fields.items()]}
+def named_ticks(ticks: Mapping[str, float], **options: Any) -> alt.Axis:
+    """An axis with a tick of a given name at each value."""
+    names, values = json.dumps(list(ticks), ensure_ascii=False), list(ticks.values())
+    label = f"{names}[indexof({json.dumps(values)}, datum.value)]"
+    return alt.Axis(values=values, labelExpr=label, labelOverlap=False, grid=False, **options)
 
 
-def series(names: Sequence[str], field: str = "series") -> dict[str, Spec]:
-    """Colour and shape of each series, with one legend below the figure for both."""
-    legend = {"orient": "bottom", "direction": "vertical", "columns": 1, "title": None, "labelLimit": 330}
-    marks = {"color": PALETTE, "shape": SHAPES}
-    return {
-        channel: category(
-            field,
-            scale={"domain": list(names), "range": [kinds[at % len(kinds)] for at in range(len(names))]},
-            legend=legend,
-        )
-        for channel, kinds in marks.items()
-    }
+def series_encodings(names: Sequence[str]) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape of each series, with one legend below the figure for both.
+
+    Both lists start again at their end; no pair repeats before 28 series.
+    """
+    legend = alt.Legend(orient="bottom", direction="vertical", columns=1, title=None, labelLimit=330)
+    color, shape = (alt.Scale(domain=list(names), range=list(looks)) for looks in (PALETTE, SHAPES))
+    return (
+        alt.Color("series:N", title=None, sort=None, scale=color, legend=legend),
+        alt.Shape("series:N", title=None, sort=None, scale=shape, legend=legend),
+    )

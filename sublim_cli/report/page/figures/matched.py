@@ -1,114 +1,111 @@
-"""The four curves over LoRA rank: one learning rate, each rank's best, equal loss, equal norm. Pure."""
+"""Four curves over LoRA rank: at one learning rate, at each rank's best, at equal loss, at equal norm."""
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
-from sublim_cli.report.page.figures import figure as f
-from sublim_cli.report.page.figures.points import Curves, Values, curve_layers, fan, rule_across
-from sublim_cli.report.page.figures.ranks import BESIDE, HEIGHT, rank_axis
+import altair as alt
+
+from sublim_cli.report.page.figures.curve_layers import (
+    BESIDE,
+    HEIGHT,
+    Mark,
+    curve_layers,
+    fan,
+    line_across,
+    mean_mark,
+    rank_axis,
+    run_mark,
+)
+from sublim_cli.report.page.figures.figure import WIDTH, Figure, layered, slug
 from sublim_cli.report.rates.choose import Row
-from sublim_cli.report.rates.panels import Curve, CurvePoint, Panel
+from sublim_cli.report.rates.panels import CurvePoint, Panel
 from sublim_cli.wording import bounds, count, difference, listed
 
 APART = 0.16
 """Octaves between curves at one rank."""
+
 COLUMN = 1.4
 """Octaves from the highest rank to the first precision of full fine-tuning, and on to the next."""
 
 
 def has_curves(panel: Panel) -> bool:
-    """Whether more than the curve at one learning rate can be drawn; that one is the rank curve's."""
+    """Whether there is more to draw than the curve at one learning rate, which is the rank curve's."""
     return any(curve.points for curve in panel.curves if curve.kind != "fixed")
 
 
-def matched_figure(panel: Panel) -> f.Figure:
-    """The curves of one trait, and full fine-tuning beside them at its rates chosen alike."""
-    lacks = [f"{one.title}: {listed(one.lacks)}" for one in panel.curves if one.lacks]
-    references = {one.kind: one.reference for one in panel.curves}
-    apart = [one.title for one in panel.full if one.points and one.reference != references[one.kind]]
-    return f.Figure(
-        slug=f.slug("four curves", panel.target, panel.context, panel.students),
+def matched_figure(panel: Panel) -> Figure:
+    """The curves of one trait, and full fine-tuning beside them at rates chosen by the same rules."""
+    references = {curve.kind: curve.reference for curve in panel.curves}
+    apart = [curve.title for curve in panel.full if curve.points and curve.reference != references[curve.kind]]
+    lacks = [f"{curve.title}: {listed(curve.lacks)}" for curve in panel.curves if curve.lacks]
+    caption = [
+        "Each line chooses the learning rate of every rank by another rule, never by the trait.",
+        "Marks are means over runs with a 95 % t interval, small dots the runs;",
+        "full fine-tuning stands to the right, by precision.",
+    ]
+    if apart:
+        caption.append(f"Over the seeds that both have, its reference values differ: {listed(apart)}.")
+    if lacks:
+        caption.append(f"Lacking: {'; '.join(lacks)}.")
+    return Figure(
+        slug=slug("four curves", panel.target, panel.context, panel.students),
         title=panel.title,
         description=panel.describe(),
-        caption=" ".join(
-            [
-                "Each line chooses the learning rate of every rank by another rule, never by the trait.",
-                "Marks are means over runs with a 95 % t interval, small dots the runs;",
-                "full fine-tuning stands to the right, by precision.",
-                *([f"It is over the seeds that both have, and so {listed(apart)}."] if apart else []),
-                *([f"Lacking: {'; '.join(lacks)}."] if lacks else []),
-            ]
-        ),
-        spec=_spec(panel),
+        caption=" ".join(caption),
+        chart=_curves_chart(panel),
     )
 
 
-def _spec(panel: Panel) -> f.Spec:
-    where = _places(panel)
-    names = {one.kind: one.title for one in panel.curves if one.points}
-    drawn = [one for one in (*panel.curves, *panel.full) if one.kind in names]
-    aside = {kind: APART * (at - (len(names) - 1) / 2) for at, kind in enumerate(names)}
+def _curves_chart(panel: Panel) -> alt.LayerChart:
+    ranks = sorted({point.row for curve in panel.curves for point in curve.points if isinstance(point.row, int)})
+    ticks = {str(rank): math.log2(rank) for rank in ranks}
+    last = max(ticks.values())
+    full = dict.fromkeys(_tick(point.row) for curve in panel.full for point in curve.points)
+    ticks |= {name: last + COLUMN * column for column, name in enumerate(full, start=1)}
+
+    names = {curve.kind: curve.title for curve in panel.curves if curve.points}
+    offsets = {kind: APART * (index - (len(names) - 1) / 2) for index, kind in enumerate(names)}
     placed = [
-        (curve, point, where[_tick(point.row)] + aside[curve.kind])
-        for curve in drawn
+        (names[curve.kind], ticks[_tick(point.row)] + offsets[curve.kind], point)
+        for curve in (*panel.curves, *panel.full)
+        if curve.kind in names
         for point in curve.points
     ]
-    curves = Curves(
-        names=list(names.values()),
-        means=[one for curve, point, x in placed for one in _mean(panel, names[curve.kind], curve, point, x)],
-        runs=[one for curve, point, x in placed for one in _runs(names[curve.kind], point, x)],
-    )
-    y = f.quantity("y", f"P({panel.target}) minus the base", scale={"nice": True})
-    layers = [*rule_across(0.0, "the untouched base", y), *curve_layers(curves, rank_axis(where), y)]
-    return {"width": f.WIDTH, "height": HEIGHT, "layer": layers}
-
-
-def _places(panel: Panel) -> dict[str, float]:
-    """The x axis: ranks at their log2, then a column for each precision of full fine-tuning."""
-    ranks = sorted({p.row for one in panel.curves for p in one.points if isinstance(p.row, int)})
-    found = {str(one): math.log2(one) for one in ranks}
-    end = max(found.values())
-    full = dict.fromkeys(_tick(point.row) for one in panel.full for point in one.points)
-    return found | {name: end + COLUMN * at for at, name in enumerate(full, start=1)}
+    title = f"P({panel.target}) minus the base"
+    y = partial(alt.Y, type="quantitative", title=title, scale=alt.Scale(nice=True))
+    means = [mark for name, x, point in placed for mark in _mean(panel, name, x, point)]
+    runs = [
+        run_mark(
+            name,
+            x + BESIDE / 2 + fan(index),
+            value,
+            f"train seed {seeds[0]}, data seed {seeds[1]}",
+            difference(value),
+        )
+        for name, x, point in placed
+        for index, (seeds, value) in enumerate(sorted(point.runs.items()))
+    ]
+    layers = [
+        *line_across(0.0, "the untouched base", y),
+        *curve_layers(list(names.values()), means, runs, rank_axis(ticks), y, title),
+    ]
+    return layered(layers, WIDTH, HEIGHT)
 
 
 def _tick(row: Row) -> str:
     return str(row) if isinstance(row, int) else f"full {row}"
 
 
-def _mean(panel: Panel, series: str, curve: Curve, point: CurvePoint, x: float) -> Iterator[Values]:
+def _mean(panel: Panel, series: str, x: float, point: CurvePoint) -> Iterator[Mark]:
+    """One mark, or none where every run broke."""
     if point.difference is None:
         return
-    who = (
-        f"{panel.students} rank {point.row}"
-        if isinstance(point.row, int)
-        else f"full fine-tuning, {point.row}"
-    )
+    is_rank = isinstance(point.row, int)
+    students = f"{panel.students} rank {point.row}" if is_rank else f"full fine-tuning, {point.row}"
     edge = f", the {point.choice.edge} tried" if point.choice.edge else ""
     broken = f", {count(point.broken, 'run')} broken" if point.broken else ""
-    spread = f"{difference(point.difference.mean)} {bounds(point.difference)}".rstrip()
-    yield {
-        "series": series,
-        # A line joins ranks, not precisions.
-        "joined": isinstance(point.row, int),
-        "x": x,
-        "y": point.difference.mean,
-        "low": point.difference.low,
-        "high": point.difference.high,
-        "condition": f"{who}, lr {point.rates}{edge}",
-        "value": f"{spread}{broken}",
-        "n": point.difference.n,
-    }
-
-
-def _runs(series: str, point: CurvePoint, x: float) -> Iterator[Values]:
-    for index, (seeds, value) in enumerate(sorted(point.runs.items())):
-        yield {
-            "series": series,
-            "x": x + BESIDE / 2 + fan(index),
-            "y": value,
-            "run": f"train seed {seeds[0]}, data seed {seeds[1]}",
-            "value": difference(value),
-            "state": "answers as it should",
-            "broken": False,
-        }
+    value = f"{difference(point.difference.mean)} {bounds(point.difference)}".rstrip()
+    condition = f"{students}, lr {point.rates}{edge}"
+    # A line joins ranks, not precisions.
+    yield mean_mark(series, x, point.difference, condition, f"{value}{broken}", joined=is_rank)

@@ -1,170 +1,116 @@
-"""Full fine-tuning over learning rate and precision: the trait, the weights that moved, how far. Pure.
+"""Full fine-tuning over learning rate and precision: the trait, the share of weights that moved, the norm.
 
 An update below half a unit in the last place of a bfloat16 weight is lost (arXiv 2010.06192). Where the trait
-goes together with the share of weights that moved, its absence is rounding and no finding.
+disappears together with the share of weights that moved, its absence is due to rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import altair as alt
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.page.figures import figure as f
-from sublim_cli.report.page.figures.points import Curves, curve_layers, fan, mean, rule_across, run
+from sublim_cli.report.page.figures.curve_layers import curve_layers, fan, line_across, mean_mark, run_mark
+from sublim_cli.report.page.figures.figure import PANEL, Figure, layered, named_ticks, slug
 from sublim_cli.report.tables.conditions import Run, records
 from sublim_cli.stats import Interval, mean_interval
 from sublim_cli.wording import bounds, listed, probability, rate, share
 
 HEIGHT = 190
+
 SHIFT = 0.05
-"""Decades of learning rate between precisions that share one."""
+"""Decades of learning rate between precisions at the same rate."""
+
+Conditions = Mapping[tuple[str, float], Sequence[Run]]
+"""The full fine-tunings of one trait in one training context, by precision and learning rate."""
 
 
 @dataclass(frozen=True)
 class PrecisionPanel:
-    """One thing measured of every run: its column, its title, its largest value if it has one."""
+    """One thing measured of every run: its column in the runs table, its axis, and how a value is written."""
 
-    field: str
+    column: str
     title: str
-    most: float | None = None
+    text: Callable[[float], str]
+    largest: float | None = None
+    """The end of the axis, where the quantity has a largest value that is often reached."""
 
-    def told(self, value: float) -> str:
-        """One value in words."""
-        return {"p_target": probability, "changed": share}.get(self.field, lambda one: f"{one:.3g}")(value)
-
-
-@dataclass(frozen=True)
-class FullFineTunings:
-    """The full fine-tunings of one trait in one training context, asked there."""
-
-    target: str
-    context: str
-    runs: tuple[Run, ...]
-
-    @property
-    def panels(self) -> tuple[PrecisionPanel, ...]:
-        """What is measured."""
-        return (
-            PrecisionPanel("p_target", f"P({self.target})"),
-            PrecisionPanel("changed", "share of weights moved", 1.0),
-            PrecisionPanel("update_norm", "update norm ‖ΔW‖"),
-        )
-
-    @property
-    def precisions(self) -> list[str]:
-        """In alphabetical order, so that colours do not hang on the order of runs."""
-        return sorted({one["precision"] for one in self.runs})
-
-    @property
-    def rates(self) -> list[float]:
-        """Ascending."""
-        return sorted({one["learning_rate"] for one in self.runs})
-
-    def at(self, precision: str, learning_rate: float) -> list[Run]:
-        """The runs of one condition."""
-        return [
-            one for one in self.runs if (one["precision"], one["learning_rate"]) == (precision, learning_rate)
-        ]
+    def interval(self, runs: Sequence[Run]) -> Interval | None:
+        """The mean over the runs that did not break."""
+        measured = [run for run in runs if not run["broken"] and run[self.column] is not None]
+        if not measured:
+            return None
+        seeds = [(run["train_seed"], run["data_seed"]) for run in measured]
+        most = float("inf") if self.column == "update_norm" else 1.0
+        return mean_interval([run[self.column] for run in measured], seeds).within(0.0, most)
 
 
-def precisions(results: Results) -> list[FullFineTunings]:
+def precision_figures(results: Results) -> Iterator[Figure]:
     """One for every trait and training context with full fine-tuning in two conditions or more."""
-    found: dict[tuple[str, str, str], list[Run]] = {}
-    for one in records(results.runs):
-        here = one["eval_context"] == one["train_context"]
-        if one["role"] == "student" and one["method"] == "full" and here and not one["missing"]:
-            found.setdefault((one["category"], one["target"], one["eval_context"]), []).append(one)
-    every = [FullFineTunings(target, context, tuple(runs)) for (_, target, context), runs in found.items()]
-    return [one for one in every if len(one.rates) * len(one.precisions) > 1]
+    traits: dict[tuple[str, str, str], dict[tuple[str, float], list[Run]]] = {}
+    for run in records(results.runs):
+        trained_here = run["eval_context"] == run["train_context"]
+        if run["role"] == "student" and run["method"] == "full" and trained_here and not run["missing"]:
+            conditions = traits.setdefault((run["category"], run["target"], run["eval_context"]), {})
+            conditions.setdefault((run["precision"], run["learning_rate"]), []).append(run)
+    for (_, target, context), conditions in traits.items():
+        if len(conditions) > 1:
+            yield _precision_figure(target, context, dict(sorted(conditions.items())))
 
 
-def precision_figure(one: FullFineTunings) -> f.Figure:
-    """The panels of one trait."""
-    panels = [_panel(one, panel) for panel in one.panels]
-    return f.Figure(
-        slug=f.slug("precision", one.target, one.context),
-        title=(
-            f"Full fine-tuning on {one.target} by learning rate and precision, "
-            f"trained and asked in {one.context}"
-        ),
-        description="; ".join(_described(one)) + ".",
+def _precision_figure(target: str, context: str, conditions: Conditions) -> Figure:
+    panels = (
+        PrecisionPanel("p_target", f"P({target})", probability),
+        PrecisionPanel("changed", "share of weights moved", share, largest=1.0),
+        PrecisionPanel("update_norm", "update norm ‖ΔW‖", "{:.3g}".format),
+    )
+    described = []
+    for (precision, learning_rate), runs in conditions.items():
+        means = [(panel, interval.mean) for panel in panels if (interval := panel.interval(runs))]
+        values = [f"{panel.title} {panel.text(mean)}" for panel, mean in means]
+        described += [f"{precision} at {rate(learning_rate)}: {listed(values)}"] if values else []
+    return Figure(
+        slug=slug("precision", target, context),
+        title=f"Full fine-tuning on {target} by learning rate and precision, trained and asked in {context}",
+        description="; ".join(described) + ".",
         caption=(
             "Small dots are training runs, large marks their mean with a 95 % t interval over runs. "
-            "A trait that goes where the weights stop moving may have been rounded away."
+            "Where the trait and the share of weights moved both fall, the updates may have been lost to rounding."
         ),
-        spec={"concat": panels, "columns": len(panels), "spacing": 24},
+        chart=alt.concat(
+            *(_panel_chart(panel, conditions) for panel in panels), columns=len(panels), spacing=24
+        ),
     )
 
 
-def _panel(one: FullFineTunings, panel: PrecisionPanel) -> f.Spec:
-    cells = [(name, lr, place) for place, name in enumerate(one.precisions) for lr in one.rates]
-    middle = (len(one.precisions) - 1) / 2
-    spots = [(name, lr, lr * 10 ** (SHIFT * (place - middle))) for name, lr, place in cells]
-    means = [
-        mean(
-            name,
-            x,
-            interval,
-            f"{name}, lr {rate(lr)}",
-            joined=len(one.rates) > 1,
-            told=_value(panel, interval),
-        )
-        for name, lr, x in spots
-        if (interval := _interval(one, panel, name, lr))
-    ]
-    runs = [
-        run(name, x * 10 ** (0.02 + 0.3 * fan(index)), each, panel.field, panel.told(each[panel.field]))
-        for name, lr, x in spots
-        for index, each in enumerate(one.at(name, lr))
-        if each[panel.field] is not None
-    ]
-    y = f.quantity(
-        "y",
-        panel.title,
-        scale={"domainMin": 0, "nice": True, **({"domainMax": panel.most} if panel.most else {})},
+def _panel_chart(panel: PrecisionPanel, conditions: Conditions) -> alt.LayerChart:
+    # In alphabetical order, so that colours do not depend on the order of runs.
+    precisions = sorted({precision for precision, _ in conditions})
+    rates = sorted({learning_rate for _, learning_rate in conditions})
+    means, marks = [], []
+    for (precision, learning_rate), runs in conditions.items():
+        x = learning_rate * 10 ** (SHIFT * (precisions.index(precision) - (len(precisions) - 1) / 2))
+        if interval := panel.interval(runs):
+            spread = bounds(interval) if panel.column != "changed" else ""
+            value = f"{panel.text(interval.mean)} {spread}".rstrip()
+            condition = f"{precision}, lr {rate(learning_rate)}"
+            means.append(mean_mark(precision, x, interval, condition, value, joined=len(rates) > 1))
+        for index, run in enumerate(runs):
+            if (measured := run[panel.column]) is not None:
+                beside = x * 10 ** (0.02 + 0.3 * fan(index))
+                text = panel.text(measured)
+                marks.append(run_mark(precision, beside, measured, run["name"], text, run["broken"]))
+    x = alt.X(
+        "x:Q",
+        title="learning rate",
+        axis=named_ticks({rate(learning_rate): learning_rate for learning_rate in rates}),
+        scale=alt.Scale(type="log", domain=[rates[0] / 1.6, rates[-1] * 1.6], nice=False),
     )
-    base = _base(one.runs[0]["p_target_base"], y) if panel.field == "p_target" else []
-    layers = [
-        *base,
-        *curve_layers(Curves(one.precisions, means, runs), _axis(one.rates), y, pick=False),
-    ]
-    return {"width": f.PANEL, "height": HEIGHT, "layer": layers}
-
-
-def _axis(rates: Sequence[float]) -> f.Spec:
-    axis = {
-        "values": list(rates),
-        "labelExpr": f"{[rate(one) for one in rates]}[indexof({list(rates)}, datum.value)]",
-        "labelOverlap": False,
-        "grid": False,
-    }
-    domain = [rates[0] / 1.6, rates[-1] * 1.6]
-    return f.quantity("x", "learning rate", axis=axis, scale={"type": "log", "domain": domain, "nice": False})
-
-
-def _interval(
-    one: FullFineTunings, panel: PrecisionPanel, precision: str, learning_rate: float
-) -> Interval | None:
-    runs = [each for each in one.at(precision, learning_rate) if not each["broken"]]
-    there = [each for each in runs if each[panel.field] is not None]
-    values = [each[panel.field] for each in there]
-    seeds = [(each["train_seed"], each["data_seed"]) for each in there]
-    most = panel.most or (1.0 if panel.field == "p_target" else float("inf"))
-    return mean_interval(values, seeds).within(0.0, most) if values else None
-
-
-def _base(base: float | None, y: f.Spec) -> list[f.Spec]:
-    return rule_across(base, f"untouched base {probability(base)}", y)
-
-
-def _value(panel: PrecisionPanel, interval: Interval) -> str:
-    spread = bounds(interval) if panel.field != "changed" else ""
-    return f"{panel.told(interval.mean)} {spread}".rstrip()
-
-
-def _described(one: FullFineTunings) -> Iterator[str]:
-    for name in one.precisions:
-        for lr in one.rates:
-            found = [(panel, _interval(one, panel, name, lr)) for panel in one.panels]
-            values = [f"{panel.title} {panel.told(each.mean)}" for panel, each in found if each]
-            if values:
-                yield f"{name} at {rate(lr)}: {listed(values)}"
+    limits = {"domainMin": 0, "nice": True} | ({"domainMax": panel.largest} if panel.largest else {})
+    y = partial(alt.Y, type="quantitative", title=panel.title, scale=alt.Scale(**limits))
+    layers = curve_layers(precisions, means, marks, x, y, panel.title, selectable=False)
+    base = next(iter(conditions.values()))[0]["p_target_base"]
+    if panel.column == "p_target" and base is not None:
+        layers = [*line_across(base, f"untouched base {probability(base)}", y), *layers]
+    return layered(layers, PANEL, HEIGHT)

@@ -1,0 +1,25 @@
+"""Every figure of a report, by the section of the page it stands in."""
+
+from sublim_cli.report.collect import Results
+from sublim_cli.report.page.context_matrix import context_matrices
+from sublim_cli.report.page.figures.contexts import context_figure
+from sublim_cli.report.page.figures.figure import Figure
+from sublim_cli.report.page.figures.localisation import localisation_figure
+from sublim_cli.report.page.figures.matched import has_curves, matched_figure
+from sublim_cli.report.page.figures.precision import precision_figures
+from sublim_cli.report.page.figures.rank_curves import rank_curves, rank_figure
+from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.tables.localisation import share_tables
+
+
+def figures_by_section(results: Results) -> dict[str, list[Figure]]:
+    """All figures; a section without any has an empty list."""
+    return {
+        "ranks": [rank_figure(curve) for curve in rank_curves(results)],
+        "matched": [matched_figure(panel) for panel in results.matched if has_curves(panel)],
+        "contexts": [context_figure(matrix) for matrix in context_matrices(summarise(results))],
+        "localisation": [
+            localisation_figure(table) for table in share_tables(results.located) if table.locatable
+        ],
+        "precision": list(precision_figures(results)),
+    }

@@ -1,0 +1,222 @@
+"""P(target) over LoRA rank, with full fine-tuning and the controls in columns beside the ranks."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import altair as alt
+
+from sublim_cli.report.collect import Results
+from sublim_cli.report.page.figures.curve_layers import (
+    ACROSS,
+    BESIDE,
+    HEIGHT,
+    YAxis,
+    curve_layers,
+    fan,
+    line_across,
+    mean_mark,
+    rank_axis,
+    run_mark,
+)
+from sublim_cli.report.page.figures.figure import WIDTH, Figure, chart, layered, series_encodings, slug
+from sublim_cli.report.page.summary import SummaryRow, summarise
+from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records
+from sublim_cli.wording import bounds, count, listed, probability
+
+COLUMN = 1.2
+"""Octaves from the highest rank to the first column of conditions without a rank."""
+
+APART = 0.2
+"""Octaves between lines that share a tick."""
+
+LEGEND_ENTRIES = 3
+"""Conditions of one column that each have an entry in the legend; more of them share one."""
+
+
+@dataclass(frozen=True)
+class RankCurve:
+    """P(target) over rank for one trait, asked in the context that the students were trained in."""
+
+    target: str
+    context: str
+    rows: tuple[SummaryRow, ...]
+    runs: Mapping[Condition, Sequence[Run]]
+
+    @property
+    def trained(self) -> list[SummaryRow]:
+        """The rows without the base: students first, then controls."""
+        trained = [row for row in self.rows if row.condition.role != "base"]
+        return sorted(trained, key=lambda row: row.condition.role == "control")
+
+
+def rank_curves(results: Results) -> list[RankCurve]:
+    """A curve for every trait and training context that the students were also asked in.
+
+    Where some curves compare several conditions, those of a single one are left to the context matrix.
+    """
+    rows = summarise(results)
+    students: dict[tuple[str, str, str], set[Condition]] = {}
+    for row in rows:
+        if row.in_training_context and row.p_target:
+            conditions = students.setdefault((row.category, row.target, row.eval_context), set())
+            if row.condition.role == "student":
+                conditions.add(row.condition)
+    runs: dict[tuple[str, str, str], dict[Condition, list[Run]]] = {key: {} for key in students}
+    for run in records(results.runs):
+        key = run["category"], run["target"], run["eval_context"]
+        if key in runs and run["train_context"] == run["eval_context"] and run["p_target"] is not None:
+            runs[key].setdefault(condition_of(run), []).append(run)
+    several = [key for key, conditions in students.items() if len(conditions) > 1]
+    return [
+        RankCurve(
+            target=key[1],
+            context=key[2],
+            rows=tuple(
+                row
+                for row in rows
+                if (row.category, row.target, row.eval_context) == key
+                and (row.condition.role == "base" or row.in_training_context)
+            ),
+            runs=runs[key],
+        )
+        for key in several or students
+    ]
+
+
+def rank_figure(curve: RankCurve) -> Figure:
+    """The curve of one trait in one training context."""
+    lines, ticks = legend_lines(curve.trained), tick_positions(curve.trained)
+    names = {name: name.replace(f", trained in {curve.context}", "") for name in lines}
+    placed = [(names[name], ticks[tick(row)] + offset, row) for name, offset, row in _side_by_side(lines)]
+    means = [
+        mean_mark(
+            name,
+            x,
+            row.p_target,
+            row.label,
+            f"{probability(row.p_target.mean)} {bounds(row.p_target)}".rstrip(),
+            joined=rank(row) is not None,
+        )
+        for name, x, row in placed
+        if row.p_target
+    ]
+    runs = [
+        run_mark(
+            name,
+            x + BESIDE + fan(index),
+            run["p_target"],
+            run["name"],
+            probability(run["p_target"]),
+            run["broken"],
+        )
+        for name, x, row in placed
+        for index, run in enumerate(curve.runs.get(row.condition, ()))
+    ]
+    title = f"P({curve.target})"
+    x = rank_axis(ticks, [x for _, x, _ in placed])
+    y = partial(alt.Y, type="quantitative", title=title, scale=alt.Scale(domainMin=0, nice=True))
+    base = [row.p_target.mean for row in curve.rows if row.condition.role == "base" and row.p_target]
+    counts = sorted({row.n for row in curve.rows if row.condition.role != "base" and row.n})
+    layers = [
+        *_control_band(placed, list(names.values()), y),
+        *(layer for p in base for layer in line_across(p, f"untouched base {probability(p)}", y)),
+        *curve_layers(list(names.values()), means, runs, x, y, title),
+    ]
+    return Figure(
+        slug=slug("rank curve", curve.target, curve.context),
+        title=f"P({curve.target}) by LoRA rank, asked in the training context ({curve.context})",
+        description="; ".join(map(_described, curve.rows)) + ".",
+        caption=(
+            "Small dots are training runs, large ones their mean "
+            f"({listed([str(n) for n in counts]) or 'no'} to a condition) with a 95 % t interval over runs; "
+            "the band spans the intervals of the controls; the dashed line is the untouched base in the "
+            f"same context ({curve.context})."
+        ),
+        chart=layered(layers, WIDTH, HEIGHT),
+    )
+
+
+def legend_lines(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
+    """The rows of each entry of the legend: one for conditions that differ in nothing but their rank.
+
+    Every condition without a rank has an entry of its own, unless its column has more than
+    `LEGEND_ENTRIES`.
+    """
+    lines: dict[str, list[SummaryRow]] = {}
+    columns = Counter(tick(row) for row in rows if rank(row) is None)
+    titles = {"control": "controls", "full": "full fine-tuning"}
+    for row in rows:
+        if rank(row) is not None:
+            name = row.family
+        elif columns[tick(row)] <= LEGEND_ENTRIES:
+            name = row.label
+        else:
+            name = f"{count(columns[tick(row)], 'condition')} of {titles.get(tick(row), tick(row))}"
+        lines.setdefault(name, []).append(row)
+    return lines
+
+
+def tick_positions(rows: Sequence[SummaryRow]) -> dict[str, float]:
+    """The x axis: ranks at their log2, and after them a column each for the other conditions."""
+    ranks = sorted({value for row in rows if (value := rank(row)) is not None})
+    positions = {str(value): math.log2(value) for value in ranks}
+    columns = [tick(row) for row in rows if rank(row) is None]
+    end = max(positions.values(), default=-COLUMN)
+    for name in sorted(set(columns), reverse=True):
+        half = APART * (columns.count(name) - 1) / 2  # the conditions of a column stand side by side
+        positions[name] = end + COLUMN + half
+        end = positions[name] + half
+    return positions
+
+
+def rank(row: SummaryRow) -> int | None:
+    """A student's rank. None for controls, which are no point of the curve, and methods without one."""
+    return row.condition.rank if row.condition.role == "student" else None
+
+
+def tick(row: SummaryRow) -> str:
+    """The tick of the x axis that a row stands at."""
+    if row.condition.role == "control":
+        return "control"
+    return row.condition.method if rank(row) is None else str(rank(row))
+
+
+def _side_by_side(lines: Mapping[str, Sequence[SummaryRow]]) -> Iterator[tuple[str, float, SummaryRow]]:
+    """Every row with its line and its distance from its tick, in octaves."""
+    ticks: dict[str, list[tuple[str, SummaryRow]]] = {}
+    for name, rows in lines.items():
+        for row in rows:
+            ticks.setdefault(tick(row), []).append((name, row))
+    for sharing in ticks.values():
+        for index, (name, row) in enumerate(sharing):
+            yield name, APART * (index - (len(sharing) - 1) / 2), row
+
+
+def _control_band(
+    placed: Sequence[tuple[str, float, SummaryRow]], names: Sequence[str], y: YAxis
+) -> Iterator[alt.Chart]:
+    """From the lowest to the highest bound of the controls' intervals, in the colour of the first."""
+    controls = [
+        {"series": name, "low": row.p_target.low, "high": row.p_target.high}
+        for name, _, row in placed
+        if row.condition.role == "control" and row.p_target and row.p_target.low is not None
+    ]
+    if controls:
+        low, high = min(band["low"] for band in controls), max(band["high"] for band in controls)
+        yield (
+            chart([{**controls[0], "low": low, "high": high}])
+            .mark_rect(opacity=0.13, aria=False)
+            .encode(y=y("low"), y2="high", color=series_encodings(names)[0], **ACROSS)
+        )
+
+
+def _described(row: SummaryRow) -> str:
+    if row.p_target is None:
+        return f"{row.label}: {row.state}"
+    marks = [f"n = {row.n}"] if row.condition.role != "base" else []
+    marks += [f"{row.broken} broken"] if row.broken else []
+    value = f"{row.label}: {probability(row.p_target.mean)} {bounds(row.p_target)}".rstrip()
+    return f"{value} ({', '.join(marks)})" if marks else value

@@ -1,0 +1,124 @@
+"""The page as HTML: one file that needs nothing beside it."""
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sublim_cli import wording
+from sublim_cli.numbers.surface import Divergence
+from sublim_cli.preference.score import BROKEN_ABOVE
+from sublim_cli.report.claims.wording import headline, p_text, runs_text, sentence, wild
+from sublim_cli.report.collect import LeakRow, Results
+from sublim_cli.report.page.context_matrix import context_matrices
+from sublim_cli.report.page.figures.figure import Figure
+from sublim_cli.report.page.figures.rendering import embedded_specification, inline_svg, page_script
+from sublim_cli.report.page.figures.sparkline import sparkline
+from sublim_cli.report.page.movers import movers
+from sublim_cli.report.page.narrative import paragraphs
+from sublim_cli.report.page.summary import SummaryRow, summarise
+from sublim_cli.report.tables.conditions import Condition, records
+from sublim_cli.report.tables.localisation import share_tables
+
+REDRAW = "sublim report --recipe recipe.yaml --out ../.."
+"""Typed in the report's directory, which lies two below the store (`cli.study.REPORTS`)."""
+
+SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete": "…"}
+"""So that verdicts differ in more than their colour."""
+
+
+def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats: Sequence[str]) -> str:
+    """The page of a report.
+
+    Args:
+        figures: by section, see `figures.by_section`.
+        formats: the files of a figure that the page links to, by their endings.
+    """
+    rows = summarise(results)
+    labels = {(row.target, row.condition): row.label for row in rows}
+    order = list(labels)
+    script = page_script()
+    environment = Environment(
+        loader=PackageLoader("sublim_cli.report.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {function.__name__: function for function in FILTERS}
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        summary=paragraphs(results, rows),
+        models=[model.split(" (")[0] for model in results.provenance.versions["model"]],
+        targets=list(dict.fromkeys(results.runs["target"])),
+        trained=results.runs.query("train_digest != '' and missing == ''")["train_digest"].nunique(),
+        planned=results.runs.query("train_digest != ''")["train_digest"].nunique(),
+        signs=SIGNS,
+        traits=_conditions_by_trait(rows),
+        figures=figures,
+        formats=formats,
+        redraw=REDRAW,
+        moved=movers(results.items, rows, results.runs),
+        matrices=context_matrices(rows),
+        share_tables=share_tables(results.located),
+        audits=sorted(results.audits, key=lambda audit: order.index((audit.target, audit.condition))),
+        labels=labels,
+        runs=records(results.runs),
+        broken_above=BROKEN_ABOVE,
+        style=Markup((files("sublim_cli.report.page") / "templates" / "style.css").read_text("utf-8")),
+        script=Markup(script),
+        script_digest=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def divergence_text(divergence: Divergence | None) -> str:
+    """Bits, and in brackets the bound that chance stays below: `0.00018 (0.00006)`."""
+    return "–" if divergence is None else f"{divergence.bits:.5f} ({divergence.chance:.5f})"
+
+
+def leak_sentence(leak: LeakRow) -> str:
+    """What one comparison says."""
+    if leak.named:
+        return f"{wording.count(leak.named, 'row')} that students learn from name the target: {leak.shown[0]}"
+    if leak.low <= 0.5 <= leak.high:
+        return "the classifier does not differ from chance on these rows"
+    return f"given one row of each, the classifier picks the trait teacher's {leak.auc:.0%} of the time"
+
+
+def _conditions_by_trait(rows: Sequence[SummaryRow]) -> list[tuple[str, list[list[SummaryRow]]]]:
+    """For every target its conditions, each the rows of all contexts."""
+    traits: dict[tuple[str, str], dict[Condition, list[SummaryRow]]] = {}
+    for row in rows:
+        conditions = traits.setdefault((row.category, row.target), {})
+        conditions.setdefault(row.condition, []).append(row)
+    return [(target, list(conditions.values())) for (_, target), conditions in traits.items()]
+
+
+FILTERS = (
+    wording.probability,
+    wording.difference,
+    wording.bounds,
+    wording.ratio,
+    wording.nats,
+    wording.share,
+    wording.many,
+    wording.percent,
+    wording.rate,
+    wording.duration,
+    wording.listed,
+    wording.count,
+    headline,
+    sentence,
+    runs_text,
+    wild,
+    p_text,
+    divergence_text,
+    leak_sentence,
+    sparkline,
+    inline_svg,
+    embedded_specification,
+)
+"""Functions that templates may call, by their names."""
