@@ -19,9 +19,8 @@ from sublim_cli.pipeline import check_buildable
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.wording import document, verdict_row
 from sublim_cli.report.collect import Results, collect
-from sublim_cli.report.page.figures.files import FORMATS
 from sublim_cli.report.page.summary import summarise
-from sublim_cli.report.page.write import write_figure, write_report
+from sublim_cli.report.page.write import FORMATS, write_figure, write_report
 from sublim_cli.report.tables.localisation import share_tables
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.launch import Launcher, missing_steps

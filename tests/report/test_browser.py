@@ -1,11 +1,10 @@
 """The report in a real Chromium: it draws every figure, asks for nothing, and fits a phone."""
 
 import shutil
-from collections import Counter
 
 import pytest
 
-from sublim_cli.report.page.figures.drawn import figures_of
+from sublim_cli.report.page.figures.by_section import figures_by_section
 from sublim_cli.report.page.write import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
@@ -58,30 +57,26 @@ class Visit:
 
     def marks(self, kind):
         """How many marks of a kind each figure has, by its name."""
-        count = f"one => [one.id, one.querySelectorAll('.live .role-mark.mark-{kind} > path').length]"
+        count = (
+            f"figure => [figure.id, figure.querySelectorAll('.live .role-mark.mark-{kind} > path').length]"
+        )
         return dict(self.page.evaluate(f"[...document.querySelectorAll('figure.chart')].map({count})"))
 
 
-def layers(spec):
-    """All layers, those of panels too."""
-    return spec["layer"] if "layer" in spec else [one for part in spec["concat"] for one in layers(part)]
-
-
-def points(spec):
-    """How many points a figure has by its data."""
-    kinds = Counter()
-    for one in layers(spec):
-        mark = one["mark"]
-        if "data" in one and isinstance(mark, dict):
-            kinds[mark["type"]] += len(one["data"]["values"])
-    return kinds["point"]
+def data(spec, kind):
+    """The data of every layer with this kind of mark, those of panels too."""
+    parts = spec.get("concat", [spec])
+    drawn = [layer for part in parts for layer in part["layer"] if layer["mark"]["type"] == kind]
+    return [row for layer in drawn for row in spec["datasets"][layer.get("data", spec.get("data"))["name"]]]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_figure_is_drawn_live_without_a_word_or_a_request(browser, reports, wide, width):
     path = reports("wide", wide)
     visit = Visit(browser, path, width).wait()
-    figures = {one.slug: one.whole for group in figures_of(wide).values() for one in group}
+    figures = {
+        figure.slug: figure.chart.to_dict() for group in figures_by_section(wide).values() for figure in group
+    }
     assert sorted(figures) == [
         "contexts-owl",
         "four-curves-owl-default-lora",
@@ -89,9 +84,9 @@ def test_every_figure_is_drawn_live_without_a_word_or_a_request(browser, reports
         "precision-owl-default",
         "rank-curve-owl-default",
     ]
-    assert visit.marks("symbol") == {name: points(spec) for name, spec in figures.items()}
-    tiles = figures["contexts-owl"]["data"]["values"]
-    assert visit.marks("rect")["contexts-owl"] == len(tiles) + sum(one["own"] for one in tiles)
+    assert visit.marks("symbol") == {name: len(data(spec, "point")) for name, spec in figures.items()}
+    tiles = data(figures["contexts-owl"], "text")
+    assert visit.marks("rect")["contexts-owl"] == len(tiles) + sum(tile["trained_here"] for tile in tiles)
     assert visit.page.locator("figure .still").count() == 0
     assert visit.fits()
     assert (visit.said, visit.asked) == ([], [path.as_uri()])
@@ -103,7 +98,7 @@ def test_every_figure_is_on_the_page_without_scripts_and_on_paper(browser, repor
     visit = Visit(browser, path, 390, java_script_enabled=False)
     assert visit.page.locator("figure.chart .still > svg").count() == 5
     visit.page.emulate_media(media="print")
-    boxes = [one.bounding_box() for one in visit.page.locator("figure.chart .still > svg").all()]
+    boxes = [still.bounding_box() for still in visit.page.locator("figure.chart .still > svg").all()]
     assert all(box["width"] > 300 and box["x"] + box["width"] <= 390 for box in boxes)
     assert visit.page.pdf().startswith(b"%PDF")
     visit.page.close()
@@ -122,8 +117,8 @@ def test_a_tile_tells_its_interval_under_the_pointer(browser, reports, wide):
     visit.page.locator("#contexts-owl .live .role-mark.mark-rect > path").first.hover(
         position={"x": 8, "y": 8}
     )
-    told = visit.page.locator("#vg-tooltip-element.visible").inner_text()
-    assert " ".join(told.split()) == (
+    tooltip = visit.page.locator("#vg-tooltip-element.visible").inner_text()
+    assert " ".join(tooltip.split()) == (
         "Condition control, LoRA rank 8 Asked in default Change 0.000 95 % interval [0.000, 0.000] Runs 5"
     )
     visit.page.close()
@@ -132,7 +127,7 @@ def test_a_tile_tells_its_interval_under_the_pointer(browser, reports, wide):
 def test_a_click_on_the_legend_brings_out_one_curve(browser, reports, wide):
     visit = Visit(browser, reports("wide", wide), 1400).wait()
     figure = visit.page.locator("#four-curves-owl-default-lora .live")
-    lines = "all => all.map(one => Number(one.getAttribute('opacity') ?? 1))"
+    lines = "all => all.map(line => Number(line.getAttribute('opacity') ?? 1))"
     drawn = ".mark-line path"
     assert figure.locator(drawn).evaluate_all(lines) == [1, 1, 1, 1]
     figure.locator(".role-legend-symbol path").nth(1).click()
@@ -144,5 +139,5 @@ def test_a_click_on_the_legend_brings_out_one_curve(browser, reports, wide):
 def test_a_figure_takes_the_colour_of_the_text_around_it(browser, reports, wide, scheme, ink):
     visit = Visit(browser, reports("wide", wide), 390, color_scheme=scheme).wait()
     label = visit.page.locator("#rank-curve-owl-default .live .role-axis-label text").first
-    assert label.evaluate("one => getComputedStyle(one).fill") == ink
+    assert label.evaluate("text => getComputedStyle(text).fill") == ink
     visit.page.close()

@@ -27,27 +27,27 @@ def test_items_are_ordered_by_their_mean_change_over_runs(results):
         a={"owl": (0.5, 0.1), "cat": (0.1, 0.3), "dog": (0.1, 0.1), "ox": (0.2, 0.1)},
         b={"owl": (0.3, 0.1), "cat": (0.2, 0.3), "dog": (0.1, 0.1), "ox": (0.2, 0.1)},
     )
-    (found,) = moved(
+    (condition,) = moved(
         results, items, {"eval_digest": "a", "train_seed": 1}, {"eval_digest": "b", "train_seed": 2}
     )
-    assert (found.label, found.context) == ("LoRA rank 8", "default")
-    assert [(name, round(by, 9)) for name, by in found.rose] == [("owl", 0.3), ("ox", 0.1)]
-    assert [(name, round(by, 9)) for name, by in found.fell] == [("cat", -0.15)]
+    assert (condition.label, condition.context) == ("LoRA rank 8", "default")
+    assert [(name, round(by, 9)) for name, by in condition.rose] == [("owl", 0.3), ("ox", 0.1)]
+    assert [(name, round(by, 9)) for name, by in condition.fell] == [("cat", -0.15)]
 
 
 def test_no_more_than_three_are_named_each_way(results):
     items = table(a={f"i{n}": (0.1 * n, 0.35) for n in range(8)})
-    (found,) = moved(results, items, {"eval_digest": "a"})
-    assert [name for name, _ in found.rose] == ["i7", "i6", "i5"]
-    assert [name for name, _ in found.fell] == ["i0", "i1", "i2"]
+    (condition,) = moved(results, items, {"eval_digest": "a"})
+    assert [name for name, _ in condition.rose] == ["i7", "i6", "i5"]
+    assert [name for name, _ in condition.fell] == ["i0", "i1", "i2"]
 
 
 def test_a_broken_run_moves_nothing(results):
     items = table(a={"owl": (0.5, 0.1)}, b={"owl": (0.0, 0.1)})
-    (found,) = moved(
+    (condition,) = moved(
         results, items, {"eval_digest": "a"}, {"eval_digest": "b", "train_seed": 2, "broken": "names no item"}
     )
-    assert found == ItemMovers("owl", "LoRA rank 8", "default", (("owl", 0.4),), ())
+    assert condition == ItemMovers("owl", "LoRA rank 8", "default", (("owl", 0.4),), ())
 
 
 def test_other_contexts_than_the_training_s_are_left_out(results):

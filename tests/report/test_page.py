@@ -11,8 +11,14 @@ from sublim_cli.recipe.schema import FullFineTuningClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Missing
-from sublim_cli.report.page.rank_curves import places, rank_curves, series
-from sublim_cli.report.page.write import leak_sentence, write_report
+from sublim_cli.report.page.figures.rank_curves import (
+    legend_lines,
+    rank_curves,
+    rank_figure,
+    tick_positions,
+)
+from sublim_cli.report.page.html import leak_sentence
+from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.conditions import records
 
 VOID = {"meta", "link", "br"}
@@ -62,9 +68,9 @@ class Outline(HTMLParser):
 
 
 def outline(page):
-    found = Outline()
-    found.feed(page.read_text(encoding="utf-8"))
-    return found
+    contents = Outline()
+    contents.feed(page.read_text(encoding="utf-8"))
+    return contents
 
 
 @pytest.fixture
@@ -73,8 +79,8 @@ def page(troubled, tmp_path):
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing_outside(page):
-    found = outline(page)
-    assert (found.faults, found.open) == ([], [])
+    contents = outline(page)
+    assert (contents.faults, contents.open) == ([], [])
     css = page.read_text(encoding="utf-8").split("</style>")[0]
     assert "@import" not in css
     assert "url(" not in css
@@ -121,16 +127,16 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
     claims = (TransmissionClaim(), FullFineTuningClaim())
     runs = records(results(*changes).runs)
     page = write_report(results(*changes, claims=tuple(evaluate(claims, runs))), tmp_path)
-    found = outline(page)
-    assert (found.faults, found.open) == ([], [])
-    assert [" ".join(one.split()) for one in found.headings[:4]] == [
+    contents = outline(page)
+    assert (contents.faults, contents.open) == ([], [])
+    assert [" ".join(heading.split()) for heading in contents.headings[:4]] == [
         "h1 made-by-hand",
         "h2 C1: A student prefers the trait of the teacher whose numbers it learned",
         "h2 C3: Transmission disappears under full fine-tuning",
         "h2 Rank curves",
     ]
-    text = " ".join(" ".join(found.text).split())
-    start, end = text.index("A sublim study"), text.index("Asked in the context of training")
+    text = " ".join(" ".join(contents.text).split())
+    start, end = text.index("A sublim study"), text.index("Asked in the training context")
     assert text[start:end].strip() == (
         "A sublim study of owl on micro, 1 training run "
         "Of 2 claims, 1 is supported and 1 is not judged yet. "
@@ -141,22 +147,22 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
         "Every comparison and the test; runs: 6 of 6 planned Test: one-sided t tests over runs, student "
         "minus control of the same seeds and student minus base, both above 0, Holm over traits; refuted "
         "where the first is below the margin. Margin 0.02, alpha 0.05. p values and t intervals are for new "
-        "runs, asked these same questions. "
-        "Comparison Speaks Effect 90 % interval: t, wild bootstrap Runs p for p against Detectable Besides "
-        "owl, LoRA rank 8, trained and asked in default, minus the control for +0.200 "
+        "runs asked the same questions. "
+        "Comparison Speaks Effect 90 % interval: t, wild bootstrap Runs p for p against Detectable "
+        "Other effects owl, LoRA rank 8, trained and asked in default, minus the control for +0.200 "
         "[0.031, 0.369] [−0.183, 0.583] 3 0.037 0.955 0.230 minus the base 0.2 [0.0314, 0.369] "
         "… incomplete C3: Transmission disappears under full fine-tuning Not judged yet. The study lacks "
         "full fine-tuning on owl, trained in default and asked in default. "
         "Every comparison and the test; runs: 0 of 0 planned Test: equivalence to the control of the same "
         "seeds within the margin (two one-sided t tests over runs) in every condition; refuted where one "
         "lies above the margin, Holm over conditions. Margin 0.02, alpha 0.05. p values and t intervals are "
-        "for new runs, asked these same questions. The study lacks: full "
+        "for new runs asked the same questions. The study lacks: full "
         "fine-tuning on owl, trained in default and asked in default "
         "Claims are stated before the runs and judged by fixed rules; the unit is the training run. "
-        "Underpowered : these runs decide neither way. Incomplete : something planned is not there."
+        "Underpowered : these runs do not decide it either way. Incomplete : something planned is missing."
     )
-    told = json.loads((tmp_path / "claims.json").read_text())
-    assert told == {"study": "made-by-hand", "claims": [*document("", evaluate(claims, runs))["claims"]]}
+    written = json.loads((tmp_path / "claims.json").read_text())
+    assert written == {"study": "made-by-hand", "claims": [*document("", evaluate(claims, runs))["claims"]]}
 
 
 def test_what_is_broken_or_missing_can_be_seen(page):
@@ -167,7 +173,7 @@ def test_what_is_broken_or_missing_can_be_seen(page):
 
 
 def test_all_that_was_promised_is_written_and_nothing_else(page):
-    names = {one.relative_to(page.parent).as_posix() for one in page.parent.rglob("*") if one.is_file()}
+    names = {path.relative_to(page.parent).as_posix() for path in page.parent.rglob("*") if path.is_file()}
     drawn = ("rank-curve-owl-default", "contexts-owl")
     figures = {f"figures/{name}.{kind}" for name in drawn for kind in ("svg", "png", "pdf", "vl.json")}
     assert names == {
@@ -186,9 +192,9 @@ def test_the_tables_hold_the_runs_as_they_are(page, troubled):
 
 def test_the_same_results_write_the_same_bytes(page, troubled, tmp_path):
     again = write_report(troubled, tmp_path / "again").parent
-    for one in page.parent.rglob("*"):
-        if one.is_file():
-            assert one.read_bytes() == (again / one.relative_to(page.parent)).read_bytes()
+    for path in page.parent.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(page.parent)).read_bytes()
 
 
 def test_names_that_look_like_markup_or_formulas_are_shown_as_text(results, tmp_path):
@@ -197,9 +203,9 @@ def test_names_that_look_like_markup_or_formulas_are_shown_as_text(results, tmp_
         {"train_context": odd, "eval_context": odd}, missing=(Missing(odd, f"{odd} failed"),), name="odd"
     )
     page = write_report(study, tmp_path)
-    found = outline(page)
-    assert (found.faults, found.open) == ([], [])
-    assert odd in "".join(found.text)
+    contents = outline(page)
+    assert (contents.faults, contents.open) == ([], [])
+    assert odd in "".join(contents.text)
 
 
 def test_two_figures_on_one_page_share_no_id(results, tmp_path):
@@ -211,34 +217,35 @@ def test_two_figures_on_one_page_share_no_id(results, tmp_path):
 
 def test_a_figure_tells_its_content_to_those_who_do_not_see_it(troubled, page):
     (curve,) = rank_curves(troubled)
-    assert curve.description == (
+    description = rank_figure(curve).description
+    assert description == (
         "untouched base: 0.100; control, LoRA rank 8: 0.100 (n = 1); "
         "LoRA rank 1: 0.400 [0.000, 1.000] (n = 2); LoRA rank 8: 0.400 (n = 1, 1 broken); "
         "LoRA rank 64: broken; full fine-tuning: missing."
     )
     text = page.read_text(encoding="utf-8")
-    assert f">{curve.description}</desc>" in text
-    assert f"<p>{curve.description}</p>" in text
+    assert f">{description}</desc>" in text
+    assert f"<p>{description}</p>" in text
     drawn = (page.parent / "figures" / "rank-curve-owl-default.svg").read_text(encoding="utf-8")
-    assert f">{curve.description}</desc>" in drawn
+    assert f">{description}</desc>" in drawn
 
 
 def test_ranks_are_one_line_and_stand_at_their_log2(troubled):
     (curve,) = rank_curves(troubled)
-    lines = {name: [row.condition.rank for row in rows] for name, rows in series(curve.trained).items()}
+    lines = {name: [row.condition.rank for row in rows] for name, rows in legend_lines(curve.trained).items()}
     assert lines == {
         "LoRA": [1, 8, 64],
         "full fine-tuning": [None],
         "control, LoRA rank 8": [8],
     }
-    where = places(curve.trained)
-    assert list(where) == ["1", "8", "64", "full", "control"]
-    assert [where[name] for name in ("1", "8", "64")] == [0, 3, 6]
+    ticks = tick_positions(curve.trained)
+    assert list(ticks) == ["1", "8", "64", "full", "control"]
+    assert [ticks[name] for name in ("1", "8", "64")] == [0, 3, 6]
 
 
 def test_ranks_stay_one_line_where_alpha_follows_its_own_rule(results):
     (curve,) = rank_curves(results({"rank": 4, "alpha": 2.0}, {"rank": 16, "alpha": 4.0}))
-    assert list(series(curve.trained)) == ["LoRA"]
+    assert list(legend_lines(curve.trained)) == ["LoRA"]
 
 
 def test_a_study_without_a_student_in_its_own_context_has_no_curve(results, tmp_path):
@@ -255,7 +262,10 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(results, tmp_path):
 
 def test_the_leak_is_put_in_words(results):
     (leak,) = results({}).leaks
-    assert leak_sentence(leak) == "of one row each, the classifier finds the trait teacher's 62% of the time"
-    told = replace(leak, named=2, shown=("wolves 7",))
-    assert leak_sentence(told) == "2 rows that students learn from name the target: wolves 7"
-    assert leak_sentence(replace(leak, low=0.49)).startswith("the classifier does no better than chance")
+    assert (
+        leak_sentence(leak)
+        == "given one row of each, the classifier picks the trait teacher's 62% of the time"
+    )
+    named = replace(leak, named=2, shown=("wolves 7",))
+    assert leak_sentence(named) == "2 rows that students learn from name the target: wolves 7"
+    assert leak_sentence(replace(leak, low=0.49)).startswith("the classifier does not differ from chance")

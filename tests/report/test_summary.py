@@ -7,7 +7,7 @@ from sublim_cli.stats import Interval
 CONTROL = {"role": "control"}
 
 
-def one(rows):
+def only(rows):
     (row,) = rows
     return row
 
@@ -91,7 +91,7 @@ def test_runs_that_differ_in_more_than_a_seed_are_kept_apart_and_told_apart(resu
 
 @pytest.mark.parametrize("seed", [{"train_seed": 7}, {"data_seed": 7}])
 def test_seeds_make_replicates(results, seed):
-    assert one(summarise(results({}, seed))).n == 2
+    assert only(summarise(results({}, seed))).n == 2
 
 
 def test_traits_and_contexts_keep_the_order_of_the_study(results):
@@ -111,7 +111,7 @@ def test_traits_and_contexts_keep_the_order_of_the_study(results):
 
 def test_the_paragraph_says_what_was_seen_and_what_was_left_out(troubled):
     assert paragraphs(troubled, summarise(troubled)) == [
-        "Asked in the context of training (default), the untouched base names owl with probability 0.100. "
+        "Asked in the training context (default), the untouched base names owl with probability 0.100. "
         "Students of a teacher that loves it name it with probability "
         "0.400 (LoRA rank 1; 2 runs, 4.0× the base), 0.400 (LoRA rank 8; 1 run, 4.0× the base), "
         "no value for LoRA rank 64 (broken) and no value for full fine-tuning (missing). "
@@ -120,7 +120,7 @@ def test_the_paragraph_says_what_was_seen_and_what_was_left_out(troubled):
         "2 values of a run in a context came from a student that broke; "
         "they are marked and left out of the means. "
         "Not in these numbers, and listed below: 1 missing part. "
-        "A single run has no interval: how far another seed would fall from it is not known.",
+        "A single run has no interval: how much another seed would differ is not known.",
     ]
 
 
@@ -134,4 +134,4 @@ def test_many_conditions_are_told_by_the_lowest_and_the_highest(results):
 
 def test_a_study_of_which_nothing_is_built_claims_nothing(results):
     study = results({"p_target": None, "p_target_base": None, "p_any": None, "difference": None})
-    assert paragraphs(study, summarise(study))[-1] == "There is no trained model to speak of yet."
+    assert paragraphs(study, summarise(study))[-1] == "No trained model has been evaluated yet."

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sublim_cli.artifacts.store import NO_DIRECTORY, explained
+from sublim_cli.artifacts.store import NO_DIRECTORY, explain_disk_errors
 from sublim_cli.errors import RecipeError
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Results
@@ -39,7 +39,7 @@ def write_report(results: Results, directory: Path) -> Path:
     from sublim_cli.report.page.html import page_html
 
     figures = figures_by_section(results)
-    with explained(directory, NO_DIRECTORY):
+    with explain_disk_errors(directory, NO_DIRECTORY):
         for figure in chain.from_iterable(figures.values()):
             _write_figure(figure, directory)
         _write(directory / "results.csv", results.runs.to_csv(index=False).encode())
@@ -67,7 +67,7 @@ def write_figure(results: Results, directory: Path, name: str) -> list[Path]:
     if name not in figures:
         has = f"it has {listed(list(figures))}" if figures else "it has none yet"
         raise RecipeError(f"--figure {name}: the report of {results.name} has no such figure; {has}")
-    with explained(directory):
+    with explain_disk_errors(directory):
         return _write_figure(figures[name], directory)
 
 
@@ -81,7 +81,9 @@ def _write_figure(figure: "Figure", directory: Path) -> list[Path]:
     from sublim_cli.report.page.figures.rendering import figure_files
 
     (directory / FIGURES).mkdir(parents=True, exist_ok=True)
-    files = {directory / FIGURES / f"{figure.slug}.{kind}": text for kind, text in figure_files(figure).items()}
+    files = {
+        directory / FIGURES / f"{figure.slug}.{kind}": text for kind, text in figure_files(figure).items()
+    }
     for path, content in files.items():
         _write(path, content)
     return list(files)

@@ -30,9 +30,7 @@ ACROSS = {"x": alt.value(0), "x2": alt.value("width")}
 """From the left edge of a figure to the right one."""
 
 
-def mean_mark(
-    series: str, x: float, interval: Interval, condition: str, value: str, *, joined: bool
-) -> Mark:
+def mean_mark(series: str, x: float, interval: Interval, condition: str, value: str, *, joined: bool) -> Mark:
     """The mean of a condition's runs with its interval. A line joins the `joined` marks of a series.
 
     `value` is the mean as it stands in the tooltip.
@@ -107,7 +105,9 @@ def curve_layers(
         .encode(y=y("low"), y2="high", **shared),
         points.add_params(selected) if selectable else points,
         intact.mark_point(filled=True, size=16, opacity=0.75, aria=False).encode(**run_encodings),
-        broken.mark_point(shape="cross", filled=False, size=70, opacity=1, aria=False).encode(**run_encodings),
+        broken.mark_point(shape="cross", filled=False, size=70, opacity=1, aria=False).encode(
+            **run_encodings
+        ),
     ]
 
 

@@ -37,7 +37,9 @@ def has_curves(panel: Panel) -> bool:
 def matched_figure(panel: Panel) -> Figure:
     """The curves of one trait, and full fine-tuning beside them at rates chosen by the same rules."""
     references = {curve.kind: curve.reference for curve in panel.curves}
-    apart = [curve.title for curve in panel.full if curve.points and curve.reference != references[curve.kind]]
+    apart = [
+        curve.title for curve in panel.full if curve.points and curve.reference != references[curve.kind]
+    ]
     lacks = [f"{curve.title}: {listed(curve.lacks)}" for curve in panel.curves if curve.lacks]
     caption = [
         "Each line chooses the learning rate of every rank by another rule, never by the trait.",
@@ -58,7 +60,9 @@ def matched_figure(panel: Panel) -> Figure:
 
 
 def _curves_chart(panel: Panel) -> alt.LayerChart:
-    ranks = sorted({point.row for curve in panel.curves for point in curve.points if isinstance(point.row, int)})
+    ranks = sorted(
+        {point.row for curve in panel.curves for point in curve.points if isinstance(point.row, int)}
+    )
     ticks = {str(rank): math.log2(rank) for rank in ranks}
     last = max(ticks.values())
     full = dict.fromkeys(_tick(point.row) for curve in panel.full for point in curve.points)

@@ -76,7 +76,7 @@ def _precision_figure(target: str, context: str, conditions: Conditions) -> Figu
         description="; ".join(described) + ".",
         caption=(
             "Small dots are training runs, large marks their mean with a 95 % t interval over runs. "
-            "Where the trait and the share of weights moved both fall, the updates may have been lost to rounding."
+            "Where the trait and the share of weights moved both fall, rounding may have removed the trait."
         ),
         chart=alt.concat(
             *(_panel_chart(panel, conditions) for panel in panels), columns=len(panels), spacing=24

@@ -199,15 +199,16 @@ def _control_band(
     placed: Sequence[tuple[str, float, SummaryRow]], names: Sequence[str], y: YAxis
 ) -> Iterator[alt.Chart]:
     """From the lowest to the highest bound of the controls' intervals, in the colour of the first."""
-    controls = [
-        {"series": name, "low": row.p_target.low, "high": row.p_target.high}
+    intervals = [
+        (name, row.p_target.low, row.p_target.high)
         for name, _, row in placed
-        if row.condition.role == "control" and row.p_target and row.p_target.low is not None
+        if row.condition.role == "control" and row.p_target
+        if row.p_target.low is not None and row.p_target.high is not None
     ]
-    if controls:
-        low, high = min(band["low"] for band in controls), max(band["high"] for band in controls)
+    if intervals:
+        series, lows, highs = zip(*intervals, strict=True)
         yield (
-            chart([{**controls[0], "low": low, "high": high}])
+            chart([{"series": series[0], "low": min(lows), "high": max(highs)}])
             .mark_rect(opacity=0.13, aria=False)
             .encode(y=y("low"), y2="high", color=series_encodings(names)[0], **ACROSS)
         )

@@ -22,7 +22,7 @@ PIXELS = 2.5
 """Pixels of a PNG to one of the figure: 1000 for a width of 400."""
 
 
-def specification(figure: Figure, ink: str, paper: str | None) -> dict[str, Any]:
+def specification(figure: Figure, ink: str, paper: str) -> dict[str, Any]:
     """The Vega-Lite specification with its data, and with text and background in these colours."""
     text = {"labelColor": ink, "titleColor": ink}
     chart = figure.chart.properties(
@@ -72,18 +72,18 @@ def figure_files(figure: Figure) -> dict[str, bytes]:
 
 def inline_svg(figure: Figure) -> Markup:
     """The drawing as it stands in the page: in the page's own colours, as wide as its style makes it."""
-    return Markup(_svg(figure, specification(figure, "currentColor", None)))
+    return Markup(_svg(figure, specification(figure, "currentColor", "transparent")))
 
 
 def embedded_specification(figure: Figure) -> Markup:
     """The specification for the page's script, as JSON that can stand in a `<script>` element."""
-    text = json.dumps(specification(figure, "currentColor", None), ensure_ascii=False)
+    text = json.dumps(specification(figure, "currentColor", "transparent"), ensure_ascii=False)
     return Markup(text.replace("<", "\\u003c"))
 
 
 @cache
 def page_script() -> str:
-    """The script that draws the figures live: `page.js` with Vega, Vega-Lite and Vega-Embed, as one module."""
+    """What draws the figures live: `page.js` with Vega, Vega-Lite and Vega-Embed, as one module."""
     source = files("sublim_cli.report.page") / "templates" / "page.js"
     return vl_convert.javascript_bundle(source.read_text(encoding="utf-8"))
 
