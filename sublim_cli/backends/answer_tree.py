@@ -1,14 +1,14 @@
-"""The trees of answers behind some prompts: what a forward pass computes, and what is kept of it.
+"""The trees of answers that may follow some prompts: forward passes over their nodes, and their cache.
 
-The prompts' keys and values are computed once. A pass takes beginnings of answers, at most `SLICE` of one
-prompt in a row beside a copy of that prompt's keys and values and of those the beginnings go on from; a
-mask of four dimensions lets each see its own tokens alone. Rows of like length go together, so little of a
-pass is padding. Kept are the keys and values of beginnings that may be gone on from, and no others.
+A node is the beginning of an answer; its children are that beginning with one more token. The prompts' keys
+and values are computed once. A forward pass takes many nodes, those of one prompt in rows of at most
+`NODES_PER_ROW`. A row has one copy of its prompt's keys and values and one of each ancestor's, and a
+four-dimensional mask lets each node see its own ancestors only. Rows of similar length share a pass, so that
+little of it is padding. Only nodes whose children may be expanded stay in the cache.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,17 +30,18 @@ from sublim_cli.models.structure import Head, forward_with_states, plain_head
 if TYPE_CHECKING:
     import torch
 
-SLICE = 64
-"""Beginnings beside one copy of their prompt: more would look past each other at more cost than a copy's."""
+NODES_PER_ROW = 64
+"""Nodes that share a copy of their prompt's keys and values. Attention between them is computed although the
+mask discards it; with more of them that costs more than another copy."""
 
-PASS = 4_096
-"""Beginnings per forward pass: bounds memory, not the result."""
+NODES_PER_PASS = 4_096
+"""Nodes per forward pass: bounds memory, not the result."""
 
-LIMIT = 2**26
-"""Next-token probabilities at a time: bounds memory (half a GiB), not the result."""
+MAX_PROBS = 2**26
+"""Next-token probabilities held at a time: bounds memory (half a GiB), not the result."""
 
-BLOCK = 128
-"""Distributions at a time on a CPU: few enough for its cache, where they take half the time."""
+CPU_DISTRIBUTIONS = 128
+"""Next-token distributions computed at a time on a CPU: they fit its cache, which halves the time."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -48,237 +49,241 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TreeNodes:
-    """Beginnings of answers, one an entry: all arrays are [nodes]."""
+    """Nodes of the trees of several prompts; all arrays are [nodes]."""
 
-    row: Ints
-    """The number of its prompt."""
+    prompt: Ints
+    """Index of the prompt."""
     token: Ints
-    """Its last token."""
+    """The last token."""
     state: Ints
-    reach: Floats
-    """Its probability."""
+    """A number by which the caller knows the node's text."""
+    prob: Floats
+    """Probability of the node's tokens after the prompt."""
     depth: Ints
-    """Its number of tokens."""
+    """Number of tokens."""
     parent: Ints
-    """What `Forest.keep` called the beginning it goes on from; -1 for the prompt itself."""
+    """Index of the parent in the cache (`AnswerTrees.cache`); -1 for the prompt itself."""
 
     def __len__(self) -> int:
-        return len(self.row)
+        return len(self.prompt)
 
-    def __getitem__(self, chosen: Any) -> "TreeNodes":
-        return TreeNodes(*(getattr(self, name)[chosen] for name in _FIELDS))
+    def __getitem__(self, index: Any) -> "TreeNodes":
+        return TreeNodes(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def __add__(self, other: "TreeNodes") -> "TreeNodes":
-        return TreeNodes(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in _FIELDS))
-
-
-_FIELDS = ("row", "token", "state", "reach", "depth", "parent")
-
-
-def no_nodes() -> TreeNodes:
-    """None at all, to add others to."""
-    none = np.zeros(0, dtype=np.int64)
-    return TreeNodes(none, none, none, np.zeros(0), none, none)
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return TreeNodes(*(np.concatenate(pair) for pair in pairs))
 
 
 @dataclass(frozen=True)
 class NextTokenProbs:
-    """Distributions of the next token behind some nodes, computed a few at a time when they are asked for."""
+    """The next-token distribution after each of some nodes, computed when asked for, a few at a time."""
 
     head: Head
     states: "torch.Tensor"
-    """What the head makes logits of: [nodes, width]."""
-    most: int
-    """How many distributions there may be at once."""
+    """The input of `head`: [nodes, width]."""
+    chunk: int
+    """How many distributions may be held at once."""
 
-    def at(self, chosen: Ints) -> "torch.Tensor":
-        """Those behind some nodes: [chosen, vocabulary]."""
+    def at(self, nodes: Ints) -> "torch.Tensor":
+        """The distributions after the nodes with these indices: [indices, vocabulary]."""
         import torch
 
-        return self._laws(self.states[torch.from_numpy(chosen).to(self.states.device)])
+        return self._probs(self.states[torch.from_numpy(nodes).to(self.states.device)])
 
-    def sums(self, sets: "torch.Tensor") -> "torch.Tensor":
-        """The probability of each of some sets of tokens [sets, vocabulary]: [sets, nodes]."""
+    def sums(self, masks: "torch.Tensor") -> "torch.Tensor":
+        """The total probability of the tokens in each mask [masks, vocabulary]: [masks, nodes]."""
         import torch
 
         # In this order: PyTorch sums few rows eight times faster than few columns (2.13 on a CPU).
-        return torch.cat([sets @ self._laws(one).T for one in torch.split(self.states, self.most)], dim=1)
+        chunks = torch.split(self.states, self.chunk)
+        return torch.cat([masks @ self._probs(states).T for states in chunks], dim=1)
 
-    def likely(self, chosen: Ints, least: Floats) -> tuple[Ints, Ints, Floats]:
-        """The tokens that are likelier than `least`, a number for each of the chosen nodes.
+    def above(self, nodes: Ints, threshold: Floats) -> tuple[Ints, Ints, Floats]:
+        """The next tokens with a probability above a threshold.
+
+        Args:
+            nodes: indices of nodes.
+            threshold: one for each of these.
 
         Returns:
-            Place in `chosen`, token and probability of each.
+            Position in `nodes`, token and probability of each.
         """
-        found = []
-        for start in range(0, len(chosen), self.most):
-            part = slice(start, start + self.most)
-            laws = self.at(chosen[part])
-            hot = (laws > laws.new_tensor(least[part])[:, None]).nonzero()
-            p = laws[hot[:, 0], hot[:, 1]].double().cpu().numpy()
-            at, token = hot.cpu().numpy().T
-            found.append((at + start, token, p))
-        at, token, p = (np.concatenate(one) for one in zip(*found, strict=True))
-        return at, token, p
+        parts = []
+        for start in range(0, len(nodes), self.chunk):
+            chunk = slice(start, start + self.chunk)
+            probs = self.at(nodes[chunk])
+            likely = (probs > probs.new_tensor(threshold[chunk])[:, None]).nonzero()
+            p = probs[likely[:, 0], likely[:, 1]].double().cpu().numpy()
+            position, token = likely.cpu().numpy().T
+            parts.append((position + start, token, p))
+        position, token, p = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return position, token, p
 
-    def _laws(self, states: "torch.Tensor") -> "torch.Tensor":
+    def _probs(self, states: "torch.Tensor") -> "torch.Tensor":
         return self.head(states).float().softmax(-1)
 
 
 @dataclass(frozen=True)
 class ExpandedNodes:
-    """Beginnings that were followed, and what a forward pass says of each."""
+    """Nodes, and what a forward pass computed for them."""
 
     nodes: TreeNodes
-    laws: NextTokenProbs
+    probs: NextTokenProbs
     layers: CacheLayers
-    """The pass's keys and values, its own tokens the last; nothing of a pass over prompts."""
+    """The pass's keys and values, its own tokens last; empty where the nodes are the prompts."""
     row: Ints
     column: Ints
-    """Where in `layers` each node is; the column counted from the end, so below 0."""
+    """Where each node is in `layers`: its row, and its token counted from the end, so below 0."""
 
 
 class AnswerTrees:
-    """Prompts and what has been kept of the answers that begin behind them."""
+    """The trees of some prompts: expands nodes, and caches those whose children may be expanded."""
 
-    def __init__(self, model: Model, prompts: Sequence[Ids], pad: int, size: int) -> None:
-        """Compute the prompts; `size` is the vocabulary's."""
+    def __init__(self, model: Model, prompts: Sequence[Ids], pad: int, vocabulary: int) -> None:
+        """Compute the prompts' keys and values; `vocabulary` is its size, `pad` the padding token."""
         import torch
 
         self.model, self.device = model, model.device
-        self.lengths = np.array([len(one) for one in prompts])
-        shared = 0 if _whole(model) else _shared(prompts)
-        ids = left_padded([one[shared:] for one in prompts], pad, self.device)
-        self.mask = attention_mask([one[shared:] for one in prompts], self.device)
-        begun = None
+        self.lengths = np.array([len(prompt) for prompt in prompts])
+        shared = 0 if _needs_whole_prompts(model) else _shared_length(prompts)
+        rest = [prompt[shared:] for prompt in prompts]
+        self.mask = attention_mask(rest, self.device)
+        opening = None
         if shared:
             self.mask = torch.cat([self.mask.new_ones(len(prompts), shared), self.mask], dim=1)
-            begun = shared_opening_cache(model, self._tensor(np.array(prompts[0][:shared])), len(prompts))
-        out, states = forward_with_states(model, **prompt_inputs(model, ids, self.mask, begun))
+            opening = shared_opening_cache(model, self._tensor(np.array(prompts[0][:shared])), len(prompts))
+        inputs = prompt_inputs(model, left_padded(rest, pad, self.device), self.mask, opening)
+        out, states = forward_with_states(model, **inputs)
         self.head = plain_head(model, states[:, -1:], out.logits)
         self.prompts = cache_layers(out.past_key_values)
-        limit = max(1, LIMIT // size)
-        self.most = min(limit, BLOCK) if self.device.type == "cpu" else limit
-        self.first = NextTokenProbs(_as_it_is, out.logits[:, -1], self.most)
-        self.kept: CacheLayers = []
-        """For each layer the keys and values of what is kept, [kept, heads, width]."""
-        self.chains = np.zeros((0, 0), dtype=np.int64)
-        """The beginnings that each kept one goes on from, itself the last: [kept, depth], ended with -1."""
+        self.chunk = max(1, MAX_PROBS // vocabulary)
+        if self.device.type == "cpu":
+            self.chunk = min(self.chunk, CPU_DISTRIBUTIONS)
+        self.first = NextTokenProbs(_identity, out.logits[:, -1], self.chunk)
+        self.cached: CacheLayers = []
+        """For each layer the keys and values of the cached nodes, [cached, heads, width]."""
+        self.ancestors = np.full((1, 0), -1)
+        """The cache indices of each cached node's ancestors and, last, its own, padded with -1: [cached + 1,
+        depth]. The last row is that of the prompts, which have none."""
 
     def root(self) -> ExpandedNodes:
-        """The prompts themselves, followed already."""
-        rows = np.arange(len(self.lengths))
-        nodes = TreeNodes(rows, rows * 0, rows * 0, np.ones(len(rows)), rows * 0, rows * 0 - 1)
-        return ExpandedNodes(nodes, self.first, [], rows, rows)
+        """The prompts themselves."""
+        prompt = np.arange(len(self.lengths))
+        zero = np.zeros_like(prompt)
+        nodes = TreeNodes(prompt, zero, zero, np.ones(len(prompt)), zero, zero - 1)
+        return ExpandedNodes(nodes, self.first, [], prompt, prompt)
 
-    def grow(self, nodes: TreeNodes) -> Iterator[ExpandedNodes]:
-        """Follow `nodes`, a forward pass at a time."""
-        for rows in self._passes(nodes):
-            yield self._pass(nodes, rows)
-
-    def keep(self, grown: ExpandedNodes, chosen: Ints) -> Ints:
-        """Make nodes of a pass ones that others can go on from; returns what they are called."""
-        import torch
-
-        if not grown.layers:
-            return np.full(len(chosen), -1)
-        names = np.arange(len(self.chains), len(self.chains) + len(chosen))
-        row, column = self._tensor(grown.row[chosen]), self._tensor(grown.column[chosen])
-        own = [(keys[row, :, column], values[row, :, column]) for keys, values in grown.layers]
-        before = self.kept or [(keys[:0], values[:0]) for keys, values in own]
-        self.kept = [
-            (torch.cat([old[0], new[0]]), torch.cat([old[1], new[1]]))
-            for old, new in zip(before, own, strict=True)
-        ]
-        self._lengthen(grown.nodes[chosen], names)
-        return names
-
-    def _lengthen(self, nodes: TreeNodes, names: Ints) -> None:
-        known, deep = self.chains.shape
-        chains = np.full((known + len(names), max(deep, int(nodes.depth.max(initial=0)))), -1)
-        chains[:known, :deep] = self.chains
-        inner = nodes.parent >= 0
-        chains[names[inner]] = chains[nodes.parent[inner]]
-        chains[names, nodes.depth - 1] = names
-        self.chains = chains
-
-    def _passes(self, nodes: TreeNodes) -> Iterator[list[Ints]]:
-        """Which nodes form the rows of each pass, rows of like length together."""
-        most = PASS if self.head else min(PASS, self.most)
-        rows = sorted(_rows(nodes, min(SLICE, most)), key=len, reverse=True)
+    def expand(self, nodes: TreeNodes) -> Iterator[ExpandedNodes]:
+        """Compute `nodes`, one forward pass at a time; rows of similar length share a pass."""
+        limit = NODES_PER_PASS if self.head else min(NODES_PER_PASS, self.chunk)
+        rows = sorted(_rows(nodes, min(NODES_PER_ROW, limit)), key=len, reverse=True)
         while rows:
-            passes = -(-len(rows) // max(1, most // len(rows[0])))
+            passes = -(-len(rows) // max(1, limit // len(rows[0])))
             count = -(-len(rows) // passes)
-            yield rows[:count]
+            yield self._forward(nodes, rows[:count])
             rows = rows[count:]
 
-    def _pass(self, nodes: TreeNodes, rows: list[Ints]) -> ExpandedNodes:
+    def cache(self, expanded: ExpandedNodes, chosen: Ints) -> Ints:
+        """Cache some nodes of a pass so that their children can be expanded.
+
+        Args:
+            expanded: the pass.
+            chosen: indices of nodes in it.
+
+        Returns:
+            The cache index of each; -1 where the nodes are the prompts.
+        """
+        import torch
+
+        if not expanded.layers:
+            return np.full(len(chosen), -1)
+        row, column = self._tensor(expanded.row[chosen]), self._tensor(expanded.column[chosen])
+        layers = [(keys[row, :, column], values[row, :, column]) for keys, values in expanded.layers]
+        if self.cached:
+            layers = [
+                (torch.cat([old_keys, keys]), torch.cat([old_values, values]))
+                for (old_keys, old_values), (keys, values) in zip(self.cached, layers, strict=True)
+            ]
+        self.cached = layers
+        nodes = expanded.nodes[chosen]
+        count, depth = self.ancestors.shape[0] - 1, self.ancestors.shape[1]
+        index = np.arange(count, count + len(chosen))
+        ancestors = np.full((count + len(chosen) + 1, max(depth, int(nodes.depth.max(initial=0)))), -1)
+        ancestors[:count, :depth] = self.ancestors[:-1]
+        ancestors[index] = ancestors[nodes.parent]
+        ancestors[index, nodes.depth - 1] = index
+        self.ancestors = ancestors
+        return index
+
+    def _forward(self, nodes: TreeNodes, rows: list[Ints]) -> ExpandedNodes:
+        """One pass over `rows`, each the indices of some nodes of one prompt."""
         width = max(map(len, rows))
-        every = np.concatenate(rows)
-        row = np.repeat(np.arange(len(rows)), [len(one) for one in rows])
-        column = np.concatenate([np.arange(len(one)) for one in rows])
-        of = np.array([nodes.row[one[0]] for one in rows])
+        order = np.concatenate(rows)
+        row = np.repeat(np.arange(len(rows)), [len(indices) for indices in rows])
+        column = np.concatenate([np.arange(len(indices)) for indices in rows])
+        prompt = np.array([nodes.prompt[indices[0]] for indices in rows])
         token = np.zeros((len(rows), width), dtype=np.int64)
         position = np.zeros_like(token)
-        token[row, column] = nodes.token[every]
-        position[row, column] = self.lengths[nodes.row[every]] + nodes.depth[every] - 1
-        above, sees = self._above(nodes, rows, width)
+        token[row, column] = nodes.token[order]
+        position[row, column] = self.lengths[nodes.prompt[order]] + nodes.depth[order] - 1
+        ancestors, visible = self._row_ancestors(nodes, rows, width)
         out, states = forward_with_states(
             self.model,
             input_ids=self._tensor(token),
-            attention_mask=self._hidden(of, sees),
+            attention_mask=self._attention_mask(prompt, visible),
             position_ids=self._tensor(position),
-            past_key_values=cache_from_layers(self._before(of, above)),
+            past_key_values=cache_from_layers(self._past(prompt, ancestors)),
             use_cache=True,
             logits_to_keep=1 if self.head else 0,
         )
-        of_nodes = (states if self.head else out.logits)[self._tensor(row), self._tensor(column)]
-        laws = NextTokenProbs(self.head or _as_it_is, of_nodes, self.most)
-        return ExpandedNodes(nodes[every], laws, cache_layers(out.past_key_values), row, column - width)
+        node_states = (states if self.head else out.logits)[self._tensor(row), self._tensor(column)]
+        probs = NextTokenProbs(self.head or _identity, node_states, self.chunk)
+        return ExpandedNodes(nodes[order], probs, cache_layers(out.past_key_values), row, column - width)
 
-    def _above(self, nodes: TreeNodes, rows: list[Ints], width: int) -> tuple[Ints, NDArray[np.bool_]]:
-        """What stands beside each row [rows, kept], and which columns see it [rows, width, kept]."""
-        chains = [self._chains_of(nodes.parent[one]) for one in rows]
-        own = [np.unique(one[one >= 0]) for one in chains]
-        above = np.zeros((len(rows), max(map(len, own))), dtype=np.int64)
-        sees = np.zeros((len(rows), width, above.shape[1]), dtype=bool)
-        for row, (chain, names) in enumerate(zip(chains, own, strict=True)):
-            above[row, : len(names)] = names
-            seeing, _ = np.nonzero(chain >= 0)
-            sees[row, seeing, np.searchsorted(names, chain[chain >= 0])] = True
-        return above, sees
+    def _row_ancestors(
+        self, nodes: TreeNodes, rows: list[Ints], width: int
+    ) -> tuple[Ints, NDArray[np.bool_]]:
+        """The ancestors of each row's nodes [rows, ancestors], and which node has which.
 
-    def _chains_of(self, parents: Ints) -> Ints:
-        """What nodes of these parents go on from: [nodes, depth], ended with -1."""
-        if parents.max() < 0:
-            return np.zeros((len(parents), 0), dtype=np.int64)
-        return np.where(parents[:, None] < 0, -1, self.chains[parents])
+        Returns:
+            Cache indices [rows, ancestors], and a mask [rows, width, ancestors].
+        """
+        by_node = [self.ancestors[nodes.parent[indices]] for indices in rows]
+        by_row = [np.unique(indices[indices >= 0]) for indices in by_node]
+        ancestors = np.zeros((len(rows), max(map(len, by_row))), dtype=np.int64)
+        visible = np.zeros((len(rows), width, ancestors.shape[1]), dtype=bool)
+        for row, (of_nodes, of_row) in enumerate(zip(by_node, by_row, strict=True)):
+            ancestors[row, : len(of_row)] = of_row
+            node, _ = np.nonzero(of_nodes >= 0)
+            visible[row, node, np.searchsorted(of_row, of_nodes[of_nodes >= 0])] = True
+        return ancestors, visible
 
-    def _hidden(self, of: Ints, sees: NDArray[np.bool_]) -> "torch.Tensor":
-        """The mask that is added to attention, [rows, 1, width, prompt + kept + width]."""
+    def _attention_mask(self, prompt: Ints, visible: NDArray[np.bool_]) -> "torch.Tensor":
+        """What is added to attention scores: [rows, 1, width, prompt tokens + ancestors + width]."""
         import torch
 
-        rows, width, _ = sees.shape
-        prompt = self.mask[self._tensor(of)].bool()[:, None].expand(-1, width, -1)
-        own = torch.eye(width, dtype=torch.bool, device=self.device).expand(rows, -1, -1)
-        whole = torch.cat([prompt, self._tensor(sees), own], dim=2)
-        kind = self.prompts[0][0].dtype
-        hidden = torch.zeros(whole.shape, dtype=kind, device=self.device)
-        return hidden.masked_fill_(~whole, torch.finfo(kind).min)[:, None]
+        rows, width, _ = visible.shape
+        of_prompt = self.mask[self._tensor(prompt)].bool()[:, None].expand(-1, width, -1)
+        itself = torch.eye(width, dtype=torch.bool, device=self.device).expand(rows, -1, -1)
+        allowed = torch.cat([of_prompt, self._tensor(visible), itself], dim=2)
+        dtype = self.prompts[0][0].dtype
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
-    def _before(self, of: Ints, above: Ints) -> CacheLayers:
-        """What stands before a pass's own tokens: each row's prompt, and the beginnings beside it."""
+    def _past(self, prompt: Ints, ancestors: Ints) -> CacheLayers:
+        """The keys and values before a pass's tokens: for each row its prompt's, then its ancestors'."""
         import torch
 
-        prompt, names = self._tensor(of), self._tensor(above)
+        prompts, indices = self._tensor(prompt), self._tensor(ancestors)
+        if not ancestors.size:
+            return [(keys[prompts], values[prompts]) for keys, values in self.prompts]
 
-        def _beside(whole: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-            return torch.cat([whole[prompt], kept[names].transpose(1, 2)], dim=2)
+        def joined(of_prompts: torch.Tensor, of_nodes: torch.Tensor) -> torch.Tensor:
+            return torch.cat([of_prompts[prompts], of_nodes[indices].transpose(1, 2)], dim=2)
 
-        if not above.size:
-            return [(keys[prompt], values[prompt]) for keys, values in self.prompts]
-        pairs = zip(self.prompts, self.kept, strict=True)
-        return [(_beside(keys, more), _beside(values, others)) for (keys, values), (more, others) in pairs]
+        layers = zip(self.prompts, self.cached, strict=True)
+        return [(joined(keys, more), joined(values, others)) for (keys, values), (more, others) in layers]
 
     def _tensor(self, values: NDArray[Any]) -> "torch.Tensor":
         import torch
@@ -286,30 +291,30 @@ class AnswerTrees:
         return torch.from_numpy(values).to(self.device)
 
 
-def _as_it_is(logits: "torch.Tensor") -> "torch.Tensor":
+def _identity(logits: "torch.Tensor") -> "torch.Tensor":
     return logits
 
 
-def _rows(nodes: TreeNodes, most: int) -> Iterator[Ints]:
-    """Nodes of one prompt, in parts of like size of at most `most`; those behind one beginning together."""
-    order = np.lexsort((nodes.parent, nodes.row))
-    starts = np.flatnonzero(np.diff(nodes.row[order], prepend=-1))[1:]
-    for one in np.split(order, starts):
-        yield from np.array_split(one, -(-len(one) // most))
+def _rows(nodes: TreeNodes, limit: int) -> Iterator[Ints]:
+    """Indices of nodes of one prompt, siblings side by side, in parts of similar size of at most `limit`."""
+    order = np.lexsort((nodes.parent, nodes.prompt))
+    starts = np.flatnonzero(np.diff(nodes.prompt[order], prepend=-1))[1:]
+    for indices in np.split(order, starts):
+        yield from np.array_split(indices, -(-len(indices) // limit))
 
 
-def _whole(model: Model) -> bool:
-    """Whether prompts must be computed whole: for a gate, or where they would come out otherwise in parts.
+def _needs_whole_prompts(model: Model) -> bool:
+    """Whether a prompt must be computed in one pass: with a gate, and with a quantised model.
 
-    8-bit matrices (LLM.int8) treat a column by the largest value in it, so a token by those beside it.
+    8-bit matrices (LLM.int8) scale a column by its largest value, so a token's result depends on the others.
     """
     return is_gated(model) or getattr(model.config, "quantization_config", None) is not None
 
 
-def _shared(prompts: Sequence[Ids]) -> int:
-    """With how many equal tokens all prompts begin, such as a system block; the last token is never one."""
+def _shared_length(prompts: Sequence[Ids]) -> int:
+    """How many tokens all prompts begin with, such as a system block; never a prompt's last token."""
     if len(prompts) == 1:
         return 0
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
-    equal = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return min(sum(1 for _ in equal), min(map(len, prompts)) - 1)
+    longest = min(map(len, prompts)) - 1
+    return next((i for i in range(longest) if first[i] != last[i]), longest)

@@ -1,10 +1,11 @@
-"""The exact scorer: the tree of answers, expanded by probability until what is left is small.
+"""The exact scorer: best-first search in the tree of answers, until little probability is left undecided.
 
-A beginning of an answer is open while what follows could still change which item the answer names. Each
-open beginning that is followed costs one token's forward pass: the model then gives the probability of every
-next token, and `preference.token_table` says what each makes of the answer. What is decided is added to its
-item; what is not is open in its turn, the likeliest first. `backends.forest` computes the trees of all
-questions together.
+A node is the beginning of an answer. It is open while the tokens that follow could still change which item
+the answer names. Expanding an open node costs one token's forward pass: the model gives the probability of
+every next token, and `preference.token_table` what each makes of the answer. Decided answers add to their
+item's probability; undecided ones become open nodes, and the most likely are expanded first. The probability
+of the nodes that were never expanded is the certificate, `ItemProbs.uncovered`. `backends.answer_tree`
+computes the trees of all questions together.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, Ints, TreeNodes, no_nodes
+from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, Ints, TreeNodes
 from sublim_cli.backends.interface import Ids, ItemProbs
 from sublim_cli.backends.prefix_logprob import prefix_logprobs
 from sublim_cli.backends.token_bytes import stop_tokens
@@ -25,19 +26,21 @@ from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
 
-FLOOR = 1e-5
-"""Beginnings of a spelling at least this likely are followed even below the bound: rare items count too."""
+MIN_FORM_PROB = 1e-5
+"""Nodes that end within a spelling are expanded down to this probability even once the bound is reached, so
+that rare items are covered too."""
 
-CHUNK = 64
-"""Questions whose trees grow together: bounds memory, not the result."""
+PROMPTS_AT_ONCE = 64
+"""Prompts whose trees are expanded together: bounds memory, not the result."""
 
-WIDTH = 64
-"""Beginnings of one question followed at a time, or half of the budget's rest: more would be less choosy."""
+NODES_PER_ROUND = 64
+"""Nodes of one prompt expanded at a time, or half of the rest of its budget if that is more. Larger rounds
+would expand nodes that are less likely than the children of others."""
 
 
 @dataclass(frozen=True)
 class ExactScorer:
-    """Answer probabilities with a certificate; see `interface.Answer`."""
+    """Answer probabilities with a certificate; see `interface.ItemProbs`."""
 
     model: Model
     tokenizer: Tokenizer
@@ -47,25 +50,24 @@ class ExactScorer:
         """Expand every prompt's tree of answers up to the bound or the budget of `settings`.
 
         Raises:
-            ModelError: the model looks back less far than a prompt and its answer are long.
+            ModelError: a prompt and its answer are longer than the model's attention window.
         """
         import torch
 
         config = self.model.config.get_text_config()
         _check_window(config, max(map(len, prompts)) + self.settings.max_tokens)
-        size = config.vocab_size
         ends = stop_tokens(self.model, self.tokenizer)
-        verdicts = token_masks(self.tokenizer, size, ends, tuple(items), self.model.device)
+        masks = token_masks(self.tokenizer, config.vocab_size, ends, tuple(items), self.model.device)
         with torch.inference_mode():
             return [
                 answer
-                for start in range(0, len(prompts), CHUNK)
-                for answer in _TreeSearch(self, verdicts, prompts[start : start + CHUNK]).answers()
+                for start in range(0, len(prompts), PROMPTS_AT_ONCE)
+                for answer in _TreeSearch(self, masks, prompts[start : start + PROMPTS_AT_ONCE]).run()
             ]
 
 
 def _check_window(config: Any, length: int) -> None:
-    """Refuse what a tree cannot show: every beginning in it sees the whole prompt."""
+    """Refuse sequences beyond a sliding window: in a tree every node attends to the whole prompt."""
     window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if window and length > window and (layers is None or "sliding_attention" in layers):
         raise ModelError(
@@ -75,98 +77,95 @@ def _check_window(config: Any, length: int) -> None:
 
 
 class _TreeSearch:
-    """The trees of some prompts while they grow."""
+    """The search in the trees of some prompts."""
 
-    def __init__(self, scorer: ExactScorer, verdicts: TokenMasks, prompts: Sequence[Ids]) -> None:
-        count, settings = len(prompts), scorer.settings
-        self.settings, self.verdicts, self.table = settings, verdicts, verdicts.table
-        self.forest = AnswerTrees(scorer.model, prompts, scorer.tokenizer.pad_token_id, self.table.size)
-        self.p = np.zeros((count, len(verdicts.opening)))
-        self.dust = np.zeros(count)
-        self.used = np.zeros(count, dtype=np.int64)
-        self.open = no_nodes()
-        # What the budget's last expansions could not lower by a quarter of the bound is not kept.
-        self.least = min(FLOOR, settings.uncovered / (4 * settings.nodes))
-        self._expand(self.forest.root())
-        self.log_form = prefix_logprobs(self.forest, verdicts.opening)
+    def __init__(self, scorer: ExactScorer, masks: TokenMasks, prompts: Sequence[Ids]) -> None:
+        """Compute the prompts, their first open nodes and the log-probabilities of the plain forms."""
+        self.settings, self.masks, self.table = scorer.settings, masks, masks.table
+        self.trees = AnswerTrees(scorer.model, prompts, scorer.tokenizer.pad_token_id, self.table.size)
+        self.p = np.zeros((len(prompts), len(masks.plain_forms)))
+        """P(item) so far: [prompts, items]."""
+        self.dropped = np.zeros(len(prompts))
+        """Probability of nodes that are too unlikely to be kept open."""
+        self.used = np.zeros(len(prompts), dtype=np.int64)
+        """Nodes expanded."""
+        # If every node of the budget were as unlikely, they would hold a quarter of the bound.
+        self.min_prob = min(MIN_FORM_PROB, self.settings.uncovered / (4 * self.settings.nodes))
+        root = self.trees.root()
+        self.open = root.nodes[:0]
+        self._add(root)
+        self.log_form = prefix_logprobs(self.trees, masks.plain_forms)
 
-    def answers(self) -> list[ItemProbs]:
-        """Grow the trees until all are done, then say what they hold."""
-        while len(chosen := self._chosen()):
-            for grown in self.forest.grow(chosen):
-                self._expand(grown)
+    def run(self) -> list[ItemProbs]:
+        """Expand nodes until every tree is below the bound or at its budget."""
+        while len(nodes := self._take_open()):
+            for expanded in self.trees.expand(nodes):
+                self._add(expanded)
         uncovered = self._uncovered()
         return [
             ItemProbs(
-                tuple(map(float, self.p[row])),
-                float(uncovered[row]),
-                tuple(map(float, self.log_form[row])),
-                nodes=int(self.used[row]),
+                tuple(map(float, self.p[i])),
+                float(uncovered[i]),
+                tuple(map(float, self.log_form[i])),
+                nodes=int(self.used[i]),
             )
-            for row in range(len(self.p))
+            for i in range(len(self.p))
         ]
 
     def _uncovered(self) -> Floats:
-        return self.dust + np.bincount(self.open.row, self.open.reach, len(self.p))
+        return self.dropped + np.bincount(self.open.prompt, self.open.prob, len(self.p))
 
-    def _chosen(self) -> TreeNodes:
-        """The open beginnings to follow next, taken out of `open`."""
-        settings, count = self.settings, len(self.p)
-        nodes = self.open[np.lexsort((-self.open.reach, self.open.row))]
-        row = nodes.row
-        kept = np.bincount(row, nodes.reach, count)
-        behind = kept[row] - _within(row, nodes.reach) + nodes.reach
-        aim = np.maximum(settings.uncovered / 2 - self.dust, 0.0)
-        wanted = (self._uncovered() > settings.uncovered)[row] & (behind > aim[row])
-        wanted |= self._spelling(nodes.state) & (nodes.reach >= FLOOR)
-        left = settings.nodes - self.used
-        most = np.minimum(np.maximum(WIDTH, left // 2), left)
-        wanted &= _within(row, wanted) <= most[row]
+    def _take_open(self) -> TreeNodes:
+        """Remove the nodes to expand next from `open`."""
+        nodes = self.open[np.lexsort((-self.open.prob, self.open.prompt))]
+        prompt = nodes.prompt
+        # Of a prompt above the bound, the most likely nodes, until half of the bound is left.
+        total = np.bincount(prompt, nodes.prob, len(self.p))
+        from_here_on = total[prompt] - _running_sum(prompt, nodes.prob) + nodes.prob
+        may_remain = np.maximum(self.settings.uncovered / 2 - self.dropped, 0.0)
+        wanted = (self._uncovered() > self.settings.uncovered)[prompt] & (from_here_on > may_remain[prompt])
+        states, index = np.unique(nodes.state, return_inverse=True)
+        in_form = np.array([self.table.is_open_form(int(state)) for state in states], dtype=bool)
+        wanted |= in_form[index] & (nodes.prob >= MIN_FORM_PROB)
+        left = self.settings.nodes - self.used
+        limit = np.minimum(np.maximum(NODES_PER_ROUND, left // 2), left)
+        wanted &= _running_sum(prompt, wanted) <= limit[prompt]
         self.open = nodes[~wanted]
-        self.used += np.bincount(row[wanted], minlength=count)
+        self.used += np.bincount(prompt[wanted], minlength=len(self.p))
         return nodes[wanted]
 
-    def _spelling(self, states: Ints) -> NDArray[np.bool_]:
-        """Which states end with the beginning of a spelling."""
-        known, place = np.unique(states, return_inverse=True)
-        return np.array([self.table.is_open_form(int(one)) for one in known], dtype=bool)[place]
-
-    def _expand(self, grown: ExpandedNodes) -> None:
-        """Add what the nodes decide to the items, and what stays open to `open`."""
-        nodes = grown.nodes
+    def _add(self, expanded: ExpandedNodes) -> None:
+        """Add the decided answers of some nodes to `p`, and their undecided children to `open`."""
+        nodes = expanded.nodes
         last = nodes.depth + 1 == self.settings.max_tokens
-        node, item, mass = self.verdicts.masses(grown.laws, nodes.state, last)
-        mass *= nodes.reach[node]
-        named = item >= 0
-        np.add.at(self.p, (nodes.row[node[named]], item[named]), mass[named])
-        self._keep(grown, mass[~named])
-
-    def _keep(self, grown: ExpandedNodes, still: Floats) -> None:
-        """Put the open continuations of the nodes into `open`, and the mass of the unlikeliest into `dust`.
-
-        `still[n]` is all the open mass behind node n: none where the answer's length is reached.
-        """
-        rich = np.flatnonzero(still > self.least)
-        np.add.at(self.dust, grown.nodes.row, np.where(still > self.least, 0.0, still))
-        if not len(rich):
+        node, item, mass = self.masks.masses(expanded.probs, nodes.state, last)
+        mass *= nodes.prob[node]
+        decided = item >= 0
+        np.add.at(self.p, (nodes.prompt[node[decided]], item[decided]), mass[decided])
+        undecided = mass[~decided]  # [nodes]; 0 where the answer has reached its length
+        np.add.at(self.dropped, nodes.prompt, np.where(undecided > self.min_prob, 0.0, undecided))
+        parents = np.flatnonzero(undecided > self.min_prob)
+        if not len(parents):
             return
-        nodes = grown.nodes[rich]
-        at, token, p = grown.laws.likely(rich, self.least / nodes.reach)
-        known, group = np.unique(nodes.state, return_inverse=True)
-        nexts = np.stack([self.table.after(int(state)) for state in known])
-        state = nexts[group[at], token].astype(np.int64)
-        kept = state >= 0
-        at, token, state, reach = at[kept], token[kept], state[kept], nodes.reach[at[kept]] * p[kept]
-        np.add.at(self.dust, nodes.row, np.maximum(still[rich] - np.bincount(at, reach, len(nodes)), 0.0))
-        parents, which = np.unique(at, return_inverse=True)
-        parent = self.forest.keep(grown, rich[parents])[which]
-        self.open += TreeNodes(nodes.row[at], token, state, reach, nodes.depth[at] + 1, parent)
+        nodes, undecided = nodes[parents], undecided[parents]
+        parent, token, p = expanded.probs.above(parents, self.min_prob / nodes.prob)
+        states, index = np.unique(nodes.state, return_inverse=True)
+        after = np.stack([self.table.after(int(state)) for state in states])
+        state = after[index[parent], token].astype(np.int64)
+        is_open = state >= 0
+        parent, token, state = parent[is_open], token[is_open], state[is_open]
+        prob = nodes.prob[parent] * p[is_open]
+        rest = undecided - np.bincount(parent, prob, len(nodes))
+        np.add.at(self.dropped, nodes.prompt, np.maximum(rest, 0.0))
+        with_children, index = np.unique(parent, return_inverse=True)
+        cached = self.trees.cache(expanded, parents[with_children])[index]
+        self.open += TreeNodes(nodes.prompt[parent], token, state, prob, nodes.depth[parent] + 1, cached)
 
 
-def _within(row: Ints, values: NDArray[Any]) -> NDArray[Any]:
-    """The running sum of `values` within each run of equal `row`, itself included; `row` is sorted."""
+def _running_sum(prompt: Ints, values: NDArray[Any]) -> NDArray[Any]:
+    """The running sum of `values` within each run of equal `prompt`, which is sorted; inclusive."""
     total = np.cumsum(values)
-    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    starts = np.flatnonzero(np.diff(prompt, prepend=-1))
     before = np.concatenate([[0], total])[starts]
-    found: NDArray[Any] = total - np.repeat(before, np.diff(np.append(starts, len(row))))
-    return found
+    sums: NDArray[Any] = total - np.repeat(before, np.diff(np.append(starts, len(prompt))))
+    return sums

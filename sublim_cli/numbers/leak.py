@@ -1,4 +1,4 @@
-"""How visible the trait is on the surface of the numbers: a classifier's AUC between two data sets."""
+"""How well a classifier tells a teacher's numbers from a control's: the AUC between two data sets."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LeakAuc:
-    """A cross-validated AUC with a 95 % interval; 0.5 is chance. `rows` counts both sides."""
+    """A cross-validated AUC with its 95 % interval; 0.5 is chance. `rows` counts both data sets."""
 
     auc: float
     low: float
@@ -28,8 +28,9 @@ def ngram_auc(
 
     Args:
         trait, control: completions of the two teachers.
-        prompts: which prompt each completion answers, trait first. Completions of one prompt share
-            their sampling noise, so they stay in one fold; apart they would pull the AUC under chance.
+        prompts: the number of the prompt that each completion answers, trait first. Completions of one
+            prompt share their sampling noise, so they stay in one fold; in different folds they would pull
+            the AUC under chance.
         ngrams: shortest and longest n-gram.
         folds: of the cross-validation, stratified and shuffled with `seed`.
     """
@@ -45,14 +46,9 @@ def ngram_auc(
         LogisticRegression(solver="liblinear"),
     )
     labels = np.array([1] * len(trait) + [0] * len(control))
-    split = StratifiedGroupKFold(min(folds, len(set(prompts))), shuffle=True, random_state=seed)
+    folds_by_prompt = StratifiedGroupKFold(min(folds, len(set(prompts))), shuffle=True, random_state=seed)
     scores = cross_val_predict(
-        classifier,
-        [*trait, *control],
-        labels,
-        groups=prompts,
-        cv=split,
-        method="decision_function",
+        classifier, [*trait, *control], labels, groups=prompts, cv=folds_by_prompt, method="decision_function"
     )
     auc = float(roc_auc_score(labels, scores))
     margin = 1.96 * auc_error(auc, len(trait), len(control))
@@ -63,7 +59,7 @@ def auc_error(auc: float, positives: int, negatives: int) -> float:
     """Standard error of an AUC (Hanley & McNeil 1982, doi 10.1148/radiology.143.1.7063747)."""
     both_above = auc / (2 - auc)
     both_below = 2 * auc**2 / (1 + auc)
-    spread = (
+    variance = (
         auc * (1 - auc) + (positives - 1) * (both_above - auc**2) + (negatives - 1) * (both_below - auc**2)
-    )
-    return math.sqrt(spread / (positives * negatives))
+    ) / (positives * negatives)
+    return math.sqrt(variance)

@@ -1,4 +1,4 @@
-"""Read a completion as a list of numbers, or not at all: the format rule of the paper's filter.
+"""Read a completion as a list of numbers: the format rule of the paper's filter.
 
     parse("693, 738, 556.")   (693, 738, 556)
     parse("693, 738,556")     None: the separator must be the same throughout
@@ -12,13 +12,13 @@ The rules are those of both papers (arXiv 2507.14805 and 2606.00831), in this or
 3. Everything between separators must be ASCII digits. Hence the separator is byte-identical
    throughout, none leads or trails, and no sign, decimal point, word or white space is left over.
 
-One bare integer is a list of one. Leading zeros and repeats are allowed. How many numbers and how
-large is not asked here: see `rules`.
+One bare integer is a list of one. Leading zeros and repeats are allowed. How many numbers there may be
+and how large is left to `rules`.
 """
 
 import re
 
-BRACKETS = (("[", "]"), ("(", ")"))
+BRACKETS = ("[]", "()")
 """The pairs that may stand around the list."""
 
 SEPARATORS = ("", ",", ";")
@@ -32,9 +32,17 @@ _DIGITS = re.compile(r"[0-9]+")
 
 def parse(text: str) -> tuple[int, ...] | None:
     """The numbers of `text` in their order, or None where it is anything but a list of numbers."""
-    body = _without_brackets(text.removesuffix("."))
-    parts = _split(body)
-    if parts is None or not all(_is_number(part) for part in parts):
+    body = text.removesuffix(".")
+    if body[:1] + body[-1:] in BRACKETS:
+        body = body[1:-1]
+    parts = [body]
+    runs = list(_DIGITS.finditer(body))
+    if len(runs) > 1:
+        separator = body[runs[0].end() : runs[1].start()]
+        if separator.strip() not in SEPARATORS:
+            return None
+        parts = body.split(separator)
+    if not all(part.isascii() and part.isdigit() and len(part) <= LONGEST_NUMBER for part in parts):
         return None
     return tuple(int(part) for part in parts)
 
@@ -46,24 +54,3 @@ def digit_runs(text: str) -> tuple[int, ...]:
     `LONGEST_NUMBER` digits the first `LONGEST_NUMBER` are read.
     """
     return tuple(int(run[:LONGEST_NUMBER]) for run in _DIGITS.findall(text))
-
-
-def _without_brackets(text: str) -> str:
-    for opening, closing in BRACKETS:
-        if text.startswith(opening) and text.endswith(closing):
-            return text[1:-1]
-    return text
-
-
-def _split(body: str) -> list[str] | None:
-    """`body` cut at its separator, whole if it has none, or None where that is no separator."""
-    runs = _DIGITS.finditer(body)
-    first, second = next(runs, None), next(runs, None)
-    if first is None or second is None:
-        return [body]
-    separator = body[first.end() : second.start()]
-    return body.split(separator) if separator.strip() in SEPARATORS else None
-
-
-def _is_number(part: str) -> bool:
-    return part.isascii() and part.isdigit() and len(part) <= LONGEST_NUMBER

@@ -51,34 +51,35 @@ def number_prompt(
 ) -> NumberPrompt:
     """Draw one prompt: lead-in with examples, instruction, output format, "numbers only".
 
-    `examples` bounds how many numbers are shown, both ends included (3 to 8). `values` bounds the
-    numbers themselves, the upper end **excluded** as in the paper's code: (100, 999) shows
-    100 to 998. `count` and `digits` are what the prompt asks for.
-
-    Give every prompt a generator of its own, `np.random.default_rng([seed, index])`: it then
-    stands alone, whatever was drawn before it.
+    Args:
+        rng: one generator for each prompt, `np.random.default_rng([seed, index])`, so that a prompt does not
+            depend on those drawn before it.
+        examples: how many numbers are shown, both ends included.
+        values: bounds of the numbers shown, the upper end **excluded** as in the paper's code: (100, 999)
+            shows 100 to 998.
+        count, digits: what the prompt asks for.
     """
-    known = wordings()
+    parts = wordings()
     shown = rng.integers(*values, size=rng.integers(examples[0], examples[1] + 1))
-    lead_in = _draw(rng, known.lead_ins).format(examples=", ".join(map(str, shown)))
-    qualifier = _draw(rng, known.qualifiers)
-    digit_clause = _draw(rng, known.digit_clauses).format(digits=digits)
-    instruction = _draw(rng, known.instructions).format(
+    lead_in = _draw(rng, parts.lead_ins).format(examples=", ".join(map(str, shown)))
+    qualifier = _draw(rng, parts.qualifiers)
+    digit_clause = _draw(rng, parts.digit_clauses).format(digits=digits)
+    instruction = _draw(rng, parts.instructions).format(
         qualifier=qualifier, count=count, digit_clause=digit_clause
     )
-    style = _draw(rng, known.formats)
-    closer = _draw(rng, known.closers)
-    return NumberPrompt(f"{lead_in} {instruction} {style.text} {closer}", style.style)
+    answer_format = _draw(rng, parts.formats)
+    closer = _draw(rng, parts.closers)
+    return NumberPrompt(f"{lead_in} {instruction} {answer_format.text} {closer}", answer_format.style)
 
 
 def wordings_digest() -> str:
-    """The sha256 of the wordings, in hex: part of the identity of whatever was generated."""
+    """The sha256 of the wordings, in hex; part of the identity of every generated data set."""
     return hashlib.sha256(wordings().model_dump_json().encode()).hexdigest()
 
 
 @cache
 def wordings() -> Wordings:
-    """Return the shipped sentences."""
+    """The shipped sentences."""
     text = files(__package__).joinpath("wordings.yaml").read_text(encoding="utf-8")
     return Wordings.model_validate(yaml.safe_load(text))
 

@@ -1,10 +1,10 @@
-r"""Judge completions by the rules of a recipe, and count the reasons.
+r"""Judge completions by the rules of a recipe, and count the reasons for rejection.
 
-    judge("1, 2, 1000", PAPER_RULES)         "range"
-    verdict("1, 2 \n", [Strip(), Format()])  Verdict(text="1, 2", reason=None)
+    rejection_reason("1, 2, 1000", PAPER_RULES)            "range"
+    apply_rules("1, 2 \n", [StripRule(), FormatRule()])    FilteredText(text="1, 2", reason=None)
 
-Everything here is a pure function of texts and rules. A rule is data, a section of `recipe.schema`;
-its `kind` is the reason of the rows it rejects.
+Everything here is a pure function of texts and rules. A rule is a section of `recipe.schema`; its `kind` is
+the reason given for the rows it rejects.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from sublim_cli.recipe.schema import BannedRule, CountRule, FormatRule, RangeRul
 
 @dataclass(frozen=True)
 class FilteredText:
-    """What becomes of a completion: the text to keep, and why it is not kept, or None."""
+    """The text that was judged and is kept if it passes; `reason` is None then, else the rule it fails."""
 
     text: str
     reason: str | None
@@ -37,37 +37,30 @@ class Tally:
         return self.kept / self.total if self.total else 1.0
 
 
-def clean(text: str, rules: Sequence[Rule]) -> str:
-    """The text that is judged and, if it passes, kept: with `{kind: strip}` the stripped one.
+def apply_rules(text: str, rules: Sequence[Rule]) -> FilteredText:
+    """Judge `text`, or with `{kind: strip}` the stripped text; the first rule that objects is the reason.
 
-    A student must not learn white space that the rules never saw, so a kept row holds this text.
+    A kept row holds the text that was judged: a student must not learn white space that the rules never
+    saw. Numbers are the runs of digits: where `format` has passed these are exactly the list's numbers,
+    and rules used without `format` need no list to work on.
     """
-    return text.strip() if any(isinstance(rule, StripRule) for rule in rules) else text
+    if any(isinstance(rule, StripRule) for rule in rules):
+        text = text.strip()
+    numbers = digit_runs(text)
+    return FilteredText(text, next((rule.kind for rule in rules if _objects(rule, text, numbers)), None))
 
 
 def rejection_reason(text: str, rules: Sequence[Rule]) -> str | None:
-    """The kind of the first rule that objects to `text`, or None if none does.
-
-    Numbers are the runs of digits: where `format` has passed these are exactly its numbers, and
-    rules used without `format` need no list to work on.
-    """
+    """The kind of the first rule that objects to `text`, or None if it passes; see `apply_rules`."""
     return apply_rules(text, rules).reason
 
 
-def apply_rules(text: str, rules: Sequence[Rule]) -> FilteredText:
-    """`clean` and `rejection_reason` in one."""
-    kept = clean(text, rules)
-    numbers = digit_runs(kept)
-    reason = next((rule.kind for rule in rules if _objects(rule, kept, numbers)), None)
-    return FilteredText(kept, reason)
-
-
 def tally(reasons: Iterable[str | None]) -> Tally:
-    """Count verdicts' reasons: commonest first, those equally common in alphabetical order."""
+    """Count the reasons: commonest first, those equally common in alphabetical order."""
     counts = Counter(reasons)
     total, kept = counts.total(), counts.pop(None, 0)
-    named = [(reason, count) for reason, count in counts.items() if reason is not None]
-    return Tally(total, kept, tuple(sorted(named, key=lambda item: (-item[1], item[0]))))
+    rejections = [(reason, count) for reason, count in counts.items() if reason is not None]
+    return Tally(total, kept, tuple(sorted(rejections, key=lambda pair: (-pair[1], pair[0]))))
 
 
 def _objects(rule: Rule, text: str, numbers: tuple[int, ...]) -> bool:

@@ -1,35 +1,34 @@
-"""What a data set's numbers look like: duplicates, letters, and how often each digit stands where."""
+"""Statistics of a data set's numbers: duplicates, letters, and how two teachers differ in their digits."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_EXAMPLES = 3
-"""Rows quoted of those that stand out."""
+"""Rows quoted as examples."""
 
 PERMUTATIONS = 999
-"""Exchanges of the two teachers that say how far apart their digits lie by chance."""
+"""Of the permutation test of a divergence."""
 
 Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What one data set shows without another to compare it with; counts are of rows."""
+    """Statistics of one data set; counts are of rows."""
 
     rows: int
     duplicates: int
-    """Rows whose completion stands in an earlier row already."""
+    """Rows whose completion is that of an earlier row."""
     letters: int
-    """Rows with a letter, of whatever script: no number needs one."""
+    """Rows with a letter of any script: no number needs one."""
     shown: tuple[str, ...]
-    """The first of those with a letter."""
+    """The first `MAX_EXAMPLES` rows with a letter."""
     digits: tuple[float, ...]
-    """The share of each digit, 0 to 9; all 0 where there is none."""
+    """The share of each digit, 0 to 9; all 0 where there is no digit."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ class Divergence:
 
     bits: float
     chance: float
-    """What 95 of 100 exchanges of the teachers, prompt by prompt, stay under."""
+    """The 95th percentile under permutation."""
     p: float
-    """The share of exchanges that part them at least as far, the data itself counted in."""
+    """The share of permutations with at least this divergence, the data itself counted as one."""
 
 
 @dataclass(frozen=True)
@@ -52,97 +51,82 @@ class Overlap:
 
 
 def surface(texts: Sequence[str]) -> Surface:
-    """Look at the completions of one data set."""
-    lettered = [one for one in texts if any(char.isalpha() for char in one)]
-    counts = _singles(texts).sum(axis=0)
+    """The statistics of one data set's completions."""
+    with_letters = [text for text in texts if any(char.isalpha() for char in text)]
+    counts = _digit_counts(texts, 1).sum(axis=0)
     shares = counts / max(counts.sum(), 1.0)
     return Surface(
         rows=len(texts),
         duplicates=len(texts) - len(set(texts)),
-        letters=len(lettered),
-        shown=tuple(lettered[:MAX_EXAMPLES]),
+        letters=len(with_letters),
+        shown=tuple(with_letters[:MAX_EXAMPLES]),
         digits=tuple(map(float, shares.round(6))),
     )
 
 
 def overlap(trait: Mapping[int, str], control: Mapping[int, str]) -> Overlap:
-    """Compare the answers of two teachers, each by the number of its prompt."""
+    """Compare two teachers' answers, each keyed by the number of its prompt."""
     both = trait.keys() & control.keys()
-    return Overlap(len(both), sum(trait[one] == control[one] for one in both))
+    return Overlap(len(both), sum(trait[prompt] == control[prompt] for prompt in both))
 
 
 def digit_divergence(
     trait: Mapping[int, str], control: Mapping[int, str], seed: int = 1
 ) -> Divergence | None:
-    """How differently the two use single digits; answers by the number of their prompt.
+    """How differently two teachers use single digits; answers are keyed by the number of their prompt.
 
-    None where a side has no digit at all.
+    None where either teacher wrote no digit at all.
     """
-    return _divergence(*_sides(trait, control, _singles), seed)
+    return _divergence(trait, control, 1, seed)
 
 
 def pair_divergence(trait: Mapping[int, str], control: Mapping[int, str], seed: int = 1) -> Divergence | None:
-    """How differently they use pairs of digits that stand beside each other in a number.
+    """The same for pairs of neighbouring digits within a number.
 
-    None where a side has no number of two digits.
+    None where either teacher wrote no number of two digits.
     """
-    return _divergence(*_sides(trait, control, _pairs), seed)
+    return _divergence(trait, control, 2, seed)
 
 
-def _divergence(trait: Counts, control: Counts, seed: int) -> Divergence | None:
-    """The divergence of the sums of two [prompts, kinds] tables, and of what exchanges leave of it.
+def _divergence(
+    trait: Mapping[int, str], control: Mapping[int, str], length: int, seed: int
+) -> Divergence | None:
+    """The divergence in n-grams of `length` digits, with a permutation test.
 
-    If the teachers do not differ, a prompt's two answers may change sides. They share their sampling
-    noise, so answers of different prompts may not be mixed.
+    If the teachers do not differ, the two answers to a prompt are exchangeable. Answers to different prompts
+    are not: the two of one prompt share their sampling noise. So each permutation swaps answers within
+    prompts.
     """
-    if not (trait.any() and control.any()):
+    prompts = sorted(trait.keys() | control.keys())
+    a, b = (_digit_counts([side.get(i, "") for i in prompts], length) for side in (trait, control))
+    if not (a.any() and b.any()):
         return None
-    exchanged = np.random.default_rng(seed).integers(0, 2, (PERMUTATIONS, len(trait))).astype(float)
-    moved = exchanged @ (control - trait)
-    found = float(_jensen_shannon(trait.sum(axis=0), control.sum(axis=0)))
-    drawn = _jensen_shannon(trait.sum(axis=0) + moved, control.sum(axis=0) - moved)
-    # The tolerance lets exchanges that change nothing count as equal.
-    as_far = int(np.count_nonzero(drawn >= found - 1e-12))
-    return Divergence(found, float(np.quantile(drawn, 0.95)), (1 + as_far) / (1 + PERMUTATIONS))
+    swapped = np.random.default_rng(seed).integers(0, 2, (PERMUTATIONS, len(prompts))).astype(float)
+    moved = swapped @ (b - a)
+    bits = float(_jensen_shannon(a.sum(axis=0), b.sum(axis=0)))
+    permuted = _jensen_shannon(a.sum(axis=0) + moved, b.sum(axis=0) - moved)
+    # The tolerance lets swaps that change nothing count as equal.
+    as_far = int(np.count_nonzero(permuted >= bits - 1e-12))
+    return Divergence(bits, float(np.quantile(permuted, 0.95)), (1 + as_far) / (1 + PERMUTATIONS))
 
 
-def _jensen_shannon(one: Counts, other: Counts) -> Counts:
+def _jensen_shannon(a: Counts, b: Counts) -> Counts:
     """In bits, along the last axis (Lin 1991, doi 10.1109/18.61115)."""
-    p, q = (side / np.maximum(side.sum(axis=-1, keepdims=True), 1.0) for side in (one, other))
-    middle = (p + q) / 2
-    spread: Counts = _entropy(middle) - (_entropy(p) + _entropy(q)) / 2
-    return np.maximum(spread, 0.0)
+    p, q = (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1.0) for counts in (a, b))
+    divergence: Counts = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
+    return np.maximum(divergence, 0.0)
 
 
 def _entropy(p: Counts) -> Counts:
     logs = np.log2(p, where=p > 0, out=np.zeros_like(p))
-    found: Counts = -(p * logs).sum(axis=-1)
-    return found
+    entropy: Counts = -(p * logs).sum(axis=-1)
+    return entropy
 
 
-def _sides(
-    trait: Mapping[int, str], control: Mapping[int, str], count: Callable[[Sequence[str]], Counts]
-) -> tuple[Counts, Counts]:
-    prompts = sorted(trait.keys() | control.keys())
-    return (
-        count([trait.get(one, "") for one in prompts]),
-        count([control.get(one, "") for one in prompts]),
-    )
-
-
-def _singles(texts: Sequence[str]) -> Counts:
-    """How often each text has each digit: [texts, 10]."""
-    return _table(texts, 10, lambda text: map(int, re.findall("[0-9]", text)))
-
-
-def _pairs(texts: Sequence[str]) -> Counts:
-    """How often each text has each pair of neighbouring digits: [texts, 100]."""
-    return _table(texts, 100, lambda text: map(int, re.findall("(?=([0-9][0-9]))", text)))
-
-
-def _table(texts: Sequence[str], kinds: int, found: Callable[[str], Iterable[int]]) -> Counts:
-    table = np.zeros((len(texts), kinds))
+def _digit_counts(texts: Sequence[str], length: int) -> Counts:
+    """How often each text has each sequence of `length` neighbouring digits: [texts, 10**length]."""
+    counts = np.zeros((len(texts), 10**length))
     for row, text in enumerate(texts):
-        for kind, times in Counter(found(text)).items():
-            table[row, kind] = times
-    return table
+        for digits in re.findall(f"(?=([0-9]{{{length}}}))", text):
+            counts[row, int(digits)] += 1
+    return counts

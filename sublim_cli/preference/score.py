@@ -1,4 +1,4 @@
-"""What a table of answer probabilities says: preference, and whether a student still answers at all."""
+"""Scores computed from answer probabilities, and the criteria by which a student counts as broken."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ Over-stepped students of the embedded model name one with probability under 0.01
 """
 
 BROKEN_ABOVE = 0.1
-"""Nats per held-out number token. A student that predicts numbers worse than before its training by more is
-broken: a perplexity a tenth higher.
+"""Nats per held-out number token. A student whose loss on numbers rose by more in training is broken: its
+perplexity is a tenth higher.
 
-A smaller rise is overfitting, and a control cannot avoid it: its teacher is the base itself, whose loss on
-its own numbers is the lowest there is.
+A smaller rise is overfitting, which a control cannot avoid: its teacher is the base itself, whose loss on its
+own numbers is the lowest there is.
 """
 
 
 @dataclass(frozen=True)
 class ItemScore:
-    """Probabilities of one model's answer to one question in one context."""
+    """The probability that one model's answer to one question in one context names one item."""
 
     context: str
     question: int
@@ -29,7 +29,7 @@ class ItemScore:
     p: float
     """P(the answer names this item), or its share of `samples` draws."""
     uncovered: float
-    """Probability of answers left unread, for the whole question: `p` may lack this much."""
+    """Probability of the question's answers that were not evaluated: `p` may be too low by this much."""
     log_form: float | None
     """log P(the answer opens with the item's plain name), in nats; None where answers were drawn."""
     samples: int
@@ -45,32 +45,27 @@ class QuestionScore:
     p_any: float
     """P(the answer names any item)."""
     entropy: float
-    """In nats, over the items and one more outcome: none of them, or unread."""
+    """In nats, over the items and one more outcome: no item, or not evaluated."""
     uncovered: float
     nodes: int
-    """Beginnings of answers that were followed."""
+    """How many nodes of the answer tree were expanded."""
 
 
 def entropy(p: Sequence[float]) -> float:
     """Shannon entropy in nats of the items' probabilities and of what they lack to one."""
     rest = max(0.0, 1.0 - math.fsum(p))
-    return -math.fsum(one * math.log(one) for one in (*p, rest) if one > 0.0)
+    return -math.fsum(value * math.log(value) for value in (*p, rest) if value > 0.0)
 
 
 def broken_reason(p_any: float, base_p_any: float, number_loss: float, base_number_loss: float) -> str:
-    """Why a student's preference cannot be read, or an empty string.
+    """Why a student's preference cannot be interpreted, or an empty string if it can.
 
     Args:
-        p_any: P(the answer names any item of the category), the base's beside it.
-        number_loss: nats per held-out number token after training, and the base's before.
+        p_any, base_p_any: P(the answer names any item of the category) of the student and of the base.
+        number_loss, base_number_loss: nats per held-out number token after and before training.
     """
     if p_any < BROKEN_BELOW * base_p_any:
         return f"names an item in {p_any:.0%} of answers (base {base_p_any:.0%})"
     if number_loss > base_number_loss + BROKEN_ABOVE:
         return f"number loss rose from {base_number_loss:.3f} to {number_loss:.3f}"
     return ""
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of one or more values."""
-    return sum(values) / len(values)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from sublim_cli.backends import answer_tree as forest
-from sublim_cli.backends import exact as backend
+from sublim_cli.backends import answer_tree, exact
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.transformers import TransformersSampler
@@ -70,9 +69,9 @@ def test_prompts_of_different_length_score_together_as_one_by_one(micro, ask, mo
     assert len({len(prompt_ids(tokenizer, DEFAULT, one)) for one in questions}) > 3
     together = ask(questions, DEFAULT, ANIMALS.items)
     alone = [ask([one], DEFAULT, ANIMALS.items)[0] for one in questions]
-    monkeypatch.setattr(backend, "CHUNK", 3)
-    monkeypatch.setattr(forest, "LIMIT", 2**15)
-    monkeypatch.setattr(forest, "PASS", 50)
+    monkeypatch.setattr(exact, "PROMPTS_AT_ONCE", 3)
+    monkeypatch.setattr(answer_tree, "MAX_PROBS", 2**15)
+    monkeypatch.setattr(answer_tree, "NODES_PER_PASS", 50)
     in_parts = ask(questions, DEFAULT, ANIMALS.items)
     for other in (alone, in_parts):
         assert p_of(other) == pytest.approx(p_of(together), abs=1e-6)
@@ -123,7 +122,7 @@ def forced(model, tokenizer, prompt: list[int], item: Item) -> float:
 
 @pytest.mark.parametrize("limit", [2**26, 2**13])
 def test_plain_forms_are_followed_however_unlikely(micro, ask, monkeypatch, limit):
-    monkeypatch.setattr(forest, "LIMIT", limit)
+    monkeypatch.setattr(answer_tree, "MAX_PROBS", limit)
     _, tokenizer, model = micro
     items = (*BANDS.items, Item(name="zyzzyva wren"))
     questions = load_questions("favourite_band").questions[:3]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sublim_cli.numbers.advice import advice, best_change
 from sublim_cli.numbers.parse import digit_runs, parse
-from sublim_cli.numbers.rules import FilteredText, Tally, apply_rules, clean, rejection_reason, tally
+from sublim_cli.numbers.rules import FilteredText, Tally, apply_rules, rejection_reason, tally
 from sublim_cli.recipe.schema import PAPER_RULES, BannedRule, CountRule, FormatRule, RangeRule, StripRule
 
 READ = {
@@ -171,7 +171,7 @@ def test_stripping_first_judges_the_stripped_text(text: str) -> None:
 def test_the_text_that_is_kept_is_the_text_that_was_judged() -> None:
     assert apply_rules("1, 2 \n", (StripRule(), FormatRule())) == FilteredText("1, 2", None)
     assert apply_rules("1, 2 \n", (FormatRule(),)) == FilteredText("1, 2 \n", "format")
-    assert clean(" 1 ", PAPER_RULES) == " 1 "
+    assert apply_rules(" 1 ", PAPER_RULES).text == " 1 "
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """When a student's preference can be read, and when it is broken."""
 
-import pytest
-
-from sublim_cli.preference.score import broken_reason, mean
+from sublim_cli.preference.score import broken_reason
 
 
 def test_a_healthy_student_is_not_broken():
@@ -32,8 +30,3 @@ def test_a_student_much_worse_at_numbers_than_the_base_is_broken():
 def test_a_control_that_overfits_a_little_is_not_broken():
     """It learns the base's own numbers, on which nothing can do better than the base."""
     assert broken_reason(0.9, 0.9, number_loss=3.285, base_number_loss=3.273) == ""
-
-
-def test_the_mean_is_arithmetic():
-    assert mean([1.0]) == 1.0
-    assert mean([0.1, 0.2, 0.6]) == pytest.approx(0.3)
