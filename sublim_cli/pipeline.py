@@ -1,4 +1,4 @@
-"""From a recipe to a chain of steps, and the one call that runs it.
+"""From a recipe to a chain of steps, and the function that runs it.
 
 from sublim_cli.pipeline import run
 artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path("runs")))
@@ -7,7 +7,7 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
@@ -20,7 +20,7 @@ from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
 from sublim_cli.recipe.resolve import RANKED, ExactScoring, resolve_scoring, resolve_train
-from sublim_cli.recipe.schema import LEARNING_RATE, Engine, EvalSection, Recipe, Stage, TrainSection
+from sublim_cli.recipe.schema import LEARNING_RATE, Engine, Recipe, Stage, TrainSection
 from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
@@ -38,8 +38,8 @@ Role = Literal["student", "control"]
 class Chain:
     """The steps of one recipe.
 
-    `base` scores the untouched model in the same contexts, `locate` parts of the student. `teacher` asks
-    the teacher for its target; a control's has none.
+    `base` scores the untouched model in the same contexts, `locate` parts of the student. `teacher` scores
+    the teacher's preference for its target; a control's teacher has no target, so there it is None.
     """
 
     generate: GenerateStep
@@ -85,28 +85,24 @@ class Study:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """What has to exist before the study can be reported."""
-        return [
-            *self.teachers,
-            *(step for one in self.cells for step in one.chain.evaluations),
-            *self.leaks,
-        ]
+        """The steps that must be built before the study can be reported; their inputs are not listed."""
+        evaluations = (step for cell in self.cells for step in cell.chain.evaluations)
+        return [*self.teachers, *evaluations, *self.leaks]
 
     @cached_property
     def teachers(self) -> list[TeacherStep]:
         """The check of every teacher with a trait, each once."""
-        found = [one.chain.teacher for one in self.cells if one.chain.teacher is not None]
-        return list({digest(one): one for one in found}.values())
+        steps = [cell.chain.teacher for cell in self.cells if cell.chain.teacher is not None]
+        return list({digest(step): step for step in steps}.values())
 
 
 def cell(recipe: Recipe) -> Cell:
-    """A recipe as a cell: a student where the teacher has the trait, else a control."""
-    role: Role = "student" if recipe.generate.system_prompt == "trait" else "control"
-    return Cell(role, recipe, chain(recipe))
+    """A recipe as a cell: a student if the teacher has the trait, else a control."""
+    return Cell("student" if _has_trait(recipe) else "control", recipe, chain(recipe))
 
 
 def single(recipe: Recipe) -> Study:
-    """A study of one cell, its sweep left aside."""
+    """A study of one cell; the recipe's sweep is ignored."""
     return Study(recipe.name, (cell(recipe),), ())
 
 
@@ -117,7 +113,7 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
-    check_buildable(one for one in steps.evaluations if not store.find(one))
+    check_buildable(step for step in steps.evaluations if not store.find(step))
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
     for step in steps.evaluations if until == "eval" else ():
@@ -126,15 +122,15 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
 
 
 def check_buildable(missing: Iterable[Step]) -> None:
-    """Refuse steps that cannot be built, as far as a tokenizer can tell; call it before building starts.
+    """Refuse steps that cannot be built, as far as a tokenizer can tell. Call it before building starts.
 
-    Resolving a recipe leaves this out: a plan or a report of what is built should not take its seconds.
+    It takes seconds, so `chain` leaves it out: a plan or a report of finished steps does not need it.
 
     Raises:
-        RecipeError: a part of a student does not exist; the message lists what does.
+        RecipeError: a part of a student does not exist; the message lists the parts that do.
         ModelError: a model is not there, or a context cannot be rendered.
     """
-    check_parts(one for one in missing if isinstance(one, LocateStep))
+    check_parts(step for step in missing if isinstance(step, LocateStep))
 
 
 def chain(recipe: Recipe) -> Chain:
@@ -145,54 +141,51 @@ def chain(recipe: Recipe) -> Chain:
         ModelError: a model is neither here nor reachable.
     """
     items = load_items(recipe.trait.category)
-    love = persona(items, recipe.trait.target)
-    student = resolve_model(recipe.model, recipe.revision)
-    data = f"{_teacher(recipe)} data seed {recipe.generate.sampling.seed}"
-    draw, why_drawn = _draw(recipe, student, love)
-    judge = FilterSpec(
-        rules=recipe.filter.rules,
-        rows=recipe.generate.rows,
-        held_out=recipe.generate.held_out,
+    model = resolve_model(recipe.model, recipe.revision)
+    generate_spec, engine_reason = _generate_spec(recipe, model, persona(items, recipe.trait.target))
+    data = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
+    generate: GenerateStep = _shared(GenerateStep(generate_spec, data, auto_reason=engine_reason))
+    filter_spec = FilterSpec(
+        rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
     )
-    generate = _generate(draw, data, why_drawn)
-    kept = _filter(judge, generate)
-    teach, chosen = _teach(recipe, student)
-    title = f"{_teacher(recipe)} {_method(teach)} seed {recipe.train.seed}"
-    train = TrainStep(teach, (kept,), title, chosen)
-    base = _base(*_ask(recipe, student, items, teach.train))
-    asked = EvalStep(base.spec, title, (train,), chosen=base.chosen)
-    has_trait = recipe.generate.system_prompt == "trait"
-    teacher = _ask_teacher(recipe, draw, base.spec) if has_trait else None
-    return Chain(generate, kept, train, asked, base, teacher, _locate(recipe, base.spec, train))
-
-
-# The cells of a study share these steps: made once, each is one object that is written down and hashed once.
+    kept_rows: FilterStep = _shared(FilterStep(filter_spec, data, (generate,)))
+    train_spec, backend_reason = _train_spec(recipe, model)
+    title = f"{_teacher_name(recipe)} {_method(train_spec)} seed {recipe.train.seed}"
+    train = TrainStep(train_spec, title, (kept_rows,), backend_reason)
+    eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train)
+    base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
+    student = EvalStep(base.spec, title, (train,), engine_reason)
+    if not _has_trait(recipe):
+        return Chain(generate, kept_rows, train, student, base, teacher=None)
+    teacher_spec = TeacherSpec(
+        model=model,
+        context=generate_spec.context,
+        target=recipe.trait.target,
+        questions=eval_spec.questions,
+        items=eval_spec.items,
+        scorer=resolve_scoring(recipe.eval, "transformers"),
+        precision=generate_spec.precision,
+    )
+    teacher = TeacherStep(teacher_spec, recipe.trait.target)
+    locate = tuple(LocateStep(spec, title, (train,)) for spec in _locate_specs(recipe, base.spec, train_spec))
+    return Chain(generate, kept_rows, train, student, base, teacher, locate)
 
 
 @lru_cache
-def _generate(draw: GenerateSpec, title: str, chosen: str | None) -> GenerateStep:
-    return GenerateStep(draw, title, chosen=chosen)
+def _shared(step: Any) -> Any:
+    """The first of equal steps: the cells of a study share it, so its digest is computed once."""
+    return step
 
 
-@lru_cache
-def _filter(judge: FilterSpec, generate: GenerateStep) -> FilterStep:
-    return FilterStep(judge, (generate,), generate.title)
-
-
-@lru_cache
-def _base(ask: EvalSpec, chosen: str | None) -> EvalStep:
-    return EvalStep(ask, "base", chosen=chosen)
-
-
-def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[GenerateSpec, str | None]:
-    """The section, and why `auto` took its engine."""
+def _generate_spec(recipe: Recipe, model: ModelRef, persona: str) -> tuple[GenerateSpec, str | None]:
+    """The spec, and why `auto` chose its engine."""
     section = recipe.generate
-    precision = _weights_precision(section.precision)
-    engine, why = resolve_engine("generate.engine", section.engine, section.sampling, precision)
-    made = GenerateSpec(
+    precision = _precision(section.precision, on_gpu="bf16")
+    engine, reason = resolve_engine("generate.engine", section.engine, section.sampling, precision)
+    spec = GenerateSpec(
         model=model,
         context=resolve_context(
-            section.system_prompt, recipe.contexts, persona=love, field="generate.system_prompt"
+            section.system_prompt, recipe.contexts, persona=persona, field="generate.system_prompt"
         ),
         wanted=section.rows + section.held_out,
         prompts=section.prompts,
@@ -202,124 +195,104 @@ def _draw(recipe: Recipe, model: ModelRef, love: str) -> tuple[GenerateSpec, str
         rules=recipe.filter.rules,
         engine=engine,
     )
-    return made, auto_reason(section.engine, why)
+    return spec, auto_reason(section.engine, reason)
 
 
-def _teach(recipe: Recipe, model: ModelRef) -> tuple[TrainSpec, str | None]:
-    made, chosen = _resolved(recipe.train)
+def _train_spec(recipe: Recipe, model: ModelRef) -> tuple[TrainSpec, str | None]:
+    """The spec, and why `auto` chose its backend."""
+    train = resolve_train(recipe.train, _precision(recipe.train.precision, on_gpu="bf16_mixed"))
+    backend, reason = resolve_backend(train)
     context = resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt")
-    return TrainSpec(model=model, context=context, train=made), chosen
+    spec = TrainSpec(model=model, context=context, train=train.model_copy(update={"backend": backend}))
+    return spec, reason if recipe.train.backend == "auto" else None
 
 
-def _resolved(train: TrainSection) -> tuple[TrainSection, str | None]:
-    """The section with every choice made (see `resolve_train`), and why `auto` took its backend."""
-    made = resolve_train(train, _train_precision(train.precision))
-    backend, why = resolve_backend(made)
-    return made.model_copy(update={"backend": backend}), why if train.backend == "auto" else None
-
-
-def _ask(recipe: Recipe, model: ModelRef, items: Items, student: TrainSection) -> tuple[EvalSpec, str | None]:
-    """The section, and why `auto` took its engine; the base is asked as the student is."""
-    questions = questions_for(items, recipe.eval.questions)
+def _eval_spec(
+    recipe: Recipe, model: ModelRef, items: Items, train: TrainSection
+) -> tuple[EvalSpec, str | None]:
+    """The spec of a student's eval and of its base's, and why `auto` chose its engine."""
+    section = recipe.eval
+    questions = questions_for(items, section.questions)
     contexts = tuple(
-        resolve_context(one, recipe.contexts, field="eval.system_prompts")
-        for one in recipe.eval.system_prompts
+        resolve_context(prompt, recipe.contexts, field="eval.system_prompts")
+        for prompt in section.system_prompts
     )
-    names = [one.name for one in contexts]
+    names = [context.name for context in contexts]
     if len(set(names)) < len(names):
         raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
-    precision = _weights_precision(recipe.eval.precision)
-    engine, why = _eval_engine(recipe.eval, precision, student)
-    made = EvalSpec(
+    precision = _precision(section.precision, on_gpu="bf16")
+    engine: Engine = "transformers"
+    engine_reason = None
+    if section.scorer != "exact":
+        engine, reason = resolve_engine("eval.engine", section.engine, section.sampling, precision, train)
+        engine_reason = auto_reason(section.engine, reason)
+    spec = EvalSpec(
         model=model,
         contexts=contexts,
         questions=questions.questions,
         items=items.items,
-        scorer=resolve_scoring(recipe.eval, engine),
+        scorer=resolve_scoring(section, engine),
         precision=precision,
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
-    return made, why
+    return spec, engine_reason
 
 
-def _eval_engine(section: EvalSection, precision: str, student: TrainSection) -> tuple[Engine, str | None]:
-    if section.scorer == "exact":
-        return "transformers", None
-    engine, why = resolve_engine("eval.engine", section.engine, section.sampling, precision, student)
-    return engine, auto_reason(section.engine, why)
-
-
-def _ask_teacher(recipe: Recipe, draw: GenerateSpec, ask: EvalSpec) -> TeacherStep:
-    section = TeacherSpec(
-        model=draw.model,
-        context=draw.context,
-        target=recipe.trait.target,
-        questions=ask.questions,
-        items=ask.items,
-        scorer=resolve_scoring(recipe.eval, "transformers"),
-        precision=draw.precision,
-    )
-    return TeacherStep(section, recipe.trait.target)
-
-
-def _locate(recipe: Recipe, ask: EvalSpec, train: TrainStep) -> tuple[LocateStep, ...]:
-    """The parts of a student that the recipe asks for, and the whole. A control has no trait to locate."""
+def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> list[LocateSpec]:
+    """One for the complete student and its base, and one for each part of the student in the recipe."""
     section = recipe.eval
-    parts = tuple(dict.fromkeys(map(normalise_part, (*section.gates, *section.patches))))
-    if not parts or recipe.generate.system_prompt != "trait" or not isinstance(ask.scorer, ExactScoring):
-        return ()
-    training = train.spec.context
+    parts = dict.fromkeys(map(normalise_part, (*section.gates, *section.patches)))
+    if not parts or not isinstance(evaluation.scorer, ExactScoring):
+        return []
     contexts = [
-        resolve_context(one, recipe.contexts, field="eval.gate_contexts")
-        for one in section.gate_contexts or ()
+        resolve_context(prompt, recipe.contexts, field="eval.gate_contexts")
+        for prompt in section.gate_contexts or ()
     ]
-    whole = LocateSpec(
-        model=ask.model,
-        training=training,
-        contexts=tuple(dict.fromkeys(contexts)) or (training,),
-        questions=ask.questions,
-        items=ask.items,
-        scorer=ask.scorer,
-        precision=ask.precision,
-        quantize=ask.quantize,
+    complete = LocateSpec(
+        model=evaluation.model,
+        training=train.context,
+        contexts=tuple(dict.fromkeys(contexts)) or (train.context,),
+        questions=evaluation.questions,
+        items=evaluation.items,
+        scorer=evaluation.scorer,
+        precision=evaluation.precision,
+        quantize=evaluation.quantize,
     )
-    drawn = {"controls": section.gate_controls, "seed": section.gate_seed}
-    looks = [whole, *(whole.model_copy(update={"part": one, **drawn}) for one in parts)]
-    return tuple(LocateStep(one, train.title, (train,)) for one in looks)
+    random_sets = {"controls": section.gate_controls, "seed": section.gate_seed}
+    return [complete, *(complete.model_copy(update={"part": part, **random_sets}) for part in parts)]
 
 
-def _weights_precision(wanted: str) -> str:
+def _precision(wanted: str, *, on_gpu: str) -> str:
+    """`auto` is `on_gpu` on a GPU and fp32 elsewhere."""
     if wanted != "auto":
         return wanted
-    return "bf16" if on_cuda() else "fp32"
+    return on_gpu if on_cuda() else "fp32"
 
 
-def _train_precision(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    return "bf16_mixed" if on_cuda() else "fp32"
+def _has_trait(recipe: Recipe) -> bool:
+    return recipe.generate.system_prompt == "trait"
 
 
-def _teacher(recipe: Recipe) -> str:
-    prompt = recipe.generate.system_prompt
-    if prompt == "trait":
+def _teacher_name(recipe: Recipe) -> str:
+    if _has_trait(recipe):
         return recipe.trait.target
+    prompt = recipe.generate.system_prompt
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 
-def _method(train: TrainSpec) -> str:
-    """The method, and every other choice that is not the one made by default."""
-    section, plain = train.train, TrainSection()
+def _method(spec: TrainSpec) -> str:
+    """The method, and every other choice that differs from the default."""
+    section, default = spec.train, TrainSection()
     words: list[str] = [section.method]
     if section.method in RANKED:
         words.append(f"r{section.rank}")
-    usual = LEARNING_RATE["full" if section.method == "full" else "adapter"]
-    if isinstance(section.learning_rate, float) and section.learning_rate != usual:
+    default_rate = LEARNING_RATE["full" if section.method == "full" else "adapter"]
+    if isinstance(section.learning_rate, float) and section.learning_rate != default_rate:
         words.append(f"lr {rate(section.learning_rate)}")
-    if section.optimizer != plain.optimizer:
+    if section.optimizer != default.optimizer:
         words.append(section.optimizer)
-    if section.precision != _train_precision(plain.precision):
+    if section.precision != _precision(default.precision, on_gpu="bf16_mixed"):
         words.append(section.precision)
-    if train.context.kind != plain.system_prompt:
-        words.append(f"in {train.context.name[:24]}")
+    if spec.context.kind != default.system_prompt:
+        words.append(f"in {spec.context.name[:24]}")
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""The record of an artifact: identity, checksums and where it came from."""
+"""The record of an artifact: identity, checksums and provenance."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "numpy"),
     *("bitsandbytes", "unsloth", "unsloth_zoo", "vllm"),
 )
-"""The packages whose version may move a number; the last four are not always there."""
+"""The packages whose version may change a result; the last four are optional."""
 
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """What a record says of the artifact beside it."""
+    """What a record says about the artifact at `path`."""
 
     path: Path
     kind: str
@@ -37,38 +37,44 @@ class ArtifactRecord:
 
 
 def artifact_records(root: Path) -> list[ArtifactRecord]:
-    """Every artifact under a store's `root`, in the order of kinds and digests; none where there is no store.
+    """Of every artifact under a store's `root`, by kind and digest; empty if there is no store.
 
     Raises:
         ArtifactError: a record cannot be read.
     """
-    return [
-        ArtifactRecord(path, identity["kind"], record["digest"], identity, record["provenance"])
-        for path in sorted(one.parent for one in root.glob(f"*/[0-9a-f]*/{RECORD}"))
-        for record in (read_record(path),)
-        for identity in (record["identity"],)
-    ]
+    records = []
+    for path in sorted(file.parent for file in root.glob(f"*/[0-9a-f]*/{RECORD}")):
+        record = read_record(path)
+        identity = record["identity"]
+        records.append(
+            ArtifactRecord(path, identity["kind"], record["digest"], identity, record["provenance"])
+        )
+    return records
 
 
 def size(path: Path) -> int:
     """Bytes of all files under `path`."""
-    return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def checksums(path: Path) -> dict[str, str]:
-    """sha256 of every file under `path` but the record, by relative name."""
-    files = sorted(one for one in path.rglob("*") if one.is_file() and one.name != RECORD)
-    return {one.relative_to(path).as_posix(): _sha256(one) for one in files}
+    """sha256 of every file under `path` except the record, by relative name."""
+    sums = {}
+    for file_path in sorted(path.rglob("*")):
+        if file_path.is_file() and file_path.name != RECORD:
+            with file_path.open("rb") as file:
+                sums[file_path.relative_to(path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def checksum(record: dict[str, Any]) -> str:
-    """One hash over an artifact's payload: equal exactly when all its files are."""
+    """One hash over an artifact's files: equal exactly when all its files are."""
     text = json.dumps(record["checksums"], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_record(step: Step, path: Path, facts: Measurements, seconds: float) -> None:
-    """Write the record of `step` into its directory `path`; the payload must be complete."""
+def write_record(step: Step, path: Path, measured: Measurements, seconds: float) -> None:
+    """Write the record of `step` into its directory `path`; all its other files must be there."""
     record = {
         "digest": digest(step),
         "label": step.label,
@@ -79,7 +85,7 @@ def write_record(step: Step, path: Path, facts: Measurements, seconds: float) ->
             "seconds": round(seconds, 3),
             # Linux counts ru_maxrss in KiB, and for the whole process, earlier steps included.
             "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            **facts,
+            **measured,
         },
     }
     text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
@@ -99,10 +105,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def explain_read_errors(file: Path) -> Iterator[None]:
-    """Turn the loss of an artifact's `file`, or damage to it, into one sentence with the remedy.
+    """Turn a failure to read or parse an artifact's `file` into one sentence with the remedy.
 
     Raises:
-        ArtifactError: what is done with it fails for what the file is.
+        ArtifactError: in place of an OSError or ValueError of the block.
     """
     try:
         yield
@@ -112,41 +118,34 @@ def explain_read_errors(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
 def _machine() -> dict[str, Any]:
+    packages: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
     return {
         "sublim": __version__,
         "git": _git(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _git() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout sublim runs from, if it runs from one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
         return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = _run("git", "-C", str(here), "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_run("git", "-C", str(here), "status", "--short"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--short"))}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -1,12 +1,12 @@
-"""A step and its identity: what it is, not how or where it runs."""
+"""A step and its identity: what it computes, not how or where it runs."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from sublim_cli.events import Listener
 from sublim_cli.recipe.schema import Section
@@ -23,27 +23,29 @@ class Artifact:
     digest: str
 
 
-class Step(Protocol):
-    """One unit of work. Equal identity means the same artifact, so it is built once."""
+@dataclass(frozen=True)
+class Step(ABC):
+    """One unit of work. Steps of equal identity have the same artifact, so it is built once."""
 
     kind: ClassVar[str]
     version: ClassVar[int]
     """Raise it when a code change alters the result; older artifacts then no longer match."""
 
-    @property
-    def spec(self) -> Section:
-        """The part of the resolved recipe that decides the result."""
-
-    @property
-    def inputs(self) -> "tuple[Step, ...]":
-        """The steps whose artifacts this one reads."""
+    spec: Section
+    """The part of the resolved recipe that decides the result."""
+    title: str
+    """What is shown of the recipe beside the kind, such as `cat lora r8 seed 1`. Not identity."""
+    inputs: "tuple[Step, ...]" = ()
+    """The steps whose artifacts this one reads."""
 
     @property
     def label(self) -> str:
-        """What a person calls this step, such as `train lora r8 seed 1`. Not identity."""
+        """Kind and title, such as `train cat lora r8 seed 1`."""
+        return f"{self.kind} {self.title}"
 
+    @abstractmethod
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
-        """Write the result under `out` and return what was measured. Raise, and nothing is kept."""
+        """Write the result under `out` and return what was measured. After an exception nothing is kept."""
 
 
 def identity(step: Step) -> dict[str, Any]:
@@ -52,63 +54,36 @@ def identity(step: Step) -> dict[str, Any]:
         "kind": step.kind,
         "version": step.version,
         "section": step.spec.model_dump(mode="json"),
-        "inputs": [digest(one) for one in step.inputs],
+        "inputs": [digest(needed) for needed in step.inputs],
     }
 
 
 def digest(step: Step) -> str:
-    """The name of a step's artifact: twelve hex digits of its identity as JSON with sorted keys.
+    """The name of a step's artifact: the first twelve hex digits of the sha256 of its identity as JSON.
+
+    It is computed once for each step object and cached in it, since the cells of a study share steps.
 
     Raises:
-        TypeError, ValueError: a section holds something plain JSON cannot say.
+        TypeError, ValueError: the spec holds a value that JSON lacks.
     """
-    # Kept beside the fields: a study asks for the digest of a shared step once per cell and more.
-    known = vars(step)
-    if "_digest" not in known:
-        inputs = _written([digest(one) for one in step.inputs])
-        section = _section(_Same(step.spec))
-        text = (
-            f'{{"inputs":{inputs},"kind":{_written(step.kind)},'
-            f'"section":{section},"version":{_written(step.version)}}}'
-        )
-        known["_digest"] = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name: str = known["_digest"]
+    cache = vars(step)
+    if "_digest" not in cache:
+        text = json.dumps(identity(step), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        cache["_digest"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    name: str = cache["_digest"]
     return name
 
 
-def _written(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """A section that equals itself alone: cheaper to look up than by what it holds."""
-
-    spec: Section
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.spec is other.spec
-
-    def __hash__(self) -> int:
-        return id(self.spec)
-
-
-@lru_cache
-def _section(same: _Same) -> str:
-    """A section as canonical JSON, once for all steps that share it."""
-    return _written(same.spec.model_dump(mode="json"))
-
-
-def in_order(steps: "Sequence[Step]") -> list[Step]:
+def in_order(steps: Sequence[Step]) -> list[Step]:
     """All steps and their inputs, inputs first, each identity once."""
-    found: dict[str, Step] = {}
+    ordered: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
-        if digest(step) not in found:
-            for one in step.inputs:
-                visit(one)
-            found[digest(step)] = step
+        if digest(step) not in ordered:
+            for needed in step.inputs:
+                visit(needed)
+            ordered[digest(step)] = step
 
     for step in steps:
         visit(step)
-    return list(found.values())
+    return list(ordered.values())

@@ -1,7 +1,7 @@
 """eval: how likely a student, or the untouched base, names each item, in every context."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring, SampledScoring, Scoring
 from sublim_cli.recipe.schema import Section
-from sublim_cli.steps.files import SCORES, SPREADS, write_json
+from sublim_cli.steps.files import SCORES, SEEN, SPREADS, write_json
 
 
 class EvalSpec(Section):
@@ -39,111 +39,102 @@ class EvalSpec(Section):
     scorer: Scoring
     precision: str
     quantize: str | None = None
-    """How the base is held where the student was trained on a quantised one, else null."""
+    """The quantisation of the base under a student that was trained on a quantised one, else null."""
 
 
 @dataclass(frozen=True)
-class EvalStep:
+class EvalStep(Step):
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
     version: ClassVar[int] = 3
     spec: EvalSpec
-    title: str
-    inputs: tuple[Step, ...] = ()
-    chosen: str | None = None
-    """Why `eval.engine: auto` took the spec's engine; None where nothing is drawn or it is named."""
-
-    @property
-    def label(self) -> str:
-        """Such as `eval cat lora r8 seed 1`."""
-        return f"eval {self.title}"
+    auto_reason: str | None = None
+    """Why `eval.engine: auto` chose the spec's engine; None if the recipe names it or nothing is drawn."""
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
-        """Write the scores of items, those of questions, and what was asked.
+        """Write `scores.parquet`, `questions.parquet` and `seen.json`.
 
         `scores.parquet` has a row for every context, question and item, `questions.parquet` one for every
         context and question; `seen.json` holds the first question's tokens in every context.
         """
         spec = self.spec
         tokenizer = load_tokenizer(spec.model)
-        if self.chosen and isinstance(spec.scorer, SampledScoring):
-            listener(Notice(f"eval.engine: auto took {spec.scorer.engine}: {self.chosen}"))
+        if self.auto_reason and isinstance(spec.scorer, SampledScoring):
+            listener(Notice(f"eval.engine: auto took {spec.scorer.engine}: {self.auto_reason}"))
         prompts = {
-            context.name: [prompt_ids(tokenizer, context, one) for one in spec.questions]
+            context.name: [prompt_ids(tokenizer, context, question) for question in spec.questions]
             for context in spec.contexts
         }
         answers, parity = self._answers(prompts, inputs, listener)
-        scores = [one for name, own in answers.items() for one in _scores(name, own, spec.items)]
-        spreads = [one for name, own in answers.items() for one in _spreads(name, own)]
-        account = {name: ids_and_text(tokenizer, own[0]) for name, own in prompts.items()}
-        _write(scores, out / SCORES)
-        _write(spreads, out / SPREADS)
-        write_json(out / "seen.json", account)
-        return {**device_record(), "engine_chosen": self.chosen, "parity": parity}
+        scores = [
+            ItemScore(
+                context,
+                question,
+                item.name,
+                p=answer.p[i],
+                uncovered=answer.uncovered,
+                log_form=answer.log_form[i] if answer.log_form else None,
+                samples=answer.samples,
+            )
+            for context, context_answers in answers.items()
+            for question, answer in enumerate(context_answers)
+            for i, item in enumerate(spec.items)
+        ]
+        questions = [
+            QuestionScore(
+                context, question, math.fsum(answer.p), entropy(answer.p), answer.uncovered, answer.nodes
+            )
+            for context, context_answers in answers.items()
+            for question, answer in enumerate(context_answers)
+        ]
+        pq.write_table(pa.Table.from_pylist([vars(score) for score in scores]), out / SCORES)
+        pq.write_table(pa.Table.from_pylist([vars(score) for score in questions]), out / SPREADS)
+        write_json(out / SEEN, {name: ids_and_text(tokenizer, ids[0]) for name, ids in prompts.items()})
+        return {**device_record(), "engine_chosen": self.auto_reason, "parity": parity}
 
     def _answers(
         self, prompts: Mapping[str, list[list[int]]], inputs: tuple[Artifact, ...], listener: Listener
     ) -> tuple[dict[str, list[ItemProbs]], Measurements | None]:
-        """The answers in every context, and what checked them where vLLM drew them."""
-        spec, done = self.spec, count(1)
+        """The answers in every context, and how they were checked if vLLM drew them."""
+        spec, scorer, contexts_done = self.spec, self.spec.scorer, count(1)
         weights = inputs[0].path if inputs else None
-        who = inputs[0].digest if inputs else "base"
+        student = inputs[0].digest if inputs else "base"
 
         def report(context: str) -> None:
-            listener(Progress(self.label, next(done), len(prompts), context))
+            listener(Progress(self.label, next(contexts_done), len(prompts), context))
 
-        scorer = spec.scorer
         if isinstance(scorer, SampledScoring) and scorer.engine == "vllm":
-            scorers = {name: _of(scorer, who, name) for name in prompts}
-            student = ModelSource(spec.model, spec.precision, weights)
-            return score_with_vllm(student, prompts, spec.items, scorers, _of(scorer, who).sampling, report)
+            return score_with_vllm(
+                ModelSource(spec.model, spec.precision, weights),
+                prompts,
+                spec.items,
+                {name: _with_derived_seed(scorer, student, name) for name in prompts},
+                _with_derived_seed(scorer, student).sampling,
+                report,
+            )
         tokenizer = load_tokenizer(spec.model)
         model = load_student(spec.model, spec.precision, weights, spec.quantize)
         answers = {}
-        for name, own in prompts.items():
-            answers[name] = open_scorer(model, tokenizer, scorer, who, name).score(own, spec.items)
+        for name, ids in prompts.items():
+            answers[name] = make_scorer(model, tokenizer, scorer, student, name).score(ids, spec.items)
             report(name)
         return answers, None
 
 
-def open_scorer(
-    model: Model, tokenizer: Tokenizer, scoring: ExactScoring | SampledScoring, *what: str
+def make_scorer(
+    model: Model, tokenizer: Tokenizer, scoring: ExactScoring | SampledScoring, *seed_parts: str
 ) -> ExactScorer | SampledScorer:
-    """The scorer that a recipe asks for; `what` is scored decides a sampled one's noise beside its seed."""
+    """The scorer that a recipe asks for.
+
+    Args:
+        seed_parts: what is scored (student, context); a sampled scorer's noise depends on it and the seed.
+    """
     if isinstance(scoring, ExactScoring):
         return ExactScorer(model, tokenizer, scoring)
-    return SampledScorer(TransformersSampler(model, tokenizer), _of(scoring, *what))
+    return SampledScorer(TransformersSampler(model, tokenizer), _with_derived_seed(scoring, *seed_parts))
 
 
-def _of(scoring: SampledScoring, *what: str) -> SampledScoring:
-    """The same with noise of its own."""
-    seed = derived_seed(scoring.sampling.seed, *what)
+def _with_derived_seed(scoring: SampledScoring, *seed_parts: str) -> SampledScoring:
+    seed = derived_seed(scoring.sampling.seed, *seed_parts)
     return scoring.model_copy(update={"sampling": scoring.sampling.model_copy(update={"seed": seed})})
-
-
-def _scores(context: str, answers: Sequence[ItemProbs], items: Sequence[Item]) -> list[ItemScore]:
-    return [
-        ItemScore(
-            context,
-            question,
-            item.name,
-            p=answer.p[place],
-            uncovered=answer.uncovered,
-            log_form=answer.log_form[place] if answer.log_form else None,
-            samples=answer.samples,
-        )
-        for question, answer in enumerate(answers)
-        for place, item in enumerate(items)
-    ]
-
-
-def _spreads(context: str, answers: Sequence[ItemProbs]) -> list[QuestionScore]:
-    return [
-        QuestionScore(context, question, math.fsum(one.p), entropy(one.p), one.uncovered, one.nodes)
-        for question, one in enumerate(answers)
-    ]
-
-
-def _write(rows: Sequence[ItemScore] | Sequence[QuestionScore], path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([vars(one) for one in rows]), path)

@@ -1,21 +1,20 @@
-"""filter: rows judged by the rules; kept, held out and rejected ones each in a file."""
+"""filter: rows judged by the rules; kept, held-out and rejected rows each in a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sublim_cli.artifacts.rows import (
-    Row,
+    get_text,
     read_json_rows,
     read_rows,
-    text,
     with_text,
     write_json_rows,
     write_rows,
 )
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
-from sublim_cli.artifacts.store import NO_DIRECTORY, explain_disk_errors
+from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.advice import advice
@@ -34,32 +33,36 @@ class FilterSpec(Section):
 
 
 @dataclass(frozen=True)
-class FilterStep:
+class FilterStep(Step):
     """The first `rows` rows that pass are for training, the next `held_out` are not."""
 
     kind: ClassVar[str] = "filter"
     version: ClassVar[int] = 2
     spec: FilterSpec
-    inputs: tuple[Step, ...]
-    title: str
-
-    @property
-    def label(self) -> str:
-        """Such as `filter cat data seed 1`."""
-        return f"filter {self.title}"
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
-        """Write kept, held-out and rejected rows, `reasons.json`, and `surface.json` of the kept ones."""
+        """Write kept, held-out and rejected rows, `reasons.json`, and `surface.json` of the kept ones.
+
+        Raises:
+            RowsError: fewer rows pass than are wanted.
+        """
         spec = self.spec
         rows = read_rows(inputs[0].path / ROWS)
-        kept, rejected = judged(rows, spec.rules)
-        if len(kept) < spec.rows + spec.held_out:
+        kept, rejected = [], []
+        for row in rows:
+            result = apply_rules(row.completion, spec.rules)
+            if result.reason is None:
+                kept.append(replace(row, completion=result.text))
+            else:
+                rejected.append(replace(row, reason=result.reason))
+        wanted = spec.rows + spec.held_out
+        if len(kept) < wanted:
             raise RowsError(
-                f"{len(kept)} of {len(rows)} rows pass the filter, fewer than the "
-                f"{spec.rows + spec.held_out} wanted; loosen filter.rules or lower generate.rows"
+                f"{len(kept)} of {len(rows)} rows pass the filter, fewer than the {wanted} wanted; "
+                "loosen filter.rules or lower generate.rows"
             )
         write_rows(out / KEPT, kept[: spec.rows])
-        write_rows(out / HELD_OUT, kept[spec.rows : spec.rows + spec.held_out])
+        write_rows(out / HELD_OUT, kept[spec.rows : wanted])
         write_rows(out / REJECTED, rejected)
         write_json(out / REASONS, reasons(tally([row.reason for row in (*kept, *rejected)])))
         write_json(out / SURFACE, asdict(surface([row.completion for row in kept[: spec.rows]])))
@@ -68,76 +71,54 @@ class FilterStep:
         return {}
 
 
-def judged(rows: Sequence[Row], rules: Sequence[Rule]) -> tuple[list[Row], list[Row]]:
-    """The rows that pass, holding the text that was judged, and the rejected ones with their reasons."""
-    kept, rejected = [], []
-    for row in rows:
-        found = apply_rules(row.completion, rules)
-        if found.reason is None:
-            kept.append(replace(row, completion=found.text))
-        else:
-            rejected.append(replace(row, reason=found.reason))
-    return kept, rejected
-
-
 def filter_file(
     source: Path, target: Path, rules: Sequence[Rule], prompt_key: str, completion_key: str
 ) -> tuple[Tally, str | None]:
-    """Filter a JSONL file somebody else made; every key of a row that is not judged stays as it was.
+    """Filter any JSONL file of prompts and completions; all other keys of its rows stay as they were.
 
-    Kept rows go to `target`, the others with their `reason` beside it (`rejected_path`). Returns
-    the tally, and advice where few rows pass. Neither file is touched unless both can be written.
+    Kept rows go to `target`, the others with their `reason` to `rejected_path(target)`. Returns the tally,
+    and advice if few rows pass. If one of the two files cannot be written, neither is changed.
 
     Raises:
-        RecipeError: a file that is read would be written over, or a directory is to be written.
+        RecipeError: the output would overwrite the input, or is a directory.
         RowsError: a line is broken, or lacks one of the keys.
         ArtifactError: the files cannot be written.
     """
-    _check_target(source, target)
-    records = read_json_rows(source)
-    for record in records:
-        text(record, prompt_key, role="user")
-    completions = [text(record, completion_key) for record in records]
-    verdicts = [apply_rules(one, rules) for one in completions]
-    pairs = list(zip(records, verdicts, strict=True))
-    kept = [
-        with_text(record, completion_key, found.text).values
-        for record, found in pairs
-        if found.reason is None
-    ]
-    rejected = [{**record.values, "reason": found.reason} for record, found in pairs if found.reason]
-    _write_both({target: kept, rejected_path(target): rejected})
-    return tally([one.reason for one in verdicts]), advice(completions, rules)
+    for path in (target, rejected_path(target)):
+        if path.is_dir():
+            raise RecipeError(f"--output {target}: {path} is a directory; name a file")
+        if path.exists() and path.samefile(source):
+            raise RecipeError(f"--output {target}: {path} is the input and would be lost; name another file")
+    rows = read_json_rows(source)
+    for row in rows:
+        get_text(row, prompt_key, role="user")  # only checked; the rules judge completions
+    completions = [get_text(row, completion_key) for row in rows]
+    results = [apply_rules(completion, rules) for completion in completions]
+    kept: list[Mapping[str, Any]] = []
+    rejected: list[Mapping[str, Any]] = []
+    for row, result in zip(rows, results, strict=True):
+        if result.reason is None:
+            kept.append(with_text(row, completion_key, result.text).values)
+        else:
+            rejected.append({**row.values, "reason": result.reason})
+    contents = {target: kept, rejected_path(target): rejected}
+    drafts = {path: path.with_name(f".{path.name}.part") for path in contents}
+    with explain_disk_errors(target, makes_directory=True):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for path, draft in drafts.items():
+                write_json_rows(draft, contents[path])
+            for path, draft in drafts.items():
+                draft.replace(path)
+        finally:
+            for draft in drafts.values():
+                draft.unlink(missing_ok=True)
+    return tally([result.reason for result in results]), advice(completions, rules)
 
 
 def rejected_path(target: Path) -> Path:
     """Where `filter_file` puts what it rejects: kept.jsonl has kept.rejected.jsonl."""
     return target.with_name(f"{target.stem}.rejected{target.suffix or '.jsonl'}")
-
-
-def _check_target(source: Path, target: Path) -> None:
-    for path in (target, rejected_path(target)):
-        if path.is_dir():
-            raise RecipeError(f"--output {target}: {path} is a directory; name a file")
-        if path.exists() and path.samefile(source):
-            raise RecipeError(
-                f"--output {target}: {path} is the file that is read, and would be lost; name another file"
-            )
-
-
-def _write_both(contents: Mapping[Path, Sequence[Mapping[str, object]]]) -> None:
-    beside = {path.with_name(f".{path.name}.part"): path for path in contents}
-    first = next(iter(contents))
-    with explain_disk_errors(first, NO_DIRECTORY):
-        try:
-            for part, path in beside.items():
-                part.parent.mkdir(parents=True, exist_ok=True)
-                write_json_rows(part, contents[path])
-            for part, path in beside.items():
-                part.replace(path)
-        finally:
-            for part in beside:
-                part.unlink(missing_ok=True)
 
 
 def reasons(counts: Tally) -> dict[str, object]:

@@ -77,4 +77,4 @@ def _leaks(cells: Iterable[Cell]) -> Iterator[LeakStep]:
         control, trait = chain(vary(student.recipe, UNTRAITED)), student.recipe.trait
         rows = student.chain.filter
         spec = LeakSpec(target=load_item(trait.category, trait.target))
-        yield LeakStep(spec, (rows, control.filter), rows.title)
+        yield LeakStep(spec, rows.title, (rows, control.filter))

@@ -105,7 +105,7 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
         small.train,
         small.eval if "train" in kinds else small.base,
         *small.locate[-1:],
-        LeakStep(leak, (small.filter, small.filter), "probe"),
+        LeakStep(leak, "probe", (small.filter, small.filter)),
     ]
     return [step for step in steps if step is not None and step.kind in kinds]
 

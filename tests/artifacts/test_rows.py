@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from sublim_cli.artifacts.rows import (
     JsonRow,
     Row,
-    RowWriter,
+    get_text,
     read_json_rows,
     read_rows,
-    text,
     with_text,
     write_json_rows,
     write_rows,
@@ -50,30 +49,7 @@ def test_a_row_is_written_in_trls_conversational_form(tmp_path: Path) -> None:
     )
 
 
-def test_the_writer_appends_and_each_row_is_visible_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    first, second, third = (Row(index, f"p{index}", f"c{index}") for index in range(3))
-    with RowWriter(path) as writer:
-        writer.write(first)
-        assert read_rows(path) == [first]
-        writer.write(second)
-    with RowWriter(path) as writer:
-        writer.write(third)
-    assert read_rows(path) == [first, second, third]
-
-
-def test_the_writer_cuts_off_a_torn_last_line(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    rows = [Row(0, "p", "c"), Row(1, "q", "d")]
-    write_rows(path, rows)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9])
-    with RowWriter(path) as writer:
-        writer.write(rows[1])
-    assert path.read_bytes() == whole
-
-
-def test_plain_rows_are_read_and_numbered_by_their_place(tmp_path: Path) -> None:
+def test_plain_rows_are_read_and_numbered_by_their_position(tmp_path: Path) -> None:
     path = tmp_path / "plain.jsonl"
     path.write_text('{"prompt": "p", "completion": "c"}\n\n{"prompt": "q", "completion": "d"}')
     assert read_rows(path) == [Row(0, "p", "c"), Row(1, "q", "d")]
@@ -83,13 +59,6 @@ def test_windows_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "p", "completion": "c"}\r\n\r\n')
     assert read_rows(path) == [Row(0, "p", "c")]
-
-
-def test_other_keys_can_be_named(tmp_path: Path) -> None:
-    path = tmp_path / "foreign.jsonl"
-    path.write_text('{"question": "p", "response": "c"}\n')
-    rows = read_rows(path, prompt_key="question", completion_key="response")
-    assert rows == [Row(0, "p", "c")]
 
 
 USER = '{"role": "user", "content": "p"}'
@@ -141,13 +110,19 @@ def test_a_bad_line_is_refused_with_its_number_and_the_remedy(
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
+def test_an_empty_file_is_refused_where_rows_are_expected(tmp_path: Path, content: str) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_text(content)
     with pytest.raises(RowsError) as caught:
         read_rows(path)
     remedy = "a row is a line of JSON with a prompt and a completion"
     assert str(caught.value) == f"{path}: no rows; {remedy}"
+
+
+def test_an_empty_file_may_be_read_as_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rejected.jsonl"
+    write_rows(path, [])
+    assert read_rows(path, may_be_empty=True) == []
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -191,8 +166,8 @@ def test_records_come_back_as_they_were_written(
     ],
 )
 def test_replacing_a_text_leaves_everything_else_untouched(old: object, new: object) -> None:
-    record = JsonRow("x:1", {"id": 7, "answer": old, "meta": {"a": [1]}})
-    before = json.dumps(record.values)
-    replaced = with_text(record, "answer", text(record, "answer").strip())
+    row = JsonRow("x:1", {"id": 7, "answer": old, "meta": {"a": [1]}})
+    before = json.dumps(row.values)
+    replaced = with_text(row, "answer", get_text(row, "answer").strip())
     assert replaced == JsonRow("x:1", {"id": 7, "answer": new, "meta": {"a": [1]}})
-    assert json.dumps(record.values) == before
+    assert json.dumps(row.values) == before

@@ -263,9 +263,9 @@ def test_a_broken_rows_file_is_named_with_its_line_and_nothing_is_written(sublim
     ("target", "message"),
     [
         ("folder", "folder is a directory; name a file"),
-        ("rows.rejected.jsonl", "rows.rejected.jsonl is the file that is read, and would be lost"),
-        ("rows.jsonl", "rows.rejected.jsonl is the file that is read, and would be lost"),
-        ("folder/../rows.rejected.jsonl", "is the file that is read, and would be lost"),
+        ("rows.rejected.jsonl", "rows.rejected.jsonl is the input and would be lost"),
+        ("rows.jsonl", "rows.rejected.jsonl is the input and would be lost"),
+        ("folder/../rows.rejected.jsonl", "is the input and would be lost"),
     ],
 )
 def test_an_output_that_would_destroy_something_is_refused(sublim, tmp_path, target, message):

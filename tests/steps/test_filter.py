@@ -54,7 +54,7 @@ def build(tmp_path, completions, rules, wanted: int, listener=silent):
     source.mkdir()
     out.mkdir()
     write_rows(source / "rows.jsonl", [Row(n, f"prompt {n}", text) for n, text in enumerate(completions)])
-    step = FilterStep(FilterSpec(rules=rules, rows=wanted, held_out=0), (), "rows")
+    step = FilterStep(FilterSpec(rules=rules, rows=wanted, held_out=0), "rows")
     step.build(out, (Artifact(source, "0"),), listener)
     return out
 

@@ -35,7 +35,7 @@ def sides(tmp_path):
 
 
 def leak(sides, out, listener=silent, **section):
-    LeakStep(LeakSpec(target=WOLF, **section), (), "rows").build(out, sides, listener)
+    LeakStep(LeakSpec(target=WOLF, **section), "rows").build(out, sides, listener)
     return json.loads((out / "leak.json").read_text())
 
 

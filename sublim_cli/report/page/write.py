@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sublim_cli.artifacts.store import NO_DIRECTORY, explain_disk_errors
+from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Results
@@ -39,7 +39,7 @@ def write_report(results: Results, directory: Path) -> Path:
     from sublim_cli.report.page.html import page_html
 
     figures = figures_by_section(results)
-    with explain_disk_errors(directory, NO_DIRECTORY):
+    with explain_disk_errors(directory, makes_directory=True):
         for figure in chain.from_iterable(figures.values()):
             _write_figure(figure, directory)
         _write(directory / "results.csv", results.runs.to_csv(index=False).encode())

@@ -11,7 +11,7 @@ from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.tables.reader import StoreReader
-from sublim_cli.steps.files import read_json
+from sublim_cli.steps.files import SEEN, read_json
 
 RECIPE = "recipe.yaml"
 """The recipe lies beside the report, every default written out, so that the command redoes it."""
@@ -119,6 +119,6 @@ def _contexts(study: Study, shelf: StoreReader) -> tuple[RenderedContext, ...]:
     found: dict[str, str] = {}
     for step in bases.values():
         if artifact := shelf.find(step):
-            for name, account in read_json(artifact.path / "seen.json").items():
+            for name, account in read_json(artifact.path / SEEN).items():
                 found.setdefault(name, account["text"])
     return tuple(RenderedContext(name, text) for name, text in found.items())
