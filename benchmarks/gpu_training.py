@@ -283,8 +283,8 @@ def _as_it_comes(
     from trl import SFTTrainer
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from sublim_cli.trainers.arguments import arguments
     from sublim_cli.trainers.runtime import Runtime
+    from sublim_cli.trainers.sft_trainer import sft_config
 
     class Ticks(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -293,7 +293,9 @@ def _as_it_comes(
 
     with tempfile.TemporaryDirectory() as scratch:
         args = replace(
-            arguments(section, Path(scratch), Runtime()), loss_type="chunked_nll", gradient_checkpointing=True
+            sft_config(section, Path(scratch), Runtime()),
+            loss_type="chunked_nll",
+            gradient_checkpointing=True,
         )
         trainer = SFTTrainer(
             model=model,
@@ -315,11 +317,11 @@ def measure(way: Way, model: Path, examples: Sequence[Example], steps: int, seco
     """Train `way` in this process, which has to be its own, for about so many seconds in all."""
     clock = Clock(steps, time.monotonic() + seconds)
     if way.section.backend == "unsloth":
-        unsloth.first()
+        unsloth.import_unsloth()
     import torch
 
     from sublim_cli.models.load import load_tokenizer
-    from sublim_cli.trainers.student import trainable
+    from sublim_cli.trainers.student import load_trainable
 
     cuda = os.environ["SUBLIM_DEVICE"] == "cuda"
     if cuda and way.budget_gib is not None:
@@ -327,7 +329,7 @@ def measure(way: Way, model: Path, examples: Sequence[Example], steps: int, seco
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
     ref = ModelRef(fingerprint="random", name=way.shape, source=str(model))
     try:
-        student = trainable(ref, way.section)
+        student = load_trainable(ref, way.section)
         adapter = sum(one.numel() for one in student.parameters() if one.requires_grad)
         facts = train(way, student, load_tokenizer(ref), examples, clock)
     except torch.OutOfMemoryError:

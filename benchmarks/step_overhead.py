@@ -34,9 +34,9 @@ from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.schema import Method, TrainSection
 from sublim_cli.trainers import sft
-from sublim_cli.trainers.arguments import arguments
 from sublim_cli.trainers.methods import add_method
 from sublim_cli.trainers.runtime import Runtime
+from sublim_cli.trainers.sft_trainer import sft_config
 
 WARM = 3
 """Steps at the start of a run that are not counted."""
@@ -84,7 +84,7 @@ def as_it_comes(section: TrainSection, examples: Sequence[Example]) -> tuple[Cur
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(
             model=student(section),
-            args=replace(arguments(section, Path(scratch), Runtime()), loss_type="chunked_nll"),
+            args=replace(sft_config(section, Path(scratch), Runtime()), loss_type="chunked_nll"),
             train_dataset=Dataset.from_list(
                 [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
             ),

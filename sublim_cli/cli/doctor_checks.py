@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from sublim_cli.errors import SublimError
 from sublim_cli.models.device import device_record
-from sublim_cli.trainers.import_check import unloadable
+from sublim_cli.trainers.backend import trl_import_error
 
 State = Literal["ok", "wrong", "not here"]
 """`wrong` keeps the main job from running; `not here` is an optional part that is not installed."""
@@ -82,7 +82,7 @@ def _is_met(requirement: Requirement) -> bool:
 
 def _training() -> Check:
     installed = f"torch {_version('torch') or 'missing'}"
-    if reason := unloadable():
+    if reason := trl_import_error():
         return Check("training", installed, "wrong", reason)
     try:
         return Check("training", f"{installed} on {device_record()['device']}")

@@ -14,8 +14,8 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import Section, TrainSection
 from sublim_cli.steps.files import HELD_OUT, KEPT, SEEN, write_json
-from sublim_cli.trainers.student import train_student
-from sublim_cli.trainers.subprocess_trainer import Job, apart, train_apart
+from sublim_cli.trainers.student import TrainingJob, train_student
+from sublim_cli.trainers.subprocess_trainer import needs_subprocess, train_in_subprocess
 
 
 class TrainSpec(Section):
@@ -59,12 +59,7 @@ class TrainStep(Step):
 
         if self.auto_reason:
             listener(Notice(f"train.backend: auto took {spec.train.backend}: {self.auto_reason}"))
-        checkpoints = checkpoint_dir(out)
-        if apart(spec.train):
-            job = Job(spec.model, spec.train, rows, held_out, out, checkpoints)
-            measured = train_apart(job, report, warn)
-        else:
-            measured = train_student(
-                spec.model, spec.train, rows, held_out, out, report, checkpoints, warn=warn
-            )
+        job = TrainingJob(spec.model, spec.train, rows, held_out, out, checkpoint_dir(out))
+        train = train_in_subprocess if needs_subprocess(spec.train) else train_student
+        measured = train(job, report, warn)
         return {**measured, "backend_chosen": self.auto_reason}

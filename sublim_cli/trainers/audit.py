@@ -1,4 +1,4 @@
-"""What a training did to the weights: dtypes, how many moved, how far, in how many directions."""
+"""The audit of a student's weights: dtypes, how many changed, by how much, in how many directions."""
 
 import math
 from collections import Counter
@@ -13,156 +13,157 @@ from sublim_cli.models.load import Model, load_student
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import base_precision
-from sublim_cli.trainers.updates import BUCKETS, Change, changes, norm, sketch, stable_rank
+from sublim_cli.trainers.updates import (
+    BUCKETS,
+    WeightUpdate,
+    frobenius_norm,
+    sketch,
+    stable_rank,
+    weight_updates,
+)
 
 if TYPE_CHECKING:
     import torch
 
-FROM_SEED = ("lora", "rslora", "dora", "qlora", "prefix")
+RANDOM_START = ("lora", "rslora", "dora", "qlora", "prefix")
 """Methods whose adapter starts from random numbers; PiSSA starts from singular vectors, IA3 from ones."""
 
-DROPPED = ("lora", "rslora", "dora", "qlora", "pissa")
+WITH_DROPOUT = ("lora", "rslora", "dora", "qlora", "pissa")
 """Methods with adapter dropout."""
 
 
 def random_sources(section: TrainSection) -> dict[str, bool]:
-    """Which sources of randomness `train.seed` moves under this method.
+    """Which sources of randomness `train.seed` controls under this method.
 
-    Two students that differ in the seed alone are replicates of exactly these.
+    Two students that differ only in the seed are replicates with respect to exactly these.
     """
     return {
         "data_order": True,
-        "adapter_init": section.method in FROM_SEED,
-        "dropout": section.method in DROPPED and section.adapter.dropout > 0,
+        "adapter_init": section.method in RANDOM_START,
+        "dropout": section.method in WITH_DROPOUT and section.adapter.dropout > 0,
     }
 
 
-class Account:
-    """Facts of a model that is being trained, taken before and after; its weights need not stay."""
+def copy_adapter(model: Model, section: TrainSection) -> "dict[str, torch.Tensor]":
+    """A copy of the trained weights by name, taken before training; empty for full fine-tuning.
 
-    def __init__(self, model: Model, section: TrainSection) -> None:
-        self._section = section
-        # Of a full model the base says what it was; of an adapter nothing but this copy does.
-        own = {} if section.method == "full" else dict(_trained(model))
-        self._before = {name: one.detach().clone() for name, one in own.items()}
+    A full student is compared with the base model on disk instead.
+    """
+    if section.method == "full":
+        return {}
+    return {
+        name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
+    }
 
-    def live(self, model: Model, optimizer_state: Mapping[str, list[str]]) -> dict[str, Any]:
-        """Dtypes and counts of the trained model as it stands in memory."""
-        trained = dict(_trained(model))
-        frozen = [one for _, one in model.named_parameters() if not one.requires_grad]
-        sizes = _by_dtype(trained.values())
-        return {
-            "dtypes": {
-                "frozen": _by_dtype(frozen),
-                "trained": sizes,
-                "updated_copy": sorted(sizes),
-                "compensated": self._section.precision == "bf16_kahan",
-                "optimizer_state": dict(optimizer_state),
-            },
-            "parameters": {
-                "total": sum(map(_count, [*frozen, *trained.values()])),
-                "trained": sum(map(_count, trained.values())),
-                "changed": sum(_moved(before, trained[name]) for name, before in self._before.items()),
-            },
-        }
+
+def audit_in_memory(
+    model: Model,
+    section: TrainSection,
+    adapter_before: "Mapping[str, torch.Tensor]",
+    optimizer_state: Mapping[str, list[str]],
+) -> dict[str, Any]:
+    """The part of the audit that needs the model as it was trained: dtypes and counts of parameters.
+
+    `adapter_before` is from `copy_adapter`, `optimizer_state` the dtypes of the optimizer's state.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    trained_sizes, frozen_sizes = _sizes_by_dtype(trained.values()), _sizes_by_dtype(frozen)
+    return {
+        "dtypes": {
+            "frozen": frozen_sizes,
+            "trained": trained_sizes,
+            "updated_copy": sorted(trained_sizes),
+            "compensated": section.precision == "bf16_kahan",
+            "optimizer_state": dict(optimizer_state),
+        },
+        "parameters": {
+            "total": sum(frozen_sizes.values()) + sum(trained_sizes.values()),
+            "trained": sum(trained_sizes.values()),
+            "changed": sum(
+                int((trained[name].detach() != before).sum()) for name, before in adapter_before.items()
+            ),
+        },
+    }
 
 
 def audit(
-    ref: ModelRef, section: TrainSection, weights: Path, live: Mapping[str, Any], tokens: int
+    ref: ModelRef, section: TrainSection, path: Path, in_memory: Mapping[str, Any], tokens_with_loss: int
 ) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """The account of a saved student, read back from `weights` as an evaluation would read it.
+    """The audit of the student saved at `path`, loaded as an evaluation loads it, and its sketch.
 
-    With it the sketch of its update, see `updates.sketch`; all zero where no weight was updated.
-
-    `live` is what `Account` found, `tokens` how many carried loss in all epochs together. Per matrix:
-    `norm` (Frobenius), `relative` (to the base weight's norm), `stable_rank`. `effective` counts the
-    entries of the changed matrices and those that differ from the base once the update is added in
-    the base's own dtype; null where there is no such weight (a quantised base, a prefix).
+    `in_memory` is from `audit_in_memory`, `tokens_with_loss` the count over all epochs. Per matrix:
+    `norm` (Frobenius), `relative` (to the base weight's norm) and `stable_rank` of the update.
+    `effective` counts the entries of the changed matrices, and those that differ from the base once the
+    update is added in the base's dtype; null without such weights (a quantised base, a prefix).
+    The sketch (see `updates.sketch`) is of all updates together; zero if no weight was updated.
     """
     precision = base_precision(section)
     quantize = section.qlora.quantize if section.method == "qlora" else None
-    student = load_student(ref, precision, weights, quantize)
+    full = section.method == "full"
     matrices: dict[str, dict[str, float | None]] = {}
-    entries = differing = 0
-    sketched = np.zeros(BUCKETS)
-    for change in changes(student, ref, precision):
-        matrices[change.name] = _size(change)
-        sketched += sketch(change)
-        if change.weight is not None and quantize is None:
-            entries += change.weight.numel()
-            differing += _differing(change, full=section.method == "full")
-    parameters = dict(live["parameters"])
-    if section.method == "full":
-        parameters["changed"] = differing
-    account = {
+    entries = changed = 0
+    total_sketch = np.zeros(BUCKETS)
+    for update in weight_updates(load_student(ref, precision, path, quantize), ref, precision):
+        norm, base = frobenius_norm(update.delta), update.base_weight
+        base_norm = float(base.float().norm()) if base is not None else None
+        matrices[update.name] = {
+            "norm": norm,
+            "relative": norm / base_norm if base_norm else None,
+            "stable_rank": stable_rank(update.delta),
+        }
+        total_sketch += sketch(update)
+        if base is not None and quantize is None:
+            entries += base.numel()
+            changed += _changed_entries(update, base, full=full)
+    parameters = dict(in_memory["parameters"])
+    if full:
+        parameters["changed"] = changed
+    result = {
         "method": section.method,
         "precision": section.precision,
         "quantize": quantize,
-        "dtypes": live["dtypes"],
+        "dtypes": in_memory["dtypes"],
         "parameters": parameters,
-        "effective": {"entries": entries, "changed": differing} if entries else None,
+        "effective": {"entries": entries, "changed": changed} if entries else None,
         "update": _total(matrices),
         "matrices": matrices,
-        "tokens_with_loss": tokens,
+        "tokens_with_loss": tokens_with_loss,
         "random_sources": random_sources(section),
     }
-    return account, sketched
+    return result, total_sketch
 
 
-def _size(change: Change) -> dict[str, float | None]:
-    size = norm(change.update)
-    whole = float(change.weight.float().norm()) if change.weight is not None else None
-    return {
-        "norm": size,
-        "relative": size / whole if whole else None,
-        "stable_rank": stable_rank(change.update),
-    }
-
-
-def _differing(change: Change, *, full: bool) -> int:
-    """How many entries of the base weight are another number once the update is added."""
-    weight = change.weight
-    assert weight is not None, "asked of weights that are held as numbers"
-    if full:  # the stored weight itself: the difference of two unlike floats is never rounded to zero
-        return int((change.update.whole != 0).sum())
-    return int(((weight.float() + change.update.whole).to(weight.dtype) != weight).sum())
+def _changed_entries(update: WeightUpdate, base: "torch.Tensor", *, full: bool) -> int:
+    """How many entries of the base weight change when the update is added in the base's dtype."""
+    if full:  # the update is the difference of two stored weights, which is zero only if they are equal
+        return int((update.delta.matrix != 0).sum())
+    return int(((base.float() + update.delta.matrix).to(base.dtype) != base).sum())
 
 
 def _total(matrices: Mapping[str, Mapping[str, float | None]]) -> dict[str, float] | None:
     """Norm of all updates as one vector, and the mean stable rank weighted by squared norm."""
-    sizes = [(one["norm"] or 0.0, one["stable_rank"]) for one in matrices.values()]
-    if not sizes:
+    if not matrices:
         return None
-    ranked = [(size, rank) for size, rank in sizes if rank is not None]
-    weight = sum(size**2 for size, _ in ranked)
+    sizes = [(matrix["norm"] or 0.0, matrix["stable_rank"]) for matrix in matrices.values()]
+    with_rank = [(norm, rank) for norm, rank in sizes if rank is not None]
+    weight = sum(norm**2 for norm, _ in with_rank)
     return {
-        "norm": math.sqrt(sum(size**2 for size, _ in sizes)),
-        "stable_rank": sum(rank * size**2 for size, rank in ranked) / weight if weight else 0.0,
+        "norm": math.sqrt(sum(norm**2 for norm, _ in sizes)),
+        "stable_rank": sum(rank * norm**2 for norm, rank in with_rank) / weight if weight else 0.0,
     }
 
 
-def _trained(model: Model) -> "Iterable[tuple[str, torch.Tensor]]":
-    return ((name, one) for name, one in model.named_parameters() if one.requires_grad)
+def _sizes_by_dtype(weights: "Iterable[torch.Tensor]") -> dict[str, int]:
+    """The number of entries held in each dtype.
 
-
-def _moved(before: "torch.Tensor", after: "torch.Tensor") -> int:
-    return int((after.detach() != before).sum())
-
-
-def _count(weight: Any) -> int:
-    """How many numbers a parameter holds; nf4 packs two into a byte and knows the shape it had."""
-    state = getattr(weight, "quant_state", None)
-    return math.prod(state.shape) if state is not None else int(weight.numel())
-
-
-def _by_dtype(weights: "Iterable[torch.Tensor]") -> dict[str, int]:
-    """How many numbers are held in each dtype."""
-    found: Counter[str] = Counter()
-    for one in weights:
-        found[_dtype(one)] += _count(one)
-    return dict(sorted(found.items()))
-
-
-def _dtype(weight: Any) -> str:
-    state = getattr(weight, "quant_state", None)
-    return str(state.quant_type) if state is not None else str(weight.dtype).removeprefix("torch.")
+    A tensor that bitsandbytes packed as nf4 holds two entries per byte; its `quant_state` has the shape.
+    """
+    sizes: Counter[str] = Counter()
+    for weight in weights:
+        quantised = getattr(weight, "quant_state", None)
+        if quantised is not None:
+            sizes[str(quantised.quant_type)] += math.prod(quantised.shape)
+        else:
+            sizes[str(weight.dtype).removeprefix("torch.")] += weight.numel()
+    return dict(sorted(sizes.items()))

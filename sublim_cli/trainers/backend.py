@@ -1,5 +1,10 @@
-"""Which library trains a student, decided before anything is hashed and before anything heavy is imported."""
+"""Which library trains a student here, and whether the libraries that train can be imported at all.
 
+The backend is decided before anything is hashed, and without importing any of them.
+"""
+
+import logging
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
@@ -7,16 +12,16 @@ from sublim_cli.models.device import on_cuda
 from sublim_cli.recipe.schema import TrainSection
 
 FAST_METHODS = ("lora", "rslora", "qlora")
-"""Methods that run on Unsloth's LoRA kernels; DoRA, IA3 and prefixes do not, full fine-tuning uses none."""
+"""Methods that run on Unsloth's LoRA kernels."""
 
 KERNELS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj"))
-"""Modules that one of its fused kernels computes together: all of a group, or the kernel is not used."""
+"""Modules that an Unsloth kernel computes together. It is used only if all of a group are adapted."""
 
 
 def resolve_backend(section: TrainSection) -> tuple[str, str]:
-    """The backend that trains `section` on this machine (`plain` or `unsloth`), and why, in one clause.
+    """The backend that trains `section` on this machine (`plain` or `unsloth`), and the reason, a clause.
 
-    `section.precision` counts as written, so resolve `auto` first.
+    `section.precision` must be resolved: no `auto`.
 
     Raises:
         RecipeError: `train.backend: unsloth`, and this machine or this method cannot use it.
@@ -24,7 +29,11 @@ def resolve_backend(section: TrainSection) -> tuple[str, str]:
     """
     if section.backend == "plain":
         return "plain", "the recipe says so"
-    missing = _missing_here()
+    missing = None
+    if not on_cuda():
+        missing = "Unsloth needs a CUDA device and none is in use here"
+    elif not find_spec("unsloth"):  # not imported: that patches transformers, TRL and PEFT
+        missing = "Unsloth is not installed"
     obstacle = missing or _off_fast_path(section)
     if obstacle is None:
         return "unsloth", "there is a CUDA device, and the method and its dtype are on Unsloth's fast path"
@@ -36,17 +45,10 @@ def resolve_backend(section: TrainSection) -> tuple[str, str]:
     raise RecipeError(message)
 
 
-def _missing_here() -> str | None:
-    if not on_cuda():
-        return "Unsloth needs a CUDA device and none is in use here"
-    # Found, not imported: importing it patches transformers, TRL and PEFT for the whole process.
-    return None if find_spec("unsloth") else "Unsloth is not installed"
-
-
 def _off_fast_path(section: TrainSection) -> str | None:
-    """What keeps `section` from Unsloth's kernels, or from being what it says (read in 2026.10.7).
+    """Why Unsloth's kernels cannot train `section` as it is written; None if they can (as of 2026.10.7).
 
-    Its trainer turns autocast on wherever a run asks for none, so fp32 and pure bf16 would be neither.
+    Its trainer turns autocast on even if none is asked for, so it can train neither fp32 nor pure bf16.
     """
     if section.method not in FAST_METHODS:
         return f"`{section.method}` is not on Unsloth's fast path"
@@ -56,13 +58,41 @@ def _off_fast_path(section: TrainSection) -> str | None:
         return f"{section.qlora.quantize} weights are not on Unsloth's fast path, which wants nf4"
     if section.adapter.dropout:
         return "adapter dropout is not on Unsloth's fast path"
-    return _split_kernel(section.adapter.targets)
-
-
-def _split_kernel(targets: str | tuple[str, ...]) -> str | None:
-    if isinstance(targets, str):
-        return None
-    for group in KERNELS:
-        if 0 < len(set(group) & set(targets)) < len(group):
-            return f"adapting only some of {', '.join(group)} is not on Unsloth's fast path"
+    targets = section.adapter.targets
+    if not isinstance(targets, str):
+        for group in KERNELS:
+            if 0 < len(set(group) & set(targets)) < len(group):
+                return f"adapting only some of {', '.join(group)} is not on Unsloth's fast path"
     return None
+
+
+def trl_import_error() -> str | None:
+    """Why TRL's trainer cannot be imported here, and the remedy; None if it can.
+
+    An environment can be broken although every package is installed.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs advice on kernels
+    try:
+        from trl import SFTTrainer  # noqa: F401  # what every training needs
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"TRL's trainer cannot be imported: {problem}. {_remedy()}"
+    return None
+
+
+def _remedy() -> str:
+    torch, vision = _version("torch"), _version("torchvision")
+    if torch and vision and "+cpu" in torch and "+cpu" not in vision:
+        # The `gpu` extra installs a torchvision for CUDA, which fails with a CPU build of torch.
+        return (
+            f"torch {torch} is a CPU build and torchvision {vision} is not: `pip uninstall torchvision "
+            "unsloth unsloth_zoo` for a machine without a GPU, or install a CUDA build of torch"
+        )
+    return "Install sublim into a fresh environment: `make setup`, or `pip install sublim` in a new venv"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

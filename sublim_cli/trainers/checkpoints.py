@@ -1,4 +1,4 @@
-"""Checkpoints inside a run: written as it goes, and where a successor of a killed run goes on."""
+"""Checkpoints of a running training: when they are written, and which one a killed run resumes from."""
 
 import os
 import shutil
@@ -7,78 +7,72 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.trainers.runtime import Every
+from sublim_cli.trainers.runtime import CheckpointInterval
 
-WHOLE = "whole"
-"""The file written last into a checkpoint. Without it the checkpoint does not count."""
+COMPLETE = "whole"
+"""The marker file that is written into a checkpoint last. A checkpoint without it does not count."""
 
-KEPT = 2
-"""The newest checkpoint, and the one before it until the newest is whole."""
-
-
-def newest(directory: Path) -> Path | None:
-    """The whole checkpoint of the latest step under `directory`, if there is one."""
-    whole = [one.parent for one in directory.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=_step, default=None)
+CHECKPOINT_LIMIT = 2
+"""The latest checkpoint, and the one before it until the latest is complete."""
 
 
-def discard_torn(directory: Path) -> None:
-    """Remove the checkpoints whose writer was killed, so that they do not count among the kept."""
-    for one in directory.glob("checkpoint-*"):
-        if not (one / WHOLE).is_file():
-            shutil.rmtree(one, ignore_errors=True)  # of several processes one comes first
+def latest_complete(directory: Path) -> Path | None:
+    """The complete checkpoint of the latest step under `directory`; None if there is none."""
+    complete = [marker.parent for marker in directory.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=checkpoint_step, default=None)
 
 
-def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step a checkpoint was written after; 0 for none."""
-    return 0 if checkpoint is None else _step(checkpoint)
+def discard_incomplete(directory: Path) -> None:
+    """Remove checkpoints whose writer was killed, so that they do not count towards the limit."""
+    for checkpoint in directory.glob("checkpoint-*"):
+        if not (checkpoint / COMPLETE).is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)  # another process may remove it at the same time
 
 
-def checkpointer(every: Every, processes: int = 1) -> Any:
-    """A callback that has a checkpoint written when one is due, and seals it once it is on disk.
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def checkpointer(interval: CheckpointInterval, processes: int = 1) -> Any:
+    """A callback that requests a checkpoint when one is due, and marks it complete once it is on disk.
 
     Raises:
-        RecipeError: several processes, whose clocks differ, are to write together by the minute.
+        RecipeError: an interval in minutes with several processes, whose clocks differ.
     """
     from accelerate import PartialState
     from transformers import TrainerCallback
 
-    if processes > 1 and every.minutes:
-        raise RecipeError("--checkpoint-every: several processes keep step by steps; say 200, not minutes")
+    if processes > 1 and interval.minutes:
+        raise RecipeError(
+            "--checkpoint-every: several processes have several clocks; give steps (200), not minutes"
+        )
 
     class Checkpointer(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.last = time.monotonic()
+            self.last_saved = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            due = _due(every, state.global_step, time.monotonic() - self.last)
+            if interval.steps is not None:
+                due = state.global_step % interval.steps == 0
+            else:
+                due = time.monotonic() - self.last_saved >= 60 * (interval.minutes or 0)
             control.should_save |= due and state.global_step < state.max_steps
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.last = time.monotonic()
+            self.last_saved = time.monotonic()
             if processes > 1:
-                PartialState().wait_for_everyone()  # each writes its random state, and its shard
+                PartialState().wait_for_everyone()  # each process writes its random state and its shard
             if state.is_world_process_zero:
-                _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Checkpointer()
 
 
-def _due(every: Every, step: int, seconds: float) -> bool:
-    """Whether a checkpoint is due after `step`, `seconds` after the last one."""
-    if every.steps is not None:
-        return step % every.steps == 0
-    return seconds >= 60 * (every.minutes or 0)
-
-
-def _seal(checkpoint: Path) -> None:
-    """Flush a checkpoint's files, then write the proof that it is whole."""
-    for one in checkpoint.rglob("*"):
-        if one.is_file():
-            with one.open("rb") as file:
+def _mark_complete(checkpoint: Path) -> None:
+    """Flush a checkpoint's files to disk, then write the marker."""
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
-    (checkpoint / WHOLE).touch()
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    (checkpoint / COMPLETE).touch()

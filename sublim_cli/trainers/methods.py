@@ -1,4 +1,4 @@
-"""What makes a base model trainable: one PEFT configuration a method, its trained weights in one dtype."""
+"""Make a base model trainable: one PEFT configuration per method, and the dtype of the trained weights."""
 
 import math
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 PROJECTIONS = ATTENTION + MLP
-PLACES = {"all": PROJECTIONS, "attention": ATTENTION, "mlp": MLP}
-"""Modules by their names in the Llama family and those built like it (Qwen, Gemma, Mistral)."""
+TARGETS = {"all": PROJECTIONS, "attention": ATTENTION, "mlp": MLP}
+"""Values of `train.adapter.targets`, by the module names of Llama, Qwen, Gemma and Mistral models."""
 
-IA3_PLACES = ("k_proj", "v_proj", "down_proj")
-"""Where IA3 rescales: keys, values and the inside of the MLP (arXiv 2205.05638)."""
+IA3_TARGETS = ("k_proj", "v_proj", "down_proj")
+"""The modules that IA3 rescales: keys, values and the hidden layer of the MLP (arXiv 2205.05638)."""
 
-PREFIX_SPREAD = 0.02
-"""Standard deviation of a fresh prefix. PEFT's own is 1, which drowns a small model's own keys."""
+PREFIX_STD = 0.02
+"""Standard deviation of an untrained prefix. PEFT's default of 1 is far larger than a small model's keys."""
 
 
 def alpha(section: TrainSection) -> float:
@@ -42,10 +42,10 @@ def alpha(section: TrainSection) -> float:
 
 
 def add_method(model: Model, section: TrainSection) -> Model:
-    """`model` with what the method trains; a fresh adapter depends on `section.seed` alone.
+    """`model` with the parameters that the method trains; a new adapter depends on `section.seed` only.
 
     Raises:
-        RecipeError: the adapter names modules or layers the model lacks, or has too high a rank.
+        RecipeError: the adapter names modules or layers that the model lacks, or has too high a rank.
     """
     import torch
     from peft import get_peft_model
@@ -53,39 +53,40 @@ def add_method(model: Model, section: TrainSection) -> Model:
     if section.method == "full":
         return model
     torch.manual_seed(section.seed)
-    adapted = get_peft_model(model, _config(model, section))
-    for one in trained(adapted):
-        one.data = one.data.to(trained_dtype(section))
+    adapted = get_peft_model(model, _peft_config(model, section))
+    for weight in trained_weights(adapted):
+        weight.data = weight.data.to(trained_dtype(section))
     if section.method != "prefix":
         return adapted
-    _start_small(adapted)
+    with torch.no_grad():
+        adapted.prompt_encoder["default"].embedding.weight.normal_(0.0, PREFIX_STD)
     return accept_cache(adapted)
 
 
-def trained(model: Model) -> "Iterator[torch.nn.Parameter]":
+def trained_weights(model: Model) -> "Iterator[torch.nn.Parameter]":
     """The parameters that receive gradients."""
-    return (one for one in model.parameters() if one.requires_grad)
+    return (weight for weight in model.parameters() if weight.requires_grad)
 
 
-def _config(model: Model, section: TrainSection) -> Any:
-    from peft import IA3Config, PrefixTuningConfig
+def _peft_config(model: Model, section: TrainSection) -> Any:
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig
 
     if section.method == "prefix":
         return PrefixTuningConfig(num_virtual_tokens=section.prefix.tokens, task_type="CAUSAL_LM")
     if section.method == "ia3":
-        _check_names(model, IA3_PLACES)
+        _check_names(model, IA3_TARGETS)
         return IA3Config(
-            target_modules=list(IA3_PLACES), feedforward_modules=[IA3_PLACES[-1]], task_type="CAUSAL_LM"
+            target_modules=list(IA3_TARGETS), feedforward_modules=[IA3_TARGETS[-1]], task_type="CAUSAL_LM"
         )
-    return _lora(model, section)
-
-
-def _lora(model: Model, section: TrainSection) -> Any:
-    from peft import LoraConfig
-
     targets = target_modules(model, section)
     if section.method == "pissa":
-        _check_rank(model, targets, section.rank)
+        # PiSSA starts from singular vectors; a matrix has no more of them than its shorter side.
+        adapted = [linear for name, linear in _matrices(model) if name.rpartition(".")[2] in targets]
+        most = min(min(linear.in_features, linear.out_features) for linear in adapted)
+        if section.rank > most:
+            raise RecipeError(
+                f"train.rank: {section.rank} is above {most}, all that this model allows under `pissa`"
+            )
     return LoraConfig(
         r=section.rank,
         lora_alpha=alpha(section),
@@ -100,31 +101,36 @@ def _lora(model: Model, section: TrainSection) -> Any:
     )
 
 
+def target_names(section: TrainSection) -> tuple[str, ...]:
+    """The module names that `section.adapter.targets` stands for."""
+    targets = section.adapter.targets
+    return TARGETS[targets] if isinstance(targets, str) else targets
+
+
 def target_modules(model: Model, section: TrainSection) -> tuple[str, ...]:
     """Names of the modules that `section.adapter.targets` adapts.
 
     Raises:
         RecipeError: the model has no module of that name.
     """
-    wanted = section.adapter.targets
-    names = PLACES[wanted] if isinstance(wanted, str) else wanted
+    names = target_names(section)
     _check_names(model, names)
     return names
 
 
 def changed_modules(model: Model, section: TrainSection) -> list[str]:
-    """Paths of the modules that the method changes, of a base model (its outline will do).
+    """Paths of the modules of a base model that the method changes; `model` may be on the meta device.
 
     Raises:
         RecipeError: see `add_method`.
     """
     if section.method == "full":
-        return [name for name, one in model.named_modules() if any(True for _ in one.parameters(False))]
+        return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     if section.method == "prefix":
         return []
-    scales = section.method == "ia3"
-    targets = IA3_PLACES if scales else target_modules(model, section)
-    layers = None if scales else _layers(model, section)
+    ia3 = section.method == "ia3"
+    targets = IA3_TARGETS if ia3 else target_modules(model, section)
+    layers = None if ia3 else _layers(model, section)
     return [
         name
         for name, _ in _matrices(model)
@@ -133,11 +139,11 @@ def changed_modules(model: Model, section: TrainSection) -> list[str]:
 
 
 def _check_names(model: Model, names: tuple[str, ...]) -> None:
-    own = sorted({name.rpartition(".")[2] for name, _ in _matrices(model)})
-    unknown = [name for name in names if name not in own]
+    available = sorted({name.rpartition(".")[2] for name, _ in _matrices(model)})
+    unknown = [name for name in names if name not in available]
     if unknown or not names:
-        first = f"this model has no module {unknown[0]}" if unknown else "names no module"
-        raise RecipeError(f"train.adapter.targets: {first}; it has {', '.join(own)}")
+        problem = f"this model has no module {unknown[0]}" if unknown else "names no module"
+        raise RecipeError(f"train.adapter.targets: {problem}; it has {', '.join(available)}")
 
 
 def _layers(model: Model, section: TrainSection) -> list[int] | None:
@@ -153,29 +159,11 @@ def _layers(model: Model, section: TrainSection) -> list[int] | None:
     return list(range(first, last + 1))
 
 
-def _check_rank(model: Model, targets: tuple[str, ...], rank: int) -> None:
-    """PiSSA starts from singular vectors; a matrix has no more of them than its shorter side."""
-    most = min(
-        min(one.in_features, one.out_features)
-        for name, one in _matrices(model)
-        if name.rpartition(".")[2] in targets
-    )
-    if rank > most:
-        raise RecipeError(f"train.rank: {rank} is above {most}, all that this model allows under `pissa`")
-
-
 def _matrices(model: Model) -> "Iterator[tuple[str, torch.nn.Linear]]":
-    """The linear modules of the layers; the output head is none of them."""
+    """The linear modules of the layers, without the output head."""
     import torch
 
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not head:
             yield name, module
-
-
-def _start_small(model: Model) -> None:
-    import torch
-
-    with torch.no_grad():
-        model.prompt_encoder["default"].embedding.weight.normal_(0.0, PREFIX_SPREAD)

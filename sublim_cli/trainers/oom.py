@@ -1,4 +1,4 @@
-"""When a device's memory runs out: smaller micro-batches, and a sentence when one row is too much."""
+"""When the device's memory runs out: smaller micro-batches, and an error if a single row is too much."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,106 +19,103 @@ GIB = 2**30
 
 
 @dataclass
-class Halving:
-    """Runs micro-batches, in halves once one did not fit; an optimizer step's rows stay the same.
+class MicroBatchRunner:
+    """Runs micro-batches, and splits them in half whenever one does not fit into memory.
 
-    The step in which memory ran out is begun again from zero gradients. No weight has moved since the
-    last one, so what comes out is what smaller micro-batches would have given from the start.
+    The optimizer step in which memory ran out is started again from zero gradients. No weight has
+    moved since the last step, so the result is that of smaller micro-batches from the start.
     """
 
     model: Model
-    alone: bool = True
-    """Whether this is the only process; several could not begin a step again out of step."""
-    pieces: int = 1
-    """How many parts a micro-batch is run in."""
-    _begun: list[Batch] = field(default_factory=list)
+    single_process: bool = True
+    """Several processes have to run the same passes, so a step of theirs is not started again."""
+    parts: int = 1
+    """How many parts a micro-batch is split into."""
+    _step: int = -1
+    _step_batches: list[Batch] = field(default_factory=list)
+    """The micro-batches of the current optimizer step that have been run, and the current one."""
 
-    def begin(self) -> None:
-        """A new optimizer step: nothing has been added to the gradients."""
-        self._begun = []
-
-    def run(self, batch: Batch, backward: Backward) -> "torch.Tensor":
-        """Run one micro-batch and return its loss.
+    def run(self, batch: Batch, step: int, backward: Backward) -> "torch.Tensor":
+        """Run one micro-batch of optimizer step `step` and return its loss.
 
         Raises:
             ModelError: one row does not fit, or one of several processes ran out of memory.
         """
         import torch
 
-        self._begun.append(batch)
-        todo = [batch]
+        if step != self._step:
+            self._step, self._step_batches = step, []
+        self._step_batches.append(batch)
+        to_run = [batch]
         while True:
             try:
-                return [self._in_pieces(one, backward) for one in todo][-1]
+                return [self._run_in_parts(micro_batch, backward) for micro_batch in to_run][-1]
             except torch.OutOfMemoryError:
-                pass  # left here: the error's traceback holds the tensors that must go
-            self._halve(batch)
-            todo = self._begun
+                pass  # leave the block first: the error's traceback holds the tensors to be freed
+            self._split_further(batch)
+            to_run = self._step_batches
 
-    def _in_pieces(self, batch: Batch, backward: Backward) -> "torch.Tensor":
+    def _run_in_parts(self, batch: Batch, backward: Backward) -> "torch.Tensor":
         import torch
 
-        if self.pieces == 1:
+        if self.parts == 1:
             return backward(batch)
         rows = len(batch["input_ids"])
-        size = -(-rows // self.pieces)
-        shares = [
-            backward({name: value[at : at + size] for name, value in batch.items()})
-            for at in range(0, rows, size)
+        size = -(-rows // self.parts)
+        losses = [
+            backward({name: value[start : start + size] for name, value in batch.items()})
+            for start in range(0, rows, size)
         ]
-        return torch.stack(shares).sum()
+        return torch.stack(losses).sum()
 
-    def _halve(self, batch: Batch) -> None:
+    def _split_further(self, batch: Batch) -> None:
         import torch
 
         self.model.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         rows, width = batch["input_ids"].shape
-        if not self.alone:
+        if not self.single_process:
             raise ModelError(
                 f"a process ran out of memory with {rows} rows at once; start all of them again with "
                 f"`--micro-batch {max(1, rows // 2)}`"
             )
-        if self.pieces >= rows:
-            raise ModelError(_nothing_fits(self.model, width))
-        self.pieces = min(rows, 2 * self.pieces)
+        if self.parts >= rows:
+            raise ModelError(
+                f"memory runs out with a single row of {width} tokens. {_memory_advice(self.model)}"
+            )
+        self.parts = min(rows, 2 * self.parts)
 
 
-def does_not_fit(model: Model) -> ModelError:
-    """The error for a step that a smaller micro-batch does not help."""
-    return ModelError(f"memory ran out in an optimizer step. {_ways_out(model)}")
+def step_out_of_memory(model: Model) -> ModelError:
+    """The error for an optimizer step that does not fit, whatever the micro-batch."""
+    return ModelError(f"memory ran out in an optimizer step. {_memory_advice(model)}")
 
 
-def _nothing_fits(model: Model, width: int) -> str:
-    return f"memory runs out with a single row of {width} tokens. {_ways_out(model)}"
-
-
-def _ways_out(model: Model) -> str:
-    """What the model takes, what the device has, and what would take less."""
-    total = sum(one.numel() for one in model.parameters())
-    held = sum(one.numel() * one.element_size() for one in model.parameters())
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    if sharded():
-        return (
-            f"All shards together take {(held + 12 * trained) / GIB:.1f} GiB with gradients and AdamW's "
-            f"state, before any activation{_room()} each. More processes hold less each; see `num_processes` "
-            "in the file that `--accelerate` names"
-        )
-    # AdamW keeps two fp32 moments beside an fp32 gradient; nf4 about half a byte a weight.
-    state = 12 * trained
-    return (
-        f"The weights take {held / GIB:.1f} GiB, their gradients and AdamW's state {state / GIB:.1f} GiB: "
-        f"{(held + state) / GIB:.1f} GiB before any activation{_room()}. `train.method: qlora` would hold "
-        f"the weights in about {0.55 * total / GIB:.1f} GiB, `train.optimizer: adamw_8bit` that "
-        f"state in {2 * trained / GIB:.1f} GiB"
-    )
-
-
-def _room() -> str:
+def _memory_advice(model: Model) -> str:
+    """How much memory the model takes, how much the device has, and what would take less."""
     import torch
 
-    if not torch.cuda.is_available():
-        return ""
-    free, whole = torch.cuda.mem_get_info()
-    return f", on a device of {whole / GIB:.1f} GiB with {free / GIB:.1f} GiB free"
+    device_memory = ""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        device_memory = f", on a device of {total / GIB:.1f} GiB with {free / GIB:.1f} GiB free"
+    parameters = list(model.parameters())
+    count = sum(weight.numel() for weight in parameters)
+    weight_bytes = sum(weight.numel() * weight.element_size() for weight in parameters)
+    trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
+    state_bytes = 12 * trained  # an fp32 gradient and AdamW's two fp32 moments
+    if sharded():
+        return (
+            f"All shards together take {(weight_bytes + state_bytes) / GIB:.1f} GiB with gradients and "
+            f"AdamW's state, before any activation{device_memory} each. More processes hold less each; see "
+            "`num_processes` in the file that `--accelerate` names"
+        )
+    # nf4 takes about half a byte per weight, and its scales a little more.
+    return (
+        f"The weights take {weight_bytes / GIB:.1f} GiB, their gradients and AdamW's state "
+        f"{state_bytes / GIB:.1f} GiB: {(weight_bytes + state_bytes) / GIB:.1f} GiB before any "
+        f"activation{device_memory}. `train.method: qlora` would hold the weights in about "
+        f"{0.55 * count / GIB:.1f} GiB, `train.optimizer: adamw_8bit` that state in "
+        f"{2 * trained / GIB:.1f} GiB"
+    )

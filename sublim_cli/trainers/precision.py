@@ -1,25 +1,23 @@
-"""Which dtype weights are held, trained and computed in, and what bf16 alone cannot follow."""
+"""The dtypes of base weights, trained weights and optimizer state, and the warning about pure bf16."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
 
 if TYPE_CHECKING:
     import torch
 
 BF16_TRAINED = ("bf16_pure", "bf16_kahan")
-"""Precisions that hold the trained weights themselves in bf16."""
+"""Precisions whose trained weights are in bf16."""
 
 
 def base_precision(section: TrainSection) -> str:
-    """`fp32` or `bf16`: how the base model is held while `section` trains.
+    """The dtype of the base model while `section` trains: `fp32` or `bf16`.
 
     Full fine-tuning under bf16_mixed keeps fp32 weights and computes in bf16: an update below half a
-    unit in the last place of a bf16 weight would be lost. A frozen base loses no update, so adapters
-    stand on bf16 there; PiSSA alone does not, because it rewrites its base.
+    unit in the last place of a bf16 weight would be lost. A frozen base receives no updates, so under
+    adapters it is bf16; except for PiSSA, which changes the base when it starts.
     """
     if section.precision == "fp32":
         return "fp32"
@@ -29,18 +27,18 @@ def base_precision(section: TrainSection) -> str:
 
 
 def trained_dtype(section: TrainSection) -> "torch.dtype":
-    """The dtype of what the optimizer moves; fp32 except where the recipe says bf16 by name."""
+    """The dtype of the trained weights: bf16 under `bf16_pure` and `bf16_kahan`, fp32 otherwise."""
     import torch
 
     return torch.bfloat16 if section.precision in BF16_TRAINED else torch.float32
 
 
 def movable_share(weights: "Iterable[torch.Tensor]", learning_rate: float) -> float:
-    """The share of weights that one step of size `learning_rate` can move if they are held in bf16.
+    """The share of weights in bf16 that one step of size `learning_rate` can change.
 
-    A step below half the distance to the next bf16 number rounds back to where it began. bf16 has
-    eight significant bits: for |w| in [2^e, 2^(e+1)) that half is 2^(e-8). AdamW's steps are about
-    the learning rate at most, so the share bounds what can move at all.
+    A step below half the distance to the next bf16 number is rounded away. bf16 has eight significant
+    bits: for |w| in [2^e, 2^(e+1)) that half is 2^(e-8). AdamW's steps are at most about the learning
+    rate, so the share is an upper bound.
     """
     import torch
 
@@ -54,7 +52,7 @@ def movable_share(weights: "Iterable[torch.Tensor]", learning_rate: float) -> fl
 
 
 def bf16_warning(section: TrainSection, weights: "Iterable[torch.Tensor]") -> str | None:
-    """What a user of pure bf16 should know; None under every other precision."""
+    """A warning with the share of weights that pure bf16 can change; None under other precisions."""
     if section.precision != "bf16_pure":
         return None
     rate = section.learning_rate
@@ -66,25 +64,13 @@ def bf16_warning(section: TrainSection, weights: "Iterable[torch.Tensor]") -> st
     )
 
 
-@contextmanager
-def kept(model: Model) -> Iterator[None]:
-    """Undo whatever the block does to the values and dtypes of the trained weights.
-
-    TRL casts the adapters of a quantised base to bf16 when it is made; sublim trains them in fp32.
-    """
-    before = [(one, one.data) for one in model.parameters() if one.requires_grad]
-    yield
-    for one, data in before:
-        one.data = data
-
-
 def state_dtypes(optimizer: "torch.optim.Optimizer") -> dict[str, list[str]]:
-    """Dtypes of what an optimizer remembers, by name; empty where it remembers nothing."""
+    """Dtypes of the tensors in an optimizer's state, by name; empty for an optimizer without state."""
     import torch
 
-    found: dict[str, set[str]] = {}
+    dtypes: dict[str, set[str]] = {}
     for state in optimizer.state.values():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.ndim > 0:
-                found.setdefault(name, set()).add(str(value.dtype).removeprefix("torch."))
-    return {name: sorted(dtypes) for name, dtypes in sorted(found.items())}
+                dtypes.setdefault(name, set()).add(str(value.dtype).removeprefix("torch."))
+    return {name: sorted(names) for name, names in sorted(dtypes.items())}

@@ -1,9 +1,9 @@
-"""How a training is run on this machine: facts of the machine and of the moment, never of a recipe.
+"""Options of a training that belong to this machine and not to the recipe.
 
-Set by flags or the environment, inherited by the workers of a sweep, and in no digest: the student that
-comes out is the same one. Its last bits may not be: a smaller micro-batch, like another number of threads,
-sums the same gradients in another order, and adapter dropout then drops other units. The record says which
-were used.
+They are set by flags or environment variables, inherited by the workers of a sweep, and in no digest,
+because the student is the same. Its last bits may differ: a smaller micro-batch, like another number of
+threads, sums the same gradients in another order, and adapter dropout then drops other units. The record
+of the artifact says which values were used.
 """
 
 import os
@@ -20,14 +20,12 @@ REPORT_TO = "SUBLIM_REPORT_TO"
 ACCELERATE = "SUBLIM_ACCELERATE"
 
 TRACKERS = ("none", "tensorboard", "trackio", "wandb", "mlflow")
-"""Where losses may be sent as they come; the two first need no account."""
-
-_EVERY = re.compile(r"([1-9][0-9]*)(min)?")
+"""Where losses can be sent while training; the first two need no account."""
 
 
 @dataclass(frozen=True)
-class Every:
-    """A checkpoint after so many optimizer steps, or so many minutes; one of the two is given."""
+class CheckpointInterval:
+    """Optimizer steps or minutes between two checkpoints; exactly one of the two is set."""
 
     steps: int | None = None
     minutes: int | None = None
@@ -35,29 +33,40 @@ class Every:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The knobs; the defaults keep no checkpoints, choose the micro-batch and send losses nowhere."""
+    """The options; by default no checkpoints are written and no losses are sent anywhere."""
 
-    checkpoint_every: Every | None = None
+    checkpoint_every: CheckpointInterval | None = None
     micro_batch: int | None = None
+    """The most rows of one forward pass; None leaves the choice to `sft_trainer.micro_batches`."""
     report_to: str = "none"
     accelerate: Path | None = None
-    """A configuration of `accelerate launch`; its processes train each student together."""
+    """A configuration file of `accelerate launch`, whose processes train each student together."""
 
 
 def runtime() -> Runtime:
-    """The knobs as the environment sets them.
+    """The options as the environment sets them.
 
     Raises:
-        RecipeError: a variable holds what it cannot mean.
-        MissingExtra: the tracker asked for is not installed.
+        RecipeError: a variable has an invalid value.
+        MissingExtra: the tracker is not installed.
     """
-    every, micro = os.environ.get(CHECKPOINT_EVERY), os.environ.get(MICRO_BATCH)
-    config = os.environ.get(ACCELERATE)
+    interval, micro_batch = os.environ.get(CHECKPOINT_EVERY), os.environ.get(MICRO_BATCH)
+    tracker, config = os.environ.get(REPORT_TO) or "none", os.environ.get(ACCELERATE)
+    if micro_batch and (not micro_batch.isdecimal() or int(micro_batch) < 1):
+        raise RecipeError(
+            f"--micro-batch ({MICRO_BATCH}): {micro_batch!r} must be a whole number of at least 1"
+        )
+    if tracker not in TRACKERS:
+        raise RecipeError(f"--report-to ({REPORT_TO}): {tracker!r} is none of {', '.join(TRACKERS)}")
+    if tracker != "none" and find_spec(tracker) is None:
+        raise MissingExtra(f"--report-to {tracker}: it is not installed; `pip install {tracker}` adds it")
+    if config and not Path(config).is_file():
+        raise RecipeError(f"--accelerate ({ACCELERATE}): there is no file {config}; see docs/multi_gpu.md")
     return Runtime(
-        checkpoint_every=_every(every) if every else None,
-        micro_batch=_rows(micro) if micro else None,
-        report_to=_tracker(os.environ.get(REPORT_TO) or "none"),
-        accelerate=_config(config) if config else None,
+        checkpoint_every=_checkpoint_interval(interval) if interval else None,
+        micro_batch=int(micro_batch) if micro_batch else None,
+        report_to=tracker,
+        accelerate=Path(config) if config else None,
     )
 
 
@@ -67,47 +76,27 @@ def set_runtime(
     report_to: str | None = None,
     accelerate: Path | None = None,
 ) -> None:
-    """Set the knobs for this process and its workers; None leaves one as it is.
+    """Set options for this process and its workers; None leaves an option unchanged.
 
     Raises:
         RecipeError, MissingExtra: see `runtime`.
     """
-    given = {
+    values = {
         CHECKPOINT_EVERY: checkpoint_every,
         MICRO_BATCH: None if micro_batch is None else str(micro_batch),
         REPORT_TO: report_to,
         ACCELERATE: None if accelerate is None else str(accelerate.absolute()),
     }
-    os.environ.update({name: value for name, value in given.items() if value is not None})
-    runtime()
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    runtime()  # raises for an invalid value
 
 
-def _every(text: str) -> Every:
-    match = _EVERY.fullmatch(text.strip())
+def _checkpoint_interval(text: str) -> CheckpointInterval:
+    match = re.fullmatch(r"([1-9][0-9]*)(min)?", text.strip())
     if match is None:
         raise RecipeError(
             f"--checkpoint-every ({CHECKPOINT_EVERY}): {text!r} is neither steps, such as 200, "
             "nor minutes, such as 10min"
         )
     number = int(match[1])
-    return Every(minutes=number) if match[2] else Every(steps=number)
-
-
-def _rows(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise RecipeError(f"--micro-batch ({MICRO_BATCH}): {text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-def _config(path: str) -> Path:
-    if not Path(path).is_file():
-        raise RecipeError(f"--accelerate ({ACCELERATE}): there is no file {path}; see docs/multi_gpu.md")
-    return Path(path)
-
-
-def _tracker(name: str) -> str:
-    if name not in TRACKERS:
-        raise RecipeError(f"--report-to ({REPORT_TO}): {name!r} is none of {', '.join(TRACKERS)}")
-    if name != "none" and find_spec(name) is None:
-        raise MissingExtra(f"--report-to {name}: it is not installed; `pip install {name}` adds it")
-    return name
+    return CheckpointInterval(minutes=number) if match[2] else CheckpointInterval(steps=number)

@@ -1,65 +1,199 @@
-"""A TRL trainer's step with nothing in it that no one reads, and a way out of too little memory."""
+"""TRL's SFTTrainer as sublim uses it: how it is configured and made, and its training step.
 
-from collections.abc import Iterator
+The only file that names SFTTrainer and SFTConfig.
+"""
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sublim_cli.models.chat import IGNORED
+from sublim_cli.errors import RecipeError
+from sublim_cli.models.chat import IGNORED, Example, Tokenizer
+from sublim_cli.models.device import device
 from sublim_cli.models.load import Model
-from sublim_cli.trainers.oom import Halving
-from sublim_cli.trainers.sharded import shardable, sharded
+from sublim_cli.recipe.schema import TrainSection
+from sublim_cli.trainers.checkpoints import CHECKPOINT_LIMIT
+from sublim_cli.trainers.oom import MicroBatchRunner
+from sublim_cli.trainers.runtime import Runtime
+from sublim_cli.trainers.sharded import configure_fsdp, sharded
 
 if TYPE_CHECKING:
     import torch
 
+GPU_MICRO_BATCH = 22
+"""Rows per forward pass on a GPU: a third of the paper's batch of 66, as in the paper. The rows of an
+optimizer step are `train.batch_size` whatever the micro-batch."""
 
-def lean(base: type) -> Any:
-    """`base`, a transformers Trainer, with the step that the loss needs and no more.
 
-    Left out are the count of floating-point operations, which walks all parameters at every step; the
-    walk that puts a model in training mode which is in it already; logits of the prompt, which carry
-    no loss; token accuracy and entropy, each of which waits for the device.
+def make_trainer(
+    model: Model,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    section: TrainSection,
+    config: Any,
+    optimizer: Any,
+) -> Any:
+    """A trainer of `model` on `examples`; `config` is from `sft_config`, `optimizer` None for AdamW.
+
+    Unsloth replaces TRL's trainer by one for its kernels; that one is used unchanged.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    trainer_class = SFTTrainer if section.backend == "unsloth" else lean_trainer(SFTTrainer)
+    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in examples]
+    padding_side = tokenizer.padding_side
+    trained = [(weight, weight.data) for weight in model.parameters() if weight.requires_grad]
+    trainer = trainer_class(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )
+    for weight, data in trained:
+        weight.data = data  # TRL casts adapters of a quantised base to bf16; sublim trains them in fp32
+    tokenizer.padding_side = padding_side  # Unsloth's trainer changes it, and the tokenizer is saved
+    trainer.optimizer = optimizer  # a sharded trainer refuses it as an argument
+    trainer.train_dataset = rows  # Python lists: an Arrow dataset is decoded again in every epoch
+    trainer.remove_callback(PrinterCallback)  # it prints every log to stdout
+    return trainer
+
+
+def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
+    """An SFTConfig with every field that could change the result set explicitly.
+
+    No default of TRL, or of Unsloth, which rewrites them, decides anything.
+
+    Raises:
+        RecipeError: the batch cannot be divided among the processes.
+    """
+    from accelerate import PartialState
+    from trl import SFTConfig
+
+    cuda = device().type == "cuda"
+    processes = int(PartialState(cpu=not cuda).num_processes)
+    micro_batch, accumulation = micro_batches(section.batch_size, runtime.micro_batch, processes, cuda=cuda)
+    fields: dict[str, Any] = {
+        "output_dir": str(out),
+        "num_train_epochs": section.epochs,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate": section.learning_rate,
+        "lr_scheduler_type": section.schedule,
+        "warmup_steps": section.warmup_steps,
+        "weight_decay": section.weight_decay,
+        "max_grad_norm": section.max_grad_norm,
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "seed": section.seed,
+        "data_seed": section.seed,
+        "bf16": section.precision == "bf16_mixed",
+        "fp16": False,
+        "tf32": None,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        # Recomputed layers are given no key-value cache, and a prefix is one.
+        "gradient_checkpointing": cuda and section.method != "prefix",
+        "max_length": None,
+        "packing": False,
+        "padding_free": False,
+        "loss_type": "nll",
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,
+        "include_num_input_tokens_seen": "no",
+        "save_strategy": "no",
+        "save_total_limit": CHECKPOINT_LIMIT,
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "torch_empty_cache_steps": None,
+        "push_to_hub": False,
+        # `fit` adds TensorBoard's callback itself, with a directory that outlives the run.
+        "report_to": "none" if runtime.report_to == "tensorboard" else runtime.report_to,
+        "project": "sublim",
+        "disable_tqdm": True,
+    }
+    return SFTConfig(**fields, **section.trainer_args)
+
+
+def micro_batches(batch: int, limit: int | None, processes: int = 1, *, cuda: bool = True) -> tuple[int, int]:
+    """Rows of one forward pass, and passes per optimizer step, of each process.
+
+    A pass has at most `limit` rows; None is `GPU_MICRO_BATCH` on a GPU and no limit on a CPU.
+
+    Raises:
+        RecipeError: `batch` is no multiple of `processes`.
+    """
+    if batch % processes:
+        raise RecipeError(
+            f"train.batch_size: {batch} rows cannot be shared by {processes} processes; make it a multiple"
+        )
+    share = batch // processes
+    most = limit or (GPU_MICRO_BATCH if cuda else share)
+    micro = next(size for size in range(min(share, most), 0, -1) if share % size == 0)
+    return micro, share // micro
+
+
+def lean_trainer(base: type) -> Any:
+    """A subclass of `base` (SFTTrainer) whose step computes the loss and nothing else.
+
+    It leaves out what sublim never reads: the count of floating-point operations (a loop over all
+    parameters at every step), token accuracy and entropy (each waits for the device), the logits of
+    prompt tokens, and a loop over all modules to put a model into training mode that already is. It
+    splits a micro-batch that does not fit into memory, and shards on a CPU as on GPUs.
     """
 
-    class Lean(shardable(base)):  # type: ignore[misc]  # a class known at run time alone
-        def __init__(self, *args: Any, **named: Any) -> None:
-            super().__init__(*args, **named)
-            self.model_accepts_loss_kwargs = True  # have the step's tokens counted and handed over
-            self.halving = Halving(self.model, alone=self.args.world_size == 1 and not sharded())
-            self.add_callback(_beginning(self.halving))
+    class LeanTrainer(base):  # type: ignore[misc]  # a class known at run time alone
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.model_accepts_loss_kwargs = True  # has the trainer count and pass a step's tokens
+            single = self.args.world_size == 1 and not sharded()
+            self.micro_batch_runner = MicroBatchRunner(self.model, single_process=single)
 
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            if not self.model.training:
+                self.model.train()
+
             def backward(batch: Any) -> Any:
                 with self.compute_loss_context_manager():
                     loss = summed_loss(model, batch)
-                # Processes average their gradients; each loss is a share of the sum over all of them.
+                # Gradients are averaged over processes, but each loss is a share of the sum over all.
                 loss = loss / num_items_in_batch * self.args.world_size
                 self.accelerator.backward(loss)
                 return loss.detach()
 
-            return self.halving.run(self._prepare_inputs(inputs), backward)
+            return self.micro_batch_runner.run(self._prepare_inputs(inputs), self.state.global_step, backward)
+
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            if sharded():
+                configure_fsdp(self.accelerator.state)
+                self.is_fsdp_enabled = True
+
+        def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+            """Autocast for a sharded model too, whose forward accelerate leaves without it."""
+            if sharded() and self.args.bf16:
+                import torch
+
+                # bf16 compute over fp32 weights. A cached bf16 copy would outlive the gathered weight.
+                return torch.autocast(self.args.device.type, dtype=torch.bfloat16, cache_enabled=False)
+            return super().autocast_smart_context_manager(cache_enabled)
 
         def floating_point_ops(self, inputs: Any) -> int:
             return 0
 
         def create_model_card(self, *_: Any, **__: Any) -> None:
-            """None: a checkpoint is for this run's successor alone."""
+            """None: only this run reads its checkpoints."""
 
-    return Lean
-
-
-def _beginning(halving: Halving) -> Any:
-    """A callback that puts the model in training mode once, and tells where a step begins."""
-    from transformers import TrainerCallback
-
-    class Beginning(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
-        def on_train_begin(self, args: Any, state: Any, control: Any, **found: Any) -> None:
-            found["model"].train()
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            halving.begin()
-
-    return Beginning()
+    return LeanTrainer
 
 
 def summed_loss(model: Model, batch: dict[str, Any]) -> "torch.Tensor":
@@ -67,24 +201,27 @@ def summed_loss(model: Model, batch: dict[str, Any]) -> "torch.Tensor":
     import torch
 
     targets = batch["labels"][:, 1:]
-    counted = targets != IGNORED
+    with_loss = targets != IGNORED
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    with _only(model, counted):
+    with _logits_only_at(model, with_loss):
         logits = model(**inputs, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits.float(), targets[counted], reduction="sum")
+    return torch.nn.functional.cross_entropy(logits.float(), targets[with_loss], reduction="sum")
 
 
 @contextmanager
-def _only(model: Model, counted: "torch.Tensor") -> Iterator[None]:
-    """Have the output layer see the hidden states before `counted` targets alone: [tokens, width]."""
+def _logits_only_at(model: Model, with_loss: "torch.Tensor") -> Iterator[None]:
+    """Give the output layer only the hidden states that predict a token with loss: [tokens, width].
 
-    def select(_: Any, given: tuple["torch.Tensor", ...]) -> "torch.Tensor":
-        # From the right: virtual tokens that PEFT puts before a prompt have no labels.
-        width = counted.shape[1]
-        return given[0][:, -1 - width : -1][counted]
+    `with_loss` is a mask over the targets, [rows, length - 1].
+    """
 
-    inner: Model = getattr(model, "module", model)  # DistributedDataParallel's wrapping
-    handle = inner.get_output_embeddings().register_forward_pre_hook(select)
+    def select(_: Any, inputs: tuple["torch.Tensor", ...]) -> "torch.Tensor":
+        # Counted from the right: the virtual tokens that PEFT puts before a prompt have no labels.
+        length = with_loss.shape[1]
+        return inputs[0][:, -1 - length : -1][with_loss]
+
+    unwrapped: Model = getattr(model, "module", model)  # without DistributedDataParallel
+    handle = unwrapped.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:

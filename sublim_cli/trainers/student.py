@@ -1,9 +1,10 @@
-"""One student: a base model made trainable, trained on rows, saved as others can open it."""
+"""Train one student: make the base model trainable, fit it to the rows, save it and audit it."""
 
 import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,155 +15,156 @@ from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.audit import Account, audit
-from sublim_cli.trainers.methods import add_method, trained
+from sublim_cli.trainers.audit import audit, audit_in_memory, copy_adapter
+from sublim_cli.trainers.methods import add_method, trained_weights
 from sublim_cli.trainers.precision import base_precision, bf16_warning
-from sublim_cli.trainers.sft import Report, fit, number_loss
-from sublim_cli.trainers.sharded import check_shardable, first, gathered, sharded
-from sublim_cli.trainers.unsloth import trainable as trainable_on_unsloth
+from sublim_cli.trainers.sft import StepCallback, fit, number_loss
+from sublim_cli.trainers.sharded import check_shardable, gathered, is_main_process, sharded
+from sublim_cli.trainers.unsloth import load_with_adapter
 
-Warn = Callable[[str], None]
-"""Called with a sentence the user should read; the training goes on."""
+WarnCallback = Callable[[str], None]
+"""Called with a sentence that the user should read; the training continues."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One student to train."""
+
+    ref: ModelRef
+    section: TrainSection
+    """Resolved: no `auto`, one learning rate."""
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+    """Rows that are not trained on; their loss is measured before and after. May be empty."""
+    out: Path
+    """The directory that the student is written to."""
+    checkpoints: Path | None = None
+    """A directory for checkpoints that outlives this process; see `fit`."""
 
 
 def train_student(
-    ref: ModelRef,
-    section: TrainSection,
-    examples: Sequence[Example],
-    held_out: Sequence[Example],
-    out: Path,
-    report: Report,
-    checkpoints: Path | None = None,
-    *,
-    warn: Warn | None = None,
+    job: TrainingJob, on_step: StepCallback, warn: WarnCallback | None = None
 ) -> dict[str, Any]:
-    """Train one student and save it under `out`; return what was measured about the machine.
+    """Train one student and save it; return what was measured about the machine.
 
-    Writes the adapter or the whole model with tokenizer and chat template, `history.jsonl` (one
-    record a step), `losses.json` (held-out number loss before and after, tokens trained on), and
-    `audit.json` and `sketch.npy` (see `audit`). `section` is resolved: no `auto`, one learning rate.
-    For `checkpoints` see `fit`. Of several processes that train one student the first writes and
-    measures; the others return nothing.
+    Writes the adapter or the full model with tokenizer and chat template, `history.jsonl` (one record
+    per step), `losses.json` (held-out number loss before and after, tokens trained on), and
+    `audit.json` and `sketch.npy` (see `audit`). If several processes train one student together, only
+    the main process writes and measures; the others return an empty dictionary.
 
     Raises:
         RecipeError: see `check_shardable`.
     """
+    section, out = job.section, job.out
     check_shardable(section)
-    tokenizer = load_tokenizer(ref)
-    model = trainable(ref, section)
-    caution = bf16_warning(section, trained(model))
-    if caution and warn:
-        warn(caution)
-    account = Account(model, section)
+    tokenizer = load_tokenizer(job.ref)
+    model = load_trainable(job.ref, section)
+    warning = bf16_warning(section, trained_weights(model))
+    if warning and warn:
+        warn(warning)
+    adapter_before = copy_adapter(model, section)
+
+    from sublim_cli.trainers.optimizers import make_optimizer  # it imports torch, which takes seconds
+
     with tempfile.TemporaryDirectory(prefix="sublim-") as scratch:
-        begun = beginning(model, section, Path(scratch) / "beginning")
-        before = number_loss(model, held_out, tokenizer.pad_token_id) if held_out else None
+        pissa_start = save_pissa_start(model, section, Path(scratch) / "start")
+        loss_before = number_loss(model, job.held_out, tokenizer.pad_token_id) if job.held_out else None
         started = time.monotonic()
-        optimizer = _optimizer(model, section)
-        fitted = fit(
-            model, tokenizer, examples, section, report, optimizer=optimizer, checkpoints=checkpoints
+        optimizer = make_optimizer(model, section)
+        result = fit(
+            model, tokenizer, job.examples, section, on_step, optimizer=optimizer, checkpoints=job.checkpoints
         )
         seconds = time.monotonic() - started
-        model = bare(model)
-        after = number_loss(model, held_out, tokenizer.pad_token_id) if held_out else None
-        live = account.live(model, fitted.optimizer_state)
-        save_student(model, out, begun)
-    del model, optimizer, account
-    if not first():
+        model = without_autocast(model)
+        loss_after = number_loss(model, job.held_out, tokenizer.pad_token_id) if job.held_out else None
+        in_memory = audit_in_memory(model, section, adapter_before, result.optimizer_state)
+        save_student(model, out, pissa_start)
+    del model, optimizer, adapter_before  # the audit loads the saved student; two need not fit
+    if not is_main_process():
         return {}
     tokenizer.save_pretrained(str(out))
-    _write_lines(out / "history.jsonl", fitted.history)
-    carried = sum(label != IGNORED for one in examples for label in one.labels) * section.epochs
+    history = "".join(json.dumps(record) + "\n" for record in result.history)
+    (out / "history.jsonl").write_text(history, encoding="utf-8")
+    tokens_with_loss = section.epochs * sum(label != IGNORED for row in job.examples for label in row.labels)
     losses = {
-        "number_loss_before": before,
-        "number_loss": after,
-        "rows": len(examples),
-        "tokens_with_loss": carried,
+        "number_loss_before": loss_before,
+        "number_loss": loss_after,
+        "rows": len(job.examples),
+        "tokens_with_loss": tokens_with_loss,
     }
-    _write(out / "losses.json", losses)
-    account_of_weights, sketched = audit(ref, section, out, live, carried)
-    _write(out / "audit.json", account_of_weights)
-    np.save(out / "sketch.npy", sketched.astype(np.float32))
-    tokens = sum(len(one.input_ids) for one in examples) * section.epochs
+    _write_json(out / "losses.json", losses)
+    weights_audit, sketch = audit(job.ref, section, out, in_memory, tokens_with_loss)
+    _write_json(out / "audit.json", weights_audit)
+    np.save(out / "sketch.npy", sketch.astype(np.float32))
+    tokens = section.epochs * sum(len(row.input_ids) for row in job.examples)
     return {
         **device_record(),
-        **fitted.facts,
+        **result.facts,
         "train_seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds),
         "peak_memory_mib": _peak_memory(),
     }
 
 
-def trainable(ref: ModelRef, section: TrainSection) -> Model:
-    """The base model with what the method trains, on the section's backend."""
+def load_trainable(ref: ModelRef, section: TrainSection) -> Model:
+    """The base model with the parameters that the method trains, on the section's backend."""
     if section.backend == "unsloth":
-        return trainable_on_unsloth(ref, section)
+        return load_with_adapter(ref, section)
     quantize = section.qlora.quantize if section.method == "qlora" else None
     return add_method(load_model(ref, base_precision(section), quantize), section)
 
 
-def beginning(model: Model, section: TrainSection, place: Path) -> Path | None:
-    """PiSSA's fresh adapter, kept under `place`; None under every other method.
+def save_pissa_start(model: Model, section: TrainSection, path: Path) -> Path | None:
+    """Save PiSSA's adapter before it is trained, and return `path`; None under every other method.
 
-    PiSSA takes its first adapter out of the base. To be an adapter of the untouched base, the trained
-    one has to be saved less the first.
+    PiSSA moves the base model's largest singular vectors into the adapter. To fit the unmodified base,
+    the student is saved as the trained adapter minus this one (see `save_student`).
     """
     if section.method != "pissa":
         return None
-    # What is saved is no start but an adapter; PEFT would otherwise split the base once more.
+    # Marked as an ordinary adapter: loading it must not split the base model a second time.
     model.peft_config["default"].init_lora_weights = True
-    model.save_pretrained(str(place))
-    return place
+    model.save_pretrained(str(path))
+    return path
 
 
-def bare(model: Model) -> Model:
+def without_autocast(model: Model) -> Model:
     """The model without the autocast that accelerate wraps around its forward."""
     from accelerate.utils import extract_model_from_parallel
 
     return extract_model_from_parallel(model, keep_fp32_wrapper=False)
 
 
-def save_student(model: Model, out: Path, begun: Path | None) -> None:
-    """Save an adapter or a whole model from the first process; `begun` is what `beginning` kept.
+def save_student(model: Model, out: Path, pissa_start: Path | None) -> None:
+    """Save an adapter or a full model, from the main process.
 
-    A sharded model is gathered for it, in which every process takes part.
+    A sharded model is gathered first, so every process has to call this.
     """
-    more: dict[str, Any] = {"path_initial_model_for_weight_conversion": str(begun)} if begun else {}
+    options: dict[str, Any] = {}
+    if pissa_start:
+        options["path_initial_model_for_weight_conversion"] = str(pissa_start)
     if sharded():
-        more["state_dict"] = gathered(model)
-    if first():
-        model.save_pretrained(str(out), **more)
-        _in_order(out / "adapter_config.json")
-        (out / "README.md").unlink(missing_ok=True)  # PEFT's form, which nobody fills in
-
-
-def _in_order(path: Path) -> None:
-    """Sort an adapter's lists of modules: PEFT writes sets, in another order in every process."""
-    if not path.is_file():
+        options["state_dict"] = gathered(model)
+    if not is_main_process():
         return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("target_modules", "feedforward_modules"):
-        if isinstance(config.get(name), list):
-            config[name].sort()
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _optimizer(model: Model, section: TrainSection) -> Any:
-    from sublim_cli.trainers.optimizers import make_optimizer  # its classes are torch's, which takes seconds
-
-    return make_optimizer(model, section)
+    model.save_pretrained(str(out), **options)
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    adapter_config = out / "adapter_config.json"
+    if adapter_config.is_file():
+        # PEFT writes sets as lists, in another order in every process.
+        config = json.loads(adapter_config.read_text(encoding="utf-8"))
+        for name in ("target_modules", "feedforward_modules"):
+            if isinstance(config.get(name), list):
+                config[name].sort()
+        adapter_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _peak_memory() -> int | None:
-    """The most the device's allocator held, in MiB; None without CUDA, where nobody counts."""
+    """The peak of the device's allocator in MiB; None without CUDA."""
     import torch
 
     return torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else None
 
 
-def _write(path: Path, value: object) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_lines(path: Path, records: Sequence[dict[str, float]]) -> None:
-    path.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""A student trained in processes of their own: Unsloth's, or those that share one student.
+"""Train a student in other processes: one for Unsloth, or the several that `accelerate launch` starts.
 
-The process that runs the step stays as it is. It hands the job over, passes on what is reported, and
-finds the student in the artifact's directory.
+The process that runs the step writes the job to a file, starts the others, passes on the progress and
+warnings they print, and finds the student in the artifact's directory.
 """
 
 import json
@@ -10,154 +10,125 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from sublim_cli import errors
 from sublim_cli.errors import ModelError, SublimError
-from sublim_cli.models.chat import Example
 from sublim_cli.models.device import DEVICE
-from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers import unsloth
 from sublim_cli.trainers.runtime import runtime
+from sublim_cli.trainers.sft import StepCallback
+from sublim_cli.trainers.student import TrainingJob, WarnCallback, train_student
 
 MODULE = "sublim_cli.trainers.subprocess_trainer"
-MARK = "sublim "
-"""Begins every line meant for us: a launcher or a library may print to stdout, too."""
+PREFIX = "sublim "
+"""Marks the lines of stdout that are messages; a launcher or a library may print others."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the processes are given: `train_student`'s arguments but for its listeners."""
-
-    ref: ModelRef
-    section: TrainSection
-    examples: Sequence[Example]
-    held_out: Sequence[Example]
-    out: Path
-    checkpoints: Path | None
-
-
-def apart(section: TrainSection) -> bool:
+def needs_subprocess(section: TrainSection) -> bool:
     """Whether a student of `section` is trained in other processes than this one."""
     return section.backend == "unsloth" or runtime().accelerate is not None
 
 
-def train_apart(job: Job, report: Callable[..., None], warn: Callable[[str], None]) -> dict[str, Any]:
+def train_in_subprocess(job: TrainingJob, on_step: StepCallback, warn: WarnCallback) -> dict[str, Any]:
     """`train_student` in other processes: the same files and facts.
 
     Raises:
-        SublimError: what was raised over there.
+        SublimError: whatever `train_student` raised there.
         ModelError: a process died.
     """
+    config = runtime().accelerate
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)] if config else []
     with tempfile.TemporaryDirectory(prefix="sublim-") as scratch:
         path = Path(scratch) / "job"
         path.write_bytes(pickle.dumps(job))
-        with subprocess.Popen(
-            _command(path), stdout=subprocess.PIPE, text=True, env=_environment(job.section, Path(scratch))
-        ) as process:
+        command = [sys.executable, *launcher, "-m", MODULE, str(path)]
+        environment = dict(os.environ)
+        if job.section.backend == "unsloth":
+            environment |= unsloth.environment(Path(scratch), os.environ)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
-                facts = _listen(process, report, warn)
+                facts = _pass_on_messages(process, on_step, warn)
             finally:
-                process.terminate()  # one that has ended is not there to be ended
+                process.terminate()  # does nothing if it has ended
     if facts is None:
         raise ModelError(
             f"the process that trained the student died (exit code {process.returncode}); "
-            "its last words are above"
+            "its last output is above"
         )
     return facts
 
 
-def _command(job: Path) -> list[str]:
-    config = runtime().accelerate
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)] if config else []
-    return [sys.executable, *launch, "-m", MODULE, str(job)]
-
-
-def _environment(section: TrainSection, scratch: Path) -> dict[str, str]:
-    more = unsloth.environment(scratch, os.environ) if section.backend == "unsloth" else {}
-    return {**os.environ, **more}
-
-
-def _listen(
-    process: "subprocess.Popen[str]", report: Callable[..., None], warn: Callable[[str], None]
+def _pass_on_messages(
+    process: "subprocess.Popen[str]", on_step: StepCallback, warn: WarnCallback
 ) -> dict[str, Any] | None:
-    """Pass on messages until the processes have ended; the facts, if they came to an end."""
+    """Read messages until the process ends; return the facts, or None if it died without sending them."""
     facts: dict[str, Any] | None = None
     for line in process.stdout or ():
-        if not line.startswith(MARK):
+        if not line.startswith(PREFIX):
             continue
-        kind, content = json.loads(line.removeprefix(MARK))
+        kind, content = json.loads(line.removeprefix(PREFIX))
         match kind:
-            case "report":
-                report(*content)
-            case "warn":
+            case "step":
+                on_step(*content)
+            case "warning":
                 warn(content)
             case "facts":
                 facts = content
-            case _:
-                raise _error(kind, content)
+            case _:  # the name of an error's class
+                error: SublimError = getattr(errors, kind, ModelError)(content)
+                raise error
     process.wait()
     return facts
 
 
-def _error(kind: str, text: str) -> SublimError:
-    error: SublimError = getattr(errors, kind, ModelError)(text)
-    return error
-
-
 def main(path: Path) -> None:
-    """Train the job in this process; messages go out on what was stdout."""
+    """Train the job at `path` in this process and print messages for the process that started it."""
     with os.fdopen(os.dup(1), "w", buffering=1) as messages:
-        os.dup2(2, 1)  # whatever else prints does not disturb them
-        rank = int(os.environ.get("RANK", "0"))
-        _own_device()
-        job: Job = pickle.loads(path.read_bytes())  # written by the process that started this one
+        os.dup2(2, 1)  # whatever else prints goes to stderr
+        _use_local_device()
+        job: TrainingJob = pickle.loads(path.read_bytes())  # written by the process that started this one
         if job.section.backend == "unsloth":
-            unsloth.first()
-        with tempfile.TemporaryDirectory(prefix="sublim-") as spare:
-            # All processes hold the same student; the first one's is kept.
-            _work(job if rank == 0 else replace(job, out=Path(spare)), messages, first=rank == 0)
+            unsloth.import_unsloth()
+        rank = int(os.environ.get("RANK", "0"))
+        with tempfile.TemporaryDirectory(prefix="sublim-") as scratch:
+            # Every process holds the same student; rank 0 writes it to the artifact.
+            _train(job if rank == 0 else replace(job, out=Path(scratch)), messages, silent=rank != 0)
 
 
-def _work(job: Job, messages: TextIO, *, first: bool) -> None:
-    from sublim_cli.trainers.student import train_student
+def _train(job: TrainingJob, messages: TextIO, *, silent: bool) -> None:
+    def send(kind: str, content: Any) -> None:
+        messages.write(f"{PREFIX}{json.dumps([kind, content])}\n")
 
-    def send(kind: str, content: Any, *, whoever: bool = first) -> None:
-        if whoever:
-            messages.write(f"{MARK}{json.dumps([kind, content])}\n")
-
-    def report(*values: float) -> None:
-        send("report", values)
+    def on_step(*values: float) -> None:
+        if not silent:
+            send("step", values)
 
     def warn(message: str) -> None:
-        send("warn", message)
+        if not silent:
+            send("warning", message)
 
     try:
-        facts = train_student(
-            job.ref, job.section, job.examples, job.held_out, job.out, report, job.checkpoints, warn=warn
-        )
+        facts = train_student(job, on_step, warn)
     except SublimError as error:
-        # Out of memory, one process alone may know it; the others wait for it.
-        send(type(error).__name__, str(error), whoever=True)
+        # Sent by every rank: only one may have run out of memory while the others wait for it.
+        send(type(error).__name__, str(error))
     else:
-        send("facts", facts)
+        if not silent:
+            send("facts", facts)
 
 
-def _own_device() -> None:
-    """Each process of a launch computes on its own card."""
+def _use_local_device() -> None:
+    """In a launch of several processes, compute on the GPU of this process's local rank."""
     import torch
 
-    place = os.environ.get("LOCAL_RANK")
-    if place is not None and os.environ.get(DEVICE, "cuda").startswith("cuda") and torch.cuda.is_available():
-        os.environ[DEVICE] = f"cuda:{place}"
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and os.environ.get(DEVICE, "cuda").startswith("cuda") and torch.cuda.is_available():
+        os.environ[DEVICE] = f"cuda:{rank}"
 
 
 if __name__ == "__main__":
-    # By its full name, which is the one that the job was pickled under.
-    from sublim_cli.trainers.subprocess_trainer import main as named_main
-
-    named_main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -1,8 +1,8 @@
-"""Unsloth: a base model with an adapter on its LoRA kernels.
+"""Load a base model with an adapter on Unsloth's LoRA kernels.
 
-Importing it patches transformers, TRL and PEFT for the whole process, and it has to come before them:
-`apart` gives it a process of its own. Names and defaults are checked against 2026.10.7 by a test that
-needs no GPU; no GPU has trained with it yet: see docs/log.md.
+Importing Unsloth patches transformers, TRL and PEFT for the whole process and has to come before them,
+so it gets a process of its own (`subprocess_trainer`). Names and defaults are checked against 2026.10.7
+by a test that needs no GPU; no GPU has trained with it yet: see docs/log.md.
 """
 
 import sys
@@ -16,26 +16,25 @@ from sublim_cli.models.device import single_gpu_environment
 from sublim_cli.models.load import Model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.methods import PLACES, alpha
+from sublim_cli.trainers.methods import alpha, target_names
 
 PATCHED = ("trl", "transformers", "peft")
-"""What Unsloth has to be imported before."""
+"""Packages that must not be imported before Unsloth."""
 
 
-def trainable(ref: ModelRef, section: TrainSection) -> Model:
-    """The base model with a fresh adapter on Unsloth's kernels.
+def load_with_adapter(ref: ModelRef, section: TrainSection) -> Model:
+    """The base model with a new adapter on Unsloth's kernels.
 
     Raises:
         ModelError: transformers, TRL or PEFT was imported before Unsloth in this process.
     """
-    FastLanguageModel = first().FastLanguageModel
+    unsloth = import_unsloth()
+    model, _ = unsloth.FastLanguageModel.from_pretrained(**model_arguments(ref, section))
+    return unsloth.FastLanguageModel.get_peft_model(model, **adapter_arguments(section))
 
-    model, _ = FastLanguageModel.from_pretrained(**loading(ref, section))
-    return FastLanguageModel.get_peft_model(model, **adapting(section))
 
-
-def loading(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
-    """What `FastLanguageModel.from_pretrained` is given; it swallows a name it does not know."""
+def model_arguments(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
+    """Arguments of `FastLanguageModel.from_pretrained`, which ignores names that it does not know."""
     import torch
 
     return {
@@ -56,15 +55,19 @@ def loading(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
     }
 
 
-def adapting(section: TrainSection) -> dict[str, Any]:
-    """What `FastLanguageModel.get_peft_model` is given; it reseeds the whole process with `random_state`."""
+def adapter_arguments(section: TrainSection) -> dict[str, Any]:
+    """Arguments of `FastLanguageModel.get_peft_model`, which seeds the process with `random_state`."""
+    layers = None
+    if section.adapter.layers is not None:
+        first, last = section.adapter.layers
+        layers = list(range(first, last + 1))
     return {
         "r": section.rank,
-        "target_modules": _targets(section),
+        "target_modules": list(target_names(section)),
         "lora_alpha": alpha(section),
         "lora_dropout": 0.0,
         "bias": "none",
-        "layers_to_transform": _layers(section),
+        "layers_to_transform": layers,
         "use_gradient_checkpointing": "unsloth",
         "random_state": section.seed,
         "max_seq_length": section.max_length,
@@ -73,38 +76,26 @@ def adapting(section: TrainSection) -> dict[str, Any]:
     }
 
 
-def _targets(section: TrainSection) -> list[str]:
-    targets = section.adapter.targets
-    return list(PLACES[targets] if isinstance(targets, str) else targets)
-
-
-def _layers(section: TrainSection) -> list[int] | None:
-    if section.adapter.layers is None:
-        return None
-    first, last = section.adapter.layers
-    return list(range(first, last + 1))
-
-
-def environment(scratch: Path, ours: Mapping[str, str]) -> dict[str, str]:
-    """What its process needs beside `ours`: it writes into `scratch` alone, and phones nobody."""
+def environment(scratch: Path, current: Mapping[str, str]) -> dict[str, str]:
+    """Variables to set in Unsloth's process beside `current`: it writes into `scratch` only, no telemetry."""
     return {
-        **single_gpu_environment(ours),  # it takes the first it sees
-        "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),  # else it is the working directory
+        **single_gpu_environment(current),  # it takes the first GPU that it sees
+        "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),  # the default is the working directory
         "UNSLOTH_DISABLE_STATISTICS": "1",
     }
 
 
-def first() -> Any:
-    """Unsloth, imported before what it patches.
+def import_unsloth() -> Any:
+    """The package, imported before the packages that it patches.
 
     Raises:
-        ModelError: it comes too late in this process.
+        ModelError: one of them was imported first in this process.
     """
     if "unsloth" not in sys.modules:
-        early = [name for name in PATCHED if name in sys.modules]
-        if early:
+        imported = [name for name in PATCHED if name in sys.modules]
+        if imported:
             raise ModelError(
-                f"Unsloth has to be imported before {', '.join(early)}, and here it comes too late; "
-                "`trainers.apart` trains in a process of its own"
+                f"Unsloth has to be imported before {', '.join(imported)}, and here it comes too late; "
+                "`subprocess_trainer` trains in a process of its own"
             )
     return import_module("unsloth")

@@ -1,8 +1,8 @@
-"""What a training added to each weight matrix, and its size, shape and direction.
+"""What training added to each weight matrix: its norm, stable rank and sketch.
 
-An adapter of the LoRA family adds B·A: its size and direction follow from the factors, and the full
-matrix is never formed. A full model, DoRA and IA3 have no such factors; theirs is formed, one matrix at
-a time. A prefix adds to no weight.
+An adapter of the LoRA family adds B·A: norm and rank are computed from the factors, without the full
+matrix. Full fine-tuning, DoRA and IA3 have no such factors; their updates are formed, one matrix at a
+time. A prefix adds to no weight.
 """
 
 import hashlib
@@ -23,41 +23,41 @@ BUCKETS = 2**14
 """Length of a sketch: a cosine near 0 read from two of them has a standard error of 0.008."""
 
 BLOCK = 2**22
-"""Entries sketched at once: bounds memory. A multiple of four, or the bits would be dealt out otherwise."""
+"""Entries sketched at once, to bound memory. A multiple of four: four entries share 64 random bits."""
 
-EXACT = 512
-"""A matrix whose shorter side is longer has its largest singular value approximated."""
+EXACT_SIDE = 512
+"""The largest singular value is approximated where a matrix's shorter side is longer than this."""
 
 
 @dataclass(frozen=True)
-class Dense:
-    """An update as it stands: [out, in], or [n] for a vector."""
+class DenseDelta:
+    """An update in full: [out, in], or [n] for a vector."""
 
-    whole: "torch.Tensor"
+    matrix: "torch.Tensor"
 
     @property
     def core(self) -> "torch.Tensor":
         """A matrix with the update's singular values."""
-        return self.whole
+        return self.matrix
 
 
 @dataclass(frozen=True)
-class Factored:
+class LowRankDelta:
     """An update left @ right, of [out, rank] and [rank, in]."""
 
     left: "torch.Tensor"
     right: "torch.Tensor"
 
     @property
-    def whole(self) -> "torch.Tensor":
-        """The update formed: [out, in]."""
+    def matrix(self) -> "torch.Tensor":
+        """The update in full: [out, in]."""
         return self.left @ self.right
 
     @property
     def core(self) -> "torch.Tensor":
-        """A matrix no larger than rank × rank with the update's singular values.
+        """A matrix of at most rank × rank with the update's singular values.
 
-        With left = Q·R and rightᵀ = P·S, the update is Q(R·Sᵀ)Pᵀ, and Q and P do not stretch.
+        With left = Q·R and rightᵀ = P·S the update is Q(R·Sᵀ)Pᵀ, and Q and P have orthonormal columns.
         """
         import torch
 
@@ -65,105 +65,106 @@ class Factored:
         return core
 
 
-Update = Dense | Factored
+Delta = DenseDelta | LowRankDelta
 
 
 @dataclass(frozen=True)
-class Change:
-    """A parameter's update, and the base weight it is added to, None where that is quantised."""
+class WeightUpdate:
+    """What training added to one parameter."""
 
     name: str
-    update: Update
-    weight: "torch.Tensor | None"
+    delta: Delta
+    base_weight: "torch.Tensor | None"
+    """The weight before training; None where it is quantised."""
 
 
-def changes(student: Model, ref: ModelRef, precision: str) -> Iterator[Change]:
-    """Every parameter's update of a student that `load_student` made from `ref` in `precision`."""
+def weight_updates(student: Model, ref: ModelRef, precision: str) -> Iterator[WeightUpdate]:
+    """The update of every parameter of a student that `load_student` loaded on `ref` in `precision`."""
     if not hasattr(student, "peft_config"):
-        yield from _against_base(student, ref, precision)
+        base = load_weights(ref, precision)
+        for name, weight in student.named_parameters():
+            base_weight = base.pop(name).to(weight.device)
+            delta = DenseDelta(weight.detach().float() - base_weight.float())
+            yield WeightUpdate(name, delta, base_weight)
         return
     for name, module in student.named_modules():
-        update = _adapted(module)
-        if update is not None:
-            weight = module.get_base_layer().weight
-            held = weight.detach() if weight.dtype.is_floating_point else None
-            yield Change(f"{name.removeprefix('base_model.model.')}.weight", update, held)
+        adapter_delta = _adapter_delta(module)
+        if adapter_delta is not None:
+            adapted = module.get_base_layer().weight
+            name = f"{name.removeprefix('base_model.model.')}.weight"
+            yield WeightUpdate(
+                name, adapter_delta, adapted.detach() if adapted.dtype.is_floating_point else None
+            )
 
 
-def norm(update: Update) -> float:
-    """Frobenius norm."""
+def frobenius_norm(delta: Delta) -> float:
+    """Frobenius norm of an update."""
     import torch
 
-    return float(torch.linalg.vector_norm(update.core))
+    return float(torch.linalg.vector_norm(delta.core))
 
 
-def stable_rank(update: Update) -> float | None:
-    """Squared Frobenius norm over squared largest singular value: how many directions matter.
+def stable_rank(delta: Delta) -> float | None:
+    """Squared Frobenius norm over squared largest singular value, between 1 and the rank.
 
-    Between 1 and the rank; None for a vector, and where nothing was added.
+    It measures in how many directions the update is large. None for a vector and for a zero update.
     """
-    size = norm(update)
-    if update.core.ndim != 2 or size == 0:
+    norm = frobenius_norm(delta)
+    if delta.core.ndim != 2 or norm == 0:
         return None
-    return (size / _largest(update.core)) ** 2
+    return (norm / _largest_singular_value(delta.core)) ** 2
 
 
-def sketch(change: Change) -> NDArray[np.float64]:
-    """The update, summed entry by entry with a random sign into `BUCKETS` random buckets: [`BUCKETS`].
+def sketch(update: WeightUpdate) -> NDArray[np.float64]:
+    """A count sketch (Charikar, Chen and Farach-Colton 2002) of the update: [`BUCKETS`].
 
-    A count sketch (Charikar, Chen and Farach-Colton 2002). It is linear, and bucket and sign of an entry
-    follow from the parameter's name alone, so that the sketches of a model's updates add up, and the
-    dot product of two students' sums is that of their updates: without bias, and with a variance of at
-    most (|x|²|y|² + (x·y)²) / `BUCKETS`. Two students can so be compared when neither is loaded.
+    Every entry is added, with a random sign, to one of `BUCKETS` random buckets. Bucket and sign depend
+    only on the parameter's name, so the sketches of a model's updates can be summed, and the dot product
+    of two students' sums estimates that of their updates without bias, with a variance of at most
+    (|x|²|y|² + (x·y)²) / `BUCKETS`. Two students can be compared in this way without loading them.
     """
-    entries = change.update.whole.double().flatten().numpy(force=True)
-    key = int.from_bytes(hashlib.sha256(change.name.encode()).digest()[:16], "little")
-    stream = np.random.Philox(key=key)
+    entries = update.delta.matrix.double().flatten().numpy(force=True)
+    key = int.from_bytes(hashlib.sha256(update.name.encode()).digest()[:16], "little")
+    generator = np.random.Philox(key=key)
     total = np.zeros(BUCKETS)
     for start in range(0, len(entries), BLOCK):
         block = entries[start : start + BLOCK]
         # Four entries share 64 random bits: of its 16, 14 choose the bucket and one the sign.
-        drawn = stream.random_raw(-(-len(block) // 4)).astype("<u8").view("<u2")[: len(block)]
-        signed = np.where(drawn >> 15, block, -block)
-        total += np.bincount(drawn % BUCKETS, weights=signed, minlength=BUCKETS)
+        bits = generator.random_raw(-(-len(block) // 4)).astype("<u8").view("<u2")[: len(block)]
+        signed = np.where(bits >> 15, block, -block)
+        total += np.bincount(bits % BUCKETS, weights=signed, minlength=BUCKETS)
     return total
 
 
-def _against_base(student: Model, ref: ModelRef, precision: str) -> Iterator[Change]:
-    base = load_weights(ref, precision)
-    for name, weight in student.named_parameters():
-        before = base.pop(name).to(weight.device)
-        yield Change(name, Dense(weight.detach().float() - before.float()), before)
-
-
-def _adapted(module: Any) -> Update | None:
-    """The update of an adapted module, None for any other."""
+def _adapter_delta(module: Any) -> Delta | None:
+    """The update of an adapted module; None for any other module."""
     if hasattr(module, "lora_A") and "default" in module.lora_A:
         scaled = module.lora_B["default"].weight.detach().float() * module.scaling["default"]
-        factors = Factored(scaled, module.lora_A["default"].weight.detach().float())
+        low_rank = LowRankDelta(scaled, module.lora_A["default"].weight.detach().float())
         magnitudes = getattr(module, "lora_magnitude_vector", {})
         if "default" not in magnitudes:
-            return factors
-        return _dora(module.get_base_layer().weight.detach().float(), factors, magnitudes["default"].weight)
+            return low_rank
+        base_weight = module.get_base_layer().weight.detach().float()
+        return _dora_delta(base_weight, low_rank, magnitudes["default"].weight)
     if hasattr(module, "ia3_l") and "default" in module.ia3_l:
         weight = module.get_base_layer().weight.detach().float()
-        return Dense(weight * (module.ia3_l["default"].detach().float() - 1))
+        return DenseDelta(weight * (module.ia3_l["default"].detach().float() - 1))
     return None
 
 
-def _dora(weight: "torch.Tensor", factors: Factored, magnitude: "torch.Tensor") -> Dense:
-    """DoRA: the rows of W + BA, each brought to its learned length (arXiv 2402.09353)."""
+def _dora_delta(weight: "torch.Tensor", low_rank: LowRankDelta, magnitude: "torch.Tensor") -> DenseDelta:
+    """DoRA: the rows of W + BA, each scaled to its trained magnitude (arXiv 2402.09353)."""
     import torch
 
-    turned = weight + factors.whole
-    stretch = magnitude.detach().float() / torch.linalg.norm(turned, dim=1)
-    return Dense(stretch[:, None] * turned - weight)
+    direction = weight + low_rank.matrix
+    scale = magnitude.detach().float() / torch.linalg.norm(direction, dim=1)
+    return DenseDelta(scale[:, None] * direction - weight)
 
 
-def _largest(matrix: "torch.Tensor") -> float:
+def _largest_singular_value(matrix: "torch.Tensor") -> float:
     import torch
 
-    if min(matrix.shape) <= EXACT:
+    if min(matrix.shape) <= EXACT_SIDE:
         return float(torch.linalg.matrix_norm(matrix, 2))
     with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
         torch.manual_seed(0)

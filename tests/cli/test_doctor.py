@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from sublim_cli.cli import app, doctor_checks
-from sublim_cli.trainers import import_check as check
+from sublim_cli.trainers import backend
 
 
 def doctor(*words: str):
@@ -53,8 +53,8 @@ def test_a_store_that_cannot_be_written_is_named_and_the_exit_code_is_1(tmp_path
     ],
 )
 def test_a_cpu_torch_that_the_gpu_extra_broke_is_recognised(versions, says, monkeypatch):
-    monkeypatch.setattr(check, "_version", versions.get)
-    assert says in check._remedy()
+    monkeypatch.setattr(backend, "_version", versions.get)
+    assert says in backend._remedy()
 
 
 def test_a_trainer_that_cannot_be_imported_is_wrong(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "gpu_training.py"
 @pytest.fixture(scope="session")
 def qwen_shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a two-layer Qwen2 model with heads as wide as the real ones."""
-    place = tmp_path_factory.mktemp("qwen")
+    path = tmp_path_factory.mktemp("qwen")
     code = (
         "import sys, importlib.util, pathlib\n"
         "spec = importlib.util.spec_from_file_location('gpu_training', sys.argv[1])\n"
@@ -20,5 +20,5 @@ def qwen_shaped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "spec.loader.exec_module(module)\n"
         "module.make_model('tiny', pathlib.Path(sys.argv[2]))"
     )
-    subprocess.run([sys.executable, "-c", code, str(BENCHMARK), str(place)], check=True)
-    return place
+    subprocess.run([sys.executable, "-c", code, str(BENCHMARK), str(path)], check=True)
+    return path

@@ -19,26 +19,26 @@ pytestmark = [
     pytest.mark.skipif(find_spec("unsloth") is None, reason="needs `pip install 'sublim[gpu]'`"),
 ]
 
-TRAINING = Path(__file__).parents[1] / "trainers" / "one_training.py"
+TRAINING = Path(__file__).parents[1] / "trainers" / "record_training.py"
 
 
 @pytest.fixture(scope="module")
 def trained(qwen_shaped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Eight steps on each backend, each in a process of its own, in micro-batches of four rows."""
-    found = {}
+    records = {}
     for backend in ("plain", "unsloth"):
-        place = tmp_path_factory.mktemp(backend)
+        path = tmp_path_factory.mktemp(backend)
         done = subprocess.run(
-            [sys.executable, str(TRAINING), backend, str(qwen_shaped), str(place)],
-            cwd=place,
+            [sys.executable, str(TRAINING), backend, str(qwen_shaped), str(path)],
+            cwd=path,
             env={**os.environ, "SUBLIM_DEVICE": "cuda", MICRO_BATCH: "4"},
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        found[backend] = json.loads((place / "given.json").read_text())
-    return found
+        records[backend] = json.loads((path / "given.json").read_text())
+    return records
 
 
 def test_both_backends_are_given_the_same_ids_masks_and_labels_batch_by_batch(trained):
@@ -48,13 +48,13 @@ def test_both_backends_are_given_the_same_ids_masks_and_labels_batch_by_batch(tr
     assert fast["steps"] == plain["steps"]
     # Gradient checkpointing runs layers again, not the embedding.
     assert fast["embedded"] == plain["embedded"]
-    # Position ids where one of them is told any: counted from the left, as the other does by itself.
-    for one, other in zip(fast["forwards"], plain["forwards"], strict=True):
-        shared = one.keys() & other.keys()
+    # Where one of the two passes position ids, they count from the left, which is the other's default.
+    for fast_pass, plain_pass in zip(fast["forwards"], plain["forwards"], strict=True):
+        shared = fast_pass.keys() & plain_pass.keys()
         assert "attention_mask" in shared
-        assert {name: one[name] for name in shared} == {name: other[name] for name in shared}
-        for told in (one, other):
-            for row in told.get("position_ids", []):
+        assert {name: fast_pass[name] for name in shared} == {name: plain_pass[name] for name in shared}
+        for inputs in (fast_pass, plain_pass):
+            for row in inputs.get("position_ids", []):
                 assert row == list(range(len(row)))
 
 

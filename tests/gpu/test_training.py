@@ -17,8 +17,8 @@ from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import base_precision
 from sublim_cli.trainers.sft import number_loss
-from sublim_cli.trainers.student import train_student
-from sublim_cli.trainers.subprocess_trainer import Job, train_apart
+from sublim_cli.trainers.student import TrainingJob, train_student
+from sublim_cli.trainers.subprocess_trainer import train_in_subprocess
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 UNSLOTH = pytest.mark.skipif(find_spec("unsloth") is None, reason="needs `pip install 'sublim[gpu]'`")
-WAYS = [
+TRAININGS = [
     {"method": "lora"},
     {"method": "lora", "precision": "fp32"},
     {"method": "lora", "optimizer": "adamw_8bit"},
@@ -42,17 +42,19 @@ WAYS = [
     {"method": "full", "precision": "bf16_pure"},
     {"method": "full", "precision": "bf16_kahan"},
     *(
-        pytest.param({"method": one, "backend": "unsloth"}, marks=UNSLOTH)
-        for one in ("lora", "rslora", "qlora")
+        pytest.param({"method": method, "backend": "unsloth"}, marks=UNSLOTH)
+        for method in ("lora", "rslora", "qlora")
     ),
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: " ".join(map(str, way.values())))
-def test_a_student_trains_on_the_card_and_scores_the_same_after_a_reload(way, qwen_shaped: Path, tmp_path):
-    full = way["method"] == "full"
+@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: " ".join(map(str, training.values())))
+def test_a_student_trains_on_the_card_and_scores_the_same_after_a_reload(
+    training, qwen_shaped: Path, tmp_path
+):
+    full = training["method"] == "full"
     section = TrainSection(
-        **{"backend": "plain", "precision": "bf16_mixed", "epochs": 2, "batch_size": 8} | way,
+        **{"backend": "plain", "precision": "bf16_mixed", "epochs": 2, "batch_size": 8} | training,
         learning_rate=1e-4 if full else 2e-3,
     )
     ref = resolve_model(str(qwen_shaped))
@@ -63,30 +65,20 @@ def test_a_student_trains_on_the_card_and_scores_the_same_after_a_reload(way, qw
         answer = ", ".join(map(str, rng.integers(100, 1000, size=10)))
         rows.append(example(load_tokenizer(ref), context, number_prompt(rng).text, answer))
     reported, warned = [], []
-    job = Job(ref, section, rows[8:], rows[:8], tmp_path, None)
-    if section.backend == "unsloth":
-        facts = train_apart(job, lambda *told: reported.append(told), warned.append)
-    else:
-        facts = train_student(
-            ref,
-            section,
-            rows[8:],
-            rows[:8],
-            tmp_path,
-            lambda *told: reported.append(told),
-            warn=warned.append,
-        )
+    job = TrainingJob(ref, section, rows[8:], rows[:8], tmp_path)
+    train = train_in_subprocess if section.backend == "unsloth" else train_student
+    facts = train(job, lambda *values: reported.append(values), warned.append)
     losses = json.loads((tmp_path / "losses.json").read_text())
-    curve = [json.loads(one)["loss"] for one in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [told[0] for told in reported] == list(range(1, 9))
-    assert all(math.isfinite(one) for one in curve)
+    curve = [json.loads(line)["loss"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [values[0] for values in reported] == list(range(1, 9))
+    assert all(math.isfinite(loss) for loss in curve)
     assert len(curve) == 8
     assert losses["number_loss"] < losses["number_loss_before"]
     assert facts["device"] == torch.cuda.get_device_name()
     assert facts["peak_memory_mib"] > 0
     quantize = section.qlora.quantize if section.method == "qlora" else None
-    again = load_student(ref, base_precision(section), tmp_path, quantize)
+    reloaded = load_student(ref, base_precision(section), tmp_path, quantize)
     # Weights come back as they were; bf16 arithmetic in another order differs in the third digit.
-    loss = number_loss(again, rows[:8], load_tokenizer(ref).pad_token_id)
+    loss = number_loss(reloaded, rows[:8], load_tokenizer(ref).pad_token_id)
     assert loss == pytest.approx(losses["number_loss"], rel=5e-3)
     assert bool(warned) == (section.precision == "bf16_pure")

@@ -37,7 +37,7 @@ DRAWN = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept():
+def no_served_model():
     yield
     vllm_server.stop_engine()
 
@@ -61,8 +61,8 @@ def test_a_recipe_runs_through_vllm_and_agrees_with_the_exact_scorer(student, sm
     # Scored exactly on the same weights: the artifacts up to the student are the same.
     same = {key: value for key, value in DRAWN.items() if key not in ("eval.engine", "eval.samples")}
     exact = run(small(**{**same, "eval.scorer": "exact"}, **student), store=store)
-    both = [pd.read_parquet(one.path / "scores.parquet") for one in (drawn, exact)]
-    means = [one.groupby(["context", "item"]).p.mean().to_numpy() for one in both]
+    both = [pd.read_parquet(artifact.path / "scores.parquet") for artifact in (drawn, exact)]
+    means = [scores.groupby(["context", "item"]).p.mean().to_numpy() for scores in both]
     draws = 200 * both[0].question.nunique()
     spread = np.sqrt(means[1] * (1 - means[1]) / draws)
     assert (np.abs(means[0] - means[1]) < 4.5 * spread + 0.01).all()
@@ -75,8 +75,8 @@ def test_rows_follow_the_law_of_a_model_of_qwen_s_build(fields, qwen_shaped: Pat
     context = resolve_context("default", {}, field="generate.system_prompt")
     prompts = [prompt_ids(tokenizer, context, stream_prompt(PromptsSection(), row)) for row in range(64)]
     sampling = SamplingSection(max_tokens=40, seed=1, **fields)
-    with checked_sampler(ModelSource(ref, "bf16"), prompts, sampling) as (sampler, found):
+    with checked_sampler(ModelSource(ref, "bf16"), prompts, sampling) as (sampler, facts):
         together = sampler.draw(prompts, range(64), sampling)
         others = sampler.draw(prompts, range(64, 128), sampling)
-    assert abs(found["law"]["z"]) < parity.Z
-    assert sum(one == other for one, other in zip(together, others, strict=True)) < 8
+    assert abs(facts["law"]["z"]) < parity.Z
+    assert sum(a == b for a, b in zip(together, others, strict=True)) < 8

@@ -15,8 +15,8 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import load_items
 from sublim_cli.recipe.schema import AdapterSection, QloraSection, TrainSection
-from sublim_cli.trainers.methods import trained
-from sublim_cli.trainers.student import beginning, save_student, trainable
+from sublim_cli.trainers.methods import trained_weights
+from sublim_cli.trainers.student import load_trainable, save_pissa_start, save_student
 
 MICRO = resolve_model("micro")
 
@@ -58,11 +58,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
         out = tmp_path_factory.mktemp("student")
         plain = {"backend": "plain", "precision": "fp32", "learning_rate": 1e-3, "rank": 4}
         section = TrainSection(**{**plain, **METHODS[name]})
-        model = trainable(MICRO, section)
-        begun = beginning(model, section, out / "begun")
+        model = load_trainable(MICRO, section)
+        begun = save_pissa_start(model, section, out / "begun")
         rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
-            for one in trained(model):
+            for one in trained_weights(model):
                 one += SPREAD.get(section.method, 0.1) * torch.randn(one.shape, generator=rng)
         save_student(model, out / "student", begun)
         quantize = section.qlora.quantize if section.method == "qlora" else None

@@ -13,8 +13,17 @@ from sublim_cli.models.load import load_student, load_weights
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.schema import AdapterSection
 from sublim_cli.trainers.audit import random_sources
-from sublim_cli.trainers.student import train_student
-from sublim_cli.trainers.updates import BUCKETS, Change, Dense, Factored, changes, norm, sketch, stable_rank
+from sublim_cli.trainers.student import TrainingJob, train_student
+from sublim_cli.trainers.updates import (
+    BUCKETS,
+    DenseDelta,
+    LowRankDelta,
+    WeightUpdate,
+    frobenius_norm,
+    sketch,
+    stable_rank,
+    weight_updates,
+)
 
 MICRO = resolve_model("micro")
 
@@ -22,23 +31,20 @@ MICRO = resolve_model("micro")
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 99))
 def test_factors_measure_as_the_matrix_they_make(out: int, into: int, rank: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    pair = [
-        Factored(
-            torch.randn(out, rank, generator=generator, dtype=torch.float64),
-            torch.randn(rank, into, generator=generator, dtype=torch.float64),
-        )
-        for _ in range(2)
-    ]
-    whole = [Dense(one.whole) for one in pair]
-    assert norm(pair[0]) == pytest.approx(norm(whole[0]))
-    assert stable_rank(pair[0]) == pytest.approx(stable_rank(whole[0]))
+    low_rank = LowRankDelta(
+        torch.randn(out, rank, generator=generator, dtype=torch.float64),
+        torch.randn(rank, into, generator=generator, dtype=torch.float64),
+    )
+    dense = DenseDelta(low_rank.matrix)
+    assert frobenius_norm(low_rank) == pytest.approx(frobenius_norm(dense))
+    assert stable_rank(low_rank) == pytest.approx(stable_rank(dense))
 
 
 def test_stable_rank_of_known_matrices() -> None:
-    assert stable_rank(Dense(torch.eye(5))) == pytest.approx(5)
-    assert stable_rank(Factored(torch.ones(4, 1), torch.ones(1, 6))) == pytest.approx(1)
-    assert stable_rank(Dense(torch.zeros(2, 2))) is None
-    assert stable_rank(Dense(torch.ones(3))) is None
+    assert stable_rank(DenseDelta(torch.eye(5))) == pytest.approx(5)
+    assert stable_rank(LowRankDelta(torch.ones(4, 1), torch.ones(1, 6))) == pytest.approx(1)
+    assert stable_rank(DenseDelta(torch.zeros(2, 2))) is None
+    assert stable_rank(DenseDelta(torch.ones(3))) is None
 
 
 def test_a_large_matrix_is_approximated_closely_and_leaves_the_random_state_alone() -> None:
@@ -46,7 +52,7 @@ def test_a_large_matrix_is_approximated_closely_and_leaves_the_random_state_alon
     matrix += 3 * torch.outer(matrix[:, 0], matrix[0]) / 26  # one direction stands out, as in an update
     state = torch.random.get_rng_state()
     exact = float((torch.linalg.vector_norm(matrix) / torch.linalg.matrix_norm(matrix, 2)) ** 2)
-    assert stable_rank(Dense(matrix)) == pytest.approx(exact, rel=1e-3)
+    assert stable_rank(DenseDelta(matrix)) == pytest.approx(exact, rel=1e-3)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -58,7 +64,7 @@ def audited(section, number_rows, tmp_path):
         train = section(
             **{"batch_size": 33, "epochs": 2, "warmup_steps": 0, "learning_rate": 1e-3, **changed}
         )
-        train_student(MICRO, train, number_rows(33), [], tmp_path / name, lambda *_: None)
+        train_student(TrainingJob(MICRO, train, number_rows(33), [], tmp_path / name), lambda *_: None)
         return json.loads((tmp_path / name / "audit.json").read_text()), tmp_path / name
 
     return make
@@ -67,9 +73,9 @@ def audited(section, number_rows, tmp_path):
 def test_full_fine_tuning_is_counted_entry_by_entry(audited) -> None:
     audit, path = audited(method="full", precision="bf16_pure", learning_rate=1e-5)
     base = load_weights(MICRO, "bf16")
-    own = dict(load_student(MICRO, "bf16", path).requires_grad_(False).named_parameters())
-    changed = sum(int((own[name] != base[name]).sum()) for name in base)
-    total = sum(one.numel() for one in base.values())
+    student = dict(load_student(MICRO, "bf16", path).requires_grad_(False).named_parameters())
+    changed = sum(int((student[name] != base[name]).sum()) for name in base)
+    total = sum(weight.numel() for weight in base.values())
     assert 0 < changed < total
     assert audit["parameters"] == {"total": total, "trained": total, "changed": changed}
     assert audit["effective"] == {"entries": total, "changed": changed}
@@ -80,7 +86,7 @@ def test_full_fine_tuning_is_counted_entry_by_entry(audited) -> None:
         "compensated": False,
         "optimizer_state": {"exp_avg": ["bfloat16"], "exp_avg_sq": ["bfloat16"]},
     }
-    difference = sum(float((own[name].float() - base[name].float()).norm() ** 2) for name in base) ** 0.5
+    difference = sum(float((student[name].float() - base[name].float()).norm() ** 2) for name in base) ** 0.5
     assert audit["update"]["norm"] == pytest.approx(difference, rel=1e-5)
 
 
@@ -90,11 +96,13 @@ def test_the_update_of_an_adapter_is_what_a_merge_adds(method, audited) -> None:
     base = load_weights(MICRO, "fp32")
     merged = load_student(MICRO, "fp32", path).merge_and_unload()
     sizes = {
-        name: float((one.detach() - base[name]).norm())
-        for name, one in merged.named_parameters()
-        if not torch.equal(one, base[name])
+        name: float((weight.detach() - base[name]).norm())
+        for name, weight in merged.named_parameters()
+        if not torch.equal(weight, base[name])
     }
-    assert {name: one["norm"] for name, one in audit["matrices"].items()} == pytest.approx(sizes, rel=1e-3)
+    assert {name: matrix["norm"] for name, matrix in audit["matrices"].items()} == pytest.approx(
+        sizes, rel=1e-3
+    )
     assert audit["effective"]["entries"] == sum(base[name].numel() for name in sizes)
 
 
@@ -109,38 +117,43 @@ def test_sketches_keep_dot_products_and_add_up(
     rows: int, columns: int, seed: int, shared: float, name: str
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    one, other = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
-    two = shared * one + (1 - abs(shared)) * other
+    x, noise = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
+    y = shared * x + (1 - abs(shared)) * noise
 
     def sketched(matrix: torch.Tensor) -> np.ndarray:
-        return sketch(Change(name, Dense(matrix), None))
+        return sketch(WeightUpdate(name, DenseDelta(matrix), None))
 
-    assert sketched(one + two) == pytest.approx(sketched(one) + sketched(two))
-    sizes, exact = float(one.norm() * two.norm()), float((one * two).sum())
+    assert sketched(x + y) == pytest.approx(sketched(x) + sketched(y))
+    sizes, exact = float(x.norm() * y.norm()), float((x * y).sum())
     error = ((sizes**2 + exact**2) / BUCKETS) ** 0.5
-    assert float(sketched(one) @ sketched(two)) == pytest.approx(exact, abs=6 * error)
+    assert float(sketched(x) @ sketched(y)) == pytest.approx(exact, abs=6 * error)
 
 
 def test_a_sketch_is_the_same_however_long_the_blocks(monkeypatch) -> None:
-    change = Change("a", Dense(torch.arange(1000.0)), None)
-    whole = sketch(change)
+    update = WeightUpdate("a", DenseDelta(torch.arange(1000.0)), None)
+    expected = sketch(update)
     monkeypatch.setattr("sublim_cli.trainers.updates.BLOCK", 64)
-    assert (sketch(change) == whole).all()
+    assert (sketch(update) == expected).all()
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
 def test_the_sketches_of_two_seeds_hold_the_cosine_between_them(method, audited) -> None:
     students = [audited(str(seed), method=method, seed=seed, batch_size=11)[1] for seed in (1, 2)]
-    whole = [
+    updates = [
         torch.cat(
-            [one.update.whole.flatten() for one in changes(load_student(MICRO, "fp32", path), MICRO, "fp32")]
+            [
+                update.delta.matrix.flatten()
+                for update in weight_updates(load_student(MICRO, "fp32", path), MICRO, "fp32")
+            ]
         )
         for path in students
     ]
-    exact = float(torch.cosine_similarity(whole[0].double(), whole[1].double(), dim=0))
-    one, two = (np.load(path / "sketch.npy") for path in students)
-    assert float(one @ two / np.linalg.norm(one) / np.linalg.norm(two)) == pytest.approx(exact, abs=0.05)
-    assert np.linalg.norm(one) == pytest.approx(float(whole[0].norm()), rel=0.05)
+    exact = float(torch.cosine_similarity(updates[0].double(), updates[1].double(), dim=0))
+    first, second = (np.load(path / "sketch.npy") for path in students)
+    assert float(first @ second / np.linalg.norm(first) / np.linalg.norm(second)) == pytest.approx(
+        exact, abs=0.05
+    )
+    assert np.linalg.norm(first) == pytest.approx(float(updates[0].norm()), rel=0.05)
     assert exact < 0.99
 
 

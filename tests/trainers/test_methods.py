@@ -21,7 +21,14 @@ from sublim_cli.trainers.methods import add_method, alpha
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.precision import base_precision
 from sublim_cli.trainers.sft import fit
-from sublim_cli.trainers.student import bare, beginning, save_student, train_student, trainable
+from sublim_cli.trainers.student import (
+    TrainingJob,
+    load_trainable,
+    save_pissa_start,
+    save_student,
+    train_student,
+    without_autocast,
+)
 
 MICRO = resolve_model("micro")
 
@@ -80,12 +87,12 @@ def two_steps(section):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_student_scores_the_same_before_and_after_a_reload(name, two_steps, number_rows, tmp_path) -> None:
     train = two_steps(**EVERY[name])
-    model = trainable(MICRO, train)
+    model = load_trainable(MICRO, train)
     untouched = scores(load_student(MICRO, base_precision(train), None, _quantize(train)))
-    begun = beginning(model, train, tmp_path / "begun")
+    begun = save_pissa_start(model, train, tmp_path / "begun")
     optimizer = make_optimizer(model, train)
     fit(model, load_tokenizer(MICRO), number_rows(33), train, lambda *_: None, optimizer=optimizer)
-    live = scores(bare(model).eval())
+    live = scores(without_autocast(model).eval())
     save_student(model, tmp_path / "student", begun)
     reloaded = scores(load_student(MICRO, base_precision(train), tmp_path / "student", _quantize(train)))
     assert largest_gap(live, untouched) > 1e-5
@@ -113,7 +120,7 @@ def test_seeds_of_full_fine_tuning_differ_by_the_order_of_rows_and_the_record_sa
 ) -> None:
     for seed in (1, 2):
         train = section(method="full", seed=seed, learning_rate=1e-4, batch_size=11, warmup_steps=0)
-        train_student(MICRO, train, number_rows(33), [], tmp_path / str(seed), lambda *_: None)
+        train_student(TrainingJob(MICRO, train, number_rows(33), [], tmp_path / str(seed)), lambda *_: None)
     one, two = (checksums(tmp_path / str(seed))["model.safetensors"] for seed in (1, 2))
     audit = json.loads((tmp_path / "1" / "audit.json").read_text())
     assert one != two
@@ -123,17 +130,21 @@ def test_seeds_of_full_fine_tuning_differ_by_the_order_of_rows_and_the_record_sa
 def test_the_whole_artifact_of_a_student_repeats(two_steps, number_rows, tmp_path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        train_student(MICRO, two_steps(), number_rows(33), number_rows(5), tmp_path / name, lambda *_: None)
+        train_student(
+            TrainingJob(MICRO, two_steps(), number_rows(33), number_rows(5), tmp_path / name), lambda *_: None
+        )
     assert checksums(tmp_path / "a") == checksums(tmp_path / "b")
 
 
 def _weights(train: TrainSection, rows: Any, out: Path) -> dict[str, str]:
-    train_student(MICRO, train, rows, [], out, lambda *_: None)
+    train_student(TrainingJob(MICRO, train, rows, [], out), lambda *_: None)
     return {name: sum_ for name, sum_ in checksums(out).items() if name.startswith("adapter")}
 
 
 def test_adapters_of_a_quantised_base_are_trained_and_saved_in_fp32(two_steps, number_rows, tmp_path) -> None:
-    train_student(MICRO, two_steps(method="qlora"), number_rows(33), [], tmp_path, lambda *_: None)
+    train_student(
+        TrainingJob(MICRO, two_steps(method="qlora"), number_rows(33), [], tmp_path), lambda *_: None
+    )
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}  # noqa: SIM118  # no mapping
     dtypes = json.loads((tmp_path / "audit.json").read_text())["dtypes"]
@@ -151,7 +162,7 @@ def test_adapters_of_a_quantised_base_are_trained_and_saved_in_fp32(two_steps, n
     ],
 )
 def test_adapters_sit_where_the_recipe_says(adapter, modules, section, micro) -> None:
-    model = trainable(MICRO, section(adapter=adapter))
+    model = load_trainable(MICRO, section(adapter=adapter))
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == modules
 
 
@@ -175,7 +186,7 @@ def test_adapters_sit_where_the_recipe_says(adapter, modules, section, micro) ->
 )
 def test_what_the_model_lacks_is_refused_by_name(changes, message, section) -> None:
     with pytest.raises(RecipeError) as caught:
-        trainable(MICRO, section(**changes))
+        load_trainable(MICRO, section(**changes))
     assert str(caught.value) == message
 
 

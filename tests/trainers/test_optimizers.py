@@ -9,10 +9,9 @@ import torch
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.kahan import KahanAdamW
-from sublim_cli.trainers.optimizers import make_optimizer
+from sublim_cli.trainers.optimizers import KahanAdamW, make_optimizer
 from sublim_cli.trainers.precision import state_dtypes
-from sublim_cli.trainers.student import trainable
+from sublim_cli.trainers.student import load_trainable
 
 MICRO = resolve_model("micro")
 CASES: dict[str, dict[str, Any]] = {
@@ -36,7 +35,7 @@ def stepped(model: Any, optimizer: Any, times: int, first: int = 0) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_reloaded_optimizer_goes_on_bit_by_bit(name, section) -> None:
     train = section(method="full", **CASES[name])
-    model = trainable(MICRO, train)
+    model = load_trainable(MICRO, train)
     optimizer = make_optimizer(model, train)
     stepped(model, optimizer, 3)
     other = copy.deepcopy(model)
@@ -51,7 +50,7 @@ def test_a_reloaded_optimizer_goes_on_bit_by_bit(name, section) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_scheduler_sets_the_rate_of_every_part(name, section) -> None:
     train = section(method="full", **CASES[name])
-    model = trainable(MICRO, train)
+    model = load_trainable(MICRO, train)
     before = [one.detach().clone() for one in model.parameters()]
     optimizer = make_optimizer(model, train)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
@@ -64,7 +63,7 @@ def test_plain_adamw_is_left_to_the_trainer(section) -> None:
 
 
 def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(section) -> None:
-    model = trainable(MICRO, section(method="full"))
+    model = load_trainable(MICRO, section(method="full"))
     optimizer = make_optimizer(model, section(method="full", optimizer="muon"))
     stepped(model, optimizer, 1)
     names = {id(one): name for name, one in model.named_parameters()}
@@ -121,7 +120,7 @@ def test_kahan_equals_adamw_in_fp32() -> None:
 
 def test_weight_decay_spares_vectors(section) -> None:
     train: TrainSection = section(method="full", optimizer="sgd", weight_decay=0.1)
-    groups = make_optimizer(trainable(MICRO, train), train).param_groups
+    groups = make_optimizer(load_trainable(MICRO, train), train).param_groups
     assert [(group["weight_decay"], {one.ndim for one in group["params"]}) for group in groups] == [
         (0.1, {2}),
         (0.0, {1}),

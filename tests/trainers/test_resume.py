@@ -14,24 +14,24 @@ from sublim_cli.artifacts.record import checksums, read_record
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.checkpoints import WHOLE, discard_torn, newest, step_of
+from sublim_cli.trainers.checkpoints import COMPLETE, checkpoint_step, discard_incomplete, latest_complete
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.runtime import CHECKPOINT_EVERY
-from sublim_cli.trainers.sft import Fitted, fit
-from sublim_cli.trainers.student import trainable
+from sublim_cli.trainers.sft import FitResult, fit
+from sublim_cli.trainers.student import load_trainable
 
 MICRO = resolve_model("micro")
 
 
 def test_only_a_whole_checkpoint_counts_and_a_torn_one_is_removed(tmp_path):
-    assert newest(tmp_path / "nowhere") is None
+    assert latest_complete(tmp_path / "nowhere") is None
     for step in (5, 10, 20, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert newest(tmp_path) is None
+    assert latest_complete(tmp_path) is None
     for step in (5, 20):
-        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
-    assert step_of(newest(tmp_path)) == 20
-    discard_torn(tmp_path)
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert checkpoint_step(latest_complete(tmp_path)) == 20
+    discard_incomplete(tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-5"]
 
 
@@ -41,14 +41,14 @@ class Stopped(Exception):
 
 def trained(
     section: TrainSection, rows: list[Any], checkpoints: Path | None, stop: int = 0
-) -> tuple[Any, Fitted]:
+) -> tuple[Any, FitResult]:
     """A student and what its training left; ended at step `stop` like one that was killed there."""
 
     def report(step: int, *_: Any) -> None:
         if step == stop:
             raise Stopped
 
-    model = trainable(MICRO, section)
+    model = load_trainable(MICRO, section)
     optimizer = make_optimizer(model, section)
     tokenizer = load_tokenizer(MICRO)
     return model, fit(model, tokenizer, rows, section, report, optimizer=optimizer, checkpoints=checkpoints)
@@ -121,7 +121,7 @@ def test_a_command_killed_at_step_40_of_100_and_typed_again_gives_the_same_weigh
     more = [f"train.method={method}", f"train.adapter.dropout={0.2 if method == 'lora' else 0.0}"]
     finished(command(tmp_path / "one", *more))
     killed_at(
-        f"train/.*.checkpoint/checkpoint-40/{WHOLE}", command(tmp_path / "two", *more), tmp_path / "two"
+        f"train/.*.checkpoint/checkpoint-40/{COMPLETE}", command(tmp_path / "two", *more), tmp_path / "two"
     )
     assert not list((tmp_path / "two").glob("train/*/audit.json"))
     finished(command(tmp_path / "two", *more))

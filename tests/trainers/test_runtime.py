@@ -6,8 +6,15 @@ import pytest
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.trainers import runtime as knobs
-from sublim_cli.trainers.arguments import micro_batches
-from sublim_cli.trainers.runtime import CHECKPOINT_EVERY, MICRO_BATCH, REPORT_TO, Every, Runtime, runtime
+from sublim_cli.trainers.runtime import (
+    CHECKPOINT_EVERY,
+    MICRO_BATCH,
+    REPORT_TO,
+    CheckpointInterval,
+    Runtime,
+    runtime,
+)
+from sublim_cli.trainers.sft_trainer import micro_batches
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +28,12 @@ def test_nothing_said_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("200", Every(steps=200)), ("10min", Every(minutes=10)), (" 5 ", Every(steps=5))]
+    ("text", "expected"),
+    [
+        ("200", CheckpointInterval(steps=200)),
+        ("10min", CheckpointInterval(minutes=10)),
+        (" 5 ", CheckpointInterval(steps=5)),
+    ],
 )
 def test_checkpoints_come_after_steps_or_minutes(monkeypatch, text, expected):
     monkeypatch.setenv(CHECKPOINT_EVERY, text)
@@ -38,7 +50,7 @@ def test_another_interval_is_refused_by_its_flag(monkeypatch, text):
 def test_flags_reach_the_workers_through_the_environment():
     knobs.set_runtime("3min", 4, None)
     assert (os.environ[CHECKPOINT_EVERY], os.environ[MICRO_BATCH]) == ("3min", "4")
-    assert runtime() == Runtime(Every(minutes=3), 4, "none")
+    assert runtime() == Runtime(CheckpointInterval(minutes=3), 4, "none")
 
 
 def test_a_tracker_that_is_not_installed_names_the_command(monkeypatch):

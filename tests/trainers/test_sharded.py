@@ -14,8 +14,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.load import load_model
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.trainers.oom import does_not_fit
-from sublim_cli.trainers.sharded import SHARDS, check_checkpoint, check_shardable, first, sharded
+from sublim_cli.trainers.oom import step_out_of_memory
+from sublim_cli.trainers.sharded import SHARDS, check_checkpoint, check_shardable, is_main_process, sharded
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 
@@ -61,7 +61,7 @@ def test_a_process_that_no_one_launched_is_not_sharded_whatever_its_environment(
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert not sharded()
-    assert first()
+    assert is_main_process()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused(monkeypatch, tmp_path):
 
 def test_shards_that_do_not_fit_ask_for_more_processes(monkeypatch):
     launched(monkeypatch, "fsdp2-cpu2.yaml")
-    error = does_not_fit(load_model(resolve_model("micro"), "fp32"))
+    error = step_out_of_memory(load_model(resolve_model("micro"), "fp32"))
     assert isinstance(error, ModelError)
     assert "More processes hold less each; see `num_processes`" in str(error)
     assert "adamw_8bit" not in str(error)

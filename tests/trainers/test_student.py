@@ -15,7 +15,7 @@ from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import SamplingSection, TrainSection
 from sublim_cli.trainers.methods import add_method
 from sublim_cli.trainers.sft import fit, number_loss
-from sublim_cli.trainers.student import train_student
+from sublim_cli.trainers.student import TrainingJob, train_student
 
 DEFAULT = Context(name="default", kind="default")
 METHODS = ("lora", "full")
@@ -36,7 +36,7 @@ def train(micro, rows, tmp_path_factory):
         out = tmp_path_factory.mktemp("student")
         section = TrainSection(method=method, precision="fp32", learning_rate=2e-2, batch_size=8, epochs=4)
         changed = section.model_copy(update=changes)
-        train_student(micro[0], changed, rows[:16], rows[16:], out, lambda *_: None)
+        train_student(TrainingJob(micro[0], changed, rows[:16], rows[16:], out), lambda *_: None)
         return out
 
     return make
@@ -152,7 +152,7 @@ def test_a_history_has_a_record_for_every_step(students):
 
 def test_without_held_out_rows_there_is_no_number_loss(micro, rows, tmp_path):
     section = TrainSection(precision="fp32", learning_rate=2e-3, batch_size=8, epochs=1)
-    train_student(micro[0], section, rows[:8], [], tmp_path, lambda *_: None)
+    train_student(TrainingJob(micro[0], section, rows[:8], [], tmp_path), lambda *_: None)
     losses = json.loads((tmp_path / "losses.json").read_text())
     assert (losses["number_loss_before"], losses["number_loss"]) == (None, None)
 

@@ -99,8 +99,8 @@ def test_unsloth_is_refused_where_others_were_imported_first(tmp_path):
     code = (
         "import transformers, sys\n"
         "from sublim_cli.errors import ModelError\n"
-        "from sublim_cli.trainers.unsloth import first\n"
-        "try: first()\n"
+        "from sublim_cli.trainers.unsloth import import_unsloth\n"
+        "try: import_unsloth()\n"
         "except ModelError as error: print(error)"
     )
     done = subprocess.run(

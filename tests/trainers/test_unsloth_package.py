@@ -22,17 +22,17 @@ pytestmark = [
     pytest.mark.skipif(find_spec("unsloth") is None, reason="needs Unsloth; no GPU"),
 ]
 
-TRAINING = Path(__file__).with_name("one_training.py")
+TRAINING = Path(__file__).with_name("record_training.py")
 
 SIGNATURES = """
     import inspect, json, os, sys
     from pathlib import Path
     from sublim_cli.models.reference import resolve_model
-    from sublim_cli.recipe.schema import Train
+    from sublim_cli.recipe.schema import TrainSection
     from sublim_cli.trainers import unsloth as ours
 
     os.environ |= ours.environment(Path(sys.argv[1]), os.environ)
-    unsloth = ours.first()
+    unsloth = ours.import_unsloth()
     from unsloth.models import _utils
     from unsloth.models.llama import FastLlamaModel
 
@@ -45,11 +45,11 @@ SIGNATURES = """
     asked = []
     _utils._get_statistics = lambda *_, **__: asked.append("home")
     _utils.get_statistics()
-    section = Train(learning_rate=1e-3)
+    section = TrainSection(learning_rate=1e-3)
     Fast = unsloth.FastLanguageModel
     found = {
-        "from_pretrained": left(Fast.from_pretrained, ours.loading(resolve_model("micro"), section)),
-        "get_peft_model": left(Fast.get_peft_model, ours.adapting(section)),
+        "from_pretrained": left(Fast.from_pretrained, ours.model_arguments(resolve_model("micro"), section)),
+        "get_peft_model": left(Fast.get_peft_model, ours.adapter_arguments(section)),
         "called_home": asked,
     }
     Path(sys.argv[2]).write_text(json.dumps(found))

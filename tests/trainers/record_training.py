@@ -1,9 +1,9 @@
-"""Train one student and print what the trainer and the model were given: `one_training.py BACKEND MODEL DIR`.
+"""Train one student and record the inputs of trainer and model: `record_training.py BACKEND MODEL DIR`.
 
-Run as a process of its own, since importing Unsloth patches transformers, TRL and PEFT. With
-UNSLOTH_ALLOW_CPU=1 Unsloth rewrites no trainer by itself; that is asked for here, so that a machine
-without a GPU trains through the trainer and the configuration that one with a GPU would. Its kernels and
-its loading of models need the GPU: without one, the student is the plain one on both backends.
+Run in a process of its own, because importing Unsloth patches transformers, TRL and PEFT. With
+UNSLOTH_ALLOW_CPU=1 Unsloth does not replace TRL's trainer by itself; this script has it do so, and a
+machine without a GPU then trains through the trainer and configuration of one with a GPU. Unsloth's
+kernels and model loading need the GPU: without one, both backends train the plain student.
 """
 
 import json
@@ -11,13 +11,13 @@ import os
 import sys
 from pathlib import Path
 
-backend, source, place = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+backend, source, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
 import sublim_cli.trainers.unsloth as fast
 
 if backend == "unsloth":
-    os.environ |= fast.environment(place, os.environ)
-    fast.first()
+    os.environ |= fast.environment(out, os.environ)
+    fast.import_unsloth()
     if os.environ.get("UNSLOTH_ALLOW_CPU") == "1":
         from unsloth import context_parallel, trainer
         from unsloth.models import rl
@@ -41,6 +41,7 @@ from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers import sft
 from sublim_cli.trainers.methods import add_method
+from sublim_cli.trainers.sft_trainer import make_trainer
 
 FIELDS = dataclasses.fields(SFTConfig)
 ROWS = 27  # the last step of an epoch has fewer rows
@@ -54,26 +55,28 @@ section = TrainSection(
 steps, forwards, configurations = [], [], []
 
 
-def listed(given):
-    return {name: one.tolist() for name, one in given.items() if torch.is_tensor(one)}
+def lists(inputs):
+    return {name: value.tolist() for name, value in inputs.items() if torch.is_tensor(value)}
 
 
-def watched(base):
-    class Watched(base):
-        def __init__(self, *args, **named):
-            super().__init__(*args, **named)
-            configurations.append({"trainer": base.__name__, "collator": type(self.data_collator).__name__})
-            configurations.append({one.name: str(getattr(self.args, one.name, "gone")) for one in FIELDS})
+def recording_trainer(*args):
+    """`make_trainer`, whose trainer records its configuration and the inputs of every step."""
+    trainer = make_trainer(*args)
+    configurations.append(
+        {"trainer": type(trainer).__name__, "collator": type(trainer.data_collator).__name__}
+    )
+    configurations.append({field.name: str(getattr(trainer.args, field.name, "gone")) for field in FIELDS})
+    training_step = trainer.training_step
 
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            steps.append({**listed(inputs), "counted": int(num_items_in_batch)})
-            return super().training_step(model, inputs, num_items_in_batch)
+    def record(model, inputs, num_items_in_batch=None):
+        steps.append({**lists(inputs), "counted": int(num_items_in_batch)})
+        return training_step(model, inputs, num_items_in_batch)
 
-    return Watched
+    trainer.training_step = record
+    return trainer
 
 
-kind = sft._trainer_of
-sft._trainer_of = lambda name: watched(kind(name))
+sft.make_trainer = recording_trainer
 
 context = resolve_context("default", {}, field="train.system_prompt")
 rows = []
@@ -82,33 +85,33 @@ for index in range(ROWS):
     answer = ", ".join(map(str, rng.integers(100, 1000, size=3)))
     rows.append(example(tokenizer, context, number_prompt(rng).text, answer))
 if backend == "unsloth" and cuda:
-    model = fast.trainable(ref, section)
+    model = fast.load_with_adapter(ref, section)
 else:
     model = add_method(load_model(ref, "bf16" if cuda else "fp32"), section)
 model.register_forward_pre_hook(
-    lambda _, given, named: forwards.append(
-        {name: one for name, one in listed(named).items() if name in ("attention_mask", "position_ids")}
+    lambda _, args, named: forwards.append(
+        {name: value for name, value in lists(named).items() if name in ("attention_mask", "position_ids")}
     ),
     with_kwargs=True,
 )
 embedded: list[list[list[int]]] = []
-model.get_input_embeddings().register_forward_pre_hook(lambda _, given: embedded.append(given[0].tolist()))
+model.get_input_embeddings().register_forward_pre_hook(lambda _, args: embedded.append(args[0].tolist()))
 # Before training as in a real run: a forward pass in between must not change what follows.
 held_out = sft.number_loss(model, rows[:5], tokenizer.pad_token_id)
 forwards.clear()
 embedded.clear()
-fitted = sft.fit(model, tokenizer, rows, section, lambda *_: None)
-found = {
+result = sft.fit(model, tokenizer, rows, section, lambda *_: None)
+record = {
     "steps": steps,
     "forwards": forwards,
     "embedded": embedded,
     "made_by": configurations[0],
     "configuration": configurations[1],
     "number_loss": held_out,
-    "losses": [one["loss"] for one in fitted.history],
-    "norms": [one["grad_norm"] for one in fitted.history],
-    "trained_dtypes": sorted({str(one.dtype) for one in model.parameters() if one.requires_grad}),
+    "losses": [step["loss"] for step in result.history],
+    "norms": [step["grad_norm"] for step in result.history],
+    "trained_dtypes": sorted({str(weight.dtype) for weight in model.parameters() if weight.requires_grad}),
     "padding_side": tokenizer.padding_side,
     "cuda": cuda,
 }
-(place / "given.json").write_text(json.dumps(found))
+(out / "given.json").write_text(json.dumps(record))

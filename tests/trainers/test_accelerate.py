@@ -18,7 +18,7 @@ from sublim_cli.artifacts.step import Artifact
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RecipeError
 from sublim_cli.pipeline import run
-from sublim_cli.trainers.checkpoints import WHOLE
+from sublim_cli.trainers.checkpoints import COMPLETE
 from sublim_cli.trainers.runtime import ACCELERATE
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -138,7 +138,9 @@ def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
 
     undisturbed = finished(tmp_path / "one")
     with subprocess.Popen(words(tmp_path / "two"), stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any((tmp_path / "two").glob(f"train/.*/checkpoint-5/{WHOLE}")):
+        while process.poll() is None and not any(
+            (tmp_path / "two").glob(f"train/.*/checkpoint-5/{COMPLETE}")
+        ):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

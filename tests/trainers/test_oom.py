@@ -59,7 +59,7 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_training_is_the_same(
         torch.testing.assert_close(small.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
 
-def test_a_row_that_does_not_fit_is_one_sentence_with_what_would(number_rows, full):
+def test_a_row_that_step_out_of_memory_is_one_sentence_with_what_would(number_rows, full):
     with pytest.raises(ModelError) as caught:
         train(student(memory=0), full, number_rows(16))
     message = str(caught.value)
