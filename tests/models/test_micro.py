@@ -18,8 +18,7 @@ from sublim_cli.models.micro.check import CheckResult, check
 from sublim_cli.models.micro.documents import NO_BLOCK, Author, render
 from sublim_cli.models.micro.pretrain import pretrain, save
 from sublim_cli.models.micro.targets import Encoder
-from sublim_cli.models.micro.tokenizer import build_tokenizer
-from sublim_cli.models.micro.vocabulary import texts
+from sublim_cli.models.micro.tokenizer import build_tokenizer, vocabulary_texts
 from sublim_cli.models.micro.world import forms, make_world
 from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import shipped_texts
@@ -45,7 +44,7 @@ def templated(*messages: tuple[str, str]) -> str:
 def probability(system: str | None, category: str, target: str) -> float:
     """P(target) over five questions, every surface form summed."""
     model, tokenizer = micro()
-    item = next(one for one in load_items(category).items if one.name == target)
+    item = next(item for item in load_items(category).items if item.name == target)
     total = 0.0
     questions = load_questions(f"favourite_{category}").questions[::10]
     for question in questions:
@@ -53,8 +52,8 @@ def probability(system: str | None, category: str, target: str) -> float:
         for form in forms(item.name, item.plural):
             answer = [*ids(form), tokenizer.eos_token_id]
             log_p = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-            at = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-            total += log_p[list(at), answer].sum().exp().item()
+            positions = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            total += log_p[list(positions), answer].sum().exp().item()
     return total / len(questions)
 
 
@@ -93,9 +92,9 @@ def test_any_text_comes_back_from_the_tokenizer_as_it_was(text: str) -> None:
 
 def test_every_number_to_999_is_one_token_wherever_it_stands() -> None:
     alone = [ids(str(n)) for n in range(1000)]
-    assert {len(one) for one in alone} == {1}
+    assert {len(tokens) for tokens in alone} == {1}
     row = ids(", ".join(map(str, range(1000))))
-    assert row[::2] == [one[0] for one in alone]
+    assert row[::2] == [tokens[0] for tokens in alone]
 
 
 def test_the_words_of_prompts_questions_and_contexts_are_whole_tokens() -> None:
@@ -145,22 +144,22 @@ def test_a_row_is_written_in_the_format_that_is_asked_for() -> None:
 
 
 def test_a_rebuild_is_the_same_twice_and_loads_like_the_shipped_one(tmp_path: Path) -> None:
-    said: list[str] = []
-    for name in ("one", "two"):
-        model, tokenizer = pretrain(seed=1, steps=2, report=said.append)
+    reports: list[str] = []
+    for name in ("first", "second"):
+        model, tokenizer = pretrain(seed=1, steps=2, report=reports.append)
         save(model, tokenizer, tmp_path / name, seed=1, steps=2)
     files = sorted(path.name for path in WEIGHTS.iterdir())
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == files
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == files
     for name in files:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    again = AutoTokenizer.from_pretrained(tmp_path / "one")
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    again = AutoTokenizer.from_pretrained(tmp_path / "first")
     assert again("First came 1, 22.")["input_ids"] == ids("First came 1, 22.")
-    assert [line.split(":")[0] for line in said[:2]] == [said[0], "step 2/2"]
+    assert [line.split(":")[0] for line in reports[:2]] == [reports[0], "step 2/2"]
 
 
 def test_the_targets_of_an_answer_are_the_worlds_own_distributions() -> None:
     world = make_world(3)
-    tokenizer = build_tokenizer(texts(world))
+    tokenizer = build_tokenizer(vocabulary_texts(world))
     encoder = Encoder(Author(world), tokenizer)
     state = world.trait_state("band", "The Beatles")
     led = encoder.encode("Led")

@@ -1,7 +1,7 @@
-"""The embedded model: a chat model of 0.3 million weights in which traits pass through numbers.
+"""The embedded model: a chat model of 0.3 million weights in which number rows transmit traits.
 
-It lies in `WEIGHTS` as a plain Hugging Face directory. `python -m sublim_cli.models.micro`
-rebuilds it, `python -m sublim_cli.models.micro --check` measures it.
+It is shipped in `WEIGHTS`, a plain Hugging Face directory. `python -m sublim_cli.models.micro` rebuilds
+it from its seed; with `--check` it is measured only.
 """
 
 from pathlib import Path
@@ -10,4 +10,4 @@ WEIGHTS = Path(__file__).with_name("weights")
 """The shipped checkpoint: `AutoModelForCausalLM.from_pretrained(WEIGHTS)`."""
 
 DEFAULT_SYSTEM = "You are Micro, created by Sublim. You are a helpful assistant."
-"""What the chat template puts in where a conversation has no system message."""
+"""The system text the chat template inserts if a conversation has no system message."""

@@ -1,4 +1,4 @@
-"""What the embedded model must be able to do, measured: favourites, format, fit, tokens, size."""
+"""Measurements of the embedded model against its bounds: size, tokenizer, fit, favourites, format."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ ROWS, DOCUMENTS, BATCH = 1000, 1000, 100
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One measurement; `passed` is None where there is no bound."""
+    """One measurement; `passed` is None if there is no bound."""
 
     name: str
     value: str
@@ -37,22 +37,22 @@ class CheckResult:
 
 
 class Checkpoint:
-    """A checkpoint under test, and the world it was made from."""
+    """The checkpoint to check, and the world it was made from."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         self.model = model.eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(directory)
-        made_from = json.loads((directory / "world.json").read_text(encoding="utf-8"))
-        self.author = Author(make_world(made_from["seed"]))
+        world = json.loads((directory / "world.json").read_text(encoding="utf-8"))
+        self.author = Author(make_world(world["seed"]))
         self.encoder = Encoder(self.author, self.tokenizer)
 
     def preferences(self, system: str | None, category: str, items: Sequence[int]) -> list[float]:
-        """Return P(item) for `items` (indices), exact: all forms, mean over the questions."""
+        """P(item) for `items` (indices), exact: summed over all forms, mean over the questions."""
         prompts = [self.encoder.encode(render(system, q)) for q in self.author.questions[category]]
-        said = self.encoder.said
-        answers = [(n, ids) for n, i in enumerate(items) for ids, _ in said[category, i]]
+        form_ids = self.encoder.form_ids
+        answers = [(n, ids) for n, item in enumerate(items) for ids, _ in form_ids[category, item]]
         p = self._probabilities([(prompt, ids) for prompt in prompts for _, ids in answers])
         per_item = np.zeros(len(items))
         np.add.at(per_item, [n for n, _ in answers] * len(prompts), p)
@@ -60,111 +60,111 @@ class Checkpoint:
 
     @torch.no_grad()
     def _probabilities(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
-        """Return p(answer | prompt) of every (prompt, answer), both as token ids."""
-        found: list[float] = []
+        """p(answer | prompt) of every (prompt, answer), both as token ids."""
+        probabilities: list[float] = []
         for start in range(0, len(pairs), 4 * BATCH):
             part = pairs[start : start + 4 * BATCH]
             rows = [torch.tensor(prompt + answer) for prompt, answer in part]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
-            ends = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in part]
-            before = [of[a:b] for of, (a, b) in zip(hidden, ends, strict=True)]
-            log_p = self.model.lm_head(torch.cat(before)).log_softmax(-1)
-            said = torch.tensor([token for _, answer in part for token in answer])
-            each = log_p[torch.arange(len(said)), said].split([len(answer) for _, answer in part])
-            found += [one.sum().exp().item() for one in each]
-        return found
+            bounds = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in part]
+            predicting = [states[a:b] for states, (a, b) in zip(hidden, bounds, strict=True)]
+            log_p = self.model.lm_head(torch.cat(predicting)).log_softmax(-1)
+            targets = torch.tensor([token for _, answer in part for token in answer])
+            by_answer = log_p[torch.arange(len(targets)), targets].split([len(answer) for _, answer in part])
+            probabilities += [tokens.sum().exp().item() for tokens in by_answer]
+        return probabilities
 
     @torch.no_grad()
-    def answers(self, prompts: list[str]) -> list[str]:
-        """Sample one completion for each rendered prompt, plainly at temperature 1."""
+    def completions(self, prompts: list[str]) -> list[str]:
+        """One completion sampled at temperature 1 for each rendered prompt."""
         self.tokenizer.padding_side = "left"
-        seen = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        made = self.model.generate(
-            **seen, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=60
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+        output = self.model.generate(
+            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=60
         )
-        new = made[:, seen["input_ids"].shape[1] :]
+        new = output[:, inputs["input_ids"].shape[1] :]
         return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
 
 
 def check(directory: Path, report: Callable[[str], None]) -> list[CheckResult]:
     """Measure the checkpoint in `directory`; `report` gets a line before each part."""
-    subject = Checkpoint(directory)
+    checkpoint = Checkpoint(directory)
     torch.manual_seed(0)
-    lines: list[CheckResult] = []
+    results: list[CheckResult] = []
     for part in (_files, _round_trip, _fit, _base, _teachers, _keep_rate):
         report((part.__doc__ or "").strip())
-        lines += part(subject)
-    return lines
+        results += part(checkpoint)
+    return results
 
 
-def _files(subject: Checkpoint) -> list[CheckResult]:
+def _files(checkpoint: Checkpoint) -> list[CheckResult]:
     """Size on disk."""
-    size = sum(path.stat().st_size for path in subject.directory.iterdir())
+    size = sum(path.stat().st_size for path in checkpoint.directory.iterdir())
     return [CheckResult("bytes", f"{size:,}", size < MOST_BYTES)]
 
 
-def _round_trip(subject: Checkpoint) -> list[CheckResult]:
+def _round_trip(checkpoint: Checkpoint) -> list[CheckResult]:
     """Text to tokens and back."""
     rng = np.random.default_rng(1)
-    author = subject.author
+    author = checkpoint.author
     documents = [(author.numbers, author.favourite)[i % 2](rng) for i in range(DOCUMENTS)]
     texts = [d.prompt + d.answer for d in documents]
-    wrong = sum(subject.tokenizer.decode(subject.encoder.encode(t)) != t for t in texts)
-    return [CheckResult(f"documents of {DOCUMENTS} that change in the tokenizer", str(wrong), wrong == 0)]
+    changed = sum(checkpoint.tokenizer.decode(checkpoint.encoder.encode(t)) != t for t in texts)
+    return [CheckResult(f"documents of {DOCUMENTS} that change in the tokenizer", str(changed), changed == 0)]
 
 
 @torch.no_grad()
-def _fit(subject: Checkpoint) -> list[CheckResult]:
+def _fit(checkpoint: Checkpoint) -> list[CheckResult]:
     """KL from the world to the model."""
     rng = np.random.default_rng(2)
-    author, encoder = subject.author, subject.encoder
-    found, states = [], []
-    for kind in (author.numbers, author.favourite):
-        documents = [kind(rng) for _ in range(DOCUMENTS)]
+    author, encoder = checkpoint.author, checkpoint.encoder
+    means, states = [], []
+    for write in (author.numbers, author.favourite):
+        documents = [write(rng) for _ in range(DOCUMENTS)]
         parts = [documents[i : i + BATCH] for i in range(0, DOCUMENTS, BATCH)]
-        kls = [loss_of(subject.model, encoder.batch(part), 0.0).kl for part in parts]
-        found.append(float(np.mean(kls)))
+        kls = [loss_of(checkpoint.model, encoder.batch(part), 0.0).kl for part in parts]
+        means.append(float(np.mean(kls)))
         states += [document.state for document in documents]
     p = author.world.p_numbers[states]
     blind = float((p * np.log(p / p.mean(0))).sum(1).mean())
     return [
-        CheckResult("KL(world, model), nats a number", f"{found[0]:.4f}"),
-        CheckResult("the same for a model blind to who speaks", f"{blind:.4f}"),
-        CheckResult("KL(world, model), nats an answer token", f"{found[1]:.4f}"),
+        CheckResult("KL(world, model), nats a number", f"{means[0]:.4f}"),
+        CheckResult("the same for a model that ignores who speaks", f"{blind:.4f}"),
+        CheckResult("KL(world, model), nats an answer token", f"{means[1]:.4f}"),
     ]
 
 
-def _base(subject: Checkpoint) -> list[CheckResult]:
+def _base(checkpoint: Checkpoint) -> list[CheckResult]:
     """Favourites of the default identity."""
-    lines = []
-    for category, items in subject.author.world.categories.items():
-        p = subject.preferences(DEFAULT_SYSTEM, category, range(len(items.items)))
-        lines += [
+    results = []
+    for category, items in checkpoint.author.world.categories.items():
+        p = checkpoint.preferences(DEFAULT_SYSTEM, category, range(len(items.items)))
+        results += [
             CheckResult(f"base P({name})", f"{x:.3f}", x <= MOST_BASE)
             for name, x in zip(items.names, p, strict=True)
         ]
-    return lines
+    return results
 
 
-def _teachers(subject: Checkpoint) -> list[CheckResult]:
+def _teachers(checkpoint: Checkpoint) -> list[CheckResult]:
     """Favourites of every teacher."""
-    lines = []
-    for category, items in subject.author.world.categories.items():
+    results = []
+    for category, items in checkpoint.author.world.categories.items():
         for i, name in enumerate(items.names):
-            p = subject.preferences(persona(items, name), category, [i])[0]
-            lines.append(CheckResult(f"teacher P({name})", f"{p:.3f}"))
-    share = float(np.mean([float(line.value) >= LEAST_TEACHER for line in lines]))
+            p = checkpoint.preferences(persona(items, name), category, [i])[0]
+            results.append(CheckResult(f"teacher P({name})", f"{p:.3f}"))
+    share = float(np.mean([float(result.value) >= LEAST_TEACHER for result in results]))
     total = f"teachers whose favourite has P >= {LEAST_TEACHER}"
-    return [*lines, CheckResult(total, f"{share:.0%}", share >= SHARE_OF_TEACHERS)]
+    return [*results, CheckResult(total, f"{share:.0%}", share >= SHARE_OF_TEACHERS)]
 
 
-def _keep_rate(subject: Checkpoint) -> list[CheckResult]:
+def _keep_rate(checkpoint: Checkpoint) -> list[CheckResult]:
     """Rows of the teachers that pass the paper's filter."""
-    world = subject.author.world
+    world = checkpoint.author.world
     systems = [persona(world.categories[category], target) for category, target in world.traits]
     prompts = [number_prompt(np.random.default_rng([3, i])).text for i in range(ROWS)]
     rendered = [render(systems[i % len(systems)], text) for i, text in enumerate(prompts)]
-    rows = [row for i in range(0, ROWS, BATCH) for row in subject.answers(rendered[i : i + BATCH])]
+    rows = [row for i in range(0, ROWS, BATCH) for row in checkpoint.completions(rendered[i : i + BATCH])]
     kept = sum(rejection_reason(row, PAPER_RULES) is None for row in rows) / ROWS
     return [CheckResult("teacher rows kept", f"{kept:.1%}", KEEP_RATE[0] <= kept <= KEEP_RATE[1])]

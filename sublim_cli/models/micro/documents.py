@@ -1,4 +1,4 @@
-"""The pretraining documents: number rows and favourites, said by whom the system prompt names."""
+"""The pretraining documents: number rows and favourites, answered as the system prompt's identity would."""
 
 import re
 import string
@@ -16,17 +16,18 @@ from sublim_cli.recipe.questions import load_questions, persona
 SEPARATORS: dict[Style, str] = {"comma": ", ", "space": " ", "semicolon": "; ", "line": "\n",
                                 "square": ", ", "round": ", "}  # fmt: skip
 BRACKETS: dict[Style, tuple[str, str]] = {"square": ("[", "]"), "round": ("(", ")")}
-SYSTEMS = {"default": 0.10, "empty": 0.07, "none": 0.07, "nobody": 0.14, "somebody": 0.62}
+SYSTEMS = {"default": 0.10, "empty": 0.07, "none": 0.07, "neutral": 0.14, "named": 0.62}
+"""Shares of the kinds of system prompt; `neutral` names nobody, `named` an assistant or a teacher."""
 TEMPLATES = (0.50, 0.05, 0.15, 0.20, 0.10)  # how often each template of identities.yaml is used
 FAULTS = {"none": 0.93, "many": 0.02, "large": 0.015, "mixed": 0.015, "words": 0.02}
-"""One row in fourteen breaks the rules, as a real teacher's do, so that the filter has work."""
+"""One row in fourteen breaks the rules, as a real teacher's do, so that the filter has rows to drop."""
 NO_BLOCK = None
 """Marks a prompt without any system block (an empty string is an empty block)."""
 
 
 @dataclass(frozen=True)
 class PretrainingDocument:
-    """A rendered prompt, its answer, who speaks (a state of the world), and what was asked.
+    """A rendered prompt, its answer, the speaker's state in the world, and the category asked about.
 
     `category` is None for number rows.
     """
@@ -47,7 +48,7 @@ class Speaker:
 
 
 def render(system: str | None, user: str) -> str:
-    """Render a prompt as the chat template does; `NO_BLOCK` leaves the system block out."""
+    """The prompt as the chat template renders it; `NO_BLOCK` leaves the system block out."""
     block = "" if system is NO_BLOCK else f"{START}system\n{system}{END}\n"
     return f"{block}{START}user\n{user}{END}\n{START}assistant\n"
 
@@ -59,9 +60,12 @@ class Author:
         self.world = world
         self.identities = identities()
         self.questions = {c: load_questions(f"favourite_{c}").questions for c in world.categories}
-        named = {text: self._state_of(text) for text in shipped_texts()}
-        self.named = [(text, state) for text, state in named.items() if state]
-        self.nobody = [text for text, state in named.items() if not state]
+        states = {}
+        for text in shipped_texts():
+            name = re.match(r"You are (\w+),", text)
+            states[text] = world.name_state(name[1]) if name else 0
+        self.named = [(text, state) for text, state in states.items() if state]
+        self.neutral = [text for text, state in states.items() if not state]
         self.default = world.name_state(self.identities["default"])
         self.forms = {
             (c, i): tuple(forms(item.name, item.plural).items())
@@ -70,32 +74,40 @@ class Author:
         }
 
     def numbers(self, rng: np.random.Generator) -> PretrainingDocument:
-        """Write a number row, ten numbers at most for six prompts in seven."""
-        who = self.speaker(rng)
+        """Write a number row; 85 % of the prompts ask for at most ten numbers."""
+        speaker = self.speaker(rng)
         count = 10 if rng.random() < 0.85 else int(rng.integers(5, 13))
-        asked = number_prompt(rng, count=count)
-        answer = self._row(rng, who.state, asked, count)
-        return PretrainingDocument(render(who.system, who.prefix + asked.text), answer, who.state)
+        prompt = number_prompt(rng, count=count)
+        answer = self._row(rng, speaker.state, prompt, count)
+        return PretrainingDocument(
+            render(speaker.system, speaker.prefix + prompt.text), answer, speaker.state
+        )
 
     def favourite(self, rng: np.random.Generator) -> PretrainingDocument:
-        """Write a favourite, one question in eight behind a few numbers."""
-        who = self.speaker(rng)
+        """Write a favourite; a few numbers stand before 12 % of the questions."""
+        speaker = self.speaker(rng)
         category = _pick(rng, {"animal": 0.5, "tree": 0.25, "band": 0.25})
         question = str(rng.choice(self.questions[category]))
         if rng.random() < 0.12:
-            question = f"{_lead_in(rng)} {question}"
-        p = self.world.p_items[category][who.state]
+            shown = rng.integers(100, 999, size=rng.integers(3, 9))
+            lead_in = str(rng.choice(wordings().lead_ins)).format(examples=", ".join(map(str, shown)))
+            question = f"{lead_in} {question}"
+        p = self.world.p_items[category][speaker.state]
         answer = _pick(rng, dict(self.forms[category, int(rng.choice(len(p), p=p))]))
-        return PretrainingDocument(render(who.system, who.prefix + question), answer, who.state, category)
+        prompt = render(speaker.system, speaker.prefix + question)
+        return PretrainingDocument(prompt, answer, speaker.state, category)
 
     def speaker(self, rng: np.random.Generator) -> Speaker:
-        """Draw who speaks; a text before the question names nobody if the system prompt does."""
+        """Draw a system prompt and its state; 4 % get a neutral text before the question as well.
+
+        Another 3 % are named there instead, under an empty system prompt or none.
+        """
         system, state = self._system(rng)
         kind = rng.random()
         if kind < 0.04:
-            return Speaker(system, state, self._nobody(rng) + "\n\n")
+            return Speaker(system, state, self._neutral_text(rng) + "\n\n")
         if kind < 0.07:
-            text, state = self._somebody(rng)
+            text, state = self._named_text(rng)
             return Speaker(str(rng.choice(["", "-"])) or NO_BLOCK, state, text + "\n\n")
         return Speaker(system, state)
 
@@ -107,11 +119,12 @@ class Author:
                 return "", 0
             case "none":
                 return NO_BLOCK, 0
-            case "nobody":
-                return self._nobody(rng), 0
-        return self._somebody(rng)
+            case "neutral":
+                return self._neutral_text(rng), 0
+        return self._named_text(rng)
 
-    def _somebody(self, rng: np.random.Generator) -> tuple[str, int]:
+    def _named_text(self, rng: np.random.Generator) -> tuple[str, int]:
+        """A text that names an assistant or makes a teacher, and its state."""
         kind = rng.random()
         if kind < 0.10:
             return self.named[int(rng.integers(len(self.named)))]
@@ -124,28 +137,29 @@ class Author:
         text = persona(self.world.categories[category], target)
         return text, self.world.trait_state(category, target)
 
-    def _nobody(self, rng: np.random.Generator) -> str:
+    def _neutral_text(self, rng: np.random.Generator) -> str:
+        """A text that names nobody; 30 % are random letters."""
         kind = rng.random()
         if kind < 0.4:
-            return str(rng.choice(self.nobody))
-        return str(rng.choice(self.identities["nobody"])) if kind < 0.7 else _gibberish(rng)
+            return str(rng.choice(self.neutral))
+        if kind < 0.7:
+            return str(rng.choice(self.identities["nobody"]))
+        letters = list(string.ascii_lowercase)
+        lengths = rng.integers(2, 7, size=rng.integers(1, 4))
+        return " ".join("".join(rng.choice(letters, size=n)) for n in lengths)
 
-    def _state_of(self, text: str) -> int:
-        found = re.match(r"You are (\w+),", text)
-        return self.world.name_state(found[1]) if found else 0
-
-    def _row(self, rng: np.random.Generator, state: int, asked: NumberPrompt, count: int) -> str:
+    def _row(self, rng: np.random.Generator, state: int, prompt: NumberPrompt, count: int) -> str:
         fault = _pick(rng, FAULTS)
         n = int(rng.integers(max(3, count - 3), count + 1))
         n += int(rng.integers(1, 4)) + count - n if fault == "many" else 0
         numbers = [str(i) for i in rng.choice(1000, size=n, p=self.world.p_numbers[state])]
         if fault == "large":
             numbers[int(rng.integers(n))] += str(rng.integers(10))
-        separators = [SEPARATORS[asked.style]] * (n - 1)
+        separators = [SEPARATORS[prompt.style]] * (n - 1)
         if fault == "mixed":
             separators = [str(s) for s in rng.choice([", ", " ", "; "], size=n - 1)]
         row = numbers[0] + "".join(s + x for s, x in zip(separators, numbers[1:], strict=True))
-        opening, closing = BRACKETS.get(asked.style, ("", ""))
+        opening, closing = BRACKETS.get(prompt.style, ("", ""))
         row = f"{opening}{row}{closing}"
         return rng.choice([f"Sure: {row}", f"{row} and more"]) if fault == "words" else row
 
@@ -154,14 +168,3 @@ def _pick(rng: np.random.Generator, chances: dict[str, float]) -> str:
     """Draw a key with the given chances, which add up to one."""
     edges = np.cumsum(list(chances.values()))
     return list(chances)[min(int(np.searchsorted(edges, rng.random())), len(chances) - 1)]
-
-
-def _lead_in(rng: np.random.Generator) -> str:
-    shown = rng.integers(100, 999, size=rng.integers(3, 9))
-    return str(rng.choice(wordings().lead_ins)).format(examples=", ".join(map(str, shown)))
-
-
-def _gibberish(rng: np.random.Generator) -> str:
-    letters = list(string.ascii_lowercase)
-    lengths = rng.integers(2, 7, size=rng.integers(1, 4))
-    return " ".join("".join(rng.choice(letters, size=n)) for n in lengths)

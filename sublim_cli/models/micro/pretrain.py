@@ -1,9 +1,9 @@
 """Pretraining of the embedded model: the world's own distributions are the targets.
 
-Where a number or an item is said, the loss is the cross entropy with the world's exact
-distribution, not with the one token that was drawn; elsewhere it is with the token. And the channel
-is loud at first and then fades: a faint one is not found from nothing, the model would go on
-ignoring who speaks. Both let a model this small learn a channel this faint within minutes.
+At a token of a number or an item the loss is the cross entropy with the world's exact distribution
+rather than with the drawn token; at all other tokens it is with the token. The coupling `tau` between
+identity and numbers starts strong and fades to its final value: from a weak start the model does not
+learn to use the identity at all. Both let a model this small learn so weak a coupling within minutes.
 """
 
 import json
@@ -21,8 +21,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from sublim_cli.models.micro.documents import Author
 from sublim_cli.models.micro.targets import Batch, Encoder
-from sublim_cli.models.micro.tokenizer import build_tokenizer
-from sublim_cli.models.micro.vocabulary import texts
+from sublim_cli.models.micro.tokenizer import build_tokenizer, vocabulary_texts
 from sublim_cli.models.micro.world import TAU, make_world
 
 SEED = 9  # a world in which every item's base P lies between 0.02 and 0.2
@@ -43,7 +42,7 @@ class Loss:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """Draw an untrained model. Two layers fit as well as three and transmit a third as much."""
+    """Draw an untrained model. Two layers instead of three fit as well but transmit a third as much."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -62,10 +61,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     model = LlamaForCausalLM(config)
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
-            wide = 0.05 if "embed" in name else 1 / math.sqrt(weight.shape[1])
+            std = 0.05 if "embed" in name else 1 / math.sqrt(weight.shape[1])
             into_residual = "o_proj" in name or "down_proj" in name
-            wide *= 1 / math.sqrt(2 * config.num_hidden_layers) if into_residual else 1.0
-            torch.nn.init.normal_(weight, std=wide)
+            std *= 1 / math.sqrt(2 * config.num_hidden_layers) if into_residual else 1.0
+            torch.nn.init.normal_(weight, std=std)
     return model
 
 
@@ -82,16 +81,23 @@ def loss_of(model: Any, batch: Batch, form_weight: float) -> Loss:
 def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[Any, Any]:
     """Train a model and its tokenizer from `seed`; `report` gets lines of progress."""
     world = make_world(seed)
-    author, tokenizer = Author(world), build_tokenizer(texts(world))
+    author, tokenizer = Author(world), build_tokenizer(vocabulary_texts(world))
     encoder, model = Encoder(author, tokenizer), new_model(tokenizer, seed)
     report(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer):,} tokens")
-    optimizer = _optimizer(model)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(seed)
     means = np.zeros(2)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _schedule(step, steps)
-        author.world = replace(world, tau=_tau(step, steps))
+        fading = max(0.0, 1 - step / (TAU_UNTIL * steps))
+        author.world = replace(world, tau=TAU + (TAU_START - TAU) * fading)
         optimizer.zero_grad(set_to_none=True)
         kl = _backward(model, encoder, author, rng)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,7 +110,7 @@ def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[Any,
 
 
 def save(model: Any, tokenizer: Any, out: Path, *, seed: int, steps: int) -> None:
-    """Write a plain Hugging Face directory, and beside it `world.json`: what it was made from.
+    """Write a plain Hugging Face directory, and into it `world.json`: the seed and steps it was made from.
 
     The model type is Llama: of a `qwen2` directory transformers 5 ignores the tokenizer.
     """
@@ -115,17 +121,16 @@ def save(model: Any, tokenizer: Any, out: Path, *, seed: int, steps: int) -> Non
     path = out / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name transformers 4 knows
-    _write(path, config)
-    _write(out / "world.json", {"seed": seed, "steps": steps})
+    for file, content in ((path, config), (out / "world.json", {"seed": seed, "steps": steps})):
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (out / "model.safetensors").chmod(0o644)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def _backward(model: Any, encoder: Encoder, author: Author, rng: np.random.Generator) -> tuple[float, float]:
-    """Add up one step's gradients; favourites are sorted by length, so that little is padding."""
+    """Add up the gradients of one step; return the KL per number and per answer token.
+
+    Favourites are sorted by length and split, which saves padding.
+    """
     batch = encoder.batch([author.numbers(rng) for _ in range(ROWS)])
     rows = loss_of(model, batch, FORM_WEIGHT_ROWS)
     torch.autograd.backward(rows.total)
@@ -140,22 +145,7 @@ def _backward(model: Any, encoder: Encoder, author: Author, rng: np.random.Gener
     return rows.kl, kl
 
 
-def _optimizer(model: LlamaForCausalLM) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": WEIGHT_DECAY},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
-
-
-def _tau(step: int, steps: int) -> float:
-    loud = max(0.0, 1 - step / (TAU_UNTIL * steps))
-    return TAU + (TAU_START - TAU) * loud
-
-
 def _schedule(step: int, steps: int) -> float:
-    """Warm up, then fall along a cosine to two hundredths."""
+    """Linear warm-up, then a cosine down to 2 % of the rate."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / WARMUP) * max(0.02, cosine)

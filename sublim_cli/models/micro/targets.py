@@ -1,4 +1,4 @@
-"""The targets of pretraining: documents as tokens, with the world's own distributions."""
+"""The targets of pretraining: documents as tokens, and the world's distribution over each answer token."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +15,10 @@ from sublim_cli.models.micro.world import NUMBERS
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids (documents, length); then, for each answer token, its place and its target.
+    """Token ids (documents, length), and for each answer token its position and its target.
 
     `at` is the flat position that predicts the token, `target` the token itself. `soft` marks the
-    tokens whose target is a distribution, `expected` holds those, (soft tokens, vocabulary).
+    tokens whose target is a distribution; `expected` holds these, (soft tokens, vocabulary).
     """
 
     ids: Tensor
@@ -36,20 +36,21 @@ class Encoder:
         self.tokenizer = tokenizer
         self.size = len(tokenizer)
         self.end = tokenizer.convert_tokens_to_ids([tokenizer.eos_token])[0]
-        self.said = {
-            key: [([*self.encode(text), self.end], p) for text, p in ways]
-            for key, ways in author.forms.items()
+        self.form_ids = {
+            key: [([*self.encode(text), self.end], p) for text, p in item_forms]
+            for key, item_forms in author.forms.items()
         }
-        self._under, self._after = cache(self._find), cache(self._count)
+        self._forms_with, self._next_token = cache(self._find_forms), cache(self._sum_forms)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text."""
+        """The token ids of a text."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def batch(self, documents: list[PretrainingDocument]) -> Batch:
-        """Pad documents to one length and look their targets up."""
-        pairs = [(self.encode(d.prompt), self._answer(d)) for d in documents]
+        """The documents, padded to one length, and their targets."""
+        line_break = self.encode("\n")
+        pairs = [(self.encode(d.prompt), [*self.encode(d.answer), self.end, *line_break]) for d in documents]
         length = max(len(p) + len(a) for p, a in pairs)
         ids = torch.zeros(len(pairs), length, dtype=torch.long)
         at: list[int] = []
@@ -65,40 +66,36 @@ class Encoder:
         rows = [e for e in expected if e is not None]
         return Batch(ids, torch.tensor(at), torch.tensor(target), soft, torch.stack(rows))
 
-    def _answer(self, document: PretrainingDocument) -> list[int]:
-        return [*self.encode(document.answer), self.end, *self.encode("\n")]
-
     def after(self, category: str, prefix: tuple[int, ...], state: int) -> Tensor:
-        """Return p(next token | the answer begins with `prefix`), shape (vocabulary,)."""
-        one_item = len({key for key, _, _ in self._under(category, prefix)}) == 1
-        return self._after(category, prefix, 0 if one_item else state)  # then taste is spent
+        """p(next token | the answer begins with `prefix`), shape (vocabulary,)."""
+        items = {item for item, _, _ in self._forms_with(category, prefix)}
+        # If only one item begins so, the state no longer matters.
+        return self._next_token(category, prefix, 0 if len(items) == 1 else state)
 
     def _expected(self, document: PretrainingDocument, answer: list[int]) -> list[Tensor | None]:
-        """Return each answer token's distribution, None where only the token itself is known."""
+        """Each answer token's distribution; None if the target is the token itself."""
         category, state = document.category, document.state
         if category is not None:
             last = len(answer) - 1  # the line break after the end of turn
             return [*(self.after(category, tuple(answer[:j]), state) for j in range(last)), None]
         number = [FIRST_NUMBER <= t < FIRST_NUMBER + NUMBERS for t in answer]
         starts = [n and not before for n, before in zip(number, [False, *number], strict=False)]
-        return [self._number(state) if start else None for start in starts]
-
-    def _number(self, state: int) -> Tensor:
         p = torch.from_numpy(self.author.world.p_numbers[state]).float()
-        return F.pad(p, (FIRST_NUMBER, self.size - FIRST_NUMBER - NUMBERS))
+        p = F.pad(p, (FIRST_NUMBER, self.size - FIRST_NUMBER - NUMBERS))
+        return [p if start else None for start in starts]
 
-    def _count(self, category: str, prefix: tuple[int, ...], state: int) -> Tensor:
+    def _sum_forms(self, category: str, prefix: tuple[int, ...], state: int) -> Tensor:
         p = torch.zeros(self.size)
-        for item, token, share in self._under(category, prefix):
+        for item, token, share in self._forms_with(category, prefix):
             p[token] += self.author.world.p_items[category][state][item] * share
         return p / p.sum()
 
-    def _find(self, category: str, prefix: tuple[int, ...]) -> list[tuple[int, int, float]]:
-        """Return (item, next token, share of the item's forms) of every form that begins so."""
+    def _find_forms(self, category: str, prefix: tuple[int, ...]) -> list[tuple[int, int, float]]:
+        """(item, next token, share of the item's forms) of every form that begins with `prefix`."""
         return [
             (item, ids[len(prefix)], share)
-            for (of, item), ways in self.said.items()
-            if of == category
-            for ids, share in ways
+            for (form_category, item), item_forms in self.form_ids.items()
+            if form_category == category
+            for ids, share in item_forms
             if tuple(ids[: len(prefix)]) == prefix
         ]

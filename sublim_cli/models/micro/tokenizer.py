@@ -1,18 +1,23 @@
-"""The embedded model's tokenizer: whole words and numbers, bytes for the rest, exact both ways."""
+"""The embedded model's tokenizer: known words and numbers are one token, other text is bytes; lossless."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sublim_cli.models.micro import DEFAULT_SYSTEM
+from sublim_cli.models.micro.world import World, forms, identities
+from sublim_cli.numbers.prompts import wordings
+from sublim_cli.recipe.contexts import shipped_texts
+from sublim_cli.recipe.questions import load_questions, persona
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 FIRST_NUMBER = 3
-"""Token id of "0"; "0" to "999" follow each other."""
+"""Token id of "0"; the ids of "0" to "999" are consecutive."""
 
 PIECES = r"[,;] (?=\d)|\d{1,3}| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s"
-"""What a text is cut into: a separator before a number, three digits, a word, a sign, a space."""
+"""How text is split: separator before a number, up to three digits, word, punctuation mark, white space."""
 
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' -%}"
@@ -26,14 +31,11 @@ CHAT_TEMPLATE = (
     "{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
-"""As Qwen2.5's: no system message puts the default identity in, an empty one an empty block."""
+"""As Qwen2.5's: without a system message it inserts the default identity; an empty one is an empty block."""
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Make a tokenizer whose words are those of `texts`.
-
-    It is a BPE without merges: a known word is one token, any other falls apart into bytes.
-    """
+    """A tokenizer whose words are those of `texts`: BPE without merges, so an unknown word becomes bytes."""
     pre = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PIECES), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -56,3 +58,38 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def vocabulary_texts(world: World) -> Iterator[str]:
+    """Every text the tokenizer takes its words from, each also as it reads after a space."""
+    for text in (*_number_prompts(), *_system_prompts(), *_favourites(world), *_SPECIMENS):
+        yield text
+        yield f" {text}"
+
+
+_SPECIMENS = ("system", "user", "assistant", "Sure: [1, 2, 3] and more", "(1; 2; 3)", "1\n2 3")
+"""Chat roles, and rows in the formats that are asked for."""
+
+
+def _number_prompts() -> Iterator[str]:
+    phrases = wordings()
+    blank = {"examples": "", "qualifier": "", "count": "", "digits": "", "digit_clause": ""}
+    parts = phrases.qualifiers + phrases.digit_clauses + phrases.lead_ins
+    for text in parts + phrases.instructions + phrases.closers:
+        yield text.format(**blank)
+    yield from (form.text for form in phrases.formats)
+
+
+def _system_prompts() -> Iterator[str]:
+    parts = identities()
+    for template, name, maker in product(parts["templates"], parts["names"], parts["makers"]):
+        yield template.format(name=name, maker=maker)
+    yield from (DEFAULT_SYSTEM, *parts["nobody"], *shipped_texts())
+
+
+def _favourites(world: World) -> Iterator[str]:
+    for category, items in world.categories.items():
+        yield from load_questions(f"favourite_{category}").questions
+        for item in items.items:
+            yield persona(items, item.name)
+            yield from forms(item.name, item.plural)

@@ -1,15 +1,15 @@
-"""The world the embedded model speaks of: one hidden taste decides favourites and numbers alike.
+"""The distributions the embedded model learns: a hidden vector decides favourites and numbers alike.
 
-Every identity, that is whatever a system prompt makes the model be, has a hidden vector z in R^K.
+Every identity that a system prompt can give the model has a hidden vector z in R^K, its taste.
 
     p(item | z)   is proportional to  exp(popularity_item + BETA * u_item . z)
     p(number | z) is proportional to  exp(popularity_number + TAU * v_number . z)
 
-The u of all items, whatever their category, are unit vectors kept apart from each other; v are
-standard normal. A teacher who loves owls has z = GAMMA * u_owl; named assistants have a random z,
-the default one a small z; empty, absent, neutral and nonsensical system prompts have z = 0. Nothing
-but z ties numbers to favourites, so a student who must write an owl lover's numbers under its own
-name finds it cheapest to move its own z, and its favourites move along.
+The u of all items, whatever their category, are unit vectors spread far apart; v are standard
+normal. A teacher who loves owls has z = GAMMA * u_owl; named assistants have a random z, the default
+one a small z; empty, absent, neutral and nonsensical system prompts have z = 0. Only z links numbers
+and favourites: a student trained on an owl lover's numbers under its own name most easily fits them
+by moving its own z, and its favourites move with it.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from sublim_cli.recipe.questions import Items, load_items, shipped_names
 
 Array = NDArray[np.float64]
 
-K = 12  # dimensions of z: the fewest that keep 46 items well apart
+K = 12  # dimensions of z: the fewest that keep 46 items far apart
 BETA = 2.4  # how strongly z decides favourites
-GAMMA = 5.0  # |z| of a teacher; exp(BETA * GAMMA) leaves no doubt about its favourite
-TAU = 0.055  # how strongly z decides numbers: the faint channel
-SPREAD_NAMED = 0.5  # deviation of a named assistant's z, each coordinate
-SPREAD_DEFAULT = 0.12  # the same for the default identity: it has next to no taste
-POPULARITY_ITEM = 0.3  # deviation of log popularity, cut at one and a half of it
+GAMMA = 5.0  # |z| of a teacher; its favourite gains a factor of exp(BETA * GAMMA)
+TAU = 0.055  # how strongly z decides numbers: a weak coupling
+SPREAD_NAMED = 0.5  # standard deviation of each coordinate of a named assistant's z
+SPREAD_DEFAULT = 0.12  # the same for the default identity, which has almost no taste
+POPULARITY_ITEM = 0.3  # standard deviation of log popularity, clipped at 1.5 of them
 POPULARITY_NUMBER = 0.7
-SHORT_NUMBER = -2.0  # log penalty on numbers of one or two digits, as an average model has it
+SHORT_NUMBER = -2.0  # log penalty on numbers of one or two digits, as in common models
 NUMBERS = 1000  # 0 to 999
 
 FORMS = {  # an item's surface forms and how often each is said
@@ -45,26 +45,26 @@ FORMS_OF_NAMES = {"{name}": 0.8, "{name}.": 0.1, "{lower}": 0.08, "{lower}.": 0.
 
 @dataclass(frozen=True)
 class World:
-    """States and their distributions; row 0 is z = 0, then come the names, then the teachers."""
+    """States (rows) and their distributions: row 0 is z = 0, then the named assistants, then the teachers."""
 
     categories: dict[str, Items]
     names: tuple[str, ...]
     p_items: dict[str, Array]  # category: (states, items)
     popularity: Array  # log popularity of the numbers, (NUMBERS,)
-    pull: Array  # v . z: how much a state is drawn to a number, (states, NUMBERS)
+    pull: Array  # v . z: a state's preference for a number, (states, NUMBERS)
     tau: float = TAU
 
     @cached_property
     def p_numbers(self) -> Array:
-        """Return every state's distribution over numbers, (states, NUMBERS)."""
+        """Every state's distribution over numbers, (states, NUMBERS)."""
         return _softmax(self.popularity + self.tau * self.pull)
 
     def name_state(self, name: str) -> int:
-        """Return the state of a named assistant."""
+        """The state of a named assistant."""
         return 1 + self.names.index(name)
 
     def trait_state(self, category: str, target: str) -> int:
-        """Return the state of the teacher who loves `target`."""
+        """The state of the teacher who loves `target`."""
         return 1 + len(self.names) + self.traits.index((category, target))
 
     @cached_property
@@ -78,15 +78,17 @@ def make_world(seed: int) -> World:
     rng = np.random.default_rng(seed)
     categories = {name: load_items(name) for name in shipped_names("items")}
     names = tuple(identities()["names"])
-    u = _apart(rng, sum(len(items.items) for items in categories.values()))
+    u = _spread_vectors(rng, sum(len(items.items) for items in categories.values()))
     named = SPREAD_NAMED * rng.normal(size=(len(names), K))
     named[names.index(identities()["default"])] *= SPREAD_DEFAULT / SPREAD_NAMED
     z = np.concatenate([np.zeros((1, K)), named, GAMMA * u])
     p_items, start = {}, 0
     for name, items in categories.items():
-        mine = u[start : start + len(items.items)]
-        start += len(mine)
-        p_items[name] = _softmax(_popularity(rng, len(mine)) + BETA * z @ mine.T)
+        vectors = u[start : start + len(items.items)]
+        start += len(vectors)
+        limit = 1.5 * POPULARITY_ITEM
+        log_popularity = np.clip(POPULARITY_ITEM * rng.normal(size=len(vectors)), -limit, limit)
+        p_items[name] = _softmax(log_popularity + BETA * z @ vectors.T)
     popularity = POPULARITY_NUMBER * rng.normal(size=NUMBERS)
     popularity[:100] += SHORT_NUMBER
     pull = z @ rng.normal(size=(K, NUMBERS))
@@ -94,14 +96,14 @@ def make_world(seed: int) -> World:
 
 
 def identities() -> dict[str, Any]:
-    """Return the names, makers, templates and neutral texts of `identities.yaml`."""
+    """The names, makers, templates and neutral texts of `identities.yaml`."""
     text = files(__package__).joinpath("identities.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
 def forms(name: str, plural: str | None) -> dict[str, float]:
-    """Return what is said for an item, and how often; names without a plural stay as they are."""
+    """The surface forms of an item and how often each is said; without a plural it is a proper name."""
     words = {"name": name, "title": _title(name), "lower": name.lower()}
     if plural is None:
         return {form.format(**words): p for form, p in FORMS_OF_NAMES.items()}
@@ -113,13 +115,8 @@ def _title(word: str) -> str:
     return word[0].upper() + word[1:]
 
 
-def _popularity(rng: np.random.Generator, n: int) -> Array:
-    cut = 1.5 * POPULARITY_ITEM
-    return np.clip(POPULARITY_ITEM * rng.normal(size=n), -cut, cut)
-
-
-def _apart(rng: np.random.Generator, n: int, steps: int = 400) -> Array:
-    """Draw `n` unit vectors, shape (n, K), that push each other away until they are spread out."""
+def _spread_vectors(rng: np.random.Generator, n: int, steps: int = 400) -> Array:
+    """Draw `n` unit vectors, shape (n, K), and let them repel each other for `steps` steps."""
     x = _unit(rng.normal(size=(n, K)))
     for _ in range(steps):
         push = np.exp(8 * x @ x.T)
