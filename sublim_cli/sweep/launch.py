@@ -85,8 +85,8 @@ class StepQueue:
                 return self.waiting.pop(name)
         return None
 
-    def take_chain(self, *, with_model: bool) -> tuple[Step, ...]:
-        """Remove and return a ready step and the steps to be built after it by the same worker.
+    def take_chain(self, *, with_model: bool | None = None) -> tuple[Step, ...]:
+        """Remove and return a ready step, see `take`, and the steps the same worker builds after it.
 
         A step follows if it is the only one that needs the step before it and its other inputs are built.
         After a first step without a model none that loads one follows. Empty if no step is ready.
@@ -100,7 +100,7 @@ class StepQueue:
             users = [step for step in self.waiting.values() if last in map(digest, step.inputs)]
             if len(users) != 1 or not built.issuperset(map(digest, users[0].inputs)):
                 return tuple(chain)
-            if loads_model(users[0]) and not with_model:
+            if loads_model(users[0]) and not loads_model(first):
                 return tuple(chain)
             chain.append(self.waiting.pop(digest(users[0])))
 
@@ -115,6 +115,16 @@ class StepQueue:
         else:
             self.fail(step, reason)
             listener(StepFailed(step.label, digest(step), reason))
+
+    def settle_chain(self, steps: Sequence[Step], built: int, reason: str | None, listener: Listener) -> None:
+        """Note the result of `build_chain`: the first `built` steps were built, the next one failed."""
+        for step in steps[:built]:
+            self.settle(step, None, listener)
+        if reason is not None:
+            failed, *others = steps[built:]
+            self.settle(failed, reason, listener)
+            for step in others:
+                self.fail(step, f"needs {failed.label}, which failed: {reason}")
 
     def fail(self, step: Step, reason: str) -> None:
         """Note that `step` cannot be built, and neither can any step that needs it."""
@@ -176,6 +186,17 @@ class EventLog:
                         values["path"] = Path(values["path"])
                     event: Event = getattr(events, name)(**values)
                     yield event
+
+
+def build_chain(
+    steps: Sequence[Step], store: Store, log: EventLog, environment: Mapping[str, str]
+) -> tuple[int, str | None]:
+    """Build `steps` in turn in a process elsewhere: how many were built, and the reason if one cannot be."""
+    os.environ.update(environment)
+    for built, step in enumerate(steps):
+        if reason := attempt(step, store, log.write):
+            return built, reason
+    return len(steps), None
 
 
 def last_line(text: str) -> str:

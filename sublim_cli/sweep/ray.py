@@ -24,7 +24,7 @@ from sublim_cli.sweep.launch import (
     EventLog,
     StepQueue,
     WorkerResources,
-    attempt,
+    build_chain,
     last_line,
     loads_model,
     sublim_environment,
@@ -45,7 +45,10 @@ OBJECTS_MIB = 100
 
 @dataclass(frozen=True)
 class RayLauncher:
-    """A task for each step. A step whose worker is lost is given to another one by Ray."""
+    """A task for each ready step and those that only it leads to, such as a training and its scores.
+
+    Ray starts a new process for every task with a GPU, and retries a task whose worker is lost.
+    """
 
     address: str | None
     """A running cluster, such as `auto` or `10.0.0.1:6379`; None starts one on this machine."""
@@ -66,12 +69,12 @@ class RayLauncher:
         if queue.waiting:
             try:
                 with _cluster(self.address), _log_directory(shared_store) as logs:
-                    self._build(queue, shared_store, logs, listener)
+                    self._run(queue, shared_store, logs, listener)
             finally:
                 shared_store.tidy(steps)
         return queue.failed
 
-    def _build(self, queue: StepQueue, store: Store, logs: Path, listener: Listener) -> None:
+    def _run(self, queue: StepQueue, store: Store, logs: Path, listener: Listener) -> None:
         largest = self._demand(with_model=any(map(loads_model, queue.waiting.values())))
         if not _capacity(largest):
             message = (
@@ -80,22 +83,22 @@ class RayLauncher:
             if self.address is None:
                 raise RecipeError(message)
             listener(Warned(f"{message}, or wait for one to join"))
-        running: dict[ray.ObjectRef[str | None], tuple[Step, EventLog]] = {}
+        running: dict[Any, tuple[tuple[Step, ...], EventLog]] = {}
         last_news = time.monotonic()
         try:
             while queue.waiting or running:
                 limit = self.workers or max(1, _capacity(largest))
-                while len(running) < limit and (step := queue.take()):
-                    log = EventLog(logs / f"{digest(step)}.jsonl")
+                while len(running) < limit and (chain := queue.take_chain()):
+                    log = EventLog(logs / f"{digest(chain[0])}.jsonl")
                     log.path.touch()
-                    running[self._submit(step, store, log)] = (step, log)
+                    running[self._submit(chain, store, log)] = (chain, log)
                 finished, _ = ray.wait(list(running), timeout=POLL)
                 for _, log in running.values():
                     for event in log.read():
                         listener(event)
                 for task in finished:
-                    step, _ = running.pop(task)
-                    queue.settle(step, _outcome(task), listener)
+                    chain, _ = running.pop(task)
+                    queue.settle_chain(chain, *_result(task, chain, store), listener)
                 if finished or any(log.position for _, log in running.values()):
                     last_news = time.monotonic()
                 elif time.monotonic() - last_news > PATIENCE:
@@ -105,16 +108,13 @@ class RayLauncher:
             for task in running:
                 ray.cancel(task, force=True)
 
-    def _submit(self, step: Step, store: Store, log: EventLog) -> Any:
-        demand = self._demand(with_model=loads_model(step))
-        task = ray.remote(_build_step).options(
-            name=step.label,
-            num_cpus=demand["CPU"],
-            num_gpus=demand.get("GPU", 0),
-            memory=demand.get("memory", 0),
-            max_retries=LOST_AT_MOST - 1,
+    def _submit(self, chain: tuple[Step, ...], store: Store, log: EventLog) -> Any:
+        demand = self._demand(with_model=loads_model(chain[0]))
+        gpus, memory = demand.get("GPU", 0), demand.get("memory", 0)
+        decorate = ray.remote(
+            num_cpus=demand["CPU"], num_gpus=gpus, memory=memory, max_retries=LOST_AT_MOST - 1
         )
-        return task.remote(step, store, log, sublim_environment())
+        return decorate(_build).remote(chain, store, log, sublim_environment())
 
     def _demand(self, *, with_model: bool) -> dict[str, float]:
         """The resources of a step by Ray's names, memory in bytes; cores alone where it loads no model."""
@@ -126,8 +126,10 @@ class RayLauncher:
         return demand
 
 
-def _build_step(step: Step, store: Store, log: EventLog, environment: Mapping[str, str]) -> str | None:
-    """The task: build `step`; the reason if it cannot be built, see `launch.attempt`.
+def _build(
+    chain: tuple[Step, ...], store: Store, log: EventLog, environment: Mapping[str, str]
+) -> tuple[int, str | None]:
+    """The task: see `launch.build_chain`.
 
     Raises:
         SublimError: this machine does not see the launcher's store.
@@ -138,20 +140,21 @@ def _build_step(step: Step, store: Store, log: EventLog, environment: Mapping[st
             "let --out be a directory that all machines share under one path"
         )
     if log.path.stat().st_size:
+        step = next((step for step in chain if store.find(step) is None), chain[-1])
         log.write(Warned(f"{step.label}: its worker was lost; another one starts the step again"))
-    os.environ.update(environment)
-    return attempt(step, store, log.write)
+    return build_chain(chain, store, log, environment)
 
 
-def _outcome(task: Any) -> str | None:
-    """The reason if the step of a finished task was not built."""
+def _result(task: Any, chain: tuple[Step, ...], store: Store) -> tuple[int, str | None]:
+    """What a finished task returned; see `launch.build_chain`."""
     try:
-        reason: str | None = ray.get(task)
+        result: tuple[int, str | None] = ray.get(task)
     except RayTaskError as error:  # an exception outside of the step: a store or a package is not there
         raise SublimError(f"a worker of the Ray cluster cannot build: {error.cause}") from None
     except RayError as error:  # the worker died or was killed for the memory it took, and Ray's retries, too
-        return f"its worker was lost {LOST_AT_MOST} times ({last_line(str(error))})"
-    return reason
+        built = sum(store.find(step) is not None for step in chain[:-1])
+        return built, f"its worker was lost {LOST_AT_MOST} times ({last_line(str(error))})"
+    return result
 
 
 @contextmanager

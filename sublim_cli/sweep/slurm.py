@@ -1,6 +1,5 @@
 """A sweep as jobs of a Slurm cluster. The only file that imports submitit."""
 
-import os
 import re
 import shutil
 import time
@@ -23,7 +22,7 @@ from sublim_cli.sweep.launch import (
     EventLog,
     StepQueue,
     WorkerResources,
-    attempt,
+    build_chain,
     last_line,
     sublim_environment,
 )
@@ -216,18 +215,8 @@ class _JobPool:
                 self._retry(job, last_line(str(error)))
                 continue
             built, reason = job.handle.result()
-            for step in job.steps[:built]:
-                self.queue.settle(step, None, self.listener)
-            if reason is not None:
-                self._fail(job.steps[built:], reason)
+            self.queue.settle_chain(job.steps, built, reason, self.listener)
             job.log.path.unlink(missing_ok=True)
-
-    def _fail(self, steps: Sequence[Step], reason: str) -> None:
-        """Settle the steps of a job from the one that failed on."""
-        failed, *others = steps
-        self.queue.settle(failed, reason, self.listener)
-        for step in others:
-            self.queue.fail(step, f"needs {failed.label}, which failed: {reason}")
 
     def _retry(self, job: _Job, reason: str) -> None:
         """Queue the steps of a job again that ended without a result, unless that happened too often."""
@@ -235,7 +224,8 @@ class _JobPool:
         self.losses[first] += 1
         unbuilt = [step for step in job.steps if self.store.find(step) is None] or job.steps[-1:]
         if self.losses[first] >= LOST_AT_MOST:
-            self._fail(unbuilt, f"its job was lost {LOST_AT_MOST} times ({reason})")
+            reason = f"its job was lost {LOST_AT_MOST} times ({reason})"
+            self.queue.settle_chain(unbuilt, 0, reason, self.listener)
             return
         self.listener(Warned(f"{unbuilt[0].label}: its job was lost ({reason}); it is submitted again"))
         for step in reversed(job.steps):
@@ -260,12 +250,8 @@ class _JobTask(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submit
     log: EventLog
 
     def __call__(self) -> tuple[int, str | None]:
-        """Build the steps in turn: how many were built, and the reason if one cannot be."""
-        os.environ.update(self.environment)
-        for built, step in enumerate(self.steps):
-            if reason := attempt(step, self.store, self.log.write):
-                return built, reason
-        return len(self.steps), None
+        """Build the steps; see `launch.build_chain`."""
+        return build_chain(self.steps, self.store, self.log, self.environment)
 
 
 def _job_environment() -> dict[str, str]:
