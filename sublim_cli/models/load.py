@@ -1,8 +1,6 @@
 """Weights and tokenizers, loaded the ordinary way and stripped of a checkpoint's own sampling."""
 
-import copy
 import logging
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -20,14 +18,6 @@ if TYPE_CHECKING:
 
 Model = Any
 """A transformers causal language model, or a PEFT model around one."""
-
-
-KEEP_BASE = "SUBLIM_KEEP_BASE"
-"""Set where a process keeps the base models it reads in main memory, for the cells that follow."""
-
-
-CACHE_LINE = 64
-"""Bytes; also what torch aligns memory of its own to."""
 
 
 @lru_cache(maxsize=4)
@@ -152,39 +142,7 @@ def _at(ref: ModelRef, weights: Path) -> ModelRef:
 
 
 def _from_pretrained(ref: ModelRef, precision: str, **held: Any) -> Model:
-    """The model in main memory, or where `held` says; a copy of the one kept, if this process keeps it."""
-    base = ref.stamp is not None or ref.revision is not None  # a student's directory has neither, see `_at`
-    if os.environ.get(KEEP_BASE) and base and not held:
-        return _copied(_kept(ref, precision))
-    return _read(ref, precision, **held)
-
-
-@lru_cache(maxsize=2)  # training and scoring may hold it in different precisions
-def _kept(ref: ModelRef, precision: str) -> Model:
-    return _read(ref, precision)
-
-
-def _copied(model: Model) -> Model:
-    """A copy whose weights lie in memory as the original's do.
-
-    What was read from a file begins 8 bytes into a cache line, what torch allocates at its start, and a
-    CPU's matrix products differ between the two in their last bits.
-    """
-    import torch
-
-    placed = {id(one): torch.nn.Parameter(_placed(one), one.requires_grad) for one in model.parameters()}
-    return copy.deepcopy(model, placed)
-
-
-def _placed(weight: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
-    raw = torch.empty(weight.nbytes + CACHE_LINE, dtype=torch.uint8)
-    start = (weight.data_ptr() - raw.data_ptr()) % CACHE_LINE
-    return raw[start : start + weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight.detach())
-
-
-def _read(ref: ModelRef, precision: str, **held: Any) -> Model:
+    """The model in main memory, or where `held` says."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
