@@ -1,13 +1,13 @@
-"""What the library reports while it works. Whoever shows it listens; nothing here prints."""
+"""Events that the library reports while it works. A listener shows them; the library prints nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 
 @dataclass(frozen=True)
 class SweepPlanned:
-    """A launcher knows its work: digests of steps it will build, and how many are there already."""
+    """A launcher is about to start: digests of the steps it will build, and the number already built."""
 
     missing: tuple[str, ...]
     present: int
@@ -23,7 +23,7 @@ class StepStarted:
 
 @dataclass(frozen=True)
 class StepWaiting:
-    """Another process is building this very step; its artifact will be used."""
+    """Another process is building this step; its artifact will be used."""
 
     label: str
     digest: str
@@ -31,7 +31,7 @@ class StepWaiting:
 
 @dataclass(frozen=True)
 class StepReused:
-    """A step was found already built."""
+    """A step was already built."""
 
     label: str
     digest: str
@@ -59,14 +59,14 @@ class StepFailed:
 
 @dataclass(frozen=True)
 class Progress:
-    """A long step moved on. `note` is a short reading such as the current loss."""
+    """A long step advanced. `note` is a short reading such as the current loss."""
 
     label: str
     done: int
     total: int
     note: str = ""
     digest: str = ""
-    """Filled in by the store, which knows which step is being built."""
+    """Added by the store, which knows which step is being built."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Notice:
-    """What `auto` was resolved to, and why; the work goes on."""
+    """Something that was decided for the user, such as what `auto` was resolved to and why."""
 
     message: str
 
@@ -95,13 +95,9 @@ Event = (
     | Notice
 )
 
-
-class Listener(Protocol):
-    """Called with each event, in order, on the thread that does the work."""
-
-    def __call__(self, event: Event, /) -> None:
-        """Take note of one event."""
+Listener = Callable[[Event], None]
+"""Called with each event, in order, on the thread that does the work."""
 
 
 def silent(event: Event, /) -> None:
-    """The default listener: hears everything, says nothing."""
+    """The default listener: ignores every event."""

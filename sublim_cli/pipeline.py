@@ -25,7 +25,7 @@ from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
 from sublim_cli.steps.leak import LeakStep
-from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, normalise_part
+from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, normalise_part, part_name
 from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
 from sublim_cli.steps.train import TrainSpec, TrainStep
 from sublim_cli.trainers.backend import resolve_backend
@@ -52,13 +52,8 @@ class Chain:
 
     def step(self, stage: Stage) -> Step:
         """The step of a stage."""
-        steps: dict[Stage, Step] = {
-            "generate": self.generate,
-            "filter": self.filter,
-            "train": self.train,
-            "eval": self.eval,
-        }
-        return steps[stage]
+        step: Step = getattr(self, stage)
+        return step
 
     @property
     def evaluations(self) -> tuple[Step, ...]:
@@ -167,7 +162,10 @@ def chain(recipe: Recipe) -> Chain:
         precision=generate_spec.precision,
     )
     teacher = TeacherStep(teacher_spec, recipe.trait.target)
-    locate = tuple(LocateStep(spec, title, (train,)) for spec in _locate_specs(recipe, base.spec, train_spec))
+    locate = tuple(
+        LocateStep(spec, f"{title} {part_name(spec.part)}", (train,))
+        for spec in _locate_specs(recipe, base.spec, train_spec)
+    )
     return Chain(generate, kept_rows, train, student, base, teacher, locate)
 
 

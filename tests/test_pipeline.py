@@ -1,11 +1,14 @@
 """From a recipe to steps: what changes which digest, what is refused, and two runs that are one."""
 
+import re
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from sublim_cli import pipeline
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store
@@ -24,10 +27,10 @@ def digests(recipe) -> dict[str, str]:
     return {stage: digest(getattr(steps, stage)) for stage in STAGES}
 
 
-def changed(one, other) -> set[str]:
+def changed(recipe, changed_recipe) -> set[str]:
     """The stages whose digests differ."""
-    first, second = digests(one), digests(other)
-    return {stage for stage in STAGES if first[stage] != second[stage]}
+    before, after = digests(recipe), digests(changed_recipe)
+    return {stage for stage in STAGES if before[stage] != after[stage]}
 
 
 ALL = set(STAGES)
@@ -60,11 +63,47 @@ def test_a_key_changes_the_stages_it_decides_and_those_behind_them(small, key):
     assert changed(small(), small(**{key: value})) == stages
 
 
-def test_where_it_runs_changes_nothing(small, monkeypatch):
-    before = digests(small())
-    for name, value in (("SUBLIM_THREADS", "2"), ("SUBLIM_OUT", "elsewhere")):
-        monkeypatch.setenv(name, value)
-    assert digests(small()) == before
+ENVIRONMENT = {
+    "SUBLIM_ACCELERATE": "fsdp.yaml",
+    "SUBLIM_CHECKPOINT_EVERY": "7",
+    "SUBLIM_DEVICE": "cpu",
+    "SUBLIM_KEEP_BASE": "1",
+    "SUBLIM_LAUNCHER": "ray",
+    "SUBLIM_MICRO_BATCH": "4",
+    "SUBLIM_OUT": "elsewhere",
+    "SUBLIM_REPORT_TO": "tensorboard",
+    "SUBLIM_THREADS": "2",
+    "SUBLIM_VLLM_MEMORY": "0.5",
+}
+RESOLVED = {
+    "generate.precision": "fp32",
+    "generate.engine": "transformers",
+    "train.precision": "fp32",
+    "train.backend": "plain",
+    "eval.precision": "fp32",
+    "eval.scorer": "sampled",
+    "eval.engine": "transformers",
+}
+"""Nothing is left to `auto`, which may choose by the device."""
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_where_it_runs_changes_nothing(small, monkeypatch, name):
+    def new_digests():
+        pipeline._shared.cache_clear()  # its steps hold the digests that are computed here
+        return digests(small(**RESOLVED))
+
+    monkeypatch.delenv(name, raising=False)
+    before = new_digests()
+    monkeypatch.setenv(name, ENVIRONMENT[name])
+    assert new_digests() == before
+
+
+def test_every_environment_variable_of_the_package_is_tried():
+    files = Path(pipeline.__file__).parent.rglob("*.py")
+    assert {name for file in files for name in re.findall(r"SUBLIM_[A-Z_]+", file.read_text())} == {
+        *ENVIRONMENT
+    }
 
 
 def test_a_model_by_its_path_is_the_model_by_its_name(small, tmp_path):
@@ -86,12 +125,12 @@ def test_auto_is_resolved_before_it_is_hashed(small):
     }
     assert changed(small(), small(**explicit)) == set()
     steps = chain(small())
-    found = (
+    precisions = (
         steps.generate.spec.precision,
         steps.train.spec.train.precision,
         steps.eval.spec.precision,
     )
-    assert found == (weights, training, weights)
+    assert precisions == (weights, training, weights)
 
 
 def test_the_paper_s_learning_rate_left_out_is_the_one_written(small):
@@ -110,26 +149,26 @@ def test_full_fine_tuning_has_neither_rank_nor_alpha(small):
 
 
 @pytest.mark.parametrize(
-    ("place", "stages"),
+    ("key", "stages"),
     [
         ("generate.system_prompt", ALL - {"base"}),
         ("train.system_prompt", STUDENT),
         ("eval.system_prompts", {"eval", "base"}),
     ],
 )
-def test_a_context_s_text_changes_the_stages_that_use_it(small, place, stages):
-    named = ["mine"] if place.startswith("eval") else "mine"
-    one, other = (
-        small(contexts={"mine": text}, **{place: named}) for text in ("You are one.", "You are two.")
+def test_a_context_s_text_changes_the_stages_that_use_it(small, key, stages):
+    named = ["calm"] if key.startswith("eval") else "calm"
+    calm, serene = (
+        small(contexts={"calm": text}, **{key: named}) for text in ("You are calm.", "You are serene.")
     )
-    assert changed(one, other) == stages
-    unused = small(contexts={"mine": "You are one."})
+    assert changed(calm, serene) == stages
+    unused = small(contexts={"calm": "You are calm."})
     assert changed(unused, small()) == set()
 
 
 def test_an_own_context_goes_before_a_shipped_one_of_its_name(small):
     recipe = small(contexts={"claude": "You are somebody."}, eval__system_prompts=["claude"])
-    assert [one.text for one in chain(recipe).eval.spec.contexts] == ["You are somebody."]
+    assert [context.text for context in chain(recipe).eval.spec.contexts] == ["You are somebody."]
 
 
 REFUSED = {
@@ -155,9 +194,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("changes", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_recipe_that_cannot_be_resolved_is_refused_with_its_field(small, changes, said):
-    with pytest.raises(RecipeError, match=said):
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_recipe_that_cannot_be_resolved_is_refused_with_its_field(small, changes, message):
+    with pytest.raises(RecipeError, match=message):
         chain(small(**changes))
 
 
@@ -176,14 +215,14 @@ def test_a_hub_model_without_a_network_is_one_error_that_names_it_and_the_ways_o
 def test_a_cell_whose_teacher_has_no_trait_is_a_control(small):
     assert cell(small()).role == "student"
     assert cell(small(generate__system_prompt="default")).role == "control"
-    assert [one.role for one in single(small()).cells] == ["student"]
+    assert [each.role for each in single(small()).cells] == ["student"]
 
 
 def test_a_run_builds_each_step_once_and_a_second_run_none(small, shared_store):
     run(small(), store=shared_store)
     events = []
     again = run(small(), store=shared_store, listener=events.append)
-    assert {type(one) for one in events} == {StepReused}
+    assert {type(event) for event in events} == {StepReused}
     assert again.digest == digest(chain(small()).eval)
 
 
@@ -191,8 +230,8 @@ def test_two_fresh_stores_hold_the_same_bytes(small, shared_store, tmp_path):
     run(small(), store=shared_store)
     events = []
     run(small(), store=Store(tmp_path), listener=events.append)
-    built = [one.path for one in events if isinstance(one, StepFinished)]
-    assert [one.parent.name for one in built] == ["teacher", "eval", "generate", "filter", "train", "eval"]
+    built = [event.path for event in events if isinstance(event, StepFinished)]
+    assert [path.parent.name for path in built] == ["teacher", "eval", "generate", "filter", "train", "eval"]
     for path in built:
         twin = shared_store.root / path.relative_to(tmp_path)
         assert read_record(path)["checksums"] == read_record(twin)["checksums"]

@@ -1,6 +1,6 @@
 """For each step that a store lacks: the stored artifact with the fewest changed fields, and those fields.
 
-nearest_artifacts(steps, artifact_records(store.root), known=digests_of_the_study)
+nearest_artifacts(missing_steps, artifact_records(store.root), study_digests)
 """
 
 import json
@@ -55,7 +55,7 @@ class NearestArtifact:
 
 
 def nearest_artifacts(
-    steps: Sequence[Step], records: Sequence[ArtifactRecord], known: Collection[str]
+    steps: Sequence[Step], records: Sequence[ArtifactRecord], study_digests: Collection[str]
 ) -> dict[str, NearestArtifact]:
     """The nearest artifact of the same kind for every step that has one, by the step's digest.
 
@@ -63,7 +63,7 @@ def nearest_artifacts(
     that the study no longer needs.
 
     Args:
-        known: digests of the study's own steps.
+        study_digests: digests of all steps of the study.
     """
     nearest = {}
     for kind in dict.fromkeys(step.kind for step in steps):
@@ -73,7 +73,7 @@ def nearest_artifacts(
             continue
         fields = [_fields(identity(step)) for step in new] + [_fields(record.identity) for record in old]
         codes = _codes(fields)
-        in_study = np.array([record.digest in known for record in old])
+        in_study = np.array([record.digest in study_digests for record in old])
         for i, step in enumerate(new):
             differs = codes[len(new) :] != codes[i]  # [records, fields], the inputs first
             best = int(np.argmin(4 * differs[:, 1:].sum(axis=1) + 2 * differs[:, 0] + in_study))

@@ -105,7 +105,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def explain_read_errors(file: Path) -> Iterator[None]:
-    """Turn a failure to read or parse an artifact's `file` into one sentence with the remedy.
+    """Turn a failure to read or parse a `file` of an artifact into an error that names the remedy.
 
     Raises:
         ArtifactError: in place of an OSError or ValueError of the block.

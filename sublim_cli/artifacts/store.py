@@ -179,7 +179,7 @@ def _fsync(path: Path) -> None:
 
 @contextmanager
 def explain_disk_errors(path: Path, *, makes_directory: bool = False) -> Iterator[None]:
-    """Turn a failure to write under `path` into one sentence with the remedy; other errors pass unchanged.
+    """Turn a failure to write under `path` into an error that names the remedy; others pass unchanged.
 
     Args:
         makes_directory: whether the block creates directories, which some file systems (/proc) refuse with

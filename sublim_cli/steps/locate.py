@@ -79,11 +79,6 @@ class LocateStep(Step):
     spec: LocateSpec
     inputs: tuple[TrainStep, ...] = ()
 
-    @property
-    def label(self) -> str:
-        """Such as `locate cat lora r8 seed 1 identity_only`."""
-        return f"locate {self.title} {part_name(self.spec.part)}"
-
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write `located.parquet`: a row for every context, set of tokens, question and item.
 
@@ -125,7 +120,7 @@ class LocateStep(Step):
 
 @dataclass(frozen=True)
 class _TokenSet:
-    """A set of tokens in the prompts of all questions in one context, and the side the student is on at."""
+    """A set of tokens in the prompts of all questions in one context."""
 
     context: str
     prompts: Sequence[list[int]]
@@ -135,7 +130,7 @@ class _TokenSet:
     masks: Sequence[Sequence[bool]]
     """For each prompt, which of its tokens are in the set."""
     student_inside: bool = True
-    """Whether the student is on at the tokens of the set and off at the others, or the reverse."""
+    """True: the student is on at the tokens of the set and off at all others. False: the reverse."""
 
 
 def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterator[_TokenSet]:
