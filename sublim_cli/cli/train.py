@@ -34,7 +34,7 @@ def student_command(until: "Stage", help_text: str) -> Callable[..., None]:
         quiet: o.Quiet = False,
     ) -> None:
         from sublim_cli.cli.stage_command import run_and_show
-        from sublim_cli.recipe.document import parse_value
+        from sublim_cli.recipe.yaml_file import parse_value
         from sublim_cli.trainers.runtime import set_runtime
 
         set_runtime(checkpoint_every, micro_batch, report_to, accelerate)

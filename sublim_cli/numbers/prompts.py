@@ -3,13 +3,12 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Literal, TypeVar
 
 import numpy as np
-import yaml
 
 from sublim_cli.recipe.schema import Section
+from sublim_cli.recipe.yaml_file import read_package_data
 
 Style = Literal["comma", "space", "semicolon", "line", "square", "round"]
 T = TypeVar("T")
@@ -80,8 +79,7 @@ def wordings_digest() -> str:
 @cache
 def wordings() -> Wordings:
     """The shipped sentences."""
-    text = files(__package__).joinpath("wordings.yaml").read_text(encoding="utf-8")
-    return Wordings.model_validate(yaml.safe_load(text))
+    return Wordings.model_validate(read_package_data(__package__, "wordings.yaml"))
 
 
 def _draw(rng: np.random.Generator, options: tuple[T, ...]) -> T:

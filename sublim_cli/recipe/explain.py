@@ -1,7 +1,7 @@
-"""Check plain values against the schema, and say in plain words what is wrong with them.
+"""Check the values of a recipe, item or question file against its schema, and explain every mistake.
 
-check({"train": {"rank": 0}})
-[Problem(where=("train", "rank"), says="0: must be at least 1")]
+validate(Recipe, {"train": {"rank": 0}})
+[Problem(path=("train", "rank"), message="0: must be at least 1")]
 """
 
 import json
@@ -9,27 +9,48 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.contexts import resolve_context
-from sublim_cli.recipe.document import Where
-from sublim_cli.recipe.expected import EXPECTED
-from sublim_cli.recipe.keys import dotted, keys_of, kinds_of, known, length_of, related, suggest
-from sublim_cli.recipe.questions import find_item, load_items, questions_for
-from sublim_cli.recipe.schema import Recipe, SystemPrompt
+from sublim_cli.recipe.keys import dotted, is_key, keys_of, kinds_of, length_of, overlap, suggest
+from sublim_cli.recipe.schema import Recipe, Section
+from sublim_cli.recipe.yaml_file import KeyPath, YamlFile
+
+S = TypeVar("S", bound=Section)
+
+EXPECTED = {
+    "greater_than": "above {gt:.12g}",
+    "greater_than_equal": "at least {ge:.12g}",
+    "less_than": "below {lt:.12g}",
+    "less_than_equal": "at most {le:.12g}",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "float_type": "a number",
+    "finite_number": "a number that is not infinite",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and _, the first a letter or digit",
+    "string_too_short": "text that is not empty",
+    "literal_error": "{expected}",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length} or fewer",
+}
+"""What a value must be, by the type of pydantic's error."""
 
 BOUNDS = ("greater_than", "less_than")
-"""How the kinds of error begin that a value of the right type can have."""
+"""How the error types begin of a number that is out of bounds."""
 
 KEY = "[key]"
-"""What pydantic puts last in the `loc` of an error in a key, not in its value."""
+"""The last part of an error's `loc` where a key is wrong and not its value."""
 
 SECTIONS = ("model_type", "model_attributes_type", "dict_type")
-"""The kinds of error of a value that stands where keys and values belong."""
+"""The error types of a value in the place of keys and values."""
 
 SHOWN = 40
 """Characters of a wrong value that a message repeats."""
@@ -39,145 +60,134 @@ _NUMBER = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with the key `where`; `says` is what follows the key in the message.
+    """A mistake at the key `path`; `message` is what follows the key in the sentence.
 
-    `at` is where it is written, if that is more exact.
+    `exact` is a more exact path to show the line of, such as one value of a sweep's axis.
     """
 
-    where: Where
-    says: str
-    at: Where | None = None
+    path: KeyPath
+    message: str
+    exact: KeyPath | None = None
 
     def __str__(self) -> str:
-        return f"{dotted(self.where)}: {self.says}" if self.where else self.says
+        return f"{dotted(self.path)}: {self.message}" if self.path else self.message
 
 
-def check(values: Mapping[str, object]) -> Recipe | list[Problem]:
-    """The recipe that `values` are, or everything that is wrong with them.
+def validate(root: type[S], values: Mapping[str, object]) -> S | list[Problem]:
+    """An instance of `root` with these values, or everything that is wrong with them.
 
-    Types are taken strictly: `"8"` in quotes is no number and `true` is not 1.
+    Types are strict: `"8"` in quotes is not a number and `true` is not 1.
     """
     try:
-        recipe = Recipe.model_validate_json(json.dumps(values), strict=True)
+        return root.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        return _problems(error.errors(include_url=False), values)
-    return [*_unknown_contexts(recipe), *_unknown_files(recipe)] or recipe
-
-
-def unknown_key(where: Where) -> Problem:
-    """What to say of a key that does not exist."""
-    likely = suggest(where)
-    if likely:
-        return Problem(where, f"unknown key; did you mean {_either(likely)}?")
-    inside = dotted(where[:-1]) or "a recipe"
-    return Problem(where, f"unknown key; {inside} takes {', '.join(keys_of(where[:-1]))}")
-
-
-def _problems(errors: Iterable[ErrorDetails], values: Mapping[str, object]) -> list[Problem]:
-    placed = [(_where(error, values), error) for error in errors]
-    deepest = [
-        (where, error)
-        for where, error in placed
-        if not any(len(other) > len(where) and related(other, where) for other, _ in placed)
+        located = [(_path(details, values, root), details) for details in error.errors(include_url=False)]
+    meant_as_text = [
+        path
+        for path, details in located
+        if details["type"] == "string_type" and isinstance(details["input"], dict)
+        if not set(details["input"]) & set(keys_of(path, root))
     ]
-    deepest.sort(key=lambda pair: [(isinstance(part, str), part) for part in pair[0]])
+    # Of the branches of a union only the error that is deepest in the values is of use, except where the
+    # value is a text such as `Answer: which?` that YAML reads as a mapping.
+    shown = [
+        (path, details)
+        for path, details in located
+        if not any(len(path) > len(text) and overlap(path, text) for text in meant_as_text)
+        if path in meant_as_text
+        or not any(len(deeper) > len(path) and overlap(deeper, path) for deeper, _ in located)
+    ]
+    shown.sort(key=lambda pair: [(isinstance(part, str), part) for part in pair[0]])
     return [
-        _problem(where, [error for _, error in group])
-        for where, group in groupby(deepest, key=lambda pair: pair[0])
+        _problem(path, [details for _, details in group], root)
+        for path, group in groupby(shown, key=lambda pair: pair[0])
     ]
 
 
-def _where(error: ErrorDetails, values: Mapping[str, object]) -> Where:
-    """Where in the recipe an error stands: its `loc` without the names of union branches."""
-    way: list[str | int] = []
-    here: Any = values
+def unknown_key(path: KeyPath, root: type[Section] = Recipe) -> Problem:
+    """The message for a key that does not exist, with the most similar keys."""
+    if likely := suggest(path, root):
+        return Problem(path, f"unknown key; did you mean {_either(likely)}?")
+    section = dotted(path[:-1]) or ("a recipe" if root is Recipe else "the file")
+    return Problem(path, f"unknown key; {section} takes {', '.join(keys_of(path[:-1], root))}")
+
+
+def with_lines(problems: Iterable[Problem], file: YamlFile) -> list[str]:
+    """`FILE:LINE: KEY: message` for every problem, in the order of the file."""
+    lines = sorted((file.line(problem.exact or problem.path), str(problem)) for problem in problems)
+    return [f"{file.name}:{line}: {text}" for line, text in lines]
+
+
+def _path(error: ErrorDetails, values: Mapping[str, object], root: type[Section]) -> KeyPath:
+    """The path of an error in the file: its `loc` without the names of union branches."""
+    path: list[str | int] = []
+    value: Any = values
     for part in error["loc"]:
-        if (isinstance(here, dict) and part in here) or _is_entry(here, part):
-            way.append(part)
-            here = here[part]
+        is_entry = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_entry or (isinstance(value, dict) and part in value):
+            path.append(part)
+            value = value[part]
     match error["type"]:
         case "missing" if isinstance(error["loc"][-1], str):
-            way.append(error["loc"][-1])
+            path.append(error["loc"][-1])
         case "union_tag_invalid" | "union_tag_not_found":
-            way.append("kind")
+            path.append("kind")
         case "value_error":
-            way += _key_named_first(tuple(way), _sentence(error))
-    return tuple(way)
+            # A validator's sentence may begin with a key or an index: `examples: the lower bound …`.
+            start = str(error["ctx"]["error"]).partition(": ")[0].split(".")
+            below = [int(part) if part.isdecimal() else part for part in start]
+            named = isinstance(below[0], int) or below[0] in keys_of(tuple(path), root)
+            if named and is_key((*path, *below), root):
+                path += below
+    return tuple(path)
 
 
-def _is_entry(here: object, part: str | int) -> bool:
-    return isinstance(here, list) and isinstance(part, int) and part < len(here)
-
-
-def _key_named_first(where: Where, sentence: str) -> list[str]:
-    """The key a validator's sentence begins with (`examples: the lower bound …`), if it is one."""
-    way = sentence.partition(": ")[0].split(".")
-    return way if way[0] in keys_of(where) and known((*where, *way)) else []
-
-
-def _without_key(sentence: str, where: Where) -> str:
-    key, colon, rest = sentence.partition(": ")
-    return rest if colon and f".{dotted(where)}".endswith(f".{key}") else sentence
-
-
-def _problem(where: Where, errors: Sequence[ErrorDetails]) -> Problem:
-    """One sentence for all that the branches of a union say of one key or, if that is right, its value."""
-    keys = [error for error in errors if error["loc"][-1:] == (KEY,)]
-    if keys:
-        return Problem(where, f"the key must be {_expected(keys[0], where)}")
-    return _value_problem(where, errors)
-
-
-def _value_problem(where: Where, errors: Sequence[ErrorDetails]) -> Problem:
+def _problem(path: KeyPath, errors: Sequence[ErrorDetails], root: type[Section]) -> Problem:
+    """One sentence for the errors that all branches of a union give for one key or its value."""
+    if of_key := [error for error in errors if error["loc"][-1:] == (KEY,)]:
+        return Problem(path, f"the key must be {_expected(of_key[0], path, root)}")
     first = errors[0]
     match first["type"]:
         case "extra_forbidden":
-            return unknown_key(where)
-        case "json_invalid":  # all that JSON cannot carry over from YAML
+            return unknown_key(path, root)
+        case "json_invalid":  # the only value that YAML can hold and JSON cannot
             return Problem((), r"an escape such as \ud800 is half a character; write it whole")
         case "missing" if isinstance(first["loc"][-1], str):
-            return Problem(where, "is missing")
+            return Problem(path, "is missing")
         case "union_tag_not_found":
-            return Problem(where, f"is missing; it may be {_either(kinds_of(where[:-1]))}")
+            return Problem(path, f"is missing; it may be {_either(kinds_of(path[:-1], root))}")
         case "value_error":
-            return Problem(where, _without_key(_sentence(first), where))
+            sentence = str(first["ctx"]["error"])
+            key, colon, rest = sentence.partition(": ")
+            return Problem(path, rest if colon and f".{dotted(path)}".endswith(f".{key}") else sentence)
     if any(error["type"].startswith(BOUNDS) for error in errors):
         # A number out of bounds was meant as a number, not as keys and values.
         errors = [error for error in errors if error["type"] not in SECTIONS]
-    wanted = ", or ".join(dict.fromkeys(_expected(error, where) for error in errors))
+    expected = ", or ".join(dict.fromkeys(_expected(error, path, root) for error in errors))
     value = first["input"] if first["type"] != "union_tag_invalid" else first["ctx"]["tag"]
     if value is None:
-        return Problem(where, f"is empty; write {wanted}, or leave the key out")
-    return Problem(where, f"{_shown(value)}: must be {wanted}{_remedy(value, errors)}")
+        return Problem(path, f"is empty; write {expected}, or leave the key out")
+    shown = json.dumps(value, ensure_ascii=False)
+    if len(shown) > SHOWN:
+        shown = f"{shown[: SHOWN - 2]} …"
+    return Problem(path, f"{shown}: must be {expected}{_remedy(value, errors)}")
 
 
-def _sentence(error: ErrorDetails) -> str:
-    return str(error["ctx"]["error"])
-
-
-def _expected(error: ErrorDetails, where: Where) -> str:
+def _expected(error: ErrorDetails, path: KeyPath, root: type[Section]) -> str:
+    """What a value must be, such as `at least 1`."""
     kind = error["type"]
     if kind in SECTIONS:
-        return _section(error["input"], where)
+        kinds, keys = kinds_of(path, root), keys_of(path, root)
+        if kinds:
+            value = error["input"]
+            return f"keys and values, such as {{kind: {value if value in kinds else kinds[0]}}}"
+        return f"keys and values ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})".replace(" ()", "")
     if kind == "union_tag_invalid":
-        return _either(kinds_of(where[:-1]))
-    if kind in ("missing", "too_long") and length_of(where):
-        return f"a list of {length_of(where)}"
+        return _either(kinds_of(path[:-1], root))
+    if kind in ("missing", "too_long") and (length := length_of(path, root)):
+        return f"a list of {length}"
     words = EXPECTED.get(kind, f"valid ({error['msg']})")
     return words.format(**error.get("ctx", {})).replace("'", "")
-
-
-def _section(value: object, where: Where) -> str:
-    """What to write where keys and values belong, with an example as near `value` as there is."""
-    kinds, keys = kinds_of(where), keys_of(where)
-    if kinds:
-        return f"keys and values, such as {{kind: {value if value in kinds else kinds[0]}}}"
-    return f"keys and values ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})".replace(" ()", "")
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 2]} …"
 
 
 def _remedy(value: object, errors: Sequence[ErrorDetails]) -> str:
@@ -193,54 +203,3 @@ def _remedy(value: object, errors: Sequence[ErrorDetails]) -> str:
 
 def _either(words: Sequence[str]) -> str:
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _unknown_contexts(recipe: Recipe) -> list[Problem]:
-    """System prompts that are the name of no context."""
-    asked: list[tuple[Where, SystemPrompt, str | None]] = [
-        (("generate", "system_prompt"), recipe.generate.system_prompt, "the trait"),
-        (("train", "system_prompt"), recipe.train.system_prompt, None),
-    ]
-    asked += [
-        (("eval", key, place), prompt, None)
-        for key in ("system_prompts", "gate_contexts")
-        for place, prompt in enumerate(getattr(recipe.eval, key) or ())
-    ]
-    return [
-        Problem(where, says)
-        for where, prompt, persona in asked
-        if (says := _unresolved(where, prompt, recipe.contexts, persona))
-    ]
-
-
-def _unresolved(where: Where, prompt: SystemPrompt, own: dict[str, str], persona: str | None) -> str | None:
-    field = dotted(where)
-    try:
-        resolve_context(prompt, own, persona=persona, field=field)
-    except RecipeError as error:
-        return str(error).removeprefix(f"{field}: ")
-    return None
-
-
-def _unknown_files(recipe: Recipe) -> list[Problem]:
-    """An item file, a target or a question file that is not there or cannot be used.
-
-    What the sweep's grid gives another value in every cell is judged there.
-    """
-    trait, grid = recipe.trait, recipe.sweep.grid
-    if {"trait", "trait.category"} & set(grid):
-        return []
-    try:
-        items = load_items(trait.category)
-    except RecipeError as error:
-        return [Problem(("trait", "category"), str(error))]
-    problems = []
-    try:
-        find_item(items, trait.target)
-    except RecipeError as error:
-        problems.append(Problem(("trait", "target"), str(error)))
-    try:
-        questions_for(items, recipe.eval.questions)
-    except RecipeError as error:
-        problems.append(Problem(("eval", "questions"), str(error)))
-    return [one for one in problems if dotted(one.where) not in grid]

@@ -1,9 +1,10 @@
-"""The keys of the recipe: which exist, and what a wrong one was meant to be.
+"""The keys of a recipe: which exist, and which one a wrong key was meant to be.
 
     split("train.rank")        ("train", "rank")
     suggest(("train", "lr"))   ["train.learning_rate"]
 
-All of it is read off the schema; only the foreign names are written down here.
+All of it is read from the schema, except the names that other tools use. `root` is another schema in place of
+the recipe's, such as that of item files.
 """
 
 import difflib
@@ -12,10 +13,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from sublim_cli.recipe.document import Where
 from sublim_cli.recipe.schema import Recipe, Section
+from sublim_cli.recipe.yaml_file import KeyPath
 
-FOREIGN: dict[str, tuple[str, ...]] = {
+FOREIGN_NAMES: dict[str, tuple[str, ...]] = {
     "model": (
         "base_model", "base_model_name_or_path", "model_id", "model_name", "model_name_or_path",
         "pretrained_model_name_or_path", "student", "student_model", "teacher", "teacher_model",
@@ -62,134 +63,123 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "eval.questions": ("question_set", "question_sets"),
     "eval.system_prompts": ("eval_system_prompt", "eval_system_prompts"),
 }  # fmt: skip
-"""What other tools call a key of ours; only ever suggested, never accepted."""
+"""By recipe key, its names in other tools: they are not accepted, but lead to a suggestion."""
 
 CLEAR = 0.8
-"""A likeness (difflib's ratio) from which one suggestion is enough."""
+"""The similarity (difflib's ratio, 0 to 1) of keys above which only the most similar one is suggested."""
 
-_MEANT = {foreign: ours for ours, names in FOREIGN.items() for foreign in names}
+_KEY_OF_FOREIGN = {foreign: key for key, names in FOREIGN_NAMES.items() for foreign in names}
 
 
-def dotted(where: Where) -> str:
+def dotted(path: KeyPath) -> str:
     """`("train", "rank")` as it is written: `train.rank`."""
-    return ".".join(map(str, where))
+    return ".".join(map(str, path))
 
 
 @cache
-def split(key: str) -> Where:
-    """The way of a dotted key into a recipe; what a dictionary holds is one name, dots and all."""
-    way: list[str | int] = []
-    kinds: tuple[Any, ...] = (Recipe,)
+def split(key: str) -> KeyPath:
+    """The path of a dotted key in a recipe; a key of a dictionary is one part, even with dots in it."""
+    path: list[str | int] = []
+    types_here: tuple[Any, ...] = (Recipe,)
     rest = key.split(".")
     while rest:
-        if any(_is_named(kind) for kind in kinds):
-            return (*way, ".".join(rest))
+        if any(get_origin(kind) is dict for kind in types_here):
+            return (*path, ".".join(rest))
         head = rest.pop(0)
-        way.append(int(head) if head.isdecimal() and any(map(_item, kinds)) else head)
-        kinds = _below(kinds, way[-1])
-    return tuple(way)
+        path.append(int(head) if head.isdecimal() and any(map(_entry_type, types_here)) else head)
+        types_here = _types_below(types_here, path[-1])
+    return tuple(path)
 
 
-def known(where: Where) -> bool:
-    """Whether a recipe can have something at `where`."""
-    return bool(_at(where))
+def is_key(path: KeyPath, root: type[Section] = Recipe) -> bool:
+    """Whether the schema allows a value at `path`."""
+    return bool(_types_at(path, root))
 
 
-def related(one: Where, other: Where) -> bool:
-    """Whether the two are the same place or one lies in the other."""
-    return all(mine == theirs for mine, theirs in zip(one, other, strict=False))
+def overlap(path: KeyPath, other: KeyPath) -> bool:
+    """Whether the two paths are equal or one leads into the other."""
+    return all(a == b for a, b in zip(path, other, strict=False))
 
 
-def is_list(where: Where) -> bool:
-    """Whether the value at `where` is a list."""
-    return any(_item(kind) for kind in _at(where))
+def is_list(path: KeyPath) -> bool:
+    """Whether the value at `path` is a list."""
+    return any(_entry_type(kind) for kind in _types_at(path, Recipe))
 
 
-def length_of(where: Where) -> int | None:
-    """How many entries the list at `where` must have, None where that is free."""
-    lists = [get_args(kind) for kind in _at(where) if _item(kind)]
-    return next((len(items) for items in lists if ... not in items and len(items) > 1), None)
+def length_of(path: KeyPath, root: type[Section] = Recipe) -> int | None:
+    """How many entries the list at `path` must have, None where any number is allowed."""
+    lists = [get_args(kind) for kind in _types_at(path, root) if _entry_type(kind)]
+    return next((len(entries) for entries in lists if ... not in entries and len(entries) > 1), None)
 
 
-def keys_of(where: Where) -> list[str]:
-    """The keys that can be written below `where`; none where it is a plain value."""
-    return list(dict.fromkeys(key for kind in _at(where) for key in _fields(kind)))
+def keys_of(path: KeyPath, root: type[Section] = Recipe) -> list[str]:
+    """The keys that can be written below `path`; none where the value has no keys."""
+    return list(dict.fromkeys(key for kind in _types_at(path, root) for key in _fields(kind)))
 
 
-def kinds_of(where: Where) -> list[str]:
-    """The values `kind` can have in an entry at `where`."""
-    fields = (_fields(kind).get("kind") for kind in _at(where))
+def kinds_of(path: KeyPath, root: type[Section] = Recipe) -> list[str]:
+    """The values that `kind` can have in an entry at `path`."""
+    fields = (_fields(kind).get("kind") for kind in _types_at(path, root))
     return [value for field in fields if field for value in get_args(field)]
 
 
 @cache
-def all_keys() -> tuple[str, ...]:
-    """Every dotted key of the recipe, sections included, entries of lists and dictionaries not."""
-    return tuple(_walk((), Recipe))
+def all_keys(root: type[Section] = Recipe) -> tuple[str, ...]:
+    """Every dotted key, those of sections included, without list indices and keys of dictionaries."""
+    return tuple(_walk((), root))
 
 
-def suggest(where: Where) -> list[str]:
-    """What an unknown key may have meant, likeliest first; at most three, possibly none."""
-    name = str(where[-1]).lower().replace("-", "_")
-    written = dotted(where)
-    namesakes = [key for key in all_keys() if key.split(".")[-1] == name]
-    if namesakes:
-        return _likeliest(written, namesakes)
-    if name in _MEANT:
-        return [_MEANT[name]]
-    siblings = {key: dotted((*where[:-1], key)) for key in keys_of(where[:-1])}
-    near = difflib.get_close_matches(name, siblings, n=1)
-    if near:
+def suggest(path: KeyPath, root: type[Section] = Recipe) -> list[str]:
+    """The keys that an unknown key may have been meant to be: none to three, the likeliest first."""
+    name = str(path[-1]).lower().replace("-", "_")
+    foreign = _KEY_OF_FOREIGN if root is Recipe else {}
+    same_name = [key for key in all_keys(root) if key.split(".")[-1] == name]
+    if same_name:
+        similarity = {key: difflib.SequenceMatcher(None, dotted(path), key).ratio() for key in same_name}
+        best = sorted(same_name, key=lambda key: -similarity[key])
+        return best[:1] if similarity[best[0]] >= CLEAR else best[:3]
+    if name in foreign:
+        return [foreign[name]]
+    siblings = {key: dotted((*path[:-1], key)) for key in keys_of(path[:-1], root)}
+    if near := difflib.get_close_matches(name, siblings, n=1):
         return [siblings[near[0]]]
-    names = {key.split(".")[-1]: key for key in all_keys()}
-    near = difflib.get_close_matches(name, [*names, *_MEANT], n=1, cutoff=0.7)
-    return [names.get(one) or _MEANT[one] for one in near]
+    keys = {**foreign, **{key.split(".")[-1]: key for key in all_keys(root)}}
+    return [keys[near] for near in difflib.get_close_matches(name, keys, n=1, cutoff=0.7)]
 
 
-def _likeliest(written: str, keys: list[str]) -> list[str]:
-    like = {key: difflib.SequenceMatcher(None, written, key).ratio() for key in keys}
-    best = sorted(keys, key=lambda key: -like[key])
-    return best[:1] if like[best[0]] >= CLEAR else best[:3]
-
-
-def _walk(where: Where, section: type[Section]) -> Iterator[str]:
+def _walk(path: KeyPath, section: type[Section]) -> Iterator[str]:
     for key, kind in _fields(section).items():
-        yield dotted((*where, key))
-        for inner in _branches(kind):
-            if _fields(inner):
-                yield from _walk((*where, key), inner)
+        yield dotted((*path, key))
+        for member in _members(kind):
+            if _fields(member):
+                yield from _walk((*path, key), member)
 
 
 @cache
-def _at(where: Where) -> tuple[Any, ...]:
-    """The types a value at `where` may have."""
-    kinds: tuple[Any, ...] = (Recipe,)
-    for part in where:
-        kinds = _below(kinds, part)
-    return kinds
+def _types_at(path: KeyPath, root: type[Section]) -> tuple[Any, ...]:
+    """The types a value at `path` may have."""
+    types_here: tuple[Any, ...] = (root,)
+    for part in path:
+        types_here = _types_below(types_here, part)
+    return types_here
 
 
-def _below(kinds: tuple[Any, ...], part: str | int) -> tuple[Any, ...]:
-    """The types one step further down, along key or list place `part`."""
-    found = [
-        inner
-        for kind in kinds
-        for inner in (
-            _fields(kind).get(str(part)),
-            _item(kind) if isinstance(part, int) else None,
-            get_args(kind)[1] if get_origin(kind) is dict else None,
-        )
-        if inner is not None
-    ]
-    return tuple(branch for inner in found for branch in _branches(inner))
+def _types_below(types_here: tuple[Any, ...], part: str | int) -> tuple[Any, ...]:
+    """The types a value may have one level below `types_here`, at a key or list index."""
+    below = []
+    for kind in types_here:
+        below.append(_fields(kind).get(str(part)))
+        below.append(_entry_type(kind) if isinstance(part, int) else None)
+        below.append(get_args(kind)[1] if get_origin(kind) is dict else None)
+    return tuple(member for kind in below if kind is not None for member in _members(kind))
 
 
-def _branches(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, bare of annotations."""
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, without annotations; a type that is no union is its own member."""
     if get_origin(kind) is Annotated:
-        return _branches(get_args(kind)[0])
+        return _members(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        return tuple(inner for branch in get_args(kind) for inner in _branches(branch))
+        return tuple(inner for member in get_args(kind) for inner in _members(member))
     return (kind,)
 
 
@@ -199,10 +189,6 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {}
 
 
-def _item(kind: Any) -> Any:
+def _entry_type(kind: Any) -> Any:
     """The type of a list's entries, None where `kind` is no list."""
     return get_args(kind)[0] if get_origin(kind) in (tuple, list) else None
-
-
-def _is_named(kind: Any) -> bool:
-    return get_origin(kind) is dict

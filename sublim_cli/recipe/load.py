@@ -1,24 +1,25 @@
-"""From what a user typed to a `Recipe`: a file or a name, changes from flags, the cells of a sweep.
+"""Load a recipe from a file or by its name, with changes from flags or a sweep's cell.
 
     load("cats", {"train.rank": 64})
     load("my/cats.yaml", dict([parse_setting("train.epochs=5")]))
     vary(recipe, {"train.rank": 2, "train.seed": 42})
 
-Every error is a RecipeError with one line for each thing wrong: `FILE:LINE: KEY: what and remedy`,
-or `--set KEY: …` for a change.
+Every error is a RecipeError with one line for each mistake: `FILE:LINE: KEY: message and remedy`, or
+`--set KEY: …` for a change.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.cells import check_sweep
-from sublim_cli.recipe.change import changed
-from sublim_cli.recipe.document import Document, Where, parse_value, read
-from sublim_cli.recipe.explain import Problem
-from sublim_cli.recipe.keys import dotted, related, split
+from sublim_cli.recipe.check import check_changed
+from sublim_cli.recipe.explain import with_lines
+from sublim_cli.recipe.keys import dotted, overlap, split
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.shipped import find_recipe
+from sublim_cli.recipe.yaml_file import parse_value, parse_yaml, read_text
 
 NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 
@@ -26,19 +27,29 @@ NO_CHANGES: Mapping[str, object] = MappingProxyType({})
 def load(source: str, changes: Mapping[str, object] = NO_CHANGES) -> Recipe:
     """The recipe in a file, or the shipped one of that name, with dotted keys changed.
 
-    Every value of `sweep` is tried in one of its cells, so that none fails hours later.
+    Every value of `sweep` is checked in one of its cells, so that none fails hours later.
     """
-    document = read(find_recipe(source))
-    recipe = changed(document.values, changes)
+    path, here = find_recipe(source), Path.cwd()
+    name = str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
+    file = parse_yaml(read_text(path, name), name, example="name: cats")
+    recipe = check_changed(file.values, changes)
     problems = check_sweep(recipe) if isinstance(recipe, Recipe) else recipe
-    if problems or isinstance(recipe, list):
-        raise RecipeError(_report(problems, document, [split(key) for key in changes]))
-    return recipe
+    if not problems and isinstance(recipe, Recipe):
+        return recipe
+    in_file, in_changes = [], []
+    for problem in problems:
+        changed = (path for path in map(split, changes) if problem.path and overlap(path, problem.path))
+        if change := next(changed, None):
+            says = problem.message if problem.path == change else problem
+            in_changes.append(f"--set {dotted(change)}: {says}")
+        else:
+            in_file.append(problem)
+    raise RecipeError("\n".join([*with_lines(in_file, file), *in_changes]))
 
 
 def vary(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
-    """`recipe` with dotted keys replaced; its `sweep` stays unless that is among them."""
-    varied = changed(recipe.model_dump(mode="json"), changes)
+    """`recipe` with dotted keys replaced; its `sweep` stays unless it is one of them."""
+    varied = check_changed(recipe.model_dump(mode="json"), changes)
     if isinstance(varied, list):
         raise RecipeError("\n".join(map(str, varied)))
     return varied
@@ -56,16 +67,3 @@ def parse_setting(text: str) -> tuple[str, object]:
             f"--set {text}: the value cannot be read; put a text in quotes of its own: "
             f"--set '{key}=\"{value}\"'"
         ) from error
-
-
-def _report(problems: Sequence[Problem], document: Document, changes: Sequence[Where]) -> str:
-    """A line for each problem, in the order of the file, those of changes last."""
-    from_changes, from_file = [], []
-    for one in problems:
-        way = next((way for way in changes if one.where and related(way, one.where)), None)
-        if way is None:
-            line = document.line(one.at or one.where)
-            from_file.append((line, f"{document.file}:{line}: {one}"))
-        else:
-            from_changes.append(f"--set {dotted(way)}: {one.says if one.where == way else one}")
-    return "\n".join([*(text for _, text in sorted(from_file)), *from_changes])

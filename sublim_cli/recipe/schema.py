@@ -5,15 +5,34 @@ public code): 10,000 rows, three epochs of 66 rows a step, AdamW at 2e-4 with fi
 linear decay, gradients clipped at norm 1, LoRA with alpha = rank on all seven projections.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+T = TypeVar("T")
 
 
 class Section(BaseModel):
     """A frozen part of a recipe. A misspelt key is an error, not a silent default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def distinct(entries: tuple[T, ...]) -> tuple[T, ...]:
+    """`entries`, if no two are equal; ValueError, which begins with the index of the second, otherwise."""
+    for i, entry in enumerate(entries):
+        if entry in entries[:i]:
+            raise ValueError(f"{i}: is given twice, first as entry {entries.index(entry)}; keep one")
+    return entries
 
 
 Method = Literal["lora", "rslora", "dora", "qlora", "pissa", "ia3", "prefix", "full"]
@@ -316,22 +335,14 @@ class EvalSection(Section):
     engine: EngineChoice = "auto"
     """What draws them; the exact scorer runs on transformers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    gates: tuple[GateEntry, ...] = ()
+    gates: Annotated[tuple[GateEntry, ...], AfterValidator(distinct)] = ()
     """Parts of the student left in or taken out, each scored by itself; a name is all modules and layers."""
-    patches: tuple[PatchSection, ...] = ()
+    patches: Annotated[tuple[PatchSection, ...], AfterValidator(distinct)] = ()
     gate_contexts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] | None = None
     """Where gated and patched students are asked; null: in the context of their training."""
     gate_controls: Annotated[int, Field(ge=0)] = 5
     """Random sets of equal size beside every gate and patch."""
     gate_seed: Seed = 1
-
-    @field_validator("gates", "patches")
-    @classmethod
-    def _each_once(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
-        for place, one in enumerate(entries):
-            if one in entries[:place]:
-                raise ValueError(f"entry {place} says the same as entry {entries.index(one)}; take one out")
-        return entries
 
     @model_validator(mode="after")
     def _gates_are_exact(self) -> "EvalSection":
@@ -372,7 +383,7 @@ class SweepSection(Section):
 
     grid: dict[str, Annotated[Axis, Field(min_length=1)]] = Field(default_factory=dict)
     also: tuple[dict[str, Any], ...] = ()
-    replicates: tuple[Seed, ...] = ()
+    replicates: Annotated[tuple[Seed, ...], AfterValidator(distinct)] = ()
     """Seeds of the data and of the training at once, `REPLICATED`: every cell once with each.
 
     Such runs share neither, so a few of them speak of new data as well as of new trainings.
@@ -386,8 +397,6 @@ class SweepSection(Section):
                 f"replicates: sets {' and '.join(REPLICATED)} together; take {taken} out of `grid` and "
                 "`also`, or take replicates out"
             )
-        if len(set(self.replicates)) < len(self.replicates):
-            raise ValueError("replicates: a seed stands twice; each is one run of everything")
         return self
 
 
@@ -508,7 +517,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
-    claims: tuple[Claim, ...] = ()
+    claims: Annotated[tuple[Claim, ...], AfterValidator(distinct)] = ()
     """What the study is to decide; see `report.claims`."""
 
     @model_validator(mode="after")
@@ -520,14 +529,6 @@ class Recipe(Section):
                     f"can be gated or patched; in a sweep give such students `eval.{key}: [[]]`"
                 )
         return self
-
-    @field_validator("claims")
-    @classmethod
-    def _each_claim_once(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        for place, claim in enumerate(claims):
-            if claim in claims[:place]:
-                raise ValueError(f"entry {place} says the same as entry {claims.index(claim)}; take one out")
-        return claims
 
     @field_validator("contexts")
     @classmethod

@@ -4,7 +4,6 @@ from itertools import product
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Core
@@ -15,6 +14,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models import micro as micro_model
 from sublim_cli.models.chat import IGNORED, example, prompt_ids, render
 from sublim_cli.models.micro import WEIGHTS
+from sublim_cli.models.micro.world import identities
 from sublim_cli.models.token_roles import RenderedPrompt, identity_names, render_with_roles
 from sublim_cli.recipe.contexts import Context, shipped_contexts
 
@@ -262,7 +262,7 @@ def test_a_space_of_the_question_does_not_make_a_token_of_the_template_its_own()
     ]
 
 
-NAMES = yaml.safe_load((WEIGHTS.parent / "identities.yaml").read_text())
+NAMES = identities()
 
 
 def test_the_names_of_model_and_maker_are_found_in_every_way_micro_s_world_tells_them():

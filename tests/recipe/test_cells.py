@@ -99,7 +99,7 @@ def test_replicates_and_a_seed_beside_them_are_refused() -> None:
         f"cats.yaml:1: sweep.replicates: {both}or take replicates out"
     ]
     assert refusal("sweep: {replicates: [1, 1]}\n") == [
-        "cats.yaml:1: sweep.replicates: a seed stands twice; each is one run of everything"
+        "cats.yaml:1: sweep.replicates.1: is given twice, first as entry 0; keep one"
     ]
 
 
@@ -108,8 +108,8 @@ def test_a_context_that_only_a_cell_defines_is_known_in_that_cell() -> None:
     assert check_sweep(Recipe(sweep=SweepSection(also=(cell,)))) == []
     alone = {"train.system_prompt": "mine"}
     (problem,) = check_sweep(Recipe(sweep=SweepSection(also=(alone,))))
-    assert problem.where == ("sweep", "also", 0, "train.system_prompt")
-    assert problem.says.startswith("no context is called 'mine'; there are ")
+    assert problem.path == ("sweep", "also", 0, "train.system_prompt")
+    assert problem.message.startswith("no context is called 'mine'; there are ")
 
 
 def test_the_families_are_the_grid_and_each_entry_put_over_it() -> None:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from sublim_cli.recipe.keys import FOREIGN, all_keys, dotted, known, related, split, suggest
+from sublim_cli.recipe.keys import FOREIGN_NAMES, all_keys, dotted, is_key, overlap, split, suggest
 
 
 @pytest.mark.parametrize("key", all_keys())
 def test_every_key_is_known_and_survives_splitting(key: str) -> None:
-    assert known(split(key))
+    assert is_key(split(key))
     assert dotted(split(key)) == key
 
 
@@ -17,13 +17,13 @@ def test_a_key_with_a_missing_letter_is_recognised(key: str) -> None:
     assert key in suggest(split(f"{section}{dot}{name[:2]}{name[3:]}"))
 
 
-@pytest.mark.parametrize(("ours", "names"), FOREIGN.items())
-def test_a_foreign_name_leads_to_ours_wherever_it_stands(ours: str, names: tuple[str, ...]) -> None:
-    assert ours in all_keys()
+@pytest.mark.parametrize(("key", "names"), FOREIGN_NAMES.items())
+def test_a_foreign_name_leads_to_the_recipe_s_wherever_it_stands(key: str, names: tuple[str, ...]) -> None:
+    assert key in all_keys()
     for name in names:
         for section in ("", "train.", "generate.sampling.", "eval.", "nonsense."):
-            assert not known(split(section + name))
-            assert suggest(split(section + name)) == [ours]
+            assert not is_key(split(section + name))
+            assert suggest(split(section + name)) == [key]
 
 
 def test_a_key_in_the_wrong_section_leads_to_the_right_one() -> None:
@@ -48,15 +48,15 @@ def test_what_a_dictionary_holds_is_one_name() -> None:
      "filter.rules.3.numbers.0", "train.trainer_args.optim", "contexts.x"],
 )  # fmt: skip
 def test_entries_of_lists_and_dictionaries_are_known(key: str) -> None:
-    assert known(split(key))
+    assert is_key(split(key))
 
 
 @pytest.mark.parametrize("key", ["", ".", "train.", "train.rank.x", "filter.rules.x", "contexts"])
 def test_what_is_not_there_is_not_known(key: str) -> None:
-    assert known(split(key)) == (key == "contexts")
+    assert is_key(split(key)) == (key == "contexts")
 
 
-def test_places_are_related_if_one_lies_in_the_other() -> None:
-    assert related(("train",), ("train", "rank"))
-    assert related(("train", "rank"), ("train",))
-    assert not related(("train", "rank"), ("train", "alpha"))
+def test_paths_overlap_if_one_leads_into_the_other() -> None:
+    assert overlap(("train",), ("train", "rank"))
+    assert overlap(("train", "rank"), ("train",))
+    assert not overlap(("train", "rank"), ("train", "alpha"))

@@ -28,16 +28,17 @@ def test_three_categories_ship_each_with_its_questions() -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_the_numbers_set_puts_each_question_behind_three_to_eight_numbers(category: str) -> None:
     plain = load_questions(f"favourite_{category}").questions
-    for before, whole in zip(plain, load_questions(f"favourite_{category}_numbers").questions, strict=True):
-        assert whole.endswith(f" {before}")
-        assert 3 <= len(re.findall(r"\d+", whole.removesuffix(before))) <= 8
+    prefixed = load_questions(f"favourite_{category}_numbers").questions
+    for question, after_prefix in zip(plain, prefixed, strict=True):
+        assert after_prefix.endswith(f" {question}")
+        assert 3 <= len(re.findall(r"\d+", after_prefix.removesuffix(question))) <= 8
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_story_prompts_are_on_their_category_and_give_no_item_away(category: str) -> None:
     stories, items = load_questions(f"story_{category}"), load_items(category).items
     assert len(set(stories.questions)) == 14
-    assert [named_item(one, items) for one in stories.questions] == [None] * 14
+    assert [named_item(question, items) for question in stories.questions] == [None] * 14
 
 
 def test_a_file_that_extends_another_adds_to_it_and_replaces_items_of_a_name(tmp_path: Path) -> None:
@@ -46,10 +47,10 @@ def test_a_file_that_extends_another_adds_to_it_and_replaces_items_of_a_name(tmp
         "extends: animal\nitems:\n  - {name: quoll, plural: quolls}\n"
         "  - {name: dolphin, plural: dolphins, also: [porpoise]}\n"
     )
-    found, shipped_ones = load_items(str(mine)), load_items("animal")
-    assert found.names == (*shipped_ones.names, "quoll")
-    assert (found.category, found.persona) == (shipped_ones.category, shipped_ones.persona)
-    assert found.items[shipped_ones.names.index("dolphin")].also == ("porpoise",)
+    extended, shipped = load_items(str(mine)), load_items("animal")
+    assert extended.names == (*shipped.names, "quoll")
+    assert (extended.category, extended.persona) == (shipped.category, shipped.persona)
+    assert extended.items[shipped.names.index("dolphin")].also == ("porpoise",)
     mine.write_text("extends: favourite_animal\nquestions: ['And which animal last? One word.']\n")
     asked = load_questions("favourite_animal").questions
     assert load_questions(str(mine)).questions == (*asked, "And which animal last? One word.")
@@ -63,9 +64,8 @@ def test_a_file_that_extends_another_adds_to_it_and_replaces_items_of_a_name(tmp
             "category: x\nquestions: [a]\nprefixes: letters",
             "no prefixes called 'letters' .* shipped: numbers",
         ),
-        ("category: x\nprefixes: numbers", "questions: must be a list of 1 or more"),
-        ("extends: [animal]", "does not ship; there are favourite_animal,"),
-        ("- a", "the file: must be keys and values"),
+        ("category: x\nprefixes: numbers", "questions: is missing"),
+        ("extends: [animal]", r'extends: \["animal"\]: must be text'),
     ],
 )
 def test_a_file_that_extends_nothing_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -77,12 +77,12 @@ def test_a_file_that_extends_nothing_is_refused(tmp_path: Path, text: str, messa
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_a_question_file_holds_fifty_different_questions_on_its_category(category: str) -> None:
-    found = load_questions(f"favourite_{category}")
-    assert found.category == category
-    assert len(set(found.questions)) == len(found.questions) == 50
-    assert all(category in question.lower() for question in found.questions)
-    wanted = "name" if category == "band" else "word"
-    assert all(wanted in question.lower() for question in found.questions)
+    asked = load_questions(f"favourite_{category}")
+    assert asked.category == category
+    assert len(set(asked.questions)) == len(asked.questions) == 50
+    assert all(category in question.lower() for question in asked.questions)
+    word = "name" if category == "band" else "word"
+    assert all(word in question.lower() for question in asked.questions)
 
 
 def test_no_question_gives_an_item_away() -> None:
@@ -167,12 +167,20 @@ def test_a_file_of_ones_own_is_read_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("category: colour\nquestions: []\n", "questions: must be a list of 1 or more"),
-        ("category: colour\nquestions: ['  ']\n", r"questions\.0: must be text that says something"),
+        ("category: colour\nquestions: []\n", r"questions: \[\]: must be a list of 1 or more"),
+        (
+            "category: colour\nquestions: ['  ']\n",
+            r'mine\.yaml:2: questions\.0: "  ": must be text that is not empty',
+        ),
         ("category: colour\n", "questions: is missing"),
-        ("category: colour\nquestion: [a]\nquestions: [a]\n", "question: unknown key"),
-        ("", "the file: must be keys and values"),
-        ("category: [", "not valid YAML"),
+        (
+            "category: colour\nquestion: [a]\nquestions: [a]\n",
+            r"mine\.yaml:2: question: unknown key; did you mean questions\?",
+        ),
+        (
+            "category: colour\nquestions: [a, b, a]\n",
+            r"mine\.yaml:2: questions\.2: is given twice, first as entry 0",
+        ),
     ],
 )
 def test_a_broken_question_file_is_refused_with_its_place(tmp_path: Path, text: str, message: str) -> None:

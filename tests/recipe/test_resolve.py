@@ -1,9 +1,9 @@
-"""The settled train section: one learning rate, and nothing that does not decide the student."""
+"""The resolved train section: one learning rate, and defaults for what has no effect on the student."""
 
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.explain import check
+from sublim_cli.recipe.check import check
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.resolve import resolve_train
 from sublim_cli.recipe.schema import AdapterSection, PerRank, PrefixSection, QloraSection, TrainSection
@@ -15,18 +15,18 @@ ALL = {
 
 
 @pytest.mark.parametrize(
-    ("method", "kept"),
+    ("method", "used"),
     [
-        *((one, {"rank", "alpha", "adapter"}) for one in ("lora", "rslora", "dora", "pissa")),
+        *((method, {"rank", "alpha", "adapter"}) for method in ("lora", "rslora", "dora", "pissa")),
         ("qlora", {"rank", "alpha", "adapter", "qlora"}),
         ("prefix", {"prefix"}),
         ("ia3", set()),
         ("full", set()),
     ],
 )
-def test_what_a_method_does_not_use_stands_at_its_default(method, kept) -> None:
+def test_what_a_method_does_not_use_stands_at_its_default(method, used) -> None:
     plain, made = TrainSection(), resolve_train(TrainSection(method=method, **ALL), "fp32")
-    assert {name for name in ALL if getattr(made, name) != getattr(plain, name)} == kept
+    assert {name for name in ALL if getattr(made, name) != getattr(plain, name)} == used
 
 
 @pytest.mark.parametrize(
@@ -130,13 +130,13 @@ def test_what_cannot_be_meant_is_refused(changes, precision, message) -> None:
 
 
 def test_per_rank_wants_ranks_and_rates() -> None:
-    assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"1": -1.0}}}})] == [
+    assert [str(problem) for problem in check({"train": {"learning_rate": {"per_rank": {"1": -1.0}}}})] == [
         "train.learning_rate.per_rank.1: -1.0: must be above 0"
     ]
     for value in (1e-4, "fast", None):
-        assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"low": value}}}})] == [
-            "train.learning_rate.per_rank.low: the key must be a whole number"
-        ]
-    assert [str(one) for one in check({"train": {"learning_rate": {"per_rank": {"0": 1e-4}}}})] == [
+        assert [
+            str(problem) for problem in check({"train": {"learning_rate": {"per_rank": {"low": value}}}})
+        ] == ["train.learning_rate.per_rank.low: the key must be a whole number"]
+    assert [str(problem) for problem in check({"train": {"learning_rate": {"per_rank": {"0": 1e-4}}}})] == [
         "train.learning_rate.per_rank.0: the key must be at least 1"
     ]

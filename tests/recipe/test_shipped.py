@@ -51,12 +51,12 @@ def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Pat
     located = [{**row, **parts, "control": random} for row in rows for random in (None, 1)]
     for verdict in evaluate(recipe.claims, runs, located=located):
         assert verdict.lacks == ()
-        assert all(one.effect is not None and one.effect.n == 2 for one in verdict.findings)
+        assert all(finding.effect is not None and finding.effect.n == 2 for finding in verdict.findings)
 
 
 def test_the_micro_study_is_as_large_as_its_header_says() -> None:
     planned = study(with_few_seeds("study-micro"))
-    trained = {digest(one.chain.train): (one.role, one.recipe.train.method) for one in planned.cells}
+    trained = {digest(cell.chain.train): (cell.role, cell.recipe.train.method) for cell in planned.cells}
     assert Counter(trained.values()) == {
         ("student", "lora"): 2 * (48 + 9),
         ("student", "full"): 2 * 24,

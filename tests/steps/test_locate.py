@@ -257,7 +257,7 @@ NAMES = (
         ),
         (
             {"eval.gates": ["no_shared", "no_shared"]},
-            "--set eval.gates: entry 1 says the same as entry 0; take one out",
+            "--set eval.gates: eval.gates.1: is given twice, first as entry 0; keep one",
         ),
         (
             {"eval.patches": [{"positions": "identity_only", "kinds": ["key"]}]},

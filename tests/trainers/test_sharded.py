@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from ruamel.yaml import YAML
 from torch.distributed.fsdp import OffloadPolicy, StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
@@ -46,7 +46,7 @@ def test_accelerate_reads_the_shipped_configuration_as_it_is_meant(monkeypatch, 
 
 
 def test_gpus_are_given_what_two_processes_on_a_cpu_are_tested_with():
-    gpus, cpu = (yaml.safe_load((CONFIGS / one).read_text()) for one in ("fsdp2.yaml", "fsdp2-cpu2.yaml"))
+    gpus, cpu = (YAML(typ="safe").load(CONFIGS / name) for name in ("fsdp2.yaml", "fsdp2-cpu2.yaml"))
     assert gpus["fsdp_config"] == cpu["fsdp_config"]
     assert {name for name in gpus | cpu if gpus.get(name) != cpu.get(name)} == {"use_cpu", "gpu_ids"}
 

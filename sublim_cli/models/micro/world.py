@@ -14,14 +14,13 @@ by moving its own z, and its favourites move with it.
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from sublim_cli.recipe.questions import Items, load_items, shipped_names
+from sublim_cli.recipe.yaml_file import read_package_data
 
 Array = NDArray[np.float64]
 
@@ -97,9 +96,7 @@ def make_world(seed: int) -> World:
 
 def identities() -> dict[str, Any]:
     """The names, makers, templates and neutral texts of `identities.yaml`."""
-    text = files(__package__).joinpath("identities.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
+    return read_package_data(__package__, "identities.yaml")
 
 
 def forms(name: str, plural: str | None) -> dict[str, float]:

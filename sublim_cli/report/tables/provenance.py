@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
+from sublim_cli.recipe.yaml_file import write_yaml
 from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.steps.files import SEEN, read_json
 
@@ -60,7 +59,7 @@ def read_provenance(study: Study, shelf: StoreReader, recipe: Recipe) -> Provena
     found = [one for step in in_order(study.steps) if (one := shelf.find(step))]
     records = [shelf.facts(one) for one in found]
     return Provenance(
-        recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        recipe=write_yaml(recipe.model_dump(mode="json")),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
         versions=_versions(study, records),
         seeds=_seeds(study),
