@@ -31,7 +31,7 @@ def sweep(store: Path, workers: int, rows: int) -> float:
     settings = [GRID, "sweep.also=[]", "eval.system_prompts=[default, none]", f"generate.rows={rows}"]
     command = [sys.executable, "-m", "sublim_cli", "sweep", "-r", "demo", "--quiet", "--json"]
     command += ["--out", str(store), "--workers", str(workers)]
-    command += [word for one in settings for word in ("-s", one)]
+    command += [word for setting in settings for word in ("-s", setting)]
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - started
@@ -39,8 +39,8 @@ def sweep(store: Path, workers: int, rows: int) -> float:
 
 def checksums(store: Path) -> dict[str, str]:
     """The payload of every artifact, by its digest."""
-    found = (one.parent for one in store.glob("*/[0-9a-f]*/artifact.json"))
-    return {one.name: checksum(read_record(one)) for one in found}
+    directories = (directory.parent for directory in store.glob("*/[0-9a-f]*/artifact.json"))
+    return {directory.name: checksum(read_record(directory)) for directory in directories}
 
 
 def main() -> None:
@@ -60,12 +60,12 @@ def main() -> None:
     print(
         f"{len(os.sched_getaffinity(0))} cores, load {load:.1f} at the start, {given.rounds} rounds, "
         f"{given.rows} rows, {len(seen[0])} steps; checksums of all sweeps "
-        f"{'equal' if all(one == seen[0] for one in seen) else 'DIFFER'}"
+        f"{'equal' if all(sums == seen[0] for sums in seen) else 'DIFFER'}"
     )
     medians = {workers: statistics.median(times) for workers, times in seconds.items()}
     print("| workers | seconds, median | each | times one worker |\n| --- | --- | --- | --- |")
     for workers, times in seconds.items():
-        each = ", ".join(f"{one:.0f}" for one in times)
+        each = ", ".join(f"{time_taken:.0f}" for time_taken in times)
         print(f"| {workers} | {medians[workers]:.0f} | {each} | {medians[1] / medians[workers]:.2f} |")
     print(f"wanted of two workers: {WANTED}")
 

@@ -78,8 +78,8 @@ def _like(step: Step) -> str:
 def fill(planned: Study, store: Store, made: dict[str, Artifact]) -> Iterator[Step]:
     """Put an artifact of every step of a study into a store, each from its kind's template."""
     steps = in_order(planned.steps)
-    lines = {name: _curve(one, 455) for name, one in made.items() if name.startswith("train")}
-    for place, step in enumerate(steps):
+    lines = {name: _curve(artifact, 455) for name, artifact in made.items() if name.startswith("train")}
+    for index, step in enumerate(steps):
         name = _like(step)
         target = store.root / step.kind / digest(step)
         if not (target / RECORD).is_file():
@@ -88,17 +88,17 @@ def fill(planned: Study, store: Store, made: dict[str, Artifact]) -> Iterator[St
             if step.kind == "train":
                 _replace(target / HISTORY, lines[name])
             if step.kind == "eval":
-                _moved(target / SCORES, place)
+                _moved(target / SCORES, index)
             record = read_record(made[name].path)
             record |= {"digest": digest(step), "label": step.label, "identity": identity(step)}
             _replace(target / RECORD, json.dumps(record, indent=2, sort_keys=True).encode())
         yield step
 
 
-def _curve(one: Artifact, steps: int) -> bytes:
+def _curve(artifact: Artifact, steps: int) -> bytes:
     """A loss curve of so many steps, from the few of a small training."""
-    few = [json.loads(line) for line in (one.path / HISTORY).read_text().splitlines()]
-    every = ({**few[place % len(few)], "step": place + 1} for place in range(steps))
+    few = [json.loads(line) for line in (artifact.path / HISTORY).read_text().splitlines()]
+    every = ({**few[index % len(few)], "step": index + 1} for index in range(steps))
     return "".join(f"{json.dumps(line)}\n" for line in every).encode()
 
 
@@ -127,8 +127,8 @@ def timed(what: str, seeds: int, root: Path) -> dict[str, Any]:
         from sublim_cli.sweep.forecast import forecast
         from sublim_cli.sweep.launch import missing_steps
 
-        found = forecast(planned, missing_steps(planned.steps, store), [], [], workers=2)
-        seen = len(found.steps) - len(found.new)
+        predicted = forecast(planned, missing_steps(planned.steps, store), [], [], workers=2)
+        seen = len(predicted.steps) - len(predicted.new)
     else:
         from sublim_cli.report.collect import collect
 
@@ -169,17 +169,17 @@ def compare(root: Path, beside: Path, seeds: int, rounds: int) -> int:
     over = False
     for what, timed_as in (("plan", "plan"), ("first collect", "collect"), ("collect", "collect")):
         command = [sys.executable, __file__, "--timed", timed_as, "--store", str(root), "--seeds", str(seeds)]
-        found = []
+        measured = []
         for _ in range(rounds):
             if what == "first collect":
                 (root / CACHE_FILE).unlink(missing_ok=True)
-            found.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
-        assert all(one["artifacts"] == count for one in found), found
+            measured.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+        assert all(run["artifacts"] == count for run in measured), measured
         median, busy, resolving, collecting = (
-            statistics.median(one[name] for one in found)
+            statistics.median(run[name] for run in measured)
             for name in ("seconds", "busy", "resolving", "collecting")
         )
-        each = ", ".join(f"{one['seconds']:.1f}" for one in found)
+        each = ", ".join(f"{run['seconds']:.1f}" for run in measured)
         print(
             f"| {what} | {median:.1f} s | {busy:.1f} s | {each} | {resolving:.1f} s | {collecting:.1f} s |",
             flush=True,

@@ -41,7 +41,7 @@ def words(cells: int, **more: Any) -> list[str]:
     settings = {
         **TINY,
         "sweep.grid": GRIDS[cells],
-        **{name.replace("__", "."): one for name, one in more.items()},
+        **{name.replace("__", "."): value for name, value in more.items()},
     }
     flags = [word for name, value in settings.items() for word in ("-s", f"{name}={value}")]
     return ["sweep", "-r", "demo", *flags]
@@ -102,8 +102,8 @@ def finished() -> Callable[[Path], dict[str, int]]:
     """
 
     def read(store: Path) -> dict[str, int]:
-        found = store.glob("*/[0-9a-f]*/artifact.json")
-        return {read_record(one.parent)["label"]: one.stat().st_ino for one in found}
+        records = store.glob("*/[0-9a-f]*/artifact.json")
+        return {read_record(record.parent)["label"]: record.stat().st_ino for record in records}
 
     return read
 
@@ -113,8 +113,11 @@ def checksums() -> Callable[[Path], dict[str, str]]:
     """The payload of every artifact in a store, by its kind and digest."""
 
     def read(store: Path) -> dict[str, str]:
-        found = (one.parent for one in store.glob("*/[0-9a-f]*/artifact.json"))
-        return {f"{one.parent.name}/{one.name}": checksum(read_record(one)) for one in found}
+        directories = (directory.parent for directory in store.glob("*/[0-9a-f]*/artifact.json"))
+        return {
+            f"{directory.parent.name}/{directory.name}": checksum(read_record(directory))
+            for directory in directories
+        }
 
     return read
 
@@ -122,16 +125,16 @@ def checksums() -> Callable[[Path], dict[str, str]]:
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory, checksums) -> Callable[[int], dict[str, str]]:
     """What a sweep of so many cells leaves when its steps are built one after another in this process."""
-    found: dict[int, dict[str, str]] = {}
+    results: dict[int, dict[str, str]] = {}
 
     def build(cells: int) -> dict[str, str]:
-        if cells not in found:
+        if cells not in results:
             settings = dict(map(parse_setting, words(cells)[4::2]))
             store = Store(tmp_path_factory.mktemp(f"alone{cells}"))
             for step in study(load("demo", settings)).steps:
                 materialise(step, store)
-            found[cells] = checksums(store.root)
-        return found[cells]
+            results[cells] = checksums(store.root)
+        return results[cells]
 
     return build
 
@@ -142,7 +145,7 @@ def sublim(tmp_path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        one = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "sublim_cli", *arguments],
             cwd=tmp_path,
             env={**os.environ, **environment},
@@ -151,14 +154,14 @@ def sublim(tmp_path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
             text=True,
             start_new_session=True,
         )
-        started.append(one)
-        return one
+        started.append(process)
+        return process
 
     yield start
-    for one in started:
-        if one.poll() is None:
-            os.killpg(one.pid, signal.SIGKILL)
-            one.communicate()
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -166,9 +169,9 @@ def wait_for() -> Callable[..., Path]:
     """Wait until a store holds a path that matches; the process must go on running meanwhile."""
 
     def wait(store: Path, pattern: str, running: "subprocess.Popen[str]") -> Path:
-        while not (found := list(store.glob(pattern))):
+        while not (paths := list(store.glob(pattern))):
             assert running.poll() is None, running.communicate()
             time.sleep(0.05)
-        return found[0]
+        return paths[0]
 
     return wait

@@ -126,14 +126,14 @@ def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
 def test_a_cell_is_what_its_own_changes_make_of_the_recipe(small, also):
     """Whatever was resolved before it: a seed that is not named is the recipe's, a section may set one."""
     recipe = small(sweep__grid={"train.rank": [8]}, sweep__also=also)
-    found = {digest(one.chain.eval) for one in study(recipe).cells if one.role == "student"}
+    scored = {digest(cell.chain.eval) for cell in study(recipe).cells if cell.role == "student"}
     alone = recipe.model_copy(update={"sweep": SweepSection()})
     lists = [
-        {key: value if isinstance(value, list) else [value] for key, value in one.items()} for one in also
+        {key: value if isinstance(value, list) else [value] for key, value in entry.items()} for entry in also
     ]
     wanted = [
-        {"train.rank": 8, **dict(zip(one, values, strict=True))}
-        for one in [{}, *lists]
-        for values in product(*one.values())
+        {"train.rank": 8, **dict(zip(entry, values, strict=True))}
+        for entry in [{}, *lists]
+        for values in product(*entry.values())
     ]
-    assert found == {digest(chain(vary(alone, changes)).eval) for changes in wanted}
+    assert scored == {digest(chain(vary(alone, changes)).eval) for changes in wanted}

@@ -29,9 +29,9 @@ def test_seconds_grow_with_the_rows_trained_on(small, tmp_path):
     short = trains(small)[0]
     costs = Costs([record(short.inputs[0], tmp_path, 0.1), record(short, tmp_path, 3.0)], HERE)
     long = trains(small, train__epochs=4)[0]
-    found = costs.estimate(long)
-    assert (found.seconds, found.source, found.records) == (12.0, "like runs", 1)
-    assert (found.memory, found.disk) == (700, 1000)
+    cost = costs.estimate(long)
+    assert (cost.seconds, cost.source, cost.records) == (12.0, "like runs", 1)
+    assert (cost.memory, cost.disk) == (700, 1000)
 
 
 def test_a_training_whose_rows_are_gone_says_nothing(small, tmp_path):
@@ -48,8 +48,8 @@ def test_two_sizes_tell_the_start_from_the_work(small, tmp_path):
         records.append(record(train, tmp_path, seconds))
         if epochs == 1:
             records.append(record(train.inputs[0], tmp_path, 0.1))
-    found = Costs(records, HERE).estimate(trains(small, train__epochs=10)[0])
-    assert found.seconds == pytest.approx(10 + 20.0)
+    cost = Costs(records, HERE).estimate(trains(small, train__epochs=10)[0])
+    assert cost.seconds == pytest.approx(10 + 20.0)
 
 
 def test_a_build_on_another_device_or_of_another_method_says_nothing(small, tmp_path):
@@ -58,16 +58,16 @@ def test_a_build_on_another_device_or_of_another_method_says_nothing(small, tmp_
     elsewhere = record(lora, tmp_path, 3.0, device="NVIDIA H100")
     assert Costs([rows, elsewhere], HERE).estimate(lora) is None
     here = Costs([rows, record(lora, tmp_path / "here", 3.0)], HERE)
-    full = next(one for one in trains(small) if one.spec.train.method == "full")
+    full = next(train for train in trains(small) if train.spec.train.method == "full")
     assert here.estimate(full) is None
 
 
 def test_every_step_of_a_study_has_a_cost_once_the_like_of_it_was_built(small, tmp_path):
     planned = study(small(eval__gates=["identity_only"], eval__patches=[{"positions": "no_identity"}]))
     steps = in_order(planned.steps)
-    assert {"teacher", "locate", "leak", "eval"} < {one.kind for one in steps}
-    costs = Costs([record(one, tmp_path, 2.0) for one in steps], HERE)
-    assert all(costs.estimate(one) is not None for one in steps)
+    assert {"teacher", "locate", "leak", "eval"} < {step.kind for step in steps}
+    costs = Costs([record(step, tmp_path, 2.0) for step in steps], HERE)
+    assert all(costs.estimate(step) is not None for step in steps)
 
 
 def test_more_random_sets_beside_a_gate_take_longer(small, tmp_path):
@@ -75,8 +75,8 @@ def test_more_random_sets_beside_a_gate_take_longer(small, tmp_path):
         study(small(eval__gates=["no_shared"], eval__gate_controls=controls)).cells[0].chain.locate[1]
         for controls in (1, 9)
     )
-    found = Costs([record(few.inputs[0], tmp_path, 3.0), record(few, tmp_path, 2.0)], HERE).estimate(many)
-    assert found.seconds == pytest.approx(10.0)
+    cost = Costs([record(few.inputs[0], tmp_path, 3.0), record(few, tmp_path, 2.0)], HERE).estimate(many)
+    assert cost.seconds == pytest.approx(10.0)
 
 
 def test_the_nearest_settings_stand_in_and_say_so(small, tmp_path):
@@ -94,7 +94,7 @@ def test_a_devices_own_count_of_memory_goes_before_the_process(small, tmp_path):
 
 def test_workers_share_what_is_ready_and_wait_for_inputs(small):
     steps = in_order(study(small()).steps)
-    seconds = {digest(one): {"train": 10.0, "eval": 1.0}.get(one.kind, 0.0) for one in steps}
+    seconds = {digest(step): {"train": 10.0, "eval": 1.0}.get(step.kind, 0.0) for step in steps}
     alone = makespan(steps, seconds, 1)
     assert alone == sum(seconds.values()) == 10 * 10 + 11
     assert alone / 2 <= makespan(steps, seconds, 2) < alone / 2 + 10

@@ -39,7 +39,11 @@ def test_a_failed_step_stops_only_what_needs_it(do, tmp_path):
         ),
     }
     assert "a defect" in note.read_text()
-    assert {one.label for one in events if isinstance(one, StepFailed)} == {"refused", "crashed", "died"}
+    assert {event.label for event in events if isinstance(event, StepFailed)} == {
+        "refused",
+        "crashed",
+        "died",
+    }
 
 
 def test_where_details_cannot_be_written_the_reason_is_still_told(do, tmp_path):
@@ -54,10 +58,10 @@ def test_a_second_launch_builds_only_what_is_missing(do, tmp_path):
     TWO.launch([do("a"), do("b", do("a"))], store, events.append)
     events.clear()
     TWO.launch([do("a"), do("b", do("a")), do("c", do("a"))], store, events.append)
-    assert [one for one in events if isinstance(one, SweepPlanned)] == [
+    assert [event for event in events if isinstance(event, SweepPlanned)] == [
         SweepPlanned((digest(do("c", do("a"))),), present=2)
     ]
-    assert [one.label for one in events if isinstance(one, StepFinished)] == ["c"]
+    assert [event.label for event in events if isinstance(event, StepFinished)] == ["c"]
 
 
 def test_workers_and_a_single_process_make_the_same_bits(small, tmp_path):
@@ -70,7 +74,7 @@ def test_workers_and_a_single_process_make_the_same_bits(small, tmp_path):
     for step in in_order(planned.steps):
         pair = [store.find(step) for store in (swept, alone)]
         assert None not in pair
-        records = [read_record(one.path) for one in pair if one]
+        records = [read_record(artifact.path) for artifact in pair if artifact]
         assert checksum(records[0]) == checksum(records[1]), step.label
 
 
@@ -78,7 +82,7 @@ def sweep(store: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sublim_cli", "sweep", "-r", "demo", "--rows", "132"]
     settings = ["generate.held_out=20", "train.epochs=1", "eval.system_prompts=[default]"]
     settings += ["sweep.grid={train.rank: [1, 2], train.seed: [1]}", "sweep.also=[]"]
-    flags = [word for one in settings for word in ("-s", one)]
+    flags = [word for setting in settings for word in ("-s", setting)]
     return subprocess.Popen(
         [*command, *flags, "--out", str(store), "--json", *words],
         stdout=subprocess.PIPE,
@@ -127,12 +131,12 @@ def test_a_cell_that_fails_is_reported_and_the_rest_is_there(tmp_path, workers):
     # A prompt of 40 tokens and more cannot fit: every training step refuses, every base score is built.
     code, rows = outcome(tmp_path, "--workers", workers, "-s", "train.max_length=20")
     assert code == 1
-    assert {one["label"] for one in rows if one["missing"]} == {
+    assert {row["label"] for row in rows if row["missing"]} == {
         "LoRA rank 1",
         "LoRA rank 2",
         "control, LoRA rank 8",
     }
-    assert [one["n"] for one in rows if one["label"] == "untouched base"] == [1]
+    assert [row["n"] for row in rows if row["label"] == "untouched base"] == [1]
 
 
 def built(err: str) -> set[str]:
@@ -150,11 +154,11 @@ def test_more_ranks_and_seeds_reuse_all_that_is_there(tiny, finished, tmp_path):
         words, events = tiny(3, sweep__grid=grid), list[Event]()
         planned = study(load("demo", dict(map(parse_setting, words[4::2]))))
         assert LocalLauncher(("cpu",)).launch(planned.steps, store, events.append) == {}
-        labels.append({one.label for one in events if isinstance(one, StepFinished)})
+        labels.append({event.label for event in events if isinstance(event, StepFinished)})
     # The new rank at both seeds, the old one at the new seed, the new seed's control: trained and scored.
     students = ["wolf lora r2 lr 2e-3 seed 1", "wolf lora r2 lr 2e-3 seed 2", "wolf lora r1 lr 2e-3 seed 2"]
     students += ["default teacher lora r8 lr 2e-3 seed 2"]
-    assert labels[1] == {f"{kind} {one}" for kind in ("train", "eval") for one in students}
+    assert labels[1] == {f"{kind} {student}" for kind in ("train", "eval") for student in students}
     assert len(before) == len(labels[0]) == 11
     assert before.items() <= finished(tmp_path).items()
 
@@ -169,7 +173,7 @@ def test_a_cell_that_always_fails_is_marked_and_tried_again(sublim, tiny, tmp_pa
         assert running.returncode == 1, err
         assert "training diverged" in err
         assert "nothing to do" not in err
-        missing = {one["label"] for one in json.loads(out)["preferences"] if one["missing"]}
+        missing = {row["label"] for row in json.loads(out)["preferences"] if row["missing"]}
         page = (tmp_path / "store" / "reports" / "demo" / "report.html").read_text()
         assert "training diverged" in page
         outcomes.append((missing, len(built(err))))
@@ -181,8 +185,8 @@ def test_a_cell_that_always_fails_is_marked_and_tried_again(sublim, tiny, tmp_pa
 @pytest.mark.slow
 def test_two_sweeps_at_once_build_each_step_once(sublim, tiny, alone, checksums, tmp_path):
     both = [sublim(*tiny(3), "--out", "store", "--workers", "1") for _ in range(2)]
-    said = [one.communicate()[1] for one in both]
-    assert [one.returncode for one in both] == [0, 0], said
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     assert not built(said[0]) & built(said[1])
     assert len(built(said[0]) | built(said[1])) == 13
     assert checksums(tmp_path / "store") == alone(3)

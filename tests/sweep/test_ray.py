@@ -3,14 +3,23 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from sublim_cli.artifacts.step import digest
+from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import SublimError
+from sublim_cli.events import Event, Warned
+from sublim_cli.sweep.launch import EventLog, WorkerResources
+
 ray = pytest.importorskip(
     "ray.cluster_utils", reason="Ray is not installed; `pip install 'sublim[ray]'` adds it"
 )
+
+from sublim_cli.sweep import ray as launcher_file  # noqa: E402  # needs Ray
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +35,8 @@ def cluster(monkeypatch):
     family = descendants(os.getpid())
     made.shutdown()
     until = time.monotonic() + 30
-    while left := [one for one in family if alive(one)]:
-        assert time.monotonic() < until, [Path(f"/proc/{one}/cmdline").read_text() for one in left]
+    while left := [pid for pid in family if alive(pid)]:
+        assert time.monotonic() < until, [Path(f"/proc/{pid}/cmdline").read_text() for pid in left]
         time.sleep(0.2)
 
 
@@ -46,16 +55,16 @@ def alive(pid: int) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
-    pids = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal()]
-    found = {pid}
-    while more := {one for one in pids if parent(one) in found} - found:
-        found |= more
-    return sorted(found - {pid})
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    family = {pid}
+    while more := {other for other in pids if parent(other) in family} - family:
+        family |= more
+    return sorted(family - {pid})
 
 
 def raylet(node) -> int:
-    (found,) = node.all_processes["raylet"]
-    return found.process.pid
+    (raylet_process,) = node.all_processes["raylet"]
+    return raylet_process.process.pid
 
 
 def test_a_killed_node_s_cell_goes_to_another_and_every_cell_is_there_once(
@@ -88,7 +97,7 @@ def wait_until_at_work(node: int, where: Path, running) -> int:
         time.sleep(0.02)
 
 
-def test_an_interrupt_ends_the_actors_and_keeps_finished_work(sublim, tiny, wait_for, tmp_path):
+def test_an_interrupt_ends_the_tasks_and_keeps_finished_work(sublim, tiny, wait_for, tmp_path):
     running = sublim(*tiny(3), "--out", "store", "--launcher", "ray", "--workers", "1", "--json")
     wait_for(tmp_path / "store", "filter/*/artifact.json", running)
     family = descendants(running.pid)
@@ -108,6 +117,30 @@ def test_an_interrupt_ends_the_actors_and_keeps_finished_work(sublim, tiny, wait
     assert json.loads(out)["preferences"]
 
 
+def test_a_step_whose_worker_is_lost_three_times_has_failed(do, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    events: list[Event] = []
+    fatal = do("fatal", does="die")
+    launcher = launcher_file.RayLauncher(None, 1, WorkerResources())
+    failed = launcher.launch([do("user", fatal), do("fine")], Store(tmp_path), events.append)
+    reason = failed[digest(fatal)]
+    assert reason.startswith("its worker was lost 3 times (")
+    assert failed == {
+        digest(fatal): reason,
+        digest(do("user", fatal)): f"needs fatal, which failed: {reason}",
+    }
+    warning = Warned("fatal: its worker was lost; another one starts the step again")
+    assert [event for event in events if isinstance(event, Warned)] == [warning] * 2
+    assert Store(tmp_path).find(do("fine")) is not None
+    assert not list(tmp_path.glob(".ray-*"))
+
+
+def test_a_worker_that_does_not_see_the_store_says_so(do, tmp_path):
+    log = EventLog(tmp_path / "elsewhere" / "events.jsonl")
+    with pytest.raises(SublimError, match=r"does not see the store .*; let --out be a directory that all"):
+        launcher_file._build((do("a"),), Store(tmp_path), log, {})
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
@@ -123,8 +156,9 @@ def test_a_cluster_that_cannot_do_it_is_one_sentence(sublim, tiny, flags, code, 
     assert "Traceback" not in err
 
 
-def test_actors_that_ask_for_memory_build_what_loads_no_model_too(sublim, tiny, alone, checksums, tmp_path):
-    """They hold every core of the cluster, so nobody else could filter the rows they wait for."""
+def test_steps_that_ask_for_memory_leave_room_for_those_without_a_model(
+    sublim, tiny, alone, checksums, tmp_path
+):
     done = sublim(*tiny(3), "--out", "store", "--launcher", "ray", "--memory", "0.5")
     _, err = done.communicate(timeout=600)
     assert done.returncode == 0, err

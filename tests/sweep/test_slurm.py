@@ -85,14 +85,14 @@ def test_jobs_are_arrays_that_ask_for_what_the_flags_say(sublim, tiny, alone, ch
     _, err = done.communicate(timeout=900)
     assert done.returncode == 0, err
     assert checksums(tmp_path / "store") == alone(3)
-    jobs = [one.read_text() for one in slurm.glob("job*.sh")]
-    assert all("#SBATCH --partition=short" in one and "#SBATCH --time=60" in one for one in jobs)
-    arrays = [one for one in jobs if "#SBATCH --array=" in one]
+    jobs = [path.read_text() for path in slurm.glob("job*.sh")]
+    assert all("#SBATCH --partition=short" in job and "#SBATCH --time=60" in job for job in jobs)
+    arrays = [job for job in jobs if "#SBATCH --array=" in job]
     # Two teachers, the check of one and the base need nothing and begin together; two students wait for
     # the same rows.
-    assert any("--array=0-3%4" in one for one in arrays)
-    assert any("--array=0-1%2" in one for one in arrays)
-    assert any("#SBATCH --mem=2GB" in one for one in jobs)
+    assert any("--array=0-3%4" in array for array in arrays)
+    assert any("--array=0-1%2" in array for array in arrays)
+    assert any("#SBATCH --mem=2GB" in job for job in jobs)
     labels = [line.split(" ", 1)[1].rsplit(" ", 2)[0] for line in err.splitlines() if line.startswith("✓")]
     assert len(labels) == len(set(labels)) == 13
     # Four of the first kind, two students and a control that each score themselves, and the leak.
@@ -108,8 +108,8 @@ def test_a_job_out_of_time_is_queued_again_and_goes_on(sublim, tiny, alone, chec
     os.kill(pid, signal.SIGUSR2)  # what Slurm sends before the time is up
     _, err = running.communicate(timeout=900)
     assert running.returncode == 0, err
-    logs = [one.read_text() for one in (store / ".slurm").glob("*.out")]
-    assert sum("Requeued job" in one for one in logs) == 1, logs
+    logs = [path.read_text() for path in (store / ".slurm").glob("*.out")]
+    assert sum("Requeued job" in log for log in logs) == 1, logs
     started = [line for line in err.splitlines() if line.startswith("· train ")]
     assert len(started) == 4
     assert checksums(store) == alone(3)
@@ -187,7 +187,7 @@ def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(do, monkeypatch, t
         def submit_array(self, work):
             if refusal := next(answers):
                 raise refusal
-            return [Handle(one, looks) for one, looks in zip(work, (0, 6), strict=False)]
+            return [Handle(job, looks) for job, looks in zip(work, (0, 6), strict=False)]
 
     monkeypatch.setattr(launcher_file.submitit, "AutoExecutor", Executor)
     monkeypatch.setattr(launcher_file, "POLL", 0.01)
@@ -196,8 +196,8 @@ def test_a_refusal_while_jobs_are_out_is_told_and_tried_again(do, monkeypatch, t
     heard: list[Event] = []
     launcher = SlurmLauncher({"executor": "local"}, 2, WorkerResources())
     assert launcher.launch(steps, Store(tmp_path), heard.append) == {}
-    assert all(Store(tmp_path).find(one) for one in steps)
-    (warned,) = [one.message for one in heard if isinstance(one, Warned)]
+    assert all(Store(tmp_path).find(step) for step in steps)
+    (warned,) = [event.message for event in heard if isinstance(event, Warned)]
     assert warned == (
         "sbatch refuses: sbatch: error: QOSMaxSubmitJobPerUserLimit; --slurm sets its options, --workers how "
         "many jobs are out at a time; trying again while others run"

@@ -23,14 +23,14 @@ def planned(small):
 
 def events(planned, upto: str, how: str) -> list:
     """What is reported until the step of this label is `how`."""
-    found = [SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0)]
+    reported = [SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0)]
     for step in in_order(planned.steps):
         name = (step.label, digest(step))
-        found.append(StepStarted(*name))
+        reported.append(StepStarted(*name))
         if step.label == upto:
-            return [*found, StepFailed(*name, "no rows\nat all")] if how == "failed" else found
-        found.append(StepFinished(*name, Path("there"), 1.0))
-    return found
+            return [*reported, StepFailed(*name, "no rows\nat all")] if how == "failed" else reported
+        reported.append(StepFinished(*name, Path("there"), 1.0))
+    return reported
 
 
 def states(planned, upto: str, how: str) -> dict[str, tuple[str, str]]:
@@ -44,21 +44,21 @@ CELLS = ["owl lora r1 lr 2e-3 seed 1", "owl lora r2 lr 2e-3 seed 1", "default te
 
 
 def test_a_cell_is_what_its_steps_are(planned):
-    one, two, control = CELLS
+    first, second, control = CELLS
     waiting, done = ("waiting", ""), ("done", "")
-    assert states(planned, f"train {one}", "running") == {
-        one: ("running", "train"),
-        two: waiting,
+    assert states(planned, f"train {first}", "running") == {
+        first: ("running", "train"),
+        second: waiting,
         control: waiting,
     }
-    assert states(planned, f"train {two}", "running") == {
-        one: done,
-        two: ("running", "train"),
+    assert states(planned, f"train {second}", "running") == {
+        first: done,
+        second: ("running", "train"),
         control: waiting,
     }
-    assert states(planned, f"train {two}", "failed") == {
-        one: done,
-        two: ("failed", "train: no rows"),
+    assert states(planned, f"train {second}", "failed") == {
+        first: done,
+        second: ("failed", "train: no rows"),
         control: waiting,
     }
     shared = states(planned, "generate owl data seed 1", "running")
@@ -84,34 +84,34 @@ def test_the_time_left_is_that_of_like_steps_at_the_pace_so_far(planned):
     now = iter([100.0, 130.0])
     status = replace(sweep_status(planned), clock=lambda: next(now))
     rest = ["train", "eval", "leak"]
-    there = [one for one in built(planned) if not _late(one, planned)]
-    heard = [replace(one, seconds=took[one.label.split()[0]]) for one in there]
+    before = [event for event in built(planned) if not _late(event, planned)]
+    heard = [replace(event, seconds=took[event.label.split()[0]]) for event in before]
     status.update(SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0))
     assert status.seconds_left() is None
     for event in heard:
         status.update(event)
     assert [step.kind for step in status.steps if digest(step) in status.missing] == rest
-    assert status.seconds_left() == pytest.approx(30.0 * 22.0 / sum(one.seconds for one in heard))
+    assert status.seconds_left() == pytest.approx(30.0 * 22.0 / sum(event.seconds for event in heard))
 
 
-def _late(one: StepFinished, planned) -> bool:
+def _late(event: StepFinished, planned) -> bool:
     last = planned.cells[1].chain
-    return one.digest in (digest(last.train), digest(last.eval)) or one.label.startswith("leak")
+    return event.digest in (digest(last.train), digest(last.eval)) or event.label.startswith("leak")
 
 
 def test_what_failed_and_what_needs_it_takes_no_time(planned):
     status = sweep_status(planned)
-    events_ = [one for one in built(planned) if "default teacher" not in one.label]
+    events_ = [event for event in built(planned) if "default teacher" not in event.label]
     for event in [SweepPlanned(tuple(map(digest, in_order(planned.steps))), 0), *events_]:
         status.update(event)
     assert status.seconds_left() > 0
-    lost = next(one for one in built(planned) if one.label.startswith("generate default"))
+    lost = next(event for event in built(planned) if event.label.startswith("generate default"))
     status.update(StepFailed(lost.label, lost.digest, "no rows"))
     assert status.seconds_left() == 0.0
 
 
 def built(planned) -> list:
-    return [StepFinished(one.label, digest(one), Path("there"), 1.0) for one in in_order(planned.steps)]
+    return [StepFinished(step.label, digest(step), Path("there"), 1.0) for step in in_order(planned.steps)]
 
 
 def shown(status: SweepStatus, *, height: int, width: int = 80) -> list[str]:
@@ -165,8 +165,8 @@ def test_a_run_says_nothing_to_do_only_where_nothing_was(monkeypatch, terminal):
     assert said(SweepPlanned(("a", "b"), 11), failed) == "0 steps built, 11 reused, 1 failed"
     # Another sweep over the same store built one while this one waited; what was there is counted once.
     reused = [StepReused("filter", "there", there), StepReused("train", "a", there)]
-    own = [StepFinished("eval", "b", there, 1.0), StepReused("eval", "b", there)]
-    assert said(SweepPlanned(("a", "b"), 11), *reused, *own) == "1 step built, 12 reused"
+    students = [StepFinished("eval", "b", there, 1.0), StepReused("eval", "b", there)]
+    assert said(SweepPlanned(("a", "b"), 11), *reused, *students) == "1 step built, 12 reused"
     assert said(StepReused("train", "a", there)) == "nothing to do: all 1 steps were already built"
 
 
