@@ -1,7 +1,7 @@
 """What a step that is not built yet will take: time, memory and disk, from records of similar steps.
 
-The work of a step is counted in units of its kind (batches of rows drawn, rows trained on, questions asked
-in a context). Its time is the value at that work of a straight line fitted to the records, whose intercept
+The work of a step is counted in units of its kind (rows wanted, rows trained on, questions asked in a
+context). Its time is the value at that work of a straight line fitted to the records, whose intercept
 is the start that is paid once: models are loaded, libraries warm up. Where the records are of about the
 same work, the time is taken to be proportional to it.
 """
@@ -9,14 +9,15 @@ same work, the time is taken to be proportional to it.
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from graphlib import TopologicalSorter
+from operator import getitem
 from statistics import fmean, linear_regression, median
 from typing import Any, Literal
 
 from sublim_cli.artifacts.record import ArtifactRecord, size
 from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.recipe.resolve import RANKED
-from sublim_cli.steps.generate import BATCH
 
 Source = Literal["like runs", "other settings", "probe"]
 """Builds that differ in seeds and amounts alone; the most similar of the same model; those of a probe."""
@@ -28,20 +29,22 @@ SPREAD = 1.5
 """A line is fitted if the largest x of its points is at least this many times the smallest."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "generate": ("precision", "sampling.max_tokens"),
+    "generate": ("model.fingerprint", "precision", "sampling.max_tokens"),
     "filter": (),
     "train": (
-        *("train.method", "train.rank", "train.precision", "train.optimizer", "train.backend"),
-        *("train.batch_size", "train.max_length", "train.adapter", "train.qlora", "train.prefix"),
+        *("model.fingerprint", "train.method", "train.rank", "train.precision", "train.optimizer"),
+        *("train.backend", "train.batch_size", "train.max_length", "train.adapter", "train.qlora"),
+        "train.prefix",
     ),
-    "eval": ("precision", "quantize", "scorer"),
-    "locate": ("precision", "quantize", "scorer"),
-    "teacher": ("precision", "scorer"),
+    "eval": ("model.fingerprint", "precision", "quantize", "scorer"),
+    "locate": ("model.fingerprint", "precision", "quantize", "scorer"),
+    "teacher": ("model.fingerprint", "precision", "scorer"),
     "leak": (),
 }
-"""Fields that decide, beside the model, what a unit of work takes."""
+"""The fields of each kind of step that decide what a unit of work takes."""
 
-Settings = Mapping[str, Any]
+REQUIRED = ("model.fingerprint", "train.method")
+"""The settings that have to be equal: no other model or training method gives an estimate."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Build:
-    """A recorded build. `excess` is its real work over the planned: rows are drawn until enough pass."""
+    """A recorded build with what decided its cost."""
 
     record: ArtifactRecord
-    model: str | None
-    settings: Settings
+    settings: Mapping[str, Any]
     work: float
-    excess: float
 
 
 class Costs:
@@ -80,39 +81,32 @@ class Costs:
         self._builds: dict[str, list[_Build]] = {}
         sections = {record.digest: record.identity["section"] for record in records}
         for record in records:
-            section, facts = record.identity["section"], record.provenance
+            section = record.identity["section"]
             inputs = [sections[name] for name in record.identity["inputs"] if name in sections]
             if record.kind in ("train", "leak") and not inputs:
                 continue  # the record of its rows was removed, so their number is unknown
-            if any(facts.get(name, value) != value for name, value in machine.items()):
-                continue
-            planned = _work(record.kind, section, inputs[0] if inputs else {})
-            work = -(-facts["drawn"] // BATCH) if facts.get("drawn") else planned
-            build = _Build(record, _model(section), _settings(record.kind, section), work, work / planned)
-            self._builds.setdefault(record.kind, []).append(build)
+            if all(record.provenance.get(name, value) == value for name, value in machine.items()):
+                work = _work(record.kind, section, inputs[0] if inputs else {})
+                build = _Build(record, _settings(record.kind, section), work)
+                self._builds.setdefault(record.kind, []).append(build)
 
     def estimate(self, step: Step) -> Cost | None:
-        """The cost of `step`; None if nothing like it was built.
-
-        The builds with the fewest differing settings count. No other method stands in for that of a training.
-        """
+        """The cost of `step`, from the builds with the fewest differing settings; None if there is none."""
         section = step.spec.model_dump(mode="json")
-        model, settings = _model(section), _settings(step.kind, section)
-        differing = {
-            index: sum(build.settings[name] != value for name, value in settings.items())
-            for index, build in enumerate(self._builds.get(step.kind, []))
-            if build.model == model and build.settings.get("train.method") == settings.get("train.method")
-        }
+        settings = _settings(step.kind, section)
+        differing = [
+            (sum(build.settings[name] != value for name, value in settings.items()), build)
+            for build in self._builds.get(step.kind, [])
+            if all(build.settings.get(name) == settings.get(name) for name in REQUIRED)
+        ]
         if not differing:
             return None
-        fewest = min(differing.values())
-        builds = [self._builds[step.kind][index] for index, count in differing.items() if count == fewest]
-        rows = step.inputs[0].spec.model_dump(mode="json") if step.inputs else {}
-        work = _work(step.kind, section, rows) * fmean(build.excess for build in builds)
+        fewest = min(number for number, _ in differing)
+        builds = [build for number, build in differing if number == fewest]
+        work = _work(step.kind, section, step.inputs[0].spec.model_dump(mode="json") if step.inputs else {})
         facts = [build.record.provenance for build in builds]
-        seconds = [(build.work, float(build.record.provenance["seconds"])) for build in builds]
         return Cost(
-            seconds=_predict(seconds, work),
+            seconds=_predict([(build.work, build.record.provenance["seconds"]) for build in builds], work),
             memory=max(int(fact.get("peak_memory_mib") or fact["process_peak_mib"]) for fact in facts),
             disk=round(_disk(step.kind, builds, work, settings)),
             source="probe" if self._probe else "other settings" if fewest else "like runs",
@@ -120,11 +114,15 @@ class Costs:
         )
 
 
+def _settings(kind: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: reduce(getitem, name.split("."), section) for name in SETTINGS[kind]}
+
+
 def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> float:
     """Units of work as far as a plan knows them; `rows` is the section of the step that gives the rows."""
     match kind:
         case "generate":
-            return float(section["wanted"]) / BATCH
+            return float(section["wanted"])
         case "filter":
             return float(section["rows"] + section["held_out"])
         case "train":
@@ -141,21 +139,7 @@ def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> flo
     raise AssertionError(kind)
 
 
-def _model(section: Mapping[str, Any]) -> str | None:
-    return section["model"]["fingerprint"] if "model" in section else None
-
-
-def _settings(kind: str, section: Mapping[str, Any]) -> Settings:
-    settings: dict[str, Any] = {}
-    for name in SETTINGS[kind]:
-        value: Any = section
-        for part in name.split("."):
-            value = value[part]
-        settings[name] = value
-    return settings
-
-
-def _disk(kind: str, builds: Sequence[_Build], work: float, settings: Settings) -> float:
+def _disk(kind: str, builds: Sequence[_Build], work: float, settings: Mapping[str, Any]) -> float:
     """Bytes: they grow with the rank of an adapter, with the work for rows and scores, else with nothing."""
     if settings.get("train.method") in RANKED:
         by_rank = {build.settings["train.rank"]: build for build in builds}
