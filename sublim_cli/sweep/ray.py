@@ -110,11 +110,13 @@ class RayLauncher:
 
     def _submit(self, chain: tuple[Step, ...], store: Store, log: EventLog) -> Any:
         demand = self._demand(with_model=loads_model(chain[0]))
-        gpus, memory = demand.get("GPU", 0), demand.get("memory", 0)
-        decorate = ray.remote(
-            num_cpus=demand["CPU"], num_gpus=gpus, memory=memory, max_retries=LOST_AT_MOST - 1
-        )
-        return decorate(_build).remote(chain, store, log, sublim_environment())
+        remote = ray.remote(  # not `.options`: here Ray sees the GPU and ends the process after the task
+            num_cpus=demand["CPU"],
+            num_gpus=demand.get("GPU", 0),
+            memory=demand.get("memory", 0),
+            max_retries=LOST_AT_MOST - 1,
+        )(_build)
+        return remote.remote(chain, store, log, sublim_environment())
 
     def _demand(self, *, with_model: bool) -> dict[str, float]:
         """The resources of a step by Ray's names, memory in bytes; cores alone where it loads no model."""
@@ -151,7 +153,7 @@ def _result(task: Any, chain: tuple[Step, ...], store: Store) -> tuple[int, str 
         result: tuple[int, str | None] = ray.get(task)
     except RayTaskError as error:  # an exception outside of the step: a store or a package is not there
         raise SublimError(f"a worker of the Ray cluster cannot build: {error.cause}") from None
-    except RayError as error:  # the worker died or was killed for the memory it took, and Ray's retries, too
+    except RayError as error:  # the workers of all attempts died, or were killed for their memory
         built = sum(store.find(step) is not None for step in chain[:-1])
         return built, f"its worker was lost {LOST_AT_MOST} times ({last_line(str(error))})"
     return result
