@@ -71,7 +71,7 @@ err = Console(stderr=True, highlight=False)
 
 
 class _TimeLeft(TimeRemainingColumn):
-    """The time left of a step, from its own speed; of a whole sweep, from the board's estimate (`until`)."""
+    """The time left of a step, from its own speed; of a whole sweep, from the estimate for all steps (`until`)."""
 
     def render(self, task: Task) -> Text:
         until = task.fields.get("until")
@@ -91,7 +91,7 @@ class Screen:
     built: int = 0
     reused: int = 0
     failed: int = 0
-    board: "SweepStatus | None" = None
+    sweep: "SweepStatus | None" = None
     _bars: Progress | None = None
     _missing: set[str] | None = None
     """Digests of the steps that a launcher has still to build; None where no launcher runs."""
@@ -104,8 +104,8 @@ class Screen:
 
     def __call__(self, event: Event, /) -> None:
         """Show one event."""
-        if self.board:
-            self.board.update(event)
+        if self.sweep:
+            self.sweep.update(event)
         match event:
             case SweepPlanned(missing, present):
                 self._expect(missing, present)
@@ -135,7 +135,7 @@ class Screen:
         self.reused += present
         self._missing = set(missing)
         if self._bars and missing:
-            until = 0.0 if self.board else None
+            until = 0.0 if self.sweep else None
             self._sweep_task = self._bars.add_task(
                 "[bold]all steps", total=len(missing), note="", until=until
             )
@@ -167,8 +167,8 @@ class Screen:
             self._missing.discard(digest)
         if self._bars and self._sweep_task is not None:
             self._bars.advance(self._sweep_task)
-            if self.board:
-                left = self.board.seconds_left()
+            if self.sweep:
+                left = self.sweep.seconds_left()
                 until = 0.0 if left is None else time.monotonic() + left
                 self._bars.update(self._sweep_task, until=until)
 
@@ -187,8 +187,8 @@ class Screen:
 
 
 @contextmanager
-def screen(board: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterator[Screen]:
-    """A listener for the library's events; with a `board`, it also shows the state of a sweep's cells."""
+def screen(sweep: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterator[Screen]:
+    """A listener for the library's events; with a `sweep`, it also shows the state of a sweep's cells."""
     try:
         if quiet or not err.is_terminal:
             yield Screen(quiet=quiet)
@@ -204,22 +204,22 @@ def screen(board: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterat
         )
 
         def render() -> RenderableType:
-            return Group(*_cell_lines(board, err.height - len(bars.tasks)), bars) if board else bars
+            return Group(*_cell_lines(sweep, err.height - len(bars.tasks)), bars) if sweep else bars
 
         with Live(get_renderable=render, console=err, transient=True, refresh_per_second=4):
-            yield Screen(board=board, _bars=bars)
+            yield Screen(sweep=sweep, _bars=bars)
     except KeyboardInterrupt:
         err.print("[yellow]interrupted[/]: finished steps are kept, the same command goes on from there")
         raise
 
 
-def _cell_lines(board: "SweepStatus", height: int) -> list[RenderableType]:
+def _cell_lines(sweep: "SweepStatus", height: int) -> list[RenderableType]:
     """A sweep's cells: a line each where `height` lines are enough, else counts and failures."""
-    statuses = board.statuses()
+    statuses = sweep.statuses()
     if len(statuses) + 2 <= height:
         return [_cell_line(status) for status in statuses]
     counts = [
-        Text.assemble(STATE_MARKS[state], f" {number} {state}") for state, number in board.counts().items()
+        Text.assemble(STATE_MARKS[state], f" {number} {state}") for state, number in sweep.counts().items()
     ]
     head = Text("   ").join([Text("cells"), *counts])
     failed = [status for status in statuses if status.state == "failed"]
