@@ -71,7 +71,7 @@ err = Console(stderr=True, highlight=False)
 
 
 class _TimeLeft(TimeRemainingColumn):
-    """The time left of a step, from its own speed; of a whole sweep, from the estimate for all steps (`until`)."""
+    """The time left of a step, from its own speed; of a sweep, from the estimate for all steps (`until`)."""
 
     def render(self, task: Task) -> Text:
         until = task.fields.get("until")
