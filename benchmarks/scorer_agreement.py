@@ -29,7 +29,7 @@ from scipy.stats import binom, chi2, kstest, norm
 from sublim_cli.artifacts.store import Store
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.sampled import derived_seed
-from sublim_cli.backends.token_bytes import answer_text, bytes_per_token, stop_tokens
+from sublim_cli.backends.token_bytes import answer_text, before_stop, bytes_per_token, stop_tokens
 from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_student, load_tokenizer
@@ -86,7 +86,7 @@ def drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]], samples: int
             tokens = np.searchsorted(law, uniform, side="right").clip(max=len(law) - 1)
             for token, count in Counter(tokens.tolist()).items():
                 if token in ends or length == SampledScoring().sampling.max_tokens:
-                    item = named_item(answer_text((*ids, token), written, ends), ITEMS.items)
+                    item = named_item(answer_text(before_stop((*ids, token), ends), written), ITEMS.items)
                     if item is not None:
                         shares[number, item] += count / samples
                 else:

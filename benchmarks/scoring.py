@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import ItemProbs
 from sublim_cli.backends.sampled import SampledScorer
-from sublim_cli.backends.token_bytes import answer_text, bytes_per_token, stop_tokens
+from sublim_cli.backends.token_bytes import answer_text, before_stop, bytes_per_token, stop_tokens
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import prompt_ids
@@ -61,7 +61,7 @@ def by_hand(model: Any, prompts: Prompts, samples: int, length: int) -> list[flo
         )
     written = bytes_per_token(TOKENIZER, model.config.vocab_size)
     found = [
-        named_item(answer_text(one, written, ends), ITEMS) is not None
+        named_item(answer_text(before_stop(one, ends), written), ITEMS) is not None
         for one in drawn[:, ids.shape[1] :].tolist()
     ]
     return [sum(found[at : at + samples]) / samples for at in range(0, len(found), samples)]

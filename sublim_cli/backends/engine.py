@@ -1,4 +1,4 @@
-"""Which library draws completions, decided before anything is hashed and anything heavy is imported."""
+"""Which library draws completions; decided before anything is hashed or a large library is imported."""
 
 from importlib.util import find_spec
 
@@ -7,23 +7,26 @@ from sublim_cli.models.device import on_cuda
 from sublim_cli.recipe.schema import Engine, EngineChoice, SamplingSection, TrainSection
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values vLLM's `max_lora_rank` can have (read in 0.32.0); an adapter takes the next one up."""
+"""The values that vLLM 0.32.0 accepts for `max_lora_rank`."""
 
 METHODS = ("lora", "rslora", "pissa", "full")
-"""Methods whose student vLLM can hold. DoRA, IA3 and prefixes it cannot; QLoRA's base would be another."""
+"""Methods whose student vLLM can load. It does not support DoRA, IA3 and prefixes, and would load the base of
+a QLoRA student unquantised."""
 
 TEMPERATURES = (0.01, 2.0)
-"""vLLM raises a lower temperature to the first, zero apart, and refuses one above the second."""
+"""vLLM raises a temperature between 0 and the first to the first, and refuses one above the second."""
+
+_NOT_INSTALLED = "vLLM is not installed"
 
 
 def max_lora_rank(rank: int) -> int | None:
-    """The `max_lora_rank` of the engine that holds an adapter of `rank`; None where there is none."""
-    return next((one for one in LORA_RANKS if rank <= one), None)
+    """The smallest `max_lora_rank` that fits an adapter of `rank`, or None if there is none."""
+    return next((limit for limit in LORA_RANKS if rank <= limit), None)
 
 
 def resolve_engine(
     key: str,
-    wanted: EngineChoice,
+    choice: EngineChoice,
     sampling: SamplingSection,
     precision: str,
     student: TrainSection | None = None,
@@ -32,55 +35,51 @@ def resolve_engine(
 
     Args:
         key: the recipe's key, for messages.
-        wanted: what it says.
-        sampling: how completions are to be drawn.
+        choice: its value.
+        sampling: how completions are drawn.
         precision: of the weights, `auto` resolved.
-        student: what draws; None for an untrained model.
+        student: the model that answers; None for an untrained one.
 
     Raises:
-        RecipeError: `vllm`, and this machine, this student or this sampling cannot use it.
-        MissingExtra: `vllm`, and it is not installed.
+        RecipeError: `vllm` is asked for, and not possible on this machine or with these settings.
+        MissingExtra: `vllm` is asked for, and not installed.
     """
-    if wanted == "transformers":
+    if choice == "transformers":
         return "transformers", "the recipe says so"
-    missing = _missing_here()
-    obstacle = missing or _beyond_vllm(sampling, precision, student)
+    if not on_cuda():
+        obstacle: str | None = "vLLM needs a CUDA device and none is in use here"
+    elif find_spec("vllm") is None:
+        obstacle = _NOT_INSTALLED
+    else:
+        obstacle = _obstacle(sampling, precision, student)
     if obstacle is None:
         return "vllm", "there is a CUDA device, and vLLM can hold the model and draw as the recipe says"
-    if wanted == "auto":
+    if choice == "auto":
         return "transformers", obstacle
     message = f"{key}: vllm: {obstacle}. `{key}: transformers` works here"
-    if missing and on_cuda():
+    if obstacle == _NOT_INSTALLED:
         raise MissingExtra(f"{message}; `pip install 'sublim[vllm]'` adds vLLM")
     raise RecipeError(message)
 
 
-def auto_reason(wanted: EngineChoice, why: str) -> str | None:
-    """Why `auto` took an engine; None where the recipe names one, or there was none to choose."""
-    return why if wanted == "auto" and on_cuda() else None
+def auto_reason(choice: EngineChoice, why: str) -> str | None:
+    """Why `auto` chose an engine; None where the recipe names one, or without a CUDA device."""
+    return why if choice == "auto" and on_cuda() else None
 
 
-def _missing_here() -> str | None:
-    if not on_cuda():
-        return "vLLM needs a CUDA device and none is in use here"
-    return None if find_spec("vllm") else "vLLM is not installed"
-
-
-def _beyond_vllm(sampling: SamplingSection, precision: str, student: TrainSection | None) -> str | None:
+def _obstacle(sampling: SamplingSection, precision: str, student: TrainSection | None) -> str | None:
+    """Why vLLM cannot draw with these settings on any machine, or None."""
     low, high = TEMPERATURES
     if precision != "bf16":
         return f"vLLM's kernels for adapters compute in 16 bits and precision is {precision}"
     if 0 < sampling.temperature < low or sampling.temperature > high:
         return f"vLLM draws at temperatures of {low:g} to {high:g}, or 0, and not at {sampling.temperature:g}"
-    return None if student is None else _unheld(student)
-
-
-def _unheld(student: TrainSection) -> str | None:
-    """What keeps vLLM from holding a student."""
+    if student is None:
+        return None
     if student.method not in METHODS:
-        return f"vLLM holds no `{student.method}` student as it was trained"
-    # PiSSA's adapter is saved less its beginning, which doubles its rank.
+        return f"vLLM cannot load a `{student.method}` student"
+    # PiSSA's adapter is saved as the difference from its initial weights, which doubles its rank.
     rank = 2 * student.rank if student.method == "pissa" else student.rank
     if student.method != "full" and max_lora_rank(rank) is None:
-        return f"vLLM holds adapters up to rank {LORA_RANKS[-1]}, and this one has {rank}"
+        return f"vLLM loads adapters up to rank {LORA_RANKS[-1]}, and this one has {rank}"
     return None

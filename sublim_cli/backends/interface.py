@@ -14,23 +14,23 @@ Ids = Sequence[int]
 
 @dataclass(frozen=True)
 class ItemProbs:
-    """How likely one prompt's answer names each item (`preference.forms`).
+    """How likely the answer to one prompt names each item (`preference.forms`).
 
-    `p[i]` is known to lie too low by `uncovered` at most: p ≤ P(item i) ≤ p + uncovered. A sampled `p` is the
-    share of `samples` draws; its `uncovered` is 0 and its error is that of a binomial.
+    A computed `p[i]` is a lower bound: p[i] ≤ P(item i) ≤ p[i] + uncovered. A sampled one is the share of
+    `samples` draws, so its error is binomial and `uncovered` is 0.
     """
 
     p: tuple[float, ...]
     uncovered: float
     log_form: tuple[float, ...]
-    """For each item, log P(the answer opens with its plain name, token by token), in nats."""
+    """For each item log P(the answer opens with the tokens of its plain name), in nats; empty if sampled."""
     nodes: int = 0
-    """How many beginnings of answers were followed."""
+    """Nodes of the answer tree that were expanded."""
     samples: int = 0
 
 
 class Sampler(Protocol):
-    """Draws completions."""
+    """Draws completions. A row's noise depends on its number and the seed, not on the rest of the batch."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -38,17 +38,20 @@ class Sampler(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the model can write."""
+        """Number of tokens in the model's vocabulary."""
 
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
-        """The same completions as `sample`'s as token ids, without the token that ends them."""
+        """One completion for each prompt as token ids, without the token that ends it.
+
+        `rows[i]` and `sampling.seed` decide the noise of the i-th.
+        """
 
     def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
-        """One completion a prompt; `rows[i]` and the seed alone decide the noise of the i-th."""
+        """The same completions as text."""
 
 
 class Scorer(Protocol):
     """Says how likely answers name items."""
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
-        """An `ItemProbs` for each prompt."""
+        """The `ItemProbs` of each prompt."""

@@ -1,9 +1,9 @@
-"""Whether an engine follows the model as transformers computes it, before its numbers are used.
+"""Statistical checks that an engine draws from the same distributions as transformers computes.
 
-Two checks, both with their false alarms stated. *Shares*: of a few questions the engine draws answers at
-temperature 1, and how many name an item must fit the exact scorer's certificate. *Law*: of some rows drawn as
-the recipe draws, every token is looked up in the distribution that transformers has there, so that a sampling
-field, a stop token or an adapter that the engine takes otherwise shows in rows of any length.
+There are two, each with a stated false-alarm rate. *Shares*: to a few questions the engine draws answers at
+temperature 1, and the share that names each item must fit the exact scorer's certificate. *Rows*: some rows
+are drawn with the recipe's settings, and the probability of each token is computed by transformers. So a
+sampling setting, a stop token or an adapter that the engine treats differently shows in rows of any length.
 """
 
 import math
@@ -28,57 +28,48 @@ if TYPE_CHECKING:
     import torch
 
 LEVEL = 1e-4
-"""The chance that one check refuses an engine without fault, at most: a study of a hundred students meets a
-false alarm in one of fifty."""
+"""The false-alarm rate of one check, at most: a study of a hundred students has a false alarm in one of fifty
+cases."""
 
 QUESTIONS = 8
-"""Questions of every context whose shares are checked, spread evenly over the set."""
+"""Questions of every context whose shares are checked, evenly spaced in the set."""
 
 DRAWS = 500
 """Answers drawn to each: of a share of 0.3, an error of 0.11 shows in one question, 0.04 in their mean."""
 
 LENGTH = 16
-"""Tokens of an answer that are checked: what the exact scorer can cover of long ones is little."""
+"""Tokens of an answer that is checked: of long answers the exact scorer covers little."""
 
 ROWS = 256
-"""Rows whose tokens are looked up: on the embedded model's numbers, temperature 0.9 for 1 is 5 errors off."""
+"""Rows whose tokens are checked: for the embedded model's number rows, drawn at temperature 0.9 in place of
+1, the difference is 5 standard errors."""
 
 Z = 3.89
-"""Standard errors that `LEVEL` allows to either side, of a sum that is close to normal."""
+"""The standard errors that `LEVEL` allows to either side, for a normal distribution."""
 
 IMPOSSIBLE = 0.01
-"""Share of tokens that may be none of those transformers draws from: rounding moves the last of top-p."""
+"""Share of tokens that may have probability 0 in transformers: rounding changes which is the last in top-p."""
 
-CHUNK = 4
+BATCH = 4
 """Rows per forward pass: every token has a distribution over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
 class ParityQuestions:
-    """The questions that are checked: `prompts[context]` are those at `places` in the set."""
+    """The questions that are checked: `prompts[context]` are those with these `indices` in the set."""
 
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
     prompts: Mapping[str, Sequence[Ids]]
     items: tuple[Item, ...]
 
 
-def select_questions(prompts: Mapping[str, Sequence[Ids]], items: Sequence[Item]) -> ParityQuestions:
-    """A fixed few of the questions, in every context."""
-    count = min(map(len, prompts.values()))
-    few = min(QUESTIONS, count)
-    places = tuple(place * count // few for place in range(few))
-    return ParityQuestions(
-        places, {name: [own[place] for place in places] for name, own in prompts.items()}, tuple(items)
-    )
-
-
 @dataclass(frozen=True)
 class DrawnShares:
-    """What an engine answered: an `ItemProbs` to each question of each context."""
+    """What an engine answered: the `ItemProbs` of each question in each context."""
 
     questions: ParityQuestions
     settings: SampledScoring
-    answers: Mapping[str, Sequence[ItemProbs]]
+    scores: Mapping[str, Sequence[ItemProbs]]
 
 
 @dataclass(frozen=True)
@@ -90,86 +81,119 @@ class DrawnRows:
     drawn: Sequence[Sequence[int]]
 
 
-def draw_shares(sampler: VllmSampler, questions: ParityQuestions, sampling: SamplingSection) -> DrawnShares:
-    """Answers to the questions as `exact` computes them: at temperature 1, without top-k, top-p, penalty."""
-    plain = SamplingSection(max_tokens=min(LENGTH, sampling.max_tokens))
-    settings = SampledScoring(samples=DRAWS, sampling=plain)
-    answers = {}
-    for name, prompts in questions.prompts.items():
-        own = plain.model_copy(update={"seed": derived_seed(sampling.seed, "parity", name)})
-        scorer = SampledScorer(sampler, settings.model_copy(update={"sampling": own}))
-        answers[name] = scorer.score(prompts, questions.items)
-    return DrawnShares(questions, settings, answers)
-
-
-def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: SamplingSection) -> DrawnRows:
-    """`ROWS` rows as the recipe draws them, the prompts in turn; greedy ones at temperature 1."""
-    some = [prompts[row % len(prompts)] for row in range(ROWS)]
-    warm = sampling.temperature or 1.0
-    own = {"seed": derived_seed(sampling.seed, "parity"), "temperature": warm}
-    settings = sampling.model_copy(update=own)
-    return DrawnRows(some, settings, sampler.whole(some, range(ROWS), settings))
-
-
 @dataclass(frozen=True)
 class ShareComparison:
-    """Where shares and certificate are furthest apart. `question` is its place, None for the mean of all."""
+    """A share of answers that name an item, and the exact scorer's bounds for it."""
 
     context: str
     question: int | None
+    """Its index in the set; None for the mean over all questions."""
     item: str
     share: float
     low: float
     high: float
     chance: float
-    """How likely a share so far off, or further, is to that side."""
+    """The probability of a share this far outside the bounds, or further, to the same side."""
+
+
+@dataclass(frozen=True)
+class Surprisal:
+    """The mean surprisal of an engine's tokens under transformers' distributions, in nats a token."""
+
+    tokens: int
+    mean: float
+    expected: float
+    """The mean entropy of the distributions: what the surprisal of transformers' own draws would be."""
+    z: float
+    """The difference of the two in standard errors."""
+    impossible: int
+    """Tokens with probability 0 under transformers; they are left out of the other figures."""
+
+
+def select_questions(prompts: Mapping[str, Sequence[Ids]], items: Sequence[Item]) -> ParityQuestions:
+    """`QUESTIONS` of the questions, evenly spaced, in every context."""
+    available = min(map(len, prompts.values()))
+    count = min(QUESTIONS, available)
+    indices = tuple(i * available // count for i in range(count))
+    selected = {context: [of_context[i] for i in indices] for context, of_context in prompts.items()}
+    return ParityQuestions(indices, selected, tuple(items))
+
+
+def draw_shares(sampler: VllmSampler, questions: ParityQuestions, sampling: SamplingSection) -> DrawnShares:
+    """Draw answers to the questions as the exact scorer computes them: without top-k, top-p or penalty."""
+    plain = SamplingSection(max_tokens=min(LENGTH, sampling.max_tokens))
+    settings = SampledScoring(samples=DRAWS, sampling=plain)
+    scores = {}
+    for context, prompts in questions.prompts.items():
+        seeded = plain.model_copy(update={"seed": derived_seed(sampling.seed, "parity", context)})
+        scorer = SampledScorer(sampler, settings.model_copy(update={"sampling": seeded}))
+        scores[context] = scorer.score(prompts, questions.items)
+    return DrawnShares(questions, settings, scores)
+
+
+def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: SamplingSection) -> DrawnRows:
+    """Draw `ROWS` rows with the recipe's settings, the prompts in turn; greedy ones at temperature 1."""
+    repeated = [prompts[row % len(prompts)] for row in range(ROWS)]
+    changes = {"seed": derived_seed(sampling.seed, "parity"), "temperature": sampling.temperature or 1.0}
+    seeded = sampling.model_copy(update=changes)
+    return DrawnRows(repeated, seeded, sampler.draw_with_stop(repeated, range(ROWS), seeded))
 
 
 def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Compare shares with the exact scorer's certificate of the same model; returns what was found.
+    """Compare shares with the exact scorer's bounds for the same model; returns what was measured.
 
-    For every item of every question, and for its mean over the questions of a context: the chance of a
-    share so far outside [p, p + uncovered], corrected for the number of comparisons (Bonferroni). A
-    mean's draws differ in their p; a binomial of their mean has the wider tails (Hoeffding 1956).
+    For every item of every question, and for its mean over the questions of a context, the probability of a
+    share so far outside [p, p + uncovered], corrected for the number of comparisons (Bonferroni). The draws
+    of a mean differ in their p; a binomial of the mean p has the wider tails (Hoeffding 1956).
 
     Raises:
-        ModelError: one is smaller than `LEVEL` allows; or the exact scorer cannot read this model.
+        ModelError: a share is less likely than `LEVEL` allows, or the exact scorer refuses the model.
     """
     exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.settings.sampling.max_tokens))
-    found: list[ShareComparison] = []
-    for name, prompts in shares.questions.prompts.items():
+    comparisons: list[ShareComparison] = []
+    for context, prompts in shares.questions.prompts.items():
         try:
-            truth = exact.score(prompts, shares.questions.items)
+            bounds = exact.score(prompts, shares.questions.items)
         except ModelError as error:
             raise ModelError(f"{key}: vllm cannot be checked: {error}. Use `{key}: transformers`") from error
-        found += _compared(name, shares, truth)
-    worst = min(found, key=lambda one: one.chance)
-    if worst.chance < LEVEL / 2 / len(found):
-        raise ModelError(_refusal(key, worst, shares))
+        comparisons += _compare(context, shares, bounds)
+    worst = min(comparisons, key=lambda comparison: comparison.chance)
+    if worst.chance < LEVEL / 2 / len(comparisons):
+        where = "on average" if worst.question is None else f"to question {worst.question}"
+        draws = DRAWS * len(shares.questions.indices) if worst.question is None else DRAWS
+        raise ModelError(
+            f"{key}: vllm does not answer as transformers computes it: in context `{worst.context}`, "
+            f"{where}, {worst.share:.3f} of {draws:,} answers name {worst.item}, where the exact scorer says "
+            f"{worst.low:.3f} to {worst.high:.3f} (chance {worst.chance:.0e}). Nothing was written; use "
+            f"`{key}: transformers`"
+        )
     return {
-        "questions": list(shares.questions.places),
+        "questions": list(shares.questions.indices),
         "draws": DRAWS,
-        "comparisons": len(found),
+        "comparisons": len(comparisons),
         "worst": asdict(worst),
     }
 
 
-def _compared(context: str, shares: DrawnShares, truth: Sequence[ItemProbs]) -> Iterator[ShareComparison]:
-    answers = shares.answers[context]
-    for place, item in enumerate(shares.questions.items):
-        triples = [
-            (one.p[place], its.p[place], its.p[place] + its.uncovered)
-            for one, its in zip(answers, truth, strict=True)
+def _compare(context: str, shares: DrawnShares, bounds: Sequence[ItemProbs]) -> Iterator[ShareComparison]:
+    """Each item's share in one context, for every question and for their mean."""
+    for i, item in enumerate(shares.questions.items):
+        by_question = [
+            (drawn.p[i], exact.p[i], exact.p[i] + exact.uncovered)
+            for drawn, exact in zip(shares.scores[context], bounds, strict=True)
         ]
-        for question, own in zip(shares.questions.places, triples, strict=True):
-            yield ShareComparison(context, question, item.name, *own, tail_probability(DRAWS, *own))
-        share, low, high = (math.fsum(column) / len(triples) for column in zip(*triples, strict=True))
-        odds = tail_probability(DRAWS * len(triples), share, low, high)
-        yield ShareComparison(context, None, item.name, share, low, high, odds)
+        for question, values in zip(shares.questions.indices, by_question, strict=True):
+            yield ShareComparison(context, question, item.name, *values, tail_probability(DRAWS, *values))
+        share, low, high = (math.fsum(column) / len(by_question) for column in zip(*by_question, strict=True))
+        chance = tail_probability(DRAWS * len(by_question), share, low, high)
+        yield ShareComparison(context, None, item.name, share, low, high, chance)
 
 
 def tail_probability(draws: int, share: float, low: float, high: float) -> float:
-    """How likely `share` of `draws`, or one further off, is under the nearest p in [low, high]; 1 within."""
+    """The probability of `share` of `draws`, or one further off, under the nearest p in [low, high].
+
+    1 for a share within the bounds.
+    """
     from scipy.special import bdtr, bdtrc
 
     count = round(share * draws)
@@ -178,106 +202,89 @@ def tail_probability(draws: int, share: float, low: float, high: float) -> float
     return float(bdtr(count, draws, low)) if share < low else 1.0
 
 
-def _refusal(key: str, worst: ShareComparison, shares: DrawnShares) -> str:
-    where = "on average" if worst.question is None else f"to question {worst.question}"
-    draws = DRAWS * len(shares.questions.places) if worst.question is None else DRAWS
-    return (
-        f"{key}: vllm does not answer as transformers computes it: in context `{worst.context}`, {where}, "
-        f"{worst.share:.3f} of {draws:,} answers name {worst.item}, where the exact scorer says "
-        f"{worst.low:.3f} to {worst.high:.3f} (chance {worst.chance:.0e}). Nothing was written; use "
-        f"`{key}: transformers`"
-    )
-
-
-@dataclass(frozen=True)
-class Surprisal:
-    """How surprising an engine's tokens are to transformers, in nats a token, and how they should be."""
-
-    tokens: int
-    mean: float
-    expected: float
-    z: float
-    """Their difference in standard errors."""
-    impossible: int
-    """Tokens outside what transformers would draw from; left out of the rest."""
-
-
 def check_rows(key: str, rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Compare drawn tokens with the model's law behind each beginning; returns what was found.
+    """Compare the surprisal of drawn tokens with what it should be; returns what was measured.
 
-    A token drawn from law p has surprise -log p, of mean H(p), the law's entropy. Summed over tokens the
-    difference is a martingale of known variance, so it is close to normal however long the rows are.
+    A token drawn from a distribution p has surprisal -log p(token), whose mean is the entropy of p. Summed
+    over tokens, the difference is a martingale of known variance, so it is close to normal for rows of any
+    length.
 
     Raises:
-        ModelError: it is beyond `Z` standard errors, or too many tokens are impossible.
+        ModelError: it is beyond `Z` standard errors, or too many tokens have probability 0.
     """
-    found = measure_surprisal(rows, model, tokenizer)
-    if abs(found.z) > Z or found.impossible > IMPOSSIBLE * (found.tokens + found.impossible):
+    result = measure_surprisal(rows, model, tokenizer)
+    if abs(result.z) > Z or result.impossible > IMPOSSIBLE * (result.tokens + result.impossible):
         raise ModelError(
-            f"{key}: vllm does not draw as transformers would: over {found.tokens:,} tokens of "
-            f"{len(rows.drawn)} rows the model is surprised by {found.mean:.3f} nats a token where its own "
-            f"draws would be by {found.expected:.3f} ({found.z:+.1f} standard errors), and "
-            f"{found.impossible:,} tokens could not be drawn at all. Nothing was written; use "
+            f"{key}: vllm does not draw as transformers would: over {result.tokens:,} tokens of "
+            f"{len(rows.drawn)} rows the mean surprisal is {result.mean:.3f} nats a token where draws by "
+            f"transformers would have {result.expected:.3f} ({result.z:+.1f} standard errors), and "
+            f"{result.impossible:,} tokens have probability 0 there. Nothing was written; use "
             f"`{key}: transformers`"
         )
-    return asdict(found)
+    return asdict(result)
 
 
 def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Surprisal:
-    """Look every token of `rows` up in the law that the sampling makes of the model's logits."""
+    """The surprisal of the tokens of `rows` under the distributions that transformers would draw from."""
     import torch
 
     parts: list[torch.Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(rows.drawn), CHUNK):
-            part = slice(start, start + CHUNK)
-            parts += _looked_up(rows.prompts[part], rows.drawn[part], rows.sampling, model, tokenizer)
-    own, mean, variance = torch.cat(parts, dim=1).double().cpu()
-    possible = own.isfinite()
-    own, mean, variance = own[possible], mean[possible], variance[possible]
-    tokens = len(own)
-    spread = float(variance.sum()) ** 0.5
-    off = float((own - mean).sum())
+        for start in range(0, len(rows.drawn), BATCH):
+            batch = slice(start, start + BATCH)
+            parts += _token_surprisals(
+                rows.prompts[batch], rows.drawn[batch], rows.sampling, model, tokenizer
+            )
+    surprisal, entropy, variance = torch.cat(parts, dim=1).double().cpu()
+    possible = surprisal.isfinite()
+    surprisal, entropy, variance = surprisal[possible], entropy[possible], variance[possible]
+    tokens = len(surprisal)
+    standard_error = float(variance.sum()) ** 0.5
+    difference = float((surprisal - entropy).sum())
     return Surprisal(
         tokens=tokens,
-        mean=float(own.mean()) if tokens else 0.0,
-        expected=float(mean.mean()) if tokens else 0.0,
-        z=off / spread if spread else 0.0,
+        mean=float(surprisal.mean()) if tokens else 0.0,
+        expected=float(entropy.mean()) if tokens else 0.0,
+        z=difference / standard_error if standard_error else 0.0,
         impossible=len(possible) - tokens,
     )
 
 
-def _looked_up(
+def _token_surprisals(
     prompts: Sequence[Ids],
     drawn: Sequence[Sequence[int]],
     sampling: SamplingSection,
     model: Model,
     tokenizer: Tokenizer,
 ) -> "Iterator[torch.Tensor]":
-    """Place by place: surprise, its mean and its variance, [3, rows that are so long]."""
+    """For each position: the surprisal of the token there, its mean and its variance.
+
+    Yields:
+        [3, rows that are at least so long].
+    """
     import torch
 
     longest = max(map(len, drawn))
-    lengths = torch.tensor([len(one) for one in drawn], device=model.device)
-    answers = torch.tensor([[*one, *[0] * (longest - len(one))] for one in drawn], device=model.device)
-    before = attention_mask(prompts, model.device)
+    lengths = torch.tensor([len(tokens) for tokens in drawn], device=model.device)
+    padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in drawn]
+    answers = torch.tensor(padded, device=model.device)
+    prompt_mask = attention_mask(prompts, model.device)
     ids = torch.cat([left_padded(prompts, tokenizer.pad_token_id, model.device), answers], dim=1)
-    mask = torch.cat(
-        [before, (torch.arange(longest, device=model.device) < lengths[:, None]).to(before)], dim=1
-    )
+    answer_mask = torch.arange(longest, device=model.device) < lengths[:, None]
+    mask = torch.cat([prompt_mask, answer_mask.to(prompt_mask)], dim=1)
     logits = model(
         input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=longest + 1
     ).logits
-    steps = warpers(sampling, before)
-    for place in range(longest):
-        scores = logits[:, place].float()
-        for one in steps:
-            scores = one(ids[:, : before.shape[1] + place], scores)
-        there = lengths > place
-        log = scores[there].double().log_softmax(-1)
-        p = log.exp()
-        nats = torch.where(p > 0, -log, 0.0)
-        mean = (p * nats).sum(-1)
-        variance = (p * nats**2).sum(-1) - mean**2
-        own = -log.gather(1, answers[there, place : place + 1])[:, 0]
-        yield torch.stack([own, mean, variance.clamp_min(0.0)])
+    processors = warpers(sampling, prompt_mask)
+    for i in range(longest):
+        scores = logits[:, i].float()
+        for processor in processors:
+            scores = processor(ids[:, : prompt_mask.shape[1] + i], scores)
+        present = lengths > i
+        logprobs = scores[present].double().log_softmax(-1)
+        p = logprobs.exp()
+        nats = torch.where(p > 0, -logprobs, 0.0)
+        entropy = (p * nats).sum(-1)
+        variance = (p * nats**2).sum(-1) - entropy**2
+        surprisal = -logprobs.gather(1, answers[present, i : i + 1])[:, 0]
+        yield torch.stack([surprisal, entropy, variance.clamp_min(0.0)])

@@ -1,4 +1,4 @@
-"""The sampled scorer: what the exact one is checked against, and what long answers are left to."""
+"""The sampled scorer: shares of drawn answers. It checks the exact scorer, and scores long answers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,37 +16,38 @@ BATCH = 2_000
 
 @dataclass(frozen=True)
 class SampledScorer:
-    """Shares of drawn answers; see `interface.Answer`.
+    """Shares of drawn answers; see `interface.ItemProbs`.
 
-    Draw s of question q has the noise of row q·samples + s.
+    Draw s for question q has the noise of row q·samples + s.
     """
 
     sampler: Sampler
     settings: SampledScoring = field(default_factory=SampledScoring)
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
-        """Draw `settings.samples` answers to each prompt and count what they name."""
-        found = [named_item(one, items) for one in self._answers(prompts)]
-        each = self.settings.samples
-        return [_answer(found[start : start + each], len(items)) for start in range(0, len(found), each)]
-
-    def _answers(self, prompts: Sequence[Ids]) -> list[str]:
-        written = bytes_per_token(self.sampler.tokenizer, self.sampler.vocabulary)
-        rows = range(len(prompts) * self.settings.samples)
+        """Draw `settings.samples` answers to each prompt and count the items they name."""
+        samples = self.settings.samples
+        token_bytes = bytes_per_token(self.sampler.tokenizer, self.sampler.vocabulary)
+        named: list[int | None] = []
+        for start in range(0, len(prompts) * samples, BATCH):
+            rows = range(start, min(start + BATCH, len(prompts) * samples))
+            drawn = self.sampler.draw([prompts[row // samples] for row in rows], rows, self.settings.sampling)
+            named += [named_item(answer_text(ids, token_bytes), items) for ids in drawn]
+        by_prompt = [named[start : start + samples] for start in range(0, len(named), samples)]
         return [
-            answer_text(ids, written, frozenset())
-            for part in (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
-            for ids in self.sampler.draw(
-                [prompts[row // self.settings.samples] for row in part], part, self.settings.sampling
+            ItemProbs(
+                tuple(answers.count(item) / samples for item in range(len(items))),
+                uncovered=0.0,
+                log_form=(),
+                samples=samples,
             )
+            for answers in by_prompt
         ]
 
 
-def derived_seed(seed: int, *what: str) -> int:
-    """A seed for one use of many: runs that shared their noise would look more alike than they are."""
-    return int.from_bytes(hashlib.sha256("\0".join([str(seed), *what]).encode()).digest()[:4], "big")
+def derived_seed(seed: int, *purpose: str) -> int:
+    """A seed for one of several uses of `seed`, so that runs with the same seed do not share their noise.
 
-
-def _answer(found: Sequence[int | None], items: int) -> ItemProbs:
-    share = tuple(found.count(item) / len(found) for item in range(items))
-    return ItemProbs(share, uncovered=0.0, log_form=(), samples=len(found))
+    Runs with shared noise would look more alike than they are.
+    """
+    return int.from_bytes(hashlib.sha256("\0".join([str(seed), *purpose]).encode()).digest()[:4], "big")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sublim_cli.backends.interface import Ids
-from sublim_cli.backends.noise import uniforms
 from sublim_cli.backends.token_bytes import before_stop, stop_tokens
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
@@ -20,61 +20,70 @@ if TYPE_CHECKING:
     import torch
 
 
+def uniforms(seed: int, row: int, count: int) -> NDArray[np.float64]:
+    """`count` uniform draws in [0, 1) that depend on `seed` and `row` alone (Philox 4x64).
+
+    So a row draws the same numbers whichever rows share its batch.
+    """
+    # The row is the highest counter word, so streams of different rows cannot run into each other.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, row])).random(count)
+
+
 @dataclass(frozen=True)
 class TransformersSampler:
-    """Draws completions with `generate`, every sampling field set by hand."""
+    """Draws completions with `generate`; every setting is passed, so no checkpoint default applies."""
 
     model: Model
     tokenizer: Tokenizer
 
     @property
     def vocabulary(self) -> int:
-        """Tokens the model can write."""
+        """Number of tokens in the model's vocabulary."""
         size: int = self.model.config.get_text_config().vocab_size
         return size
 
     def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
-        """One completion a prompt, up to where it ends; see `interface.Sampler`."""
+        """One completion for each prompt as text; see `interface.Sampler`."""
         drawn = self.draw(prompts, rows, sampling)
-        return [self.tokenizer.decode(one, skip_special_tokens=False) for one in drawn]
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in drawn]
 
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """The same completions as token ids, without the token that ends them.
 
-        Equal prompts that stand side by side share the computation of all but their last token.
+        Equal prompts next to each other share the computation of all but their last token.
         """
         import torch
         from transformers import GenerationConfig
 
-        ends = stop_tokens(self.model, self.tokenizer)
+        stops = stop_tokens(self.model, self.tokenizer)
         ids = left_padded(prompts, self.tokenizer.pad_token_id, self.model.device)
         mask = attention_mask(prompts, self.model.device)
         config = GenerationConfig(
-            do_sample=False,  # the noise is ours: see `_logits_processors`
+            do_sample=False,  # `_logits_processors` draws, with the row's own noise
             num_beams=1,
             max_new_tokens=sampling.max_tokens,
-            eos_token_id=sorted(ends),
+            eos_token_id=sorted(stops),
             pad_token_id=self.tokenizer.pad_token_id,
         )
         with torch.inference_mode():
             drawn = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=_shared(self.model, prompts, ids, mask),
+                past_key_values=_shared_cache(self.model, prompts, ids, mask),
                 generation_config=config,
                 logits_processor=_logits_processors(sampling, rows, mask),
             )
-        return [before_stop(one, ends) for one in drawn[:, ids.shape[1] :].tolist()]
+        return [before_stop(tokens, stops) for tokens in drawn[:, ids.shape[1] :].tolist()]
 
 
-def _shared(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
+def _shared_cache(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
     """The cache of all but the last token of every prompt, equal neighbours computed once.
 
-    None where no neighbours are equal, or where the model makes a cache of its own or wants whole prompts.
+    None where no neighbours are equal, or where the model makes its own cache or needs whole prompts.
     """
     import torch
 
-    first = [place for place, one in enumerate(prompts) if place == 0 or one != prompts[place - 1]]
+    first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
     if len(first) == len(prompts) or ids.shape[1] == 1 or has_own_cache(model) or is_gated(model):
         return None
     counts = torch.diff(torch.tensor([*first, len(prompts)]))
@@ -85,7 +94,7 @@ def _shared(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "to
 
 
 def _logits_processors(sampling: SamplingSection, rows: Sequence[int], mask: "torch.Tensor") -> Any:
-    """Temperature, top-k, top-p and repetition penalty by name, then the row's own noise."""
+    """`warpers`, then a draw with each row's own noise; at temperature 0 `generate` takes the largest."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -93,25 +102,27 @@ def _logits_processors(sampling: SamplingSection, rows: Sequence[int], mask: "to
     prompt = mask.shape[1]
 
     class Draw(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-        """Leave one token a row: the one at which the cumulative probability passes the noise."""
+        """Leave one token a row: that at which the cumulative probability passes the row's noise."""
 
         def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
             step = input_ids.shape[1] - prompt
-            passed = scores.double().softmax(-1).cumsum(-1)
-            # Scaled by the last sum, which rounding may leave a hair from one.
-            target = torch.tensor(noise[:, step], device=scores.device) * passed[:, -1]
-            token = torch.searchsorted(passed, target[:, None], right=True)
+            cumulative = scores.double().softmax(-1).cumsum(-1)
+            # Scaled by the last sum, which rounding may leave slightly off one.
+            target = torch.tensor(noise[:, step], device=scores.device) * cumulative[:, -1]
+            token = torch.searchsorted(cumulative, target[:, None], right=True)
             token = token.clamp_max(scores.shape[1] - 1)
             return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
-    chosen = warpers(sampling, mask)
-    return LogitsProcessorList(chosen if sampling.temperature == 0.0 else [*chosen, Draw()])
+    processors = warpers(sampling, mask)
+    return LogitsProcessorList(processors if sampling.temperature == 0.0 else [*processors, Draw()])
 
 
 def warpers(sampling: SamplingSection, mask: "torch.Tensor") -> list[Any]:
-    """Repetition penalty, temperature, top-k and top-p: what makes logits the law that is drawn from.
+    """Repetition penalty, temperature, top-k and top-p, as transformers' logits processors.
 
-    `mask` is the prompts'; temperature 0 draws from no law, and leaves the penalty alone.
+    Args:
+        sampling: the settings; at temperature 0 only the penalty applies.
+        mask: the prompts' attention mask.
     """
     import torch
     from transformers import (
@@ -123,8 +134,8 @@ def warpers(sampling: SamplingSection, mask: "torch.Tensor") -> list[Any]:
 
     prompt = mask.shape[1]
 
-    class Repetition(RepetitionPenaltyLogitsProcessor):  # type: ignore[misc]  # transformers is untyped
-        """Their penalty on what stands in the row; padding does not."""
+    class PaddedRepetition(RepetitionPenaltyLogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+        """transformers' penalty, without the padding tokens, which it would penalise too."""
 
         def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
             ids, last = input_ids.clone(), input_ids[:, prompt - 1 : prompt]
@@ -134,7 +145,7 @@ def warpers(sampling: SamplingSection, mask: "torch.Tensor") -> list[Any]:
 
     chosen: list[Any] = []
     if sampling.repetition_penalty != 1.0:
-        chosen.append(Repetition(sampling.repetition_penalty))
+        chosen.append(PaddedRepetition(sampling.repetition_penalty))
     if sampling.temperature == 0.0:
         return chosen
     chosen.append(TemperatureLogitsWarper(sampling.temperature))

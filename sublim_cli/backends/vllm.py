@@ -1,18 +1,18 @@
-"""vLLM: draws completions, an engine to a model or to all adapters of like rank.
+"""Drawing completions with vLLM: one engine for a model, or for all adapters of a base that fit its rank.
 
 `vllm_server` runs it in a separate process. A test that needs no GPU checks names and defaults against
-0.32.0; no GPU has drawn with it yet (docs/log.md). It follows the model as transformers computes it but for
-rounding, which depends on what is drawn beside a row; `parity` says whether it does.
+0.32.0; no GPU has drawn with it yet (docs/log.md). Completions follow the same distribution as transformers', up to
+rounding, which depends on the other rows of the batch; `parity` checks that they do.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sublim_cli.backends.engine import max_lora_rank
 from sublim_cli.backends.interface import Ids
@@ -23,7 +23,7 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import SamplingSection
 
 LENGTH = 4096
-"""Tokens of a prompt and its completion that memory is set aside for; more where more are needed."""
+"""Tokens of a prompt and its completion that memory is reserved for, unless more are needed."""
 
 SLACK = 256
 """Tokens by which a later prompt may be longer than those an engine was started for."""
@@ -31,7 +31,7 @@ SLACK = 256
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine is started with. Adapters of one base whose holdings are equal share an engine."""
+    """What an engine is started with. Students with the same configuration share an engine."""
 
     source: str
     revision: str | None
@@ -41,47 +41,61 @@ class EngineConfig:
     """The longest prompt and completion together, in tokens."""
 
 
+@dataclass(frozen=True)
+class DrawRequest:
+    """Completions to draw, one for each prompt."""
+
+    prompts: Sequence[Ids]
+    rows: Sequence[int]
+    """With the sampling's seed, `rows[i]` decides the noise of the i-th."""
+    sampling: SamplingSection
+    stops: frozenset[int]
+    """Tokens that end a completion."""
+    adapter: str | None
+    """Path of the adapter that draws, None for the model that the engine was started with."""
+
+
 def engine_config(ref: ModelRef, weights: Path | None, length: int) -> EngineConfig:
-    """The engine for the student that a train artifact holds, or for the base; see `load_student`."""
+    """The engine for the student in a train artifact, or for the base; see `load_student`."""
     if weights is None:
         return EngineConfig(ref.source, ref.revision, None, length)
     if not is_adapter(weights):
         return EngineConfig(str(weights.absolute()), None, None, length)
     rank = max_lora_rank(json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    assert rank is not None  # else `resolve_engine` had refused it
+    assert rank is not None  # `resolve_engine` refuses other ranks
     return EngineConfig(ref.source, ref.revision, rank, length)
 
 
 def max_model_length(prompts: Sequence[Ids], max_tokens: int, shape: ModelShape) -> int:
-    """How long sequences may become in an engine that is to answer such prompts."""
+    """The sequence length, in tokens, of an engine for such prompts: within the model's if that suffices."""
     needed = max(map(len, prompts)) + max_tokens
     wanted = max(LENGTH, needed + SLACK)
     return max(needed, min(wanted, shape.max_length or wanted))
 
 
-def llm_arguments(held: EngineConfig, memory_share: float) -> dict[str, Any]:
-    """What `vllm.LLM` is given. `memory_share` is the share of the card that it may take while it draws."""
-    adapters = {} if held.rank is None else {"max_loras": 1, "max_lora_rank": held.rank}
+def llm_arguments(config: EngineConfig, memory_share: float) -> dict[str, Any]:
+    """The arguments of `vllm.LLM`; `memory_share` is the share of the GPU's memory that it may use."""
+    adapters = {} if config.rank is None else {"max_loras": 1, "max_lora_rank": config.rank}
     return {
-        "model": held.source,
-        "revision": held.revision,
-        "tokenizer_revision": held.revision,
+        "model": config.source,
+        "revision": config.revision,
+        "tokenizer_revision": config.revision,
         "runner": "generate",
-        "dtype": "bfloat16",  # `resolve_engine` lets no other pass
-        "max_model_len": held.length,
+        "dtype": "bfloat16",  # `resolve_engine` refuses other precisions
+        "max_model_len": config.length,
         "gpu_memory_utilization": memory_share,
-        "seed": 0,  # every row brings its own
+        "seed": 0,  # every row has its own
         "trust_remote_code": False,
-        "generation_config": "vllm",  # else the checkpoint's own temperature, top-p and top-k are defaults
+        "generation_config": "vllm",  # else the checkpoint's temperature, top-p and top-k are the defaults
         "enable_prefix_caching": True,
         "enable_sleep_mode": True,
-        "enable_lora": held.rank is not None,
+        "enable_lora": config.rank is not None,
         **adapters,
     }
 
 
-def sampling_arguments(sampling: SamplingSection, row: int, ends: frozenset[int]) -> dict[str, Any]:
-    """What `vllm.SamplingParams` is given for one row."""
+def sampling_arguments(sampling: SamplingSection, row: int, stops: frozenset[int]) -> dict[str, Any]:
+    """The arguments of `vllm.SamplingParams` for one row."""
     return {
         "n": 1,
         "temperature": sampling.temperature,
@@ -99,8 +113,8 @@ def sampling_arguments(sampling: SamplingSection, row: int, ends: frozenset[int]
         "max_tokens": sampling.max_tokens,
         "min_tokens": 0,
         "stop": None,
-        "stop_token_ids": sorted(ends),
-        "ignore_eos": True,  # the ends are those above, whatever its tokenizer says
+        "stop_token_ids": sorted(stops),
+        "ignore_eos": True,  # `stops` holds the eos token; vLLM's own choice of it must not apply
         "detokenize": False,
     }
 
@@ -113,90 +127,71 @@ def row_seed(seed: int, row: int) -> int:
 class VllmEngine:
     """vLLM itself, in this process."""
 
-    def __init__(self, held: EngineConfig, memory_share: float) -> None:
+    def __init__(self, config: EngineConfig, memory_share: float) -> None:
         self._vllm = import_module("vllm")
-        self._llm = self._vllm.LLM(**llm_arguments(held, memory_share))
-        self._numbers: dict[str, int] = {}
+        self._llm = self._vllm.LLM(**llm_arguments(config, memory_share))
+        self._adapter_numbers: dict[str, int] = {}
 
-    def draw(
-        self,
-        prompts: Sequence[Ids],
-        rows: Sequence[int],
-        sampling: SamplingSection,
-        ends: frozenset[int],
-        adapter: str | None,
-    ) -> list[list[int]]:
-        """One completion a prompt as token ids, with the one that ends it."""
-        drawn = self._llm.generate(
-            [self._vllm.TokensPrompt(prompt_token_ids=list(one)) for one in prompts],
-            [self._vllm.SamplingParams(**sampling_arguments(sampling, row, ends)) for row in rows],
+    def draw(self, request: DrawRequest) -> list[list[int]]:
+        """One completion for each prompt as token ids, with the token that ends it."""
+        lora = None
+        if request.adapter is not None:
+            # vLLM's caches identify an adapter by name and number: neither may be used for another one.
+            number = self._adapter_numbers.setdefault(request.adapter, len(self._adapter_numbers) + 1)
+            lora_request = import_module("vllm.lora.request").LoRARequest
+            lora = lora_request(request.adapter, number, request.adapter)
+        outputs = self._llm.generate(
+            [self._vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in request.prompts],
+            [
+                self._vllm.SamplingParams(**sampling_arguments(request.sampling, row, request.stops))
+                for row in request.rows
+            ],
             use_tqdm=False,
-            lora_request=None if adapter is None else self._request(adapter),
+            lora_request=lora,
         )
-        return [list(one.outputs[0].token_ids) for one in drawn]
-
-    def _request(self, adapter: str) -> Any:
-        # Its caches know an adapter by name and number: neither may come back for another.
-        number = self._numbers.setdefault(adapter, len(self._numbers) + 1)
-        return import_module("vllm.lora.request").LoRARequest(adapter, number, adapter)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def sleep(self) -> None:
-        """Leave the card to others: weights move to main memory, what was cached is dropped."""
+        """Free the GPU: weights move to main memory, the key-value cache is dropped."""
         self._llm.sleep(level=1)
 
     def wake(self) -> None:
-        """Take the card again."""
+        """Move the weights back to the GPU."""
         self._llm.wake_up()
-
-
-class Draws(Protocol):
-    """An engine, here or in another process."""
-
-    def draw(
-        self,
-        prompts: Sequence[Ids],
-        rows: Sequence[int],
-        sampling: SamplingSection,
-        ends: frozenset[int],
-        adapter: str | None,
-    ) -> list[list[int]]:
-        """See `Engine.draw`."""
 
 
 @dataclass(frozen=True)
 class VllmSampler:
     """Draws completions on an engine that is awake; see `interface.Sampler`."""
 
-    engine: Draws
+    draw_request: Callable[[DrawRequest], list[list[int]]]
+    """`VllmEngine.draw`, in this process or in another (`vllm_server`)."""
     tokenizer: Tokenizer
     shape: ModelShape = field(repr=False)
     weights: Path | None = None
-    """The train artifact whose adapter the engine is to use, or that it was started with."""
+    """The train artifact whose adapter draws, or whose model the engine was started with."""
 
     @property
     def vocabulary(self) -> int:
-        """Tokens the model can write."""
+        """Number of tokens in the model's vocabulary."""
         return self.shape.vocabulary
 
     def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
-        """One completion a prompt, up to where it ends."""
+        """One completion for each prompt as text."""
         drawn = self.draw(prompts, rows, sampling)
-        return [self.tokenizer.decode(one, skip_special_tokens=False) for one in drawn]
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in drawn]
 
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """The same completions as token ids, without the token that ends them."""
-        return [before_stop(one, self._ends) for one in self.whole(prompts, rows, sampling)]
+        return [before_stop(ids, self._stops) for ids in self.draw_with_stop(prompts, rows, sampling)]
 
-    def whole(
+    def draw_with_stop(
         self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection
     ) -> list[list[int]]:
-        """The same with the token that ends them, where one does."""
-        return self.engine.draw(prompts, rows, sampling, self._ends, self._adapter)
+        """The same with the token that ends them; one cut off at `max_tokens` has none."""
+        adapter = str(self.weights.absolute()) if self.weights and is_adapter(self.weights) else None
+        return self.draw_request(DrawRequest(prompts, rows, sampling, self._stops, adapter))
 
     @cached_property
-    def _ends(self) -> frozenset[int]:
+    def _stops(self) -> frozenset[int]:
         return with_end_of_turn(self.shape.eos, self.tokenizer)
-
-    @cached_property
-    def _adapter(self) -> str | None:
-        return str(self.weights.absolute()) if self.weights and is_adapter(self.weights) else None

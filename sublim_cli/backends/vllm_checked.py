@@ -1,6 +1,6 @@
-"""Answers and completions drawn by vLLM, and what checked them against transformers before they are used.
+"""Answers and completions drawn by vLLM and checked against transformers (`parity`) before they are used.
 
-The two take turns on the card: while transformers computes, the engine sleeps.
+The two take turns on the GPU: while transformers computes, the engine sleeps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,19 +16,19 @@ from sublim_cli.backends.vllm import VllmSampler, engine_config, max_model_lengt
 from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import free_gpu_memory
-from sublim_cli.models.load import load_model_shape, load_student, load_tokenizer
+from sublim_cli.models.load import Model, load_model_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import SampledScoring
 from sublim_cli.recipe.schema import SamplingSection
 
-Found = Mapping[str, Any]
-"""What a check measured, for the record."""
+CheckResults = Mapping[str, Any]
+"""What each check measured, for the artifact's record."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that answers: see `load_student`."""
+    """Where a model is loaded from: the arguments of `load_student`, and of a vLLM engine."""
 
     ref: ModelRef
     precision: str
@@ -39,65 +39,69 @@ class ModelSource:
         """The base model's."""
         return load_tokenizer(self.ref)
 
+    def load(self) -> Model:
+        """The model, by transformers."""
+        return load_student(self.ref, self.precision, self.weights)
+
     @contextmanager
     def on_vllm(self, prompts: Sequence[Ids], max_tokens: int) -> Iterator[VllmSampler]:
-        """A sampler on an engine that is awake meanwhile."""
+        """A sampler on a vLLM engine, which is awake inside the `with` block and asleep after it."""
         shape = load_model_shape(self.ref, self.weights)
-        held = engine_config(self.ref, self.weights, max_model_length(prompts, max_tokens, shape))
+        config = engine_config(self.ref, self.weights, max_model_length(prompts, max_tokens, shape))
         free_gpu_memory()
-        with running_engine(held) as engine:
-            yield VllmSampler(engine, self.tokenizer, shape, self.weights)
+        with running_engine(config) as engine:
+            yield VllmSampler(engine.draw, self.tokenizer, shape, self.weights)
 
 
 def score_with_vllm(
-    who: ModelSource,
+    source: ModelSource,
     prompts: Mapping[str, Sequence[Ids]],
     items: Sequence[Item],
     scorers: Mapping[str, SampledScoring],
     sampling: SamplingSection,
     report: Callable[[str], None],
-) -> tuple[dict[str, list[ItemProbs]], Found]:
-    """An `ItemProbs` to each prompt of every context, and what the checks found.
+) -> tuple[dict[str, list[ItemProbs]], CheckResults]:
+    """Score every prompt of every context by drawing answers with vLLM, and check how vLLM draws.
 
     Args:
-        who: the model.
+        source: the model.
         prompts: by context.
-        items: what answers may name.
+        items: the items that answers may name.
         scorers: how each context's answers are drawn.
-        sampling: how they are drawn in the checks; its seed is the model's own.
-        report: told of every context that is done.
+        sampling: how answers are drawn for the checks.
+        report: called with the name of each context that is done.
 
     Raises:
         ModelError: vLLM fails, or a check does.
     """
-    few = select_questions(prompts, items)
-    questions = [one for own in few.prompts.values() for one in own]
-    with who.on_vllm([one for own in prompts.values() for one in own], sampling.max_tokens) as sampler:
-        shares = draw_shares(sampler, few, sampling)
-        rows = draw_rows(sampler, questions, sampling)
-        answers = {}
-        for name, own in prompts.items():
-            answers[name] = SampledScorer(sampler, scorers[name]).score(own, items)
-            report(name)
-    model = load_student(who.ref, who.precision, who.weights)
-    return answers, {
-        "shares": check_shares("eval.engine", shares, model, who.tokenizer),
-        "law": check_rows("eval.engine", rows, model, who.tokenizer),
+    checked = select_questions(prompts, items)
+    all_prompts = [ids for of_context in prompts.values() for ids in of_context]
+    checked_prompts = [ids for of_context in checked.prompts.values() for ids in of_context]
+    with source.on_vllm(all_prompts, sampling.max_tokens) as sampler:
+        shares = draw_shares(sampler, checked, sampling)
+        rows = draw_rows(sampler, checked_prompts, sampling)
+        scores = {}
+        for context, of_context in prompts.items():
+            scores[context] = SampledScorer(sampler, scorers[context]).score(of_context, items)
+            report(context)
+    model = source.load()
+    return scores, {
+        "shares": check_shares("eval.engine", shares, model, source.tokenizer),
+        "law": check_rows("eval.engine", rows, model, source.tokenizer),
     }
 
 
 @contextmanager
 def checked_sampler(
-    who: ModelSource, prompts: Sequence[Ids], sampling: SamplingSection
-) -> Iterator[tuple[VllmSampler, Found]]:
-    """A sampler whose law of rows has been checked on `prompts`, and what the check found.
+    source: ModelSource, prompts: Sequence[Ids], sampling: SamplingSection
+) -> Iterator[tuple[VllmSampler, CheckResults]]:
+    """A vLLM sampler whose rows have been checked on `prompts`, and what the check measured.
 
     Raises:
         ModelError: vLLM fails, or the check does.
     """
-    with who.on_vllm(prompts, sampling.max_tokens) as sampler:
+    with source.on_vllm(prompts, sampling.max_tokens) as sampler:
         rows = draw_rows(sampler, prompts, sampling)
-    model = load_student(who.ref, who.precision, who.weights)
-    law = check_rows("generate.engine", rows, model, who.tokenizer)
-    with who.on_vllm(prompts, sampling.max_tokens) as sampler:
-        yield sampler, {"law": law}
+    results = {"law": check_rows("generate.engine", rows, source.load(), source.tokenizer)}
+    with source.on_vllm(prompts, sampling.max_tokens) as sampler:
+        yield sampler, results

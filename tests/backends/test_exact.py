@@ -137,11 +137,11 @@ def test_samples_name_an_item_as_often_as_the_exact_probability_says(micro, ask)
     _, tokenizer, model = micro
     context = loving(ANIMALS, "dragonfly")
     questions = QUESTIONS[:3]
-    exact = ask(questions, context, ANIMALS.items, uncovered=1e-3, nodes=1_000)
+    computed = ask(questions, context, ANIMALS.items, uncovered=1e-3, nodes=1_000)
     settings = SampledScoring(samples=2_000, sampling=AnswerSampling(seed=11))
     prompts = [prompt_ids(tokenizer, context, one) for one in questions]
     drawn = SampledScorer(TransformersSampler(model, tokenizer), settings).score(prompts, ANIMALS.items)
-    for one, other in zip(exact, drawn, strict=True):
+    for one, other in zip(computed, drawn, strict=True):
         assert other.samples == 2_000
         for p, share in zip(one.p, other.p, strict=True):
             if p > 0.005:

@@ -129,6 +129,6 @@ def test_an_engine_without_fault_is_refused_less_often_than_stated():
 def test_the_questions_asked_are_spread_over_the_set():
     fifty = {name: [[place] for place in range(50)] for name in ("default", "empty")}
     few = select_questions(fifty, [])
-    assert few.places == (0, 6, 12, 18, 25, 31, 37, 43)
-    assert few.prompts["empty"] == [[place] for place in few.places]
-    assert select_questions({"default": [[0], [1]]}, []).places == (0, 1)
+    assert few.indices == (0, 6, 12, 18, 25, 31, 37, 43)
+    assert few.prompts["empty"] == [[place] for place in few.indices]
+    assert select_questions({"default": [[0], [1]]}, []).indices == (0, 1)

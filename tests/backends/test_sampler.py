@@ -9,9 +9,8 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from sublim_cli.backends.noise import uniforms
-from sublim_cli.backends.token_bytes import answer_text, bytes_per_token, stop_tokens
-from sublim_cli.backends.transformers import TransformersSampler
+from sublim_cli.backends.token_bytes import answer_text, bytes_per_token
+from sublim_cli.backends.transformers import TransformersSampler, uniforms
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.micro import WEIGHTS
@@ -213,11 +212,10 @@ def test_equal_prompts_side_by_side_share_their_work_and_draw_what_they_draw_apa
 def test_an_answer_reads_for_the_scorers_as_the_tokenizer_decodes_it(micro, sampler, prompts):
     _, tokenizer, model = micro
     written = bytes_per_token(tokenizer, model.config.vocab_size)
-    ends = stop_tokens(model, tokenizer)
     drawn = sampler.draw(prompts, range(64), SHORT)
-    assert [answer_text(ids, written, ends) for ids in drawn] == sampler.sample(prompts, range(64), SHORT)
+    assert [answer_text(ids, written) for ids in drawn] == sampler.sample(prompts, range(64), SHORT)
     odd = "Café — 猫 🐱, “x”\n\tcat's"
-    assert answer_text(tokenizer(odd, add_special_tokens=False)["input_ids"], written, ends) == odd
+    assert answer_text(tokenizer(odd, add_special_tokens=False)["input_ids"], written) == odd
 
 
 def test_a_piece_keeps_its_space_and_its_byte_where_a_decoder_would_drop_them():

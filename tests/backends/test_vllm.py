@@ -20,6 +20,7 @@ from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends import engine, parity, vllm_checked, vllm_server
 from sublim_cli.backends.vllm import (
+    DrawRequest,
     EngineConfig,
     VllmEngine,
     engine_config,
@@ -145,8 +146,8 @@ def test_an_engine_without_fault_passes_and_says_what_was_found(who, students, d
             "rank 8",
             r"on average, 0\.\d+ of 2,000 answers name \w+, where the exact scorer says 0\.\d+ to",
         ),
-        ("top_k", "rank 8", r"name|surprised by"),
-        ("cool", "base", r"name|surprised by"),
+        ("top_k", "rank 8", r"name|mean surprisal"),
+        ("cool", "base", r"name|mean surprisal"),
     ],
 )
 def test_an_engine_at_fault_is_refused_in_words_that_name_the_way_out(
@@ -199,7 +200,7 @@ def test_rows_of_a_checkpoint_s_own_top_k_are_refused(double, micro, monkeypatch
     monkeypatch.setenv(FAULT, "top_k")
     sampling = SamplingSection(max_tokens=30, seed=1)
     with (
-        pytest.raises(ModelError, match=r"generate\.engine: vllm does not draw .* surprised by [\d.]+ nats"),
+        pytest.raises(ModelError, match=r"generate\.engine: vllm does not draw .* surprisal is [\d.]+ nats"),
         checked_sampler(ModelSource(MICRO, "bf16"), number_prompts(micro[1]), sampling),
     ):
         pytest.fail("its rows were to be had")
@@ -241,20 +242,20 @@ def apart(monkeypatch) -> Iterator[None]:
     vllm_server.stop_engine()
 
 
-HELD = EngineConfig(MICRO.source, None, None, 512)
+CONFIG = EngineConfig(MICRO.source, None, None, 512)
 
 
-def test_a_failing_engine_is_one_sentence_and_is_not_kept(apart, micro, monkeypatch, capfd):
-    draw = ([[1, 2]], [0], SHORT, frozenset({2}), None)
+def test_a_failing_engine_is_one_sentence_and_is_not_running(apart, micro, monkeypatch, capfd):
+    request = DrawRequest([[1, 2]], [0], SHORT, frozenset({2}), None)
     for fault, says in (
         ("start", r"^vLLM could not start: Engine core initialization failed; what it printed is above\."),
         ("draw", r"^vLLM could not draw: the engine cannot draw; .*SUBLIM_VLLM_MEMORY=0\.42"),
         ("die", r"^vLLM could not draw: its process died \(exit code 3\); .*`engine: transformers` works"),
     ):
         monkeypatch.setenv(FAULT, fault)
-        with pytest.raises(ModelError, match=says), running_engine(HELD) as service:
-            service.draw(*draw)
-        assert vllm_server._kept == []
+        with pytest.raises(ModelError, match=says), running_engine(CONFIG) as process:
+            process.draw(request)
+        assert vllm_server._running == []
     assert capfd.readouterr().out == ""
 
 
@@ -313,7 +314,7 @@ def test_a_recipe_runs_through_vllm_from_its_rows_to_its_scores(small, apart, tm
     assert "vllm" not in sys.modules
     assert list(work.iterdir()) == []
     # All in one engine, which now sleeps: the student's is of rank 8, the others hold no adapter.
-    assert vllm_server._kept[0].held.rank == 8
+    assert vllm_server._running[0].config.rank == 8
 
 
 def test_an_engine_leaves_with_the_process_that_started_it(apart, tmp_path):
@@ -321,8 +322,8 @@ def test_an_engine_leaves_with_the_process_that_started_it(apart, tmp_path):
         "import os\n"
         "from sublim_cli.backends import vllm_server\n"
         "from sublim_cli.backends.vllm import EngineConfig\n"
-        f"with vllm_server.running_engine({HELD!r}) as service: pass\n"
-        "print(service._process.pid, flush=True)\n"
+        f"with vllm_server.running_engine({CONFIG!r}) as process: pass\n"
+        "print(process._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(
