@@ -48,7 +48,7 @@ Z = 3.89
 """The standard errors that `LEVEL` allows to either side, for a normal distribution."""
 
 IMPOSSIBLE = 0.01
-"""Share of tokens that may have probability 0 in transformers: rounding changes which is the last in top-p."""
+"""Share of tokens that may have probability 0 in transformers: rounding changes the last token in top-p."""
 
 BATCH = 4
 """Rows per forward pass: every token has a distribution over the whole vocabulary."""

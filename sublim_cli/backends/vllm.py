@@ -1,8 +1,8 @@
 """Drawing completions with vLLM: one engine for a model, or for all adapters of a base that fit its rank.
 
 `vllm_server` runs it in a separate process. A test that needs no GPU checks names and defaults against
-0.32.0; no GPU has drawn with it yet (docs/log.md). Completions follow the same distribution as transformers', up to
-rounding, which depends on the other rows of the batch; `parity` checks that they do.
+0.32.0; no GPU has drawn with it yet (docs/log.md). Completions follow the same distribution as transformers',
+up to rounding, which depends on the other rows of the batch; `parity` checks that they do.
 """
 
 import hashlib
