@@ -1,404 +1,492 @@
-"""What the study decides: every claim of the recipe as supported, refuted, underpowered or incomplete. Pure.
+"""The verdict on every claim of a recipe: supported, refuted, underpowered or incomplete. Pure.
 
-evaluate(recipe.claims, records(results.runs))
+    evaluate(recipe.claims, runs, located)
 
-The unit is the training run. A student is compared with the control of the same seeds, so what the two
-share (the context's base rate, the seed's data order) cancels; runs that share a seed with other runs are
-clustered by it (`stats.estimate`). Means are over the recipe's questions and hold for those; intervals and
-p values are about new training runs, and about new data sets only where the study has several data seeds.
-An interval for new questions, too, stands beside an effect where it is called that.
+**Units.** The unit is the training run. An effect is a student's P(target) minus that of the control trained
+with the same seeds, so that what both share (the context's base rate, the seed's data order) cancels. Means
+are over the recipe's questions and hold for these questions. Intervals and p values are about new training
+runs; runs that share a seed with other runs are clustered by it (`stats.estimate`). They are about new data
+sets too only where the study has several data seeds. Where the answers to each question are known, an effect
+also has an interval for new questions; no verdict depends on it.
 
-A claim is judged once, when all that was planned for it is there. A look at half of a plan, taken again
-until it pleases, would break the error rates, so a missing run makes a claim incomplete. Broken runs are
+**When.** A claim is judged once, when all runs planned for it are built: judging part of a plan repeatedly
+until it is significant would raise the error rates. A missing run makes the claim incomplete. Broken runs are
 left out and counted.
 
-Two tests stand behind each verdict, one that the claim must pass to be supported and one to be refuted.
-Neither passes wrongly with a probability above alpha, for the claim as a whole:
+**Tests.** Every claim has two: one supports it, one refutes it. For the claim as a whole each is wrong with a
+probability of at most alpha:
 
-* A claim that says "everywhere" is supported where every one of its comparisons passes. If it is false in
-  one, that one has to pass wrongly, which happens with at most alpha: an intersection-union test needs no
-  correction (Berger 1982). Where traits are also spoken of one by one, their p values are Holm's.
-* It is refuted by any one comparison, so there the p values are always Holm's.
-* A claim that passes both (an effect above zero and shown to be below the margin) is refuted: below the
-  margin is what the recipe calls no effect. That takes from the first rate and leaves the second.
+* A claim about all of its comparisons is supported where every comparison passes its test at alpha. This is an
+  intersection-union test, which needs no correction for the number of comparisons (Berger 1982): if the claim
+  is false, it is false in some comparison, and that one passes with a probability of at most alpha. Claims
+  that are also stated trait by trait (C1, C2, C5) have their p values corrected over traits (Holm 1979).
+* A claim is refuted where any one comparison refutes it, so those p values are always Holm's over all
+  comparisons.
+* Where both tests pass (an effect above zero that is also below the margin) the claim is refuted: an effect
+  below the margin is what the recipe calls none. This lowers the probability of a wrong support and leaves
+  that of a wrong refutation.
+* Where neither passes the claim is underpowered.
 
-Several claims are several questions; nothing is corrected across them.
+Several claims of a recipe are not corrected for each other.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sublim_cli.models.positions import set_text
 from sublim_cli.recipe.schema import (
-    AdapterClaim,
     Claim,
     ContextsClaim,
     FullFineTuningClaim,
     InvertedUClaim,
     LocalisationClaim,
+    TextComplement,
     TransmissionClaim,
 )
-from sublim_cli.report.claims.localisation import beyond_random, over_traits
 from sublim_cli.report.claims.pairing import (
-    Answers,
-    Effects,
-    Place,
-    Plan,
+    Basis,
+    Comparison,
+    RunIndex,
+    TraitSetting,
+    compare,
     minus,
     over_questions,
-    placed,
-    unasked,
 )
 from sublim_cli.report.claims.verdict import WIDER, Finding, Verdict, corrected, finding, word_of
 from sublim_cli.report.rates.choose import TITLE, choose, common_seeds
-from sublim_cli.report.tables.conditions import Condition, Run
-from sublim_cli.stats import Estimate, Interval, Seeds, mean_of, peak, two_lines
+from sublim_cli.report.tables.localisation import LocatedRun
+from sublim_cli.report.tables.runs import Condition, Run
+from sublim_cli.stats import Seeds, holm, mean_of, peak, two_lines
 from sublim_cli.wording import condition_label, count, listed, rate
 
-Curves = NDArray[np.float64]
 GIVEN_THE_CHOICE = (
-    "Judged given the learning rates that these runs chose: that other runs might choose others is in no "
-    "interval."
+    "Judged at the learning rates that these runs chose; the intervals leave out that other runs might choose "
+    "other rates."
 )
+ONE_DATA_SEED = "All runs learned from data of one seed: what another data set would do is not known."
 LEAST_RANKS = 4
-"""Two lines through fewer are no test."""
+"""As `stats.two_lines` needs: with three ranks the curve could turn at one rank only."""
 
-
-def evaluate(
-    claims: Iterable[Claim],
-    runs: Sequence[Run],
-    answers: Answers = unasked,
-    located: Sequence[Run] = (),
-) -> list[Verdict]:
-    """The verdict on each claim from the rows of a runs table, see `conditions.records`.
-
-    `answers` gives a run's questions one by one. No verdict rests on them; where they are known an effect
-    is also given for new questions. `located` are the rows of `localisation.located_table`.
-    """
-    every = placed(runs)
-    return [_verdict(claim, Plan(every, answers), located) for claim in claims]
-
-
-def _verdict(claim: Claim, plan: Plan, located: Sequence[Run]) -> Verdict:
-    notes: list[str] = []
-    match claim:
-        case TransmissionClaim():
-            findings = _transmission(claim, plan)
-        case InvertedUClaim():
-            findings = _inverted_u(claim, plan, notes)
-        case FullFineTuningClaim():
-            findings = _full_fine_tuning(claim, plan)
-        case ContextsClaim():
-            findings = _contexts(claim, plan)
-        case LocalisationClaim():
-            findings = _localisation(claim, plan, located)
-    if plan.lacks:
-        findings = []
-    return Verdict(
-        claim=claim,
-        word="incomplete" if plan.lacks else word_of(findings, claim.alpha),
-        findings=tuple(findings),
-        planned=len(plan.planned),
-        broken=len(plan.broken - plan.missing),
-        missing=len(plan.missing),
-        lacks=tuple(plan.lacks),
-        notes=(*notes, *_seeds(plan)),
-    )
-
-
-def _seeds(plan: Plan) -> Iterator[str]:
-    if len(plan.data_seeds) == 1:
-        yield "All runs learned from data of one seed: what another data set would do is not known."
-
-
-def _transmission(claim: TransmissionClaim, plan: Plan) -> list[Finding]:
-    """C1, a finding for each trait.
-
-    Null of support: the mean of student minus control or that of student minus base is 0 or less. Both
-    must be rejected, so p is the larger. Null of refutation: student minus control is the margin or more.
-    Being equivalent to the control implies its rejection; a student *less* fond of the target than the
-    control is no transmission either. The base is no ground for refutation: training without the trait
-    moves a student too.
-    """
-    traits = plan.traits(claim)
-    found = [
-        _passed(claim, plan, Place(one, claim.train_context, claim.train_context), claim.rank)
-        for one in traits
-    ]
-    return corrected([one for one in found if one], support=True)
-
-
-def _passed(
-    claim: TransmissionClaim | ContextsClaim | LocalisationClaim, plan: Plan, place: Place, rank: int
-) -> Finding | None:
-    if (effects := _effects(claim, plan, place, rank)) is None:
-        return None
-    control, base = mean_of(effects.control), effects.base
-    label = condition_label("student", "lora", rank)
-    return finding(
-        claim,
-        place.target,
-        f"{label}, {place.where}, minus the control",
-        effects.control,
-        effects.answers,
-        p=max(control.above(), base.above()),
-        against=control.below(claim.margin),
-        also={"minus the base": base},
-    )
+_ABOUT = {"kept": "kept by {} beyond random sets", "lost": "lost under {} beyond random sets"}
 
 
 @dataclass(frozen=True)
-class _Effects:
-    """A cell beside its control, by seeds, and beside the base."""
+class _Judged:
+    """The findings of one claim, the bases of the comparisons that it needs, and notes on them."""
 
-    control: dict[Seeds, float]
-    answers: Effects
-    base: Estimate
-
-
-def _effects(claim: AdapterClaim, plan: Plan, place: Place, rank: int) -> _Effects | None:
-    chosen = plan.adapters(claim, place, rank)
-    control = plan.control(place, chosen[0]) if chosen else None
-    if chosen is None or control is None:
-        return None
-    own = chosen[1]
-    return _Effects(plan.paired(own, control, place), plan.by_question(own, control), plan.base(own, place))
+    findings: Sequence[Finding]
+    bases: Sequence[Basis]
+    notes: Sequence[str] = ()
 
 
-def _inverted_u(claim: InvertedUClaim, plan: Plan, notes: list[str]) -> list[Finding]:
+def evaluate(
+    claims: Iterable[Claim], runs: Iterable[Run], located: Sequence[LocatedRun] = ()
+) -> list[Verdict]:
+    """The verdict on each claim from a study's runs and, for C5, its located runs."""
+    index = RunIndex(runs)
+    return [_verdict(claim, index, located) for claim in claims]
+
+
+def _verdict(claim: Claim, index: RunIndex, located: Sequence[LocatedRun]) -> Verdict:
+    match claim:
+        case TransmissionClaim():
+            judged = _transmission(claim, index)
+        case InvertedUClaim():
+            judged = _inverted_u(claim, index)
+        case FullFineTuningClaim():
+            judged = _full_fine_tuning(claim, index)
+        case ContextsClaim():
+            judged = _contexts(claim, index)
+        case LocalisationClaim():
+            judged = _localisation(claim, index, located)
+    basis = Basis.joined([index.students, *judged.bases])
+    findings = () if basis.lacks else tuple(judged.findings)
+    one_data_seed = len({training[-1] for training in basis.planned}) == 1
+    return Verdict(
+        claim=claim,
+        word="incomplete" if basis.lacks else word_of(findings, claim.alpha),
+        findings=findings,
+        planned=len(basis.planned),
+        broken=len(basis.broken - basis.missing),
+        missing=len(basis.missing),
+        lacks=basis.lacks,
+        notes=(*judged.notes, *([ONE_DATA_SEED] if one_data_seed else [])),
+    )
+
+
+def _transmission(claim: TransmissionClaim, index: RunIndex) -> _Judged:
+    """C1, a finding for each trait.
+
+    Null of support: the mean of student minus control or that of student minus base is 0 or less. Both must
+    be rejected, so p is the larger. Null of refutation: student minus control is the margin or more. Its
+    rejection includes students that prefer the target *less* than the control, which is no transmission
+    either. The base is no ground for refutation: training without the trait also moves a student.
+    """
+    findings, bases = [], []
+    for target in index.traits(claim):
+        setting = TraitSetting(target, claim.train_context, claim.train_context)
+        compared, basis = index.adapters_compared(claim, setting, claim.rank)
+        bases.append(basis)
+        if compared:
+            findings.append(_transmits(claim, compared))
+    return _Judged(corrected(findings, support=True), bases)
+
+
+def _transmits(claim: TransmissionClaim | ContextsClaim | LocalisationClaim, compared: Comparison) -> Finding:
+    """The finding of C1, which C4 and C5 need too."""
+    effect = mean_of(compared.effects)
+    label = condition_label("student", "lora", claim.rank)
+    return finding(
+        claim,
+        compared.setting.target,
+        f"{label}, {compared.setting.contexts}, minus the control",
+        compared.effects,
+        compared.answers,
+        p=max(effect.above(), compared.base.above()),
+        against=effect.below(claim.margin),
+        also={"minus the base": compared.base},
+    )
+
+
+def _inverted_u(claim: InvertedUClaim, index: RunIndex) -> _Judged:
     """C2, a finding for each trait.
 
     Null of support: the curve does not rise before every point or does not fall after it; see
-    `stats.two_lines`, whose rate under rising, saturating and stepping curves is measured by
+    `stats.two_lines`, whose error rate under rising, saturating and stepping curves is measured by
     `benchmarks/calibration.py`. Null of refutation: some rank's mean lies the margin above that of the
-    highest rank, and some rank's the margin above that of the lowest. A curve that misses either side is
-    no inverted U, so either may be rejected, each at half of alpha: for that *every* rank must be shown
-    to lie less than the margin above the end, an intersection-union test that needs not know the peak.
+    highest rank, and some rank's the margin above that of the lowest. A curve that lacks either side is no
+    inverted U, so either half may be rejected, each at half of alpha. To reject a half, *every* rank must be
+    shown to lie less than the margin above that end: an intersection-union test that need not know the peak.
 
-    On a curve of chosen learning rates (`rates.choose`, which does not look at the trait) both are judged
-    given the choice.
+    A curve of chosen learning rates (`rates.choose`, which does not look at the trait) is judged at the
+    chosen rates.
     """
-    found = [
-        _curve(claim, plan, Place(one, claim.train_context, claim.train_context), notes)
-        for one in plan.traits(claim)
-    ]
+    findings: list[Finding] = []
+    bases: list[Basis] = []
+    notes: list[str] = []
+    for target in index.traits(claim):
+        setting = TraitSetting(target, claim.train_context, claim.train_context)
+        curve = (
+            _fixed_curve(claim, index, setting)
+            if claim.curve == "fixed"
+            else _chosen_curve(claim, index, setting)
+        )
+        bases.append(curve.basis)
+        notes += curve.notes
+        if any(basis.lacks for basis in bases):
+            continue  # the claim is incomplete
+        kept = {rank: p for rank, p in curve.p_target.items() if 2 * _unbroken(p) >= len(p)}
+        if dropped := [str(rank) for rank in curve.p_target if rank not in kept]:
+            ranks = listed(dropped)
+            notes.append(f"{target}: most runs of rank {ranks} broke; the curve is judged without.")
+        findings.append(_curve_finding(claim, setting, kept))
     if claim.curve != "fixed":
         notes.append(GIVEN_THE_CHOICE)
-    return corrected([one for one in found if one], support=True)
+    return _Judged(corrected(findings, support=True), bases, notes)
 
 
-def _curve(claim: InvertedUClaim, plan: Plan, place: Place, notes: list[str]) -> Finding | None:
-    cells = _fixed(claim, plan, place) if claim.curve == "fixed" else _chosen(claim, plan, place, notes)
-    if plan.lacks:
-        return None
-    kept = {rank: one for rank, one in cells.items() if 2 * _whole(one) >= len(one)}
-    if gone := [str(rank) for rank in cells if rank not in kept]:
-        notes.append(f"{place.target}: most runs of rank {listed(gone)} broke; the curve is judged without.")
-    seeds = [one for one in sorted(set().union(*kept.values())) if _in_all(kept, one)]
-    y = np.array([[values[one] for values in kept.values()] for one in seeds], dtype=float)
-    return _turn(claim, place, list(kept), y.reshape(len(seeds), len(kept)), seeds)
+@dataclass(frozen=True)
+class _RankCurve:
+    """P(target) of the runs of each rank by seeds, None where a run is broken."""
+
+    p_target: Mapping[int, Mapping[Seeds, float | None]]
+    basis: Basis
+    notes: Sequence[str] = ()
 
 
-Heights = Mapping[Seeds, float | None]
-"""P(target) of the runs of one rank; None where one is broken."""
-
-
-def _fixed(claim: InvertedUClaim, plan: Plan, place: Place) -> dict[int, Heights]:
+def _fixed_curve(claim: InvertedUClaim, index: RunIndex, setting: TraitSetting) -> _RankCurve:
     """Every rank at the learning rate that the claim names, or the only one there is."""
-    ranks = plan.ranks(claim, place)
-    cells = {rank: chosen[1] for rank in ranks if (chosen := plan.adapters(claim, place, rank))}
-    _enough(plan, place, ranks, "")
-    return {
-        rank: {seeds: None if run is None else run["p_target"] for seeds, run in values.items()}
-        for rank, values in cells.items()
-    }
+    ranks = index.ranks(claim, setting)
+    cells = [index.adapters(claim, setting, rank) for rank in ranks]
+    basis = Basis.joined([*(basis for _, basis in cells), _enough_ranks(ranks, setting, "")])
+    return _RankCurve(
+        {rank: cell.p_target for rank, (cell, _) in zip(ranks, cells, strict=True) if cell}, basis
+    )
 
 
-def _chosen(claim: InvertedUClaim, plan: Plan, place: Place, notes: list[str]) -> dict[int, Heights]:
-    """Every rank at the learning rate that `rates.choose` takes for it; the others have none."""
-    grid = plan.grid(claim, place)
-    found = choose(claim.curve, grid, common_seeds(grid))
-    ranks = [rank for rank in found.choices if isinstance(rank, int)]
-    _enough(plan, place, ranks, f" that can be compared {TITLE[claim.curve]}")
-    told = [f"the curve lacks {one}" for one in found.lacks]
+def _chosen_curve(claim: InvertedUClaim, index: RunIndex, setting: TraitSetting) -> _RankCurve:
+    """Every rank that has a grid at the learning rate that `rates.choose` takes for it."""
+    grid, basis = index.grid(claim, setting)
+    chosen = choose(claim.curve, grid, common_seeds(grid))
+    ranks = [rank for rank in chosen.choices if isinstance(rank, int)]
+    notes = [f"{setting.target}: the curve lacks {lack}." for lack in chosen.lacks]
     edges: dict[str, list[str]] = {}
     for rank in ranks:
-        if edge := found.choices[rank].edge:
+        if edge := chosen.choices[rank].edge:
             edges.setdefault(edge, []).append(str(rank))
-    told += [
-        f"of rank {listed(own)} the {edge} learning rate tried was taken, and the one sought may lie "
-        "beyond it"
-        for edge, own in edges.items()
+    notes += [
+        f"{setting.target}: of rank {listed(at_edge)} the {edge} learning rate tried was taken, and the one "
+        "sought may lie beyond it."
+        for edge, at_edge in edges.items()
     ]
-    notes.extend(f"{place.target}: {one}." for one in told)
-    return {rank: found.choices[rank].values(grid[rank], "p_target") for rank in ranks}
+    too_few = _enough_ranks(ranks, setting, f" that can be compared {TITLE[claim.curve]}")
+    curve = {rank: chosen.choices[rank].values(grid[rank], lambda run: run.p_target) for rank in ranks}
+    return _RankCurve(curve, Basis.joined([basis, too_few]), notes)
 
 
-def _enough(plan: Plan, place: Place, ranks: Sequence[int], which: str) -> None:
-    if len(ranks) < LEAST_RANKS:
-        there = f"it has {listed(list(map(str, ranks)))}" if ranks else "it has none"
-        plan.lack(f"{LEAST_RANKS} LoRA ranks or more on {place}{which}; {there}")
+def _enough_ranks(ranks: Sequence[int], setting: TraitSetting, which: str) -> Basis:
+    if len(ranks) >= LEAST_RANKS:
+        return Basis()
+    present = f"it has {listed([str(rank) for rank in ranks])}" if ranks else "it has none"
+    return Basis((f"{LEAST_RANKS} LoRA ranks or more on {setting}{which}; {present}",))
 
 
-def _whole(values: Heights) -> int:
-    return sum(one is not None for one in values.values())
+def _unbroken(p_target: Mapping[Seeds, float | None]) -> int:
+    return sum(p is not None for p in p_target.values())
 
 
-def _in_all(cells: Mapping[int, Heights], seeds: Seeds) -> bool:
-    return all(values.get(seeds) is not None for values in cells.values())
-
-
-def _turn(
-    claim: InvertedUClaim, place: Place, ranks: Sequence[int], y: Curves, seeds: Sequence[Seeds]
+def _curve_finding(
+    claim: InvertedUClaim, setting: TraitSetting, curve: Mapping[int, Mapping[Seeds, float | None]]
 ) -> Finding:
-    """Judge curves that are there at every rank: y is [runs, ranks]."""
+    """Judge the runs that are unbroken at every rank."""
+    ranks = list(curve)
     end = ranks[-1] if ranks else "–"
     about = f"fall to rank {end} from the highest mean below it, {count(len(ranks), 'rank')}"
     if claim.curve != "fixed":
         about = f"{about} {TITLE[claim.curve]}"
+    planned = sorted({seeds for p_target in curve.values() for seeds in p_target})
+    seeds = [s for s in planned if all(p_target.get(s) is not None for p_target in curve.values())]
+    values = [[p_target[s] for p_target in curve.values()] for s in seeds]
+    y = np.array(values, dtype=float).reshape(len(seeds), len(ranks))  # [runs, ranks]
     x = np.log2(ranks)
     lines = two_lines(x, y, seeds)
     if lines is None:
-        return Finding(place.target, about, None, 1.0, 1.0, None)
+        return Finding(setting.target, about, None, 1.0, 1.0, None)
     last = len(ranks) - 1
-    above = [
-        [mean_of(_differences(y, one, end, seeds)) for one in range(len(ranks)) if one != end]
-        for end in (0, last)
+    above_ends = [
+        [mean_of(_minus_rank(y, rank, end_rank, seeds)) for rank in range(len(ranks)) if rank != end_rank]
+        for end_rank in (0, last)
     ]
-    top = peak(x, y, seeds)
-    falls = _differences(y, int(np.argmax(y.mean(axis=0)[:last])), last, seeds)
-    flat = min(max(one.below(claim.margin) for one in side) for side in above)
-    found = finding(
+    flat = min(max(above.below(claim.margin) for above in side) for side in above_ends)
+    highest_before_end = int(np.argmax(y.mean(axis=0)[:last]))
+    turn = finding(
         claim,
-        place.target,
+        setting.target,
         about,
-        falls,
+        _minus_rank(y, highest_before_end, last, seeds),
         {},
         p=lines.p,
         against=min(1.0, 2 * flat),
         also={"slope up to the turn": lines.rise, "slope from the turn": lines.fall},
     )
-    turn = {
-        "rank of the highest mean (95 %, bootstrap of these runs)": Interval(
-            2**top.mean, _power(top.low), _power(top.high), top.n
-        )
-    }
-    return replace(found, also={**found.also, **turn})
+    highest_rank = peak(np.array(ranks, dtype=float), y, seeds)
+    bootstrap = {"rank of the highest mean (95 %, bootstrap of these runs)": highest_rank}
+    return replace(turn, also={**turn.also, **bootstrap})
 
 
-def _differences(y: Curves, one: int, other: int, seeds: Sequence[Seeds]) -> dict[Seeds, float]:
-    return dict(zip(seeds, (y[:, one] - y[:, other]).tolist(), strict=True))
+def _minus_rank(y: NDArray[np.float64], rank: int, other: int, seeds: Sequence[Seeds]) -> dict[Seeds, float]:
+    """The differences between two ranks by seeds; the ranks are column numbers of y."""
+    return dict(zip(seeds, (y[:, rank] - y[:, other]).tolist(), strict=True))
 
 
-def _power(log: float | None) -> float | None:
-    return None if log is None else 2**log
-
-
-def _full_fine_tuning(claim: FullFineTuningClaim, plan: Plan) -> list[Finding]:
+def _full_fine_tuning(claim: FullFineTuningClaim, index: RunIndex) -> _Judged:
     """C3, a finding for each trait, learning rate and precision.
 
-    Null of support: some condition's mean lies the margin or more away from its control's; every one must
-    be shown equivalent. Null of refutation: no condition lies more than the margin above its control. Said
-    of what training in full does, not of whether adapters would have passed the trait: that is C1's.
+    Null of support: some condition's mean lies the margin or more away from its control's; every one must be
+    shown equivalent. Null of refutation: no condition lies more than the margin above its control. Whether
+    adapters would have passed the trait on is the question of C1, not of this claim.
     """
-    places = [Place(one, claim.train_context, claim.train_context) for one in plan.traits(claim)]
-    found = [_condition(claim, plan, place, one) for place in places for one in plan.full(place)]
-    return corrected([one for one in found if one])
+    findings, bases = [], []
+    for target in index.traits(claim):
+        setting = TraitSetting(target, claim.train_context, claim.train_context)
+        conditions = index.full(setting)
+        if not conditions:
+            bases.append(Basis((f"full fine-tuning on {setting}",)))
+        for condition in conditions:
+            control, basis = index.control(setting, condition)
+            bases.append(basis)
+            if control is None:
+                continue
+            students = index.cell("student", setting, condition)
+            compared, lacking = compare(setting, students, control)
+            bases += [students.basis, lacking]
+            findings.append(_full_finding(claim, compared))
+    return _Judged(corrected(findings), bases)
 
 
-def _condition(claim: FullFineTuningClaim, plan: Plan, place: Place, condition: Condition) -> Finding | None:
-    control = plan.control(place, condition)
-    if control is None:
-        return None
-    values = plan.values("student", place, condition)
-    runs = plan.paired(values, control, place)
-    effect = mean_of(runs)
-    told = [f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings]
+def _full_finding(claim: FullFineTuningClaim, compared: Comparison) -> Finding:
+    condition, effect = compared.condition, mean_of(compared.effects)
+    parts = [
+        "full fine-tuning",
+        f"lr {rate(condition.learning_rate)}",
+        condition.precision,
+        condition.settings,
+    ]
     return finding(
         claim,
-        place.target,
-        f"{', '.join(['full fine-tuning', *filter(None, told)])}, minus the control",
-        runs,
-        plan.by_question(values, control),
+        compared.setting.target,
+        f"{', '.join(filter(None, parts))}, minus the control",
+        compared.effects,
+        compared.answers,
         p=effect.within(claim.margin),
         against=effect.above(claim.margin),
-        also={"minus the base": plan.base(values, place)},
+        also={"minus the base": compared.base},
     )
 
 
-def _contexts(claim: ContextsClaim, plan: Plan) -> list[Finding]:
-    """C4, a finding for each trait, training context and context it was asked in.
+def _contexts(claim: ContextsClaim, index: RunIndex) -> _Judged:
+    """C4, a finding for each trait, training context and eval context.
 
-    Null of support: somewhere the trait does not pass in its training context (C1's null), or another
-    context's effect is the margin or more, or it is no smaller than the training context's. The last is
-    the interaction: without it two effects of 0.01 would be a trait that vanished. Null of refutation:
-    no other context's effect lies above the margin.
+    Null of support: for some training context the trait does not pass in it (C1's null), or in some other
+    context the effect is the margin or more away from zero, or no smaller than in the training context. The
+    last is the interaction: without it an effect of 0.01 in both would be a trait that vanished. Null of
+    refutation: no other context's effect lies above the margin.
     """
-    found: list[Finding] = []
-    for target in plan.traits(claim):
-        there = plan.contexts(claim, target, claim.rank)
-        if not there:
-            plan.lack(f"{condition_label('student', 'lora', claim.rank)} on {target}")
-        for trained in claim.train_contexts or tuple(there):
-            others = claim.eval_contexts or tuple(there.get(trained, []))
-            found += _context(claim, plan, target, trained, [one for one in others if one != trained])
-    return corrected(found)
+    findings: list[Finding] = []
+    bases: list[Basis] = []
+    for target in index.traits(claim):
+        asked = index.contexts(claim, target, claim.rank)
+        if not asked:
+            bases.append(Basis((f"{condition_label('student', 'lora', claim.rank)} on {target}",)))
+        for trained in claim.train_contexts or asked:
+            eval_contexts = claim.eval_contexts or asked.get(trained, [])
+            others = [context for context in eval_contexts if context != trained]
+            if not others:
+                lack = f"any other context that students of {target}, trained in {trained}, were asked in"
+                bases.append(Basis((lack,)))
+            home, basis = index.adapters_compared(claim, TraitSetting(target, trained, trained), claim.rank)
+            bases.append(basis)
+            if home:
+                findings.append(replace(_transmits(claim, home), p_against=None))  # cannot refute C4
+            for other in others:
+                setting = TraitSetting(target, trained, other)
+                away, basis = index.adapters_compared(claim, setting, claim.rank)
+                bases.append(basis)
+                if home and away:
+                    findings.append(_vanishes(claim, home, away))
+    return _Judged(corrected(findings), bases)
 
 
-def _context(
-    claim: ContextsClaim, plan: Plan, target: str, trained: str, others: Sequence[str]
-) -> Iterator[Finding]:
-    own = Place(target, trained, trained)
-    if not others:
-        plan.lack(f"any other context that students of {target}, trained in {trained}, were asked in")
-    home = _effects(claim, plan, own, claim.rank)
-    if passed := _passed(claim, plan, own, claim.rank):
-        yield replace(passed, p_against=None)  # no trait to lose refutes nothing
-    for other in others:
-        place = replace(own, asked=other)
-        effects = _effects(claim, plan, place, claim.rank)
-        if home is None or effects is None:
-            continue
-        yield _elsewhere(claim, place, home, effects)
-
-
-def _elsewhere(claim: ContextsClaim, place: Place, home: _Effects, effects: _Effects) -> Finding:
-    effect = mean_of(effects.control)
-    pairs = home.control.keys() & effects.control.keys()
-    interaction = mean_of({seeds: home.control[seeds] - effects.control[seeds] for seeds in pairs})
+def _vanishes(claim: ContextsClaim, home: Comparison, away: Comparison) -> Finding:
+    """Another context beside the training context."""
+    effect = mean_of(away.effects)
+    pairs = home.effects.keys() & away.effects.keys()
+    interaction = mean_of({seeds: home.effects[seeds] - away.effects[seeds] for seeds in pairs})
     label = condition_label("student", "lora", claim.rank)
-    found = finding(
+    comparison = finding(
         claim,
-        place.target,
-        f"{label}, trained in {place.trained} and asked in {place.asked}, minus the control",
-        effects.control,
-        effects.answers,
+        away.setting.target,
+        f"{label}, trained in {away.setting.trained} and asked in {away.setting.asked}, minus the control",
+        away.effects,
+        away.answers,
         p=max(effect.within(claim.margin), interaction.above()),
         against=effect.above(claim.margin),
-        also={"interaction": interaction, "minus the base": effects.base},
+        also={"interaction": interaction, "minus the base": away.base},
     )
-    wider = over_questions(minus(home.answers, effects.answers), 1 - 2 * claim.alpha)
-    return found if wider is None else replace(found, also={**found.also, f"interaction {WIDER}": wider})
+    wider = over_questions(minus(home.answers, away.answers), 1 - 2 * claim.alpha)
+    if wider is None:
+        return comparison
+    return replace(comparison, also={**comparison.also, f"interaction {WIDER}": wider})
 
 
-def _localisation(claim: LocalisationClaim, plan: Plan, located: Sequence[Run]) -> list[Finding]:
-    """C5, three findings for each trait: there is an effect, and two about X (`sets.beyond_random`).
+def _localisation(claim: LocalisationClaim, index: RunIndex, located: Sequence[LocatedRun]) -> _Judged:
+    """C5, three findings for each trait: there is an effect, and two about the set of tokens X.
 
-    Null of support: there is none (C1's null), or X alone keeps no more of it than random sets of as many
+    Null of support: there is no effect (C1's null), or X alone keeps no more of it than random sets of as many
     tokens, or without X no more is lost than without such sets. Null of refutation: where random sets leave
     more than the margin of the effect, both differences are the margin or more. Where they leave less, no
     set could pass, and nothing is refuted.
     """
-    asked = claim.eval_context or claim.train_context
-    found: list[Finding] = []
-    for target in plan.traits(claim):
-        place = Place(target, claim.train_context, asked)
-        chosen = plan.adapters(claim, place, claim.rank)
-        effect = _passed(claim, plan, place, claim.rank)
-        if chosen is None or effect is None:
+    findings: list[Finding] = []
+    bases: list[Basis] = []
+    eval_context = claim.eval_context or claim.train_context
+    rows: dict[tuple[TraitSetting, Condition, str], list[LocatedRun]] = defaultdict(list)
+    for row in located:
+        setting = TraitSetting(row.target, row.train_context, row.eval_context)
+        rows[setting, row.condition, row.part].append(row)
+    for target in index.traits(claim):
+        setting = TraitSetting(target, claim.train_context, eval_context)
+        compared, basis = index.adapters_compared(claim, setting, claim.rank)
+        bases.append(basis)
+        if compared is None:
             continue
-        found.append(replace(effect, p_against=None))
-        found += beyond_random(claim, plan, place, chosen[0], located, effect.runs)
-    return corrected(over_traits(found))
+        findings.append(replace(_transmits(claim, compared), p_against=None))  # cannot refute C5
+        for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True):
+            amounts, basis = _amounts(setting, part, rows[setting, compared.condition, part])
+            bases.append(basis)
+            findings.append(_beyond_random(claim, compared, _ABOUT[measure].format(part), amounts))
+    return _Judged(corrected(over_traits(findings)), bases)
+
+
+def parts_of(claim: LocalisationClaim) -> tuple[str, str]:
+    """The gates that a claim needs, as the recipe names them: X alone, and all but X."""
+    if isinstance(claim.positions, str):
+        return f"{claim.positions}_only", f"no_{claim.positions}"
+    return set_text(claim.positions), set_text(TextComplement(no_text=claim.positions.text))
+
+
+def over_traits(findings: Sequence[Finding]) -> list[Finding]:
+    """With the p values of C5 corrected over traits (Holm), each trait represented by its largest p value.
+
+    All p values of a trait are scaled by the factor that corrects its largest. So they are all at or below
+    alpha exactly where the trait is after the correction, and the probability that any trait without the
+    property passes is at most alpha.
+    """
+    largest: dict[str, float] = {}
+    for found in findings:
+        largest[found.target] = max(found.p, largest.get(found.target, 0.0))
+    adjusted = dict(zip(largest, holm(list(largest.values())), strict=True))
+    return [
+        replace(
+            found, p=min(1.0, found.p * adjusted[found.target] / largest[found.target]) if found.p else 0.0
+        )
+        for found in findings
+    ]
+
+
+Amounts = Mapping[Seeds, tuple[float, float]]
+"""How much of a run's effect the set has, and the mean of its random sets, by seeds."""
+
+
+def _amounts(setting: TraitSetting, part: str, rows: Sequence[LocatedRun]) -> tuple[Amounts, Basis]:
+    """The amounts of the runs that did not break, and what lacks."""
+    lacks = []
+    named = [row for row in rows if row.control is None]
+    if not named:
+        lacks.append(f"the gate {part} of students of {setting} (`eval.gates`, `eval.gate_contexts`)")
+    if missing := sum(bool(row.missing) for row in named):
+        lacks.append(f"{missing} of {count(len(named), 'run')} of the gate {part} of students of {setting}")
+    random: dict[Seeds, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.control is not None and row.amount is not None:
+            random[row.seeds].append(row.amount)
+    amounts = {}
+    for row in named:
+        if row.missing or row.broken or row.amount is None:
+            continue
+        if row.seeds in random:
+            amounts[row.seeds] = (row.amount, sum(random[row.seeds]) / len(random[row.seeds]))
+        else:
+            lacks.append(f"random sets beside the gate {part}: `eval.gate_controls` is 0")
+    return amounts, Basis(tuple(lacks))
+
+
+def _beyond_random(claim: LocalisationClaim, compared: Comparison, about: str, amounts: Amounts) -> Finding:
+    """One set of tokens, run by run minus the mean of its random sets.
+
+    p is that of the difference being 0 or less. p_against is the largest of three: those of the difference
+    being the margin or more, of the effect being the margin or less, and of the room being the margin or less
+    (the effect minus what random sets have of it): without room not even a set with all of the effect passes.
+    """
+    setting, condition, margin = compared.setting, compared.condition, claim.margin
+    beyond = {seeds: amount - random for seeds, (amount, random) in amounts.items()}
+    effects = compared.effects
+    room = mean_of(
+        {seeds: effects[seeds] - random for seeds, (_, random) in amounts.items() if seeds in effects}
+    )
+    difference, effect = mean_of(beyond), mean_of(effects)
+    label = condition_label("student", condition.method, condition.rank)
+    return finding(
+        claim,
+        setting.target,
+        f"{label}, {setting.contexts}, {about}",
+        beyond,
+        {},
+        p=difference.above(),
+        against=max(difference.below(margin), effect.above(margin), room.above(margin)),
+        also={"room above random sets": room},
+    )

@@ -1,44 +1,37 @@
-"""Which runs a claim is about: what was planned of them, what there is, what they are paired with. Pure."""
+"""The runs that a claim compares: students beside the controls of the same seeds and beside the base. Pure.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+A lookup returns the runs together with a `Basis`: which trainings they are, and in words what of them is
+lacking. A claim's rule collects the bases of its lookups.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sublim_cli.recipe.schema import AdapterClaim, ClaimSection
 from sublim_cli.report.rates.choose import Grid, grid_of
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of
+from sublim_cli.report.tables.runs import Condition, Run
 from sublim_cli.stats import Estimate, Interval, Seeds, mean_of, two_way_interval
 from sublim_cli.wording import condition_label, count, listed, rate
 
-Values = dict[Seeds, Run | None]
-"""The runs of one cell by (train seed, data seed); None where a run is broken or not built."""
+Effects = Mapping[Seeds, tuple[float, ...]]
+"""The effect of each run on every question, by seeds."""
 
-Answers = Callable[[Run], Sequence[float]]
-"""P(target) of a run for every question, in their order; empty where it is not known."""
-
-Effects = dict[Seeds, tuple[float, ...]]
-"""For the seeds of runs their effect on every question."""
-
-_Training = tuple[Any, ...]
+Training = tuple[Any, ...]
+"""What tells one training from another."""
 
 
-def unasked(run: Run) -> tuple[float, ...]:
-    """The answers to questions where none are at hand."""
-    return ()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where runs are looked at: students or controls of a trait, trained and asked in two contexts."""
+class TraitSetting(NamedTuple):
+    """A trait, the context its students and controls were trained in, and the one they were asked in."""
 
     target: str
     trained: str
     asked: str
 
     @property
-    def where(self) -> str:
+    def contexts(self) -> str:
         """The two contexts in words."""
         if self.trained == self.asked:
             return f"trained and asked in {self.trained}"
@@ -48,212 +41,257 @@ class Place:
         return f"{self.target}, trained in {self.trained} and asked in {self.asked}"
 
 
-Placed = Mapping[tuple[str, Place], Mapping[Condition, Sequence[Run]]]
-"""The rows of a runs table by role and place, then by condition."""
+@dataclass(frozen=True)
+class Basis:
+    """The trainings that a comparison was planned on, those of them that broke or are missing, and what lacks.
 
+    A training that is asked in several contexts counts once.
+    """
 
-def placed(runs: Iterable[Run]) -> Placed:
-    """The rows of a runs table as every claim looks them up."""
-    found: dict[tuple[str, Place], dict[Condition, list[Run]]] = {}
-    for run in runs:
-        place = Place(run["target"], run["train_context"] or "", run["eval_context"])
-        found.setdefault((run["role"], place), {}).setdefault(condition_of(run), []).append(run)
-    return found
-
-
-@dataclass
-class Plan:
-    """All runs and, as cells of them are asked for, an account of those that a claim needs."""
-
-    placed: Placed
-    answers: Answers = unasked
-    lacks: dict[str, None] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
     """What the study or the store does not hold, in words."""
-    planned: set[_Training] = field(default_factory=set)
-    """Trainings. One that is asked in several contexts counts once."""
-    broken: set[_Training] = field(default_factory=set)
-    missing: set[_Training] = field(default_factory=set)
+    planned: frozenset[Training] = frozenset()
+    broken: frozenset[Training] = frozenset()
+    missing: frozenset[Training] = frozenset()
 
-    @property
-    def data_seeds(self) -> set[object]:
-        """The seeds of the data sets that the trainings learned from."""
-        return {training[-1] for training in self.planned}
+    @staticmethod
+    def joined(parts: Sequence["Basis"]) -> "Basis":
+        """All of several, every lack once and in their order."""
+        return Basis(
+            tuple(dict.fromkeys(lack for part in parts for lack in part.lacks)),
+            frozenset().union(*(part.planned for part in parts)),
+            frozenset().union(*(part.broken for part in parts)),
+            frozenset().union(*(part.missing for part in parts)),
+        )
+
+
+@dataclass(frozen=True)
+class CellRuns:
+    """The runs of one condition in one setting, by (train seed, data seed)."""
+
+    condition: Condition
+    runs: Mapping[Seeds, Run]
+    """Those that are built and did not break."""
+    p_target: Mapping[Seeds, float | None]
+    """P(target) of all that are planned, None where a run is broken or not built."""
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Students of one condition in one setting, beside their controls and their base."""
+
+    setting: TraitSetting
+    condition: Condition
+    effects: Mapping[Seeds, float]
+    """P(target) minus that of the control of the same seeds, where neither is broken."""
+    answers: Effects
+    """The same, question by question, where the answers of both are known."""
+    base: Estimate
+    """The mean of P(target) minus that of the untouched base in the same context."""
+
+
+class RunIndex:
+    """The runs of a study by role and setting, then by condition."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self._cells: dict[tuple[str, TraitSetting], dict[Condition, list[Run]]] = {}
+        for run in runs:
+            setting = TraitSetting(run.target, run.train_context, run.eval_context)
+            conditions = self._cells.setdefault((run.role, setting), {})
+            conditions.setdefault(run.condition, []).append(run)
 
     def traits(self, claim: ClaimSection) -> list[str]:
         """The traits a claim is about, by name."""
-        students = {place.target for role, place in self.placed if role == "student"}
-        if not students:
-            self.lack("any student")
-        return sorted(claim.traits or students)
+        return sorted(claim.traits or {setting.target for role, setting in self._cells if role == "student"})
+
+    @property
+    def students(self) -> Basis:
+        """What every claim needs."""
+        some = any(role == "student" for role, _ in self._cells)
+        return Basis() if some else Basis(("any student",))
 
     def contexts(self, claim: AdapterClaim, target: str, rank: int) -> dict[str, list[str]]:
         """The contexts in which a trait's adapters of a rank were trained, and where each was asked."""
-        found: dict[str, list[str]] = {}
-        for role, place in sorted(self.placed, key=lambda key: (key[0], key[1].trained, key[1].asked)):
-            conditions = self.placed[role, place]
-            mine = role == "student" and place.target == target
-            if mine and any(_fits(claim, one, rank) for one in conditions):
-                found.setdefault(place.trained, []).append(place.asked)
-        return found
+        contexts: dict[str, list[str]] = {}
+        for (role, setting), conditions in sorted(self._cells.items(), key=lambda item: item[0]):
+            fits = role == "student" and setting.target == target
+            if fits and any(_fits(claim, condition, rank) for condition in conditions):
+                contexts.setdefault(setting.trained, []).append(setting.asked)
+        return contexts
 
-    def ranks(self, claim: AdapterClaim, place: Place) -> list[int]:
-        """The ranks a claim finds students of, ascending."""
-        conditions = self.placed.get(("student", place), {})
-        return sorted(
-            {one.rank for one in conditions if one.rank is not None and _fits(claim, one, one.rank)}
+    def ranks(self, claim: AdapterClaim, setting: TraitSetting) -> list[int]:
+        """The ranks of the students that fit a claim, ascending."""
+        ranks = {
+            condition.rank
+            for condition in self._students(setting)
+            if condition.rank is not None and _fits(claim, condition, condition.rank)
+        }
+        return sorted(ranks)
+
+    def full(self, setting: TraitSetting) -> list[Condition]:
+        """The conditions of full fine-tuning, in the report's order."""
+        conditions = [condition for condition in self._students(setting) if condition.method == "full"]
+        return sorted(conditions, key=lambda condition: condition.order)
+
+    def cell(
+        self, role: str, setting: TraitSetting, condition: Condition, *, name_rate: bool = False
+    ) -> CellRuns:
+        """The runs of one cell. `name_rate`: learning rate and precision are named in what lacks."""
+        runs = self._cells[role, setting][condition]
+        tuning = [f"lr {rate(condition.learning_rate)}", condition.precision]
+        parts = tuning if name_rate or condition.method == "full" else []
+        label = f"{condition_label(role, condition.method, condition.rank, parts)} on {setting}"
+        p_target = {run.seeds: None if run.broken else run.p_target for run in runs}
+        trainings = [(_training(run, condition), run) for run in runs]
+        missing = frozenset(training for training, run in trainings if run.p_target is None)
+        lacks = []
+        if missing:
+            absent = sum(run.p_target is None for run in runs)
+            lacks.append(f"{absent} of {count(len(runs), 'run')} of {label}")
+        if len(p_target) < len(runs):
+            lacks.append(f"a way to tell runs of {label} apart: two have the same seeds")
+        return CellRuns(
+            condition,
+            runs={run.seeds: run for run in runs if run.p_target is not None and not run.broken},
+            p_target=p_target,
+            basis=Basis(
+                tuple(lacks),
+                planned=frozenset(training for training, _ in trainings),
+                broken=frozenset(training for training, run in trainings if run.broken),
+                missing=missing,
+            ),
         )
 
-    def full(self, place: Place) -> list[Condition]:
-        """The conditions of full fine-tuning, in the report's order."""
-        conditions = self.placed.get(("student", place), {})
-        found = sorted((one for one in conditions if one.method == "full"), key=lambda one: one.order)
-        if not found:
-            self.lack(f"full fine-tuning on {place}")
-        return found
+    def adapters(
+        self, claim: AdapterClaim, setting: TraitSetting, rank: int
+    ) -> tuple[CellRuns | None, Basis]:
+        """The students of one rank that fit a claim; None unless they are of one condition."""
+        fitting = [condition for condition in self._students(setting) if _fits(claim, condition, rank)]
+        if len(fitting) == 1:
+            cell = self.cell("student", setting, fitting[0])
+            return cell, cell.basis
+        label = f"{condition_label('student', 'lora', rank)} on {setting}"
+        return None, Basis((f"{label}: {_choice(fitting)}" if fitting else label,))
 
-    def adapters(self, claim: AdapterClaim, place: Place, rank: int) -> tuple[Condition, Values] | None:
-        """The students of one rank that fit a claim; None, and noted as lacking, unless that is one cell."""
-        found = [one for one in self.placed.get(("student", place), {}) if _fits(claim, one, rank)]
-        label = f"{condition_label('student', 'lora', rank)} on {place}"
-        if len(found) == 1:
-            return found[0], self.values("student", place, found[0])
-        self.lack(f"{label}: {_choice(found)}" if found else label)
-        return None
+    def grid(self, claim: AdapterClaim, setting: TraitSetting) -> tuple[Grid, Basis]:
+        """The students that fit a claim at every rank and learning rate; of several conditions the first."""
+        conditions: dict[tuple[int, float | None], list[Condition]] = {}
+        for condition in self._students(setting):
+            if condition.rank is not None and _fits(claim, condition, condition.rank):
+                conditions.setdefault((condition.rank, condition.learning_rate), []).append(condition)
+        bases: list[Basis] = []
+        runs: list[Run] = []
+        for (rank, learning_rate), alike in conditions.items():
+            bases.append(self.cell("student", setting, alike[0], name_rate=True).basis)
+            runs += self._cells["student", setting][alike[0]]
+            if len(alike) > 1:
+                label = condition_label("student", "lora", rank, [f"lr {rate(learning_rate)}"])
+                bases.append(Basis((f"{label} on {setting}: {_choice(alike)}",)))
+        return grid_of(runs, "rank"), Basis.joined(bases)
 
-    def grid(self, claim: AdapterClaim, place: Place) -> Grid:
-        """The students that fit a claim, at every rank and learning rate those of one kind."""
-        kinds: dict[tuple[int, float | None], list[Condition]] = {}
-        for one in self.placed.get(("student", place), {}):
-            if one.rank is not None and _fits(claim, one, one.rank):
-                kinds.setdefault((one.rank, one.learning_rate), []).append(one)
-        for (rank, _), (first, *others) in kinds.items():
-            self.values("student", place, first, in_grid=True)
-            if others:
-                label = condition_label("student", "lora", rank, [f"lr {rate(first.learning_rate)}"])
-                self.lack(f"{label} on {place}: {_choice([first, *others])}")
-        firsts = [kind[0] for kind in kinds.values()]
-        return grid_of([run for one in firsts for run in self.placed["student", place][one]], "rank")
+    def control(self, setting: TraitSetting, student: Condition) -> tuple[CellRuns | None, Basis]:
+        """The controls of a student condition: the only ones there are, or those most like it."""
+        controls = list(self._cells.get(("control", setting), {}))
+        if len(controls) > 1:
+            controls = [control for control in controls if control.settings == student.settings]
+        if len(controls) > 1:
+            controls = [control for control in controls if _trained_like(control, student)]
+        if len(controls) == 1:
+            cell = self.cell("control", setting, controls[0])
+            return cell, cell.basis
+        lack = f"one control to compare with: students of a teacher without the trait, for {setting}"
+        return None, Basis((lack,))
 
-    def control(self, place: Place, like: Condition) -> Values | None:
-        """The control students beside a condition: the only ones there are, or those most like it."""
-        found = list(self.placed.get(("control", place), {}))
-        for alike in (_same_settings, _same_student):
-            if len(found) > 1:
-                found = [one for one in found if alike(one, like)]
-        if len(found) == 1:
-            return self.values("control", place, found[0])
-        self.lack(f"one control to compare with: students of a teacher without the trait, for {place}")
-        return None
+    def adapters_compared(
+        self, claim: AdapterClaim, setting: TraitSetting, rank: int
+    ) -> tuple[Comparison | None, Basis]:
+        """The students of one rank that fit a claim beside their controls; None where either is lacking."""
+        students, basis = self.adapters(claim, setting, rank)
+        if students is None:
+            return None, basis
+        control, control_basis = self.control(setting, students.condition)
+        if control is None:
+            return None, Basis.joined([basis, control_basis])
+        compared, lacking = compare(setting, students, control)
+        return compared, Basis.joined([basis, control_basis, lacking])
 
-    def values(self, role: str, place: Place, condition: Condition, *, in_grid: bool = False) -> Values:
-        """The runs of one cell; those that were not built go to `lacks`, with what tells a cell of a grid."""
-        runs = self.placed[role, place][condition]
-        absent = sum(run["p_target"] is None for run in runs)
-        tuning = [f"lr {rate(condition.learning_rate)}", condition.precision]
-        told = tuning if in_grid or condition.method == "full" else []
-        label = condition_label(role, condition.method, condition.rank, told)
-        if absent:
-            self.lack(f"{absent} of {count(len(runs), 'run')} of {label} on {place}")
-        found: Values = {}
-        for run in runs:
-            training = _training(run)
-            seeds = (run["train_seed"], run["data_seed"])
-            if seeds in found:
-                self.lack(f"a way to tell runs of {label} on {place} apart: two have the same seeds")
-            self.planned.add(training)
-            if run["broken"]:
-                self.broken.add(training)
-            if run["p_target"] is None:
-                self.missing.add(training)
-            fit = run["p_target"] is not None and not run["broken"]
-            found[seeds] = run if fit else None
-        return found
+    def _students(self, setting: TraitSetting) -> Iterable[Condition]:
+        return self._cells.get(("student", setting), {})
 
-    def lack(self, what: str) -> None:
-        """Note that something a claim needs is not there."""
-        self.lacks.setdefault(what)
 
-    def paired(self, values: Values, control: Values, place: Place) -> dict[Seeds, float]:
-        """Runs minus the controls of the same seeds, where neither is broken."""
-        if alone := [seeds for seeds in values if seeds not in control]:
-            written = listed([f"{train} (data seed {data})" for train, data in sorted(alone)])
-            self.lack(f"controls of the same seeds as the students of {place}: train seed {written}")
-        return {
-            seeds: one["p_target"] - other["p_target"]
-            for seeds, one in values.items()
-            if one is not None and (other := control.get(seeds)) is not None
-        }
-
-    def by_question(self, values: Values, control: Values) -> Effects:
-        """Runs minus the controls of the same seeds on every question, where both are known."""
-        return minus(self._answered(values), self._answered(control))
-
-    def _answered(self, values: Values) -> Effects:
-        return {
-            seeds: tuple(found)
-            for seeds, run in values.items()
-            if run is not None and (found := self.answers(run))
-        }
-
-    def base(self, values: Values, place: Place) -> Estimate:
-        """The mean difference of runs and the untouched base, asked in the same context."""
-        runs = {seeds: one for seeds, one in values.items() if one is not None}
-        if any(one["p_target_base"] is None for one in runs.values()):
-            self.lack(f"the untouched base asked for {place.target} in {place.asked}")
-            return mean_of({})
-        return mean_of({seeds: one["p_target"] - one["p_target_base"] for seeds, one in runs.items()})
+def compare(setting: TraitSetting, students: CellRuns, control: CellRuns) -> tuple[Comparison, Basis]:
+    """Students beside controls, and what of controls and base is lacking."""
+    lacks = []
+    if unpaired := sorted(seeds for seeds in students.p_target if seeds not in control.p_target):
+        seeds_text = listed([f"{train} (data seed {data})" for train, data in unpaired])
+        lacks.append(f"controls of the same seeds as the students of {setting}: train seed {seeds_text}")
+    effects = {
+        seeds: value - other
+        for seeds, value in students.p_target.items()
+        if value is not None and (other := control.p_target.get(seeds)) is not None
+    }
+    differences = {
+        seeds: run.p_target - run.p_target_base
+        for seeds, run in students.runs.items()
+        if run.p_target is not None and run.p_target_base is not None
+    }
+    if len(differences) < len(students.runs):
+        lacks.append(f"the untouched base asked for {setting.target} in {setting.asked}")
+        differences = {}
+    answers = minus(_answers(students), _answers(control))
+    compared = Comparison(setting, students.condition, effects, answers, mean_of(differences))
+    return compared, Basis(tuple(lacks))
 
 
 def minus(effects: Effects, others: Effects) -> Effects:
-    """Question by question, for the seeds that both have."""
+    """The difference question by question, for the seeds that both have."""
     return {
-        seeds: tuple(one - other for one, other in zip(effects[seeds], others[seeds], strict=True))
+        seeds: tuple(effect - other for effect, other in zip(effects[seeds], others[seeds], strict=True))
         for seeds in effects
         if seeds in others
     }
 
 
 def over_questions(effects: Effects, level: float) -> Interval | None:
-    """The mean effect with an interval for new runs and new questions; None where too few are known."""
+    """The mean effect with an interval for new runs and new questions; None where there are too few."""
     if not effects:
         return None
     ordered = sorted(effects)
-    found = two_way_interval(np.array([effects[one] for one in ordered]), ordered, level)
-    return found if found.low is not None else None
+    interval = two_way_interval(np.array([effects[seeds] for seeds in ordered]), ordered, level)
+    return interval if interval.low is not None else None
 
 
-def _training(run: Run) -> _Training:
-    """What tells one training from another; a control's is the same for every trait it is asked about."""
-    target = None if run["role"] == "control" else (run["category"], run["target"])
-    return target, condition_of(run), run["train_seed"], run["data_seed"]
+def _answers(cell: CellRuns) -> Effects:
+    return {seeds: run.answers for seeds, run in cell.runs.items() if run.answers}
 
 
-def _fits(claim: AdapterClaim, one: Condition, rank: int) -> bool:
-    return (one.method, one.rank) == ("lora", rank) and all(
-        wanted is None or wanted == there
-        for wanted, there in (
-            (claim.learning_rate, one.learning_rate),
-            (claim.precision, one.precision),
-            (claim.settings, one.settings),
-        )
+def _training(run: Run, condition: Condition) -> Training:
+    """A control's training is the same for every trait it is asked about."""
+    trait = None if run.role == "control" else (run.category, run.target)
+    return trait, condition, run.train_seed, run.data_seed
+
+
+def _fits(claim: AdapterClaim, condition: Condition, rank: int) -> bool:
+    return (
+        (condition.method, condition.rank) == ("lora", rank)
+        and claim.learning_rate in (None, condition.learning_rate)
+        and claim.precision in (None, condition.precision)
+        and claim.settings in (None, condition.settings)
     )
 
 
-def _choice(found: Sequence[Condition]) -> str:
+def _choice(conditions: Sequence[Condition]) -> str:
     """What a claim has to name so that one of several conditions is meant."""
     keys = {
-        "learning_rate": sorted({rate(one.learning_rate) for one in found}),
-        "precision": sorted({one.precision for one in found}),
-        "settings": sorted({one.settings for one in found}),
+        "learning_rate": sorted({rate(condition.learning_rate) for condition in conditions}),
+        "precision": sorted({condition.precision for condition in conditions}),
+        "settings": sorted({condition.settings for condition in conditions}),
     }
     open_keys = [f"`{key}` ({listed(values)})" for key, values in keys.items() if len(values) > 1]
-    return f"there are {len(found)} kinds; the claim must name its {listed(open_keys) or 'own'}"
+    return f"there are {len(conditions)} kinds; the claim must name its {listed(open_keys) or 'own'}"
 
 
-def _same_settings(one: Condition, like: Condition) -> bool:
-    return one.settings == like.settings
-
-
-def _same_student(one: Condition, like: Condition) -> bool:
-    mine = (one.method, one.rank, one.learning_rate, one.precision)
-    return mine == (like.method, like.rank, like.learning_rate, like.precision)
+def _trained_like(control: Condition, student: Condition) -> bool:
+    trained = (control.method, control.rank, control.learning_rate, control.precision)
+    return trained == (student.method, student.rank, student.learning_rate, student.precision)

@@ -1,14 +1,14 @@
-"""How often a study as it is planned would come to the verdict that is right, before it is run. Pure.
+"""How often a study as it is planned would reach the right verdict, before it is run. Pure.
 
-    powers(recipe.claims, runs, effect=0.05)
+    powers(recipe.claims, planned_runs(study, reader), effect=0.05)
 
-Each claim is judged by `report.claims` on studies drawn by `report.simulate`: in some of them it holds, with
-the stated effect, in others it does not. `benchmarks/calibration.py` measures the same for shipped designs.
+`claims.evaluate` judges each claim on studies drawn by `claims.simulate`: in some of them it holds, with the
+stated effect, in others it does not. `benchmarks/calibration.py` measures the same for shipped designs.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,18 +21,18 @@ from sublim_cli.recipe.schema import (
     LocalisationClaim,
     TransmissionClaim,
 )
-from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.claims.localisation import parts_of
+from sublim_cli.report.claims.evaluate import evaluate, parts_of
 from sublim_cli.report.claims.simulate import BASE, TOTAL, Shares, SimulatedStudy, total_spread
 from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
-from sublim_cli.report.tables.conditions import Run, condition_of
+from sublim_cli.report.tables.localisation import LocatedRun
+from sublim_cli.report.tables.runs import AskedModel, Run
 from sublim_cli.stats import Interval, power
 
 DRAWS = 200
 """Studies of each kind. The standard error of a share is at most 0.035: sqrt(0.25 / 200)."""
 
 ROWS = 40_000
-"""Rows drawn and judged at most for one share: a large study is drawn fewer times, but `FEWEST`."""
+"""Runs drawn and judged at most for one share: a large study is drawn fewer times, but at least `FEWEST`."""
 
 FEWEST = 40
 
@@ -41,9 +41,10 @@ Effect = Callable[[Run], float]
 
 @dataclass(frozen=True)
 class RunSpread:
-    """How far runs of one condition stray, as a standard deviation of P(target).
+    """The standard deviation of P(target) between runs of one condition.
 
-    Measured in `runs` runs with `freedom` degrees of freedom; None, it is assumed: `simulate.TOTAL`.
+    Measured in `runs` runs with `freedom` degrees of freedom; where `runs` is None it is assumed to be
+    `simulate.TOTAL`.
     """
 
     value: float = TOTAL
@@ -55,8 +56,8 @@ class RunSpread:
 class Power:
     """What a claim's planned runs can decide.
 
-    `holds` is the share of studies that find it supported where it is true, `fails` of those that find it
-    refuted where it is not; both None where the study lacks what the claim needs.
+    `holds` is the share of studies in which the claim is supported where it is true, `fails` the share in which
+    it is refuted where it is false; both None where the study lacks what the claim needs.
     """
 
     claim: Claim
@@ -86,20 +87,19 @@ TRUTHS = {
 }
 """What is true in the studies in which a claim holds, and in those in which it does not."""
 
-
 AT_SET: Shares = (0.6, 0.6, 0.3)
 AT_RANDOM: Shares = (0.3, 0.3, 0.3)
-"""What sets have of the effect where C5 holds, and where it does not; see `TRUTHS`."""
+"""The shares of the effect where C5 holds, and where it does not; see `TRUTHS`."""
 
 UNKNOWN = "number losses and update norms of the runs, which choose the learning rates"
-"""What the power of a claim on a curve of chosen learning rates depends on, and no plan knows."""
+"""What the power of a claim on a curve of chosen learning rates depends on and a plan does not know."""
 
 
 def powers(claims: Iterable[Claim], runs: Sequence[Run], effect: float) -> list[Power]:
     """The power of each claim at an `effect` on P(target).
 
     Args:
-        runs: the study's runs, see `rows.planned`; those with a `p_target` tell how far runs stray.
+        runs: see `tables.runs.planned_runs`; those with a `p_target` give the spread between runs.
     """
     return [_power(claim, runs, effect) for claim in claims]
 
@@ -107,16 +107,16 @@ def powers(claims: Iterable[Claim], runs: Sequence[Run], effect: float) -> list[
 def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
     if isinstance(claim, InvertedUClaim) and claim.curve != "fixed":
         return Power(claim, len(runs), RunSpread(), None, None, (UNKNOWN,))
-    blank = [{**one, "p_target": BASE, "p_target_base": BASE, "broken": ""} for one in runs]
-    whole = evaluate([claim], blank, located=_gated(claim, blank))[0]
-    needed = [one for one in runs if _concerns(claim, one)]
-    spread = measured(needed) or RunSpread()
-    if whole.lacks:
-        return Power(claim, whole.planned, spread, None, None, whole.lacks)
+    blank = [replace(run, p_target=BASE, p_target_base=BASE, broken="") for run in runs]
+    (verdict,) = evaluate([claim], blank, _blank_gates(claim, blank))
+    needed = [run for run in runs if _concerns(claim, run)]
+    spread = measured_spread(needed) or RunSpread()
+    if verdict.lacks:
+        return Power(claim, verdict.planned, spread, None, None, verdict.lacks)
     holds, fails = _truths(claim, needed, effect)
     return Power(
         claim,
-        whole.planned,
+        verdict.planned,
         spread,
         holds=_share(claim, needed, holds, "supported", spread),
         fails=_share(claim, needed, fails, "refuted", spread),
@@ -124,106 +124,107 @@ def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
     )
 
 
-def measured(runs: Iterable[Run]) -> RunSpread | None:
-    """How far runs stray from the mean of their condition, pooled; None where no two of one are there."""
+def measured_spread(runs: Iterable[Run]) -> RunSpread | None:
+    """The standard deviation of runs around the mean of their condition, pooled; None without replicates."""
     groups: dict[Any, list[float]] = {}
     for run in runs:
-        if run["p_target"] is not None and not run["broken"]:
-            key = (run["target"], condition_of(run), run["eval_context"])
-            groups.setdefault(key, []).append(run["p_target"])
-    several = [one for one in groups.values() if len(one) > 1]
-    freedom = sum(len(one) - 1 for one in several)
+        if run.p_target is not None and not run.broken:
+            key = (run.target, run.condition, run.eval_context)
+            groups.setdefault(key, []).append(run.p_target)
+    replicated = [values for values in groups.values() if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in replicated)
     if not freedom:
         return None
-    squares = math.fsum(float(np.var(one)) * len(one) for one in several)
-    return RunSpread(math.sqrt(squares / freedom), sum(map(len, several)), freedom)
+    squares = math.fsum(float(np.var(values)) * len(values) for values in replicated)
+    return RunSpread(math.sqrt(squares / freedom), sum(map(len, replicated)), freedom)
 
 
 def _concerns(claim: Claim, run: Run) -> bool:
-    """Whether a claim looks at a run: students of its kind, controls, in the contexts it asks about."""
-    student = run["role"] == "student"
+    """Whether a claim compares a run: students of its kind and controls, in the contexts it names."""
+    student = run.role == "student"
     match claim:
         case ContextsClaim():
-            return not student or (run["method"], run["rank"]) == ("lora", claim.rank)
+            return not student or (run.method, run.rank) == ("lora", claim.rank)
         case LocalisationClaim():
-            asked = (claim.train_context, claim.eval_context or claim.train_context)
-            fits = not student or (run["method"], run["rank"]) == ("lora", claim.rank)
-            return fits and (run["train_context"], run["eval_context"]) == asked
+            contexts = (claim.train_context, claim.eval_context or claim.train_context)
+            fits = not student or (run.method, run.rank) == ("lora", claim.rank)
+            return fits and (run.train_context, run.eval_context) == contexts
         case TransmissionClaim():
-            fits = not student or (run["method"], run["rank"]) == ("lora", claim.rank)
+            fits = not student or (run.method, run.rank) == ("lora", claim.rank)
         case InvertedUClaim():
-            fits = student and run["method"] == "lora"
+            fits = student and run.method == "lora"
         case FullFineTuningClaim():
-            fits = not student or run["method"] == "full"
-    return fits and run["train_context"] == run["eval_context"] == claim.train_context
+            fits = not student or run.method == "full"
+    return fits and run.train_context == run.eval_context == claim.train_context
 
 
 def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, Effect]:
     """The effect of a run where the claim holds, and where it does not: `TRUTHS`."""
-    everywhere, nowhere = _students(effect), _students(0.0)
+
+    def everywhere(run: Run) -> float:
+        return effect if run.role == "student" else 0.0
+
+    def nowhere(run: Run) -> float:
+        return 0.0
+
+    def where_trained(run: Run) -> float:
+        return everywhere(run) if run.train_context == run.eval_context else 0.0
+
     match claim:
         case TransmissionClaim():
             return everywhere, nowhere
         case FullFineTuningClaim():
             return nowhere, everywhere
         case ContextsClaim():
-            return _students(effect, only_at_home=True), everywhere
+            return where_trained, everywhere
         case LocalisationClaim():
             return everywhere, everywhere
         case InvertedUClaim():
-            place = _places([run["rank"] for run in runs])
-            return lambda run: effect * _hump(place(run)), lambda run: effect * place(run)
+            position = _rank_positions(runs)
+            return (
+                lambda run: effect * (1 - (2 * position(run) - 1) ** 2),
+                lambda run: effect * position(run),
+            )
 
 
-def _students(effect: float, *, only_at_home: bool = False) -> Effect:
-    """An effect on every student, in every context or in that of its training alone."""
-
-    def of(run: Run) -> float:
-        there = run["train_context"] == run["eval_context"] or not only_at_home
-        return effect if there and run["role"] == "student" else 0.0
-
-    return of
-
-
-def _places(ranks: Sequence[int]) -> Effect:
-    """Where a run's rank lies between the lowest and the highest, in octaves: 0 to 1."""
-    low, high = math.log2(min(ranks)), math.log2(max(ranks))
-
-    def place(run: Run) -> float:
-        return (math.log2(run["rank"]) - low) / (high - low)
-
-    return place
-
-
-def _hump(place: float) -> float:
-    return 1 - (2 * place - 1) ** 2
+def _rank_positions(runs: Sequence[Run]) -> Effect:
+    """The position of a run's rank between the lowest and the highest, in octaves: 0 to 1."""
+    octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank is not None}
+    low, high = min(octaves.values()), max(octaves.values())
+    return lambda run: (octaves[run.rank] - low) / (high - low)
 
 
 def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: RunSpread) -> Interval:
-    data = len({run["data_seed"] for run in runs}) > 1
+    data = len({run.data_seed for run in runs}) > 1
     scale = 1.0 if spread.runs is None else spread.value / total_spread(data=data)
-    table = SimulatedStudy(runs, [truth(one) for one in runs], scale, data=data)
+    study = SimulatedStudy(runs, [truth(run) for run in runs], scale, data=data)
     draws = max(FEWEST, min(DRAWS, ROWS // len(runs)))
 
-    def found(generator: np.random.Generator) -> bool:
-        rows = table.draw(generator)
-        located: Sequence[Run] = ()
+    def reaches_word(generator: np.random.Generator) -> bool:
+        drawn = study.draw(generator)
+        located: Sequence[LocatedRun] = ()
         if isinstance(claim, LocalisationClaim):
             shares = AT_SET if word == "supported" else AT_RANDOM
-            located = table.located(generator, lambda target: shares, parts_of(claim))
-        return evaluate([claim], rows, located=located)[0].word == word
+            located = study.located(generator, drawn, lambda target: shares, parts_of(claim))
+        return evaluate([claim], drawn, located)[0].word == word
 
-    return power(found, draws)
+    return power(reaches_word, draws)
 
 
-def _gated(claim: Claim, runs: Sequence[Run]) -> list[Run]:
-    """Gated students for every run that a claim on localisation looks at."""
+def _blank_gates(claim: Claim, runs: Sequence[Run]) -> list[LocatedRun]:
+    """Gated students for every run that a claim on localisation looks at, without values."""
     if not isinstance(claim, LocalisationClaim):
         return []
-    there = [run for run in runs if run["role"] == "student" and _concerns(claim, run)]
     return [
-        {**run, "part": part, "control": control, "amount": 0.0, "missing": ""}
-        for run in there
-        for part in parts_of(claim)
+        LocatedRun(
+            **{f.name: getattr(run, f.name) for f in fields(AskedModel)},
+            part=part,
+            measure=measure,
+            control=control,
+            amount=0.0,
+        )
+        for run in runs
+        if run.role == "student" and _concerns(claim, run)
+        for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True)
         for control in (None, 1)
     ]

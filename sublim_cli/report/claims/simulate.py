@@ -1,4 +1,4 @@
-"""Studies drawn from a known truth, as runs tables that `report.claims` can judge. Pure.
+"""Studies drawn from a known truth, as runs that `claims.evaluate` can judge. Pure.
 
 A run's P(target) is the mean over its questions of
 
@@ -11,26 +11,28 @@ must hold exactly.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.report.tables.conditions import Run
+from sublim_cli.report.tables.localisation import LocatedRun
+from sublim_cli.report.tables.runs import AskedModel, Run
 
 BASE = 0.3
 SPREAD = {"seed": 0.015, "data": 0.01, "training": 0.015, "context": 0.01}
+"""Standard deviations of P(target)."""
 QUESTIONS, QUESTION_SPREAD = 50, 0.1
-"""Fifty questions, each of which a training moves by this much of its own."""
+"""Questions of a run, and the standard deviation of a training's part at each question."""
 
 TOTAL = 0.03
-"""How far a run strays from its truth in all, as a standard deviation of P(target): `total_spread`, rounded.
+"""The standard deviation of a run's P(target) around its truth in all: `total_spread`, rounded.
 
-The spread between seeds that the project plans for, until a study has measured its own.
+The spread between seeds that the project plans for until a study has measured its own.
 """
 
 RANDOM_SETS, SET_SPREAD = 5, 0.1
-"""Random sets beside each gate, and how much their shares differ by luck."""
+"""Random sets beside each gate, and the standard deviation of their shares."""
 
 Shares = tuple[float, float, float]
 """Of a student's effect: kept by the named set alone, lost without it, and either of random sets."""
@@ -52,60 +54,86 @@ def total_spread(*, data: bool) -> float:
     return math.hypot(*parts, QUESTION_SPREAD / math.sqrt(QUESTIONS))
 
 
+def shared_by(runs: Sequence[Run], *columns: str) -> NDArray[np.int64]:
+    """For each run the number of its group: runs of one group agree in these columns."""
+    keys = [tuple(getattr(run, column) for column in columns) for run in runs]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
 class SimulatedStudy:
-    """Runs whose probabilities are drawn again for every study."""
+    """The runs of a study, whose probabilities are drawn anew for every study."""
 
     def __init__(self, runs: Sequence[Run], effects: Sequence[float], scale: float, *, data: bool) -> None:
-        """Take the rows of a runs table and the true effect of each.
+        """Take the runs of a plan and the true effect of each.
 
         Args:
-            scale: runs stray this many times as far as `SPREAD` says.
-            data: whether data sets differ; a study with one speaks of that one, and there they do not.
+            scale: multiplies the standard deviations of `SPREAD`.
+            data: whether data sets differ. A study with one data set is judged for that one: there they do
+                not.
         """
-        self.runs: list[dict[str, Any]] = [{**one, "p_target_base": BASE, "broken": ""} for one in runs]
+        self._columns = [
+            {f.name: getattr(run, f.name) for f in fields(Run)} | {"p_target_base": BASE, "broken": ""}
+            for run in runs
+        ]
         self._effects = np.asarray(effects, dtype=float)
         self._scale = scale
-        self._parts = {name: self._groups(*columns) for name, columns in _SHARED.items()}
+        self._parts = {name: shared_by(runs, *columns) for name, columns in _SHARED.items()}
         self._parts["context"] = np.arange(len(runs))
         if not data:
             del self._parts["data"]
 
-    def _groups(self, *names: str) -> NDArray[np.int64]:
-        keys = [tuple(row[name] for name in names) for row in self.runs]
-        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-        return np.array([places[key] for key in keys])
+    def __len__(self) -> int:
+        return len(self._columns)
 
     def draw(self, generator: np.random.Generator) -> list[Run]:
-        """One study; the rows are the same objects every time."""
-        strayed = generator.normal(0, QUESTION_SPREAD, (len(self.runs), QUESTIONS)).mean(axis=1)
+        """The runs of one study."""
+        return self.runs(self.draw_p_target(generator))
+
+    def draw_p_target(self, generator: np.random.Generator) -> NDArray[np.float64]:
+        """P(target) of each run in one study."""
+        noise = generator.normal(0, QUESTION_SPREAD, (len(self), QUESTIONS)).mean(axis=1)
         for name, groups in self._parts.items():
-            strayed += generator.normal(0, SPREAD[name], groups.max() + 1)[groups]
-        values = BASE + self._effects + self._scale * strayed
-        for row, value in zip(self.runs, values.tolist(), strict=True):
-            row["p_target"] = value
-        return self.runs
+            noise += generator.normal(0, SPREAD[name], groups.max() + 1)[groups]
+        p_target: NDArray[np.float64] = BASE + self._effects + self._scale * noise
+        return p_target
+
+    def runs(
+        self, p_target: NDArray[np.float64], number_loss: NDArray[np.float64] | None = None
+    ) -> list[Run]:
+        """The planned runs with these values."""
+        columns = self._columns
+        if number_loss is not None:
+            losses = number_loss.tolist()
+            columns = [row | {"number_loss": loss} for row, loss in zip(columns, losses, strict=True)]
+        return [Run(**row | {"p_target": p}) for row, p in zip(columns, p_target.tolist(), strict=True)]
 
     def located(
-        self, generator: np.random.Generator, shares: Callable[[str], Shares], parts: tuple[str, str]
-    ) -> list[Run]:
-        """The gated students of the study drawn last: each set has its share of a run's effect, and noise.
+        self,
+        generator: np.random.Generator,
+        runs: Sequence[Run],
+        shares: Callable[[str], Shares],
+        parts: tuple[str, str],
+    ) -> list[LocatedRun]:
+        """The gated students of a drawn study: each set has its share of a run's effect, and noise.
 
         Args:
+            runs: of the study, see `draw`.
             shares: of a trait's students, by its target.
             parts: the gates' names, the set alone and all but it.
         """
-        found = []
-        for row in self.runs:
-            if row["role"] == "control":
+        located = []
+        for run in runs:
+            if run.role == "control" or run.p_target is None:
                 continue
-            kept, lost, random = shares(row["target"])
-            effect = row["p_target"] - BASE
-            for part, own in zip(parts, (kept, lost), strict=True):
-                drawn = [own, *generator.normal(random, SET_SPREAD, RANDOM_SETS)]
-                noise = self._scale * generator.normal(0, SPREAD["context"], len(drawn))
-                for control, (share, stray) in enumerate(zip(drawn, noise, strict=True)):
-                    amount = share * effect + float(stray)
-                    found.append(
-                        {**row, "part": part, "control": control or None, "amount": amount, "missing": ""}
-                    )
-        return found
+            kept, lost, random = shares(run.target)
+            model = {f.name: getattr(run, f.name) for f in fields(AskedModel)}
+            for part, measure, share in zip(parts, ("kept", "lost"), (kept, lost), strict=True):
+                set_shares = np.array([share, *generator.normal(random, SET_SPREAD, RANDOM_SETS)])
+                noise = self._scale * generator.normal(0, SPREAD["context"], len(set_shares))
+                amounts = set_shares * (run.p_target - BASE) + noise
+                located += [
+                    LocatedRun(**model, part=part, measure=measure, control=number or None, amount=amount)
+                    for number, amount in enumerate(amounts.tolist())
+                ]
+        return located

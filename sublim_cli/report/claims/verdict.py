@@ -1,4 +1,4 @@
-"""What a claim's comparisons found, and the verdict they add up to. Pure."""
+"""The findings of a claim's comparisons, and the verdict they make together. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -61,10 +61,11 @@ WIDER = "over new runs and questions"
 class Finding:
     """One comparison of a claim.
 
-    `effect` is a difference of P(target) with the interval at level 1 - 2 alpha that its one-sided tests
-    belong to. `p` is that of the claim holding here and `p_against` that of its not holding, corrected as
-    the claim's rule says; `detectable` the smallest true effect these runs find four times in five; `runs`
-    the effect of each run by (train seed, data seed). `also` holds what else the rule looks at.
+    `effect` is a difference of P(target) with its interval at level 1 - 2 alpha, which excludes a value where a
+    one-sided test at alpha rejects it. `p` is the p value of the test that supports the claim here and
+    `p_against` that of the test that refutes it (None: this comparison cannot), corrected as the claim's rule
+    says. `detectable` is the smallest true effect that these runs find with a power of 0.8; `runs` the effect of
+    each run by (train seed, data seed). `also` holds the other quantities that the rule tests.
     """
 
     target: str
@@ -85,7 +86,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of one claim, and the plan they were made for."""
+    """The verdict on one claim, and the numbers of trainings that were planned for it, broke or are missing."""
 
     claim: Claim
     word: Word
@@ -109,12 +110,12 @@ class Verdict:
     @property
     def statement(self) -> str:
         """The claim in words."""
-        said = STATEMENT[self.claim.kind]
+        statement = STATEMENT[self.claim.kind]
         if isinstance(self.claim, InvertedUClaim) and self.claim.curve != "fixed":
-            return f"{said}, {TITLE[self.claim.curve]}"
+            return f"{statement}, {TITLE[self.claim.curve]}"
         if isinstance(self.claim, LocalisationClaim):
-            return f"{said}: {set_text(self.claim.positions)}"
-        return said
+            return f"{statement}: {set_text(self.claim.positions)}"
+        return statement
 
     @property
     def test(self) -> str:
@@ -124,7 +125,7 @@ class Verdict:
 
 def word_of(findings: Sequence[Finding], alpha: float) -> Word:
     """The verdict on a claim by those on its comparisons."""
-    words = {one.word(alpha) for one in findings}
+    words = {finding.word(alpha) for finding in findings}
     if "refuted" in words:
         return "refuted"
     return "supported" if words == {"supported"} else "underpowered"
@@ -141,29 +142,37 @@ def finding(
     against: float,
     also: Mapping[str, Estimate],
 ) -> Finding:
-    """A comparison of runs by their seeds, and of their questions one by one where those are known."""
+    """A comparison over runs, and over questions where the answers are known.
+
+    Args:
+        runs: the effect of each run by (train seed, data seed).
+        answers: the same, question by question.
+        p, against: of the tests for and against the claim.
+        also: the other quantities of the rule, see `Finding`.
+    """
     effect, level = mean_of(runs), 1 - 2 * claim.alpha
     wider = over_questions(answers, level)
+    detectable = effect.detectable(claim.alpha)
     return Finding(
         target=target,
         about=about,
         effect=effect.interval(level) if effect.n else None,
         p=p,
         p_against=against,
-        detectable=found if math.isfinite(found := effect.detectable(claim.alpha)) else None,
+        detectable=detectable if math.isfinite(detectable) else None,
         runs=runs,
         also={
             **({} if wider is None else {WIDER: wider}),
-            **{name: one.interval(level) for name, one in also.items() if one.n},
+            **{name: estimate.interval(level) for name, estimate in also.items() if estimate.n},
         },
     )
 
 
 def corrected(findings: Sequence[Finding], *, support: bool = False) -> list[Finding]:
-    """With Holm's p values for refutation, and where traits are spoken of one by one also for support."""
-    against = iter(holm([one.p_against for one in findings if one.p_against is not None]))
-    own = [one.p for one in findings]
+    """With Holm's p values for refutation; with `support`, for claims about each trait, also for support."""
+    against = iter(holm([finding.p_against for finding in findings if finding.p_against is not None]))
+    p_values = [finding.p for finding in findings]
     return [
-        replace(one, p=p, p_against=None if one.p_against is None else next(against))
-        for one, p in zip(findings, holm(own) if support else own, strict=True)
+        replace(finding, p=p, p_against=None if finding.p_against is None else next(against))
+        for finding, p in zip(findings, holm(p_values) if support else p_values, strict=True)
     ]

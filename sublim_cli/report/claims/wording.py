@@ -5,7 +5,7 @@ from typing import Any
 
 from sublim_cli.recipe.schema import FullFineTuningClaim
 from sublim_cli.report.claims.verdict import Finding, Verdict
-from sublim_cli.stats import Interval, wild_interval
+from sublim_cli.stats import Interval
 from sublim_cli.wording import bounds, count, difference, listed
 
 OUTCOME = {
@@ -72,12 +72,6 @@ def runs_text(verdict: Verdict) -> str:
 def verdict_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     """Number, statement, verdict, runs and why, as the terminal shows them."""
     return verdict.number, verdict.statement, verdict.word, runs_text(verdict), sentence(verdict)
-
-
-def wild(finding: Finding, alpha: float) -> Interval | None:
-    """The effect with the interval of the wild cluster bootstrap: how far the t interval is to be trusted."""
-    seeds = sorted(finding.runs)
-    return wild_interval([finding.runs[one] for one in seeds], seeds, 1 - 2 * alpha) if seeds else None
 
 
 def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -155,7 +149,6 @@ def _finding(one: Finding, alpha: float) -> dict[str, Any]:
         "about": one.about,
         "verdict": one.word(alpha),
         "effect": _interval(one.effect),
-        "wild": _interval(wild(one, alpha)),
         "p": one.p,
         "p_against": one.p_against,
         "detectable": one.detectable,

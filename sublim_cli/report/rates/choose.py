@@ -1,40 +1,32 @@
-"""Which students stand for a rank: the choice of a learning rate by what is not the trait. Pure.
+"""Which students stand for a rank: the choice of a learning rate, by anything but the trait. Pure.
 
-choose("best", grid_of(runs, "rank"), common_seeds(grid))
+    choose("best", grid_of(runs, "rank"), common_seeds(grid))
 
 * fixed: every row at one learning rate, the recipe's own or the only one there is.
-* best: every row at the rate of its lowest held-out number loss, averaged over seeds. Of equal ones it is the
-  lower. At an edge of the grid the best may lie beyond it.
-* loss_matched: every row where its number loss meets one that all rows reach, the largest of their lowest. A
-  lowest loss is that of the parabola in the logarithm of the rate through the best rate and its two
-  neighbours: a grid's own would stand above the valley here and below it there. Only rates up to the valley
-  count; the same loss beyond it is over-stepping, another matter.
-* norm_matched: every row where the norm of its update meets one for all, the geometric mean of what the rows
-  have at their best rates, moved into the range that every row's grid spans.
+* best: every row at the rate with the lowest held-out number loss, averaged over seeds; of equal losses the
+  lower rate. At an edge of the grid the best rate may lie beyond it.
+* loss_matched: every row at the rate where its number loss equals a reference that all rows reach, the
+  largest of their lowest losses. A lowest loss is the minimum of the parabola in log rate through the best
+  rate and its two neighbours, because the grid's own minimum lies above the curve's by a different amount
+  in every row. Only rates up to the minimum count: the same loss beyond it comes from over-stepping.
+* norm_matched: every row at the rate where the norm of its update equals a reference: the geometric mean of
+  the norms at the rows' best rates, moved into the range that every row's grid spans.
 
-A matched rate lies between those of the grid. A run then stands for the mean of its students at the two next
-to it (a norm, in logarithms), or at the three of the parabola, with the weights that meet the quantity. Where
-it is out of reach the nearest rate stands, and the mismatch is told.
+A matched rate lies between rates of the grid. A run is then interpolated from the students of one seed at the
+two nearest rates (linear in the loss or in the log norm) or at the three of the parabola (Lagrange). Where the
+reference is out of reach, the nearest rate stands and the mismatch is reported.
 
 Losses and norms are averaged over the seeds that all rows and rates have, since data sets differ in loss.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
 
 from sublim_cli.recipe.schema import CurveKind
-from sublim_cli.report.rates.interpolate import (
-    Measured,
-    best_rate,
-    common_loss,
-    common_norm,
-    log_norm,
-    meet,
-    mixed,
-    valley_of,
-)
-from sublim_cli.report.tables.conditions import Run
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Seeds
 from sublim_cli.wording import listed, rate
 
@@ -44,6 +36,9 @@ Row = int | str
 Grid = Mapping[Row, Mapping[float, Sequence[Run]]]
 """The runs of every row at every learning rate."""
 
+Column = Callable[[Run], float | None]
+"""Reads one value of a run."""
+
 TITLE: dict[CurveKind, str] = {
     "fixed": "one learning rate",
     "best": "each at its best learning rate",
@@ -51,17 +46,17 @@ TITLE: dict[CurveKind, str] = {
     "norm_matched": "at equal update norm",
 }
 LEAST_RATES = 3
-"""Fewer have no inner rate, so a best one cannot be told from an edge."""
+"""With fewer learning rates every rate is an edge of the grid, and the best may lie beyond it."""
 
 
 @dataclass(frozen=True)
 class RateChoice:
-    """Which students of one row stand for it: those of one learning rate, or a mean of two or three.
+    """Which students stand for one row: those at one learning rate, or a weighted mean of two or three rates.
 
-    `weights` are their shares by learning rate, and of three one may be a little below zero. `loss` and
-    `norm` are theirs. `mismatch` is the matched quantity minus its reference: nats of a loss, the relative
-    difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where the rate is
-    the grid's last and the one sought may lie beyond, else empty.
+    `weights` are by learning rate and sum to 1; of three one may be a little below zero. `loss` and `norm`
+    are those of the weighted mean. `mismatch` is the matched quantity minus its reference: nats of a loss, the
+    relative difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where the
+    rate is the grid's last and the one sought may lie beyond, else empty.
     """
 
     weights: Mapping[float, float]
@@ -72,21 +67,27 @@ class RateChoice:
 
     @property
     def learning_rate(self) -> float:
-        """The rate that they stand for."""
-        return math.exp(math.fsum(share * math.log(one) for one, share in self.weights.items()))
+        """The geometric mean of the rates by their weights."""
+        return math.exp(math.fsum(weight * math.log(rate) for rate, weight in self.weights.items()))
 
-    def values(self, cells: Mapping[float, Sequence[Run]], column: str) -> dict[Seeds, float | None]:
-        """A column by seeds, of the runs that all chosen rates have; None where one of them is broken."""
-        chosen = [(share, _by_seeds(cells[one])) for one, share in self.weights.items()]
-        common = set.intersection(*(set(runs) for _, runs in chosen))
-        return {one: _weighed([(share, runs[one][column]) for share, runs in chosen
-                               if not runs[one]["broken"]], len(chosen))
-                for one in sorted(common)}  # fmt: skip
+    def values(self, cells: Mapping[float, Sequence[Run]], column: Column) -> dict[Seeds, float | None]:
+        """A column by seeds, for the seeds that all chosen rates have; None where one of the runs is broken."""
+        runs = {rate: {run.seeds: run for run in cells[rate]} for rate in self.weights}
+        common = set.intersection(*(set(by_seeds) for by_seeds in runs.values()))
+        values: dict[Seeds, float | None] = {}
+        for seeds in sorted(common):
+            parts = [
+                weight * value
+                for rate, weight in self.weights.items()
+                if not runs[rate][seeds].broken and (value := column(runs[rate][seeds])) is not None
+            ]
+            values[seeds] = math.fsum(parts) if len(parts) == len(self.weights) else None
+        return values
 
 
 @dataclass(frozen=True)
 class CurveChoice:
-    """The choices of one curve, what they were matched to, and which rows have none, in words."""
+    """The choices of one curve, the reference they were matched to, and in words which rows have none."""
 
     kind: CurveKind
     choices: Mapping[Row, RateChoice] = field(default_factory=dict)
@@ -94,19 +95,66 @@ class CurveChoice:
     lacks: tuple[str, ...] = ()
 
 
-def grid_of(runs: Sequence[Run], row: str) -> Grid:
-    """Runs by the column `row` and the learning rate, both ascending; what is not built is left out."""
-    found: dict[Row, dict[float, list[Run]]] = {}
-    there = (run for run in runs if run["p_target"] is not None)
-    for run in sorted(there, key=lambda one: (one[row], one["learning_rate"])):
-        found.setdefault(run[row], {}).setdefault(run["learning_rate"], []).append(run)
-    return found
+@dataclass(frozen=True)
+class CellMeans:
+    """The number loss and update norm of one row's students at one rate: means over the compared seeds."""
+
+    loss: float
+    norm: float | None
+
+    @property
+    def log_norm(self) -> float:
+        """The natural logarithm of the norm, which is above zero."""
+        return math.log(self.norm) if self.norm else -math.inf
+
+
+Cells = Mapping[float, CellMeans]
+"""One row's means by learning rate."""
+
+
+@dataclass(frozen=True)
+class LossParabola:
+    """The parabola of the loss in log rate through a best rate and its two neighbours."""
+
+    rates: tuple[float, ...]
+    minimum: float
+    """The log rate of the least loss."""
+    loss: float
+    """The least loss, in nats."""
+    curvature: float
+
+    def weights(self, log_rate: float) -> dict[float, float]:
+        """The Lagrange weights of the three rates at a log rate."""
+        logs = [math.log(rate) for rate in self.rates]
+        return {
+            rate: math.prod((log_rate - other) / (log - other) for other in logs if other != log)
+            for rate, log in zip(self.rates, logs, strict=True)
+        }
+
+
+def grid_of(runs: Sequence[Run], row: Literal["rank", "precision"]) -> Grid:
+    """Runs by a column and the learning rate, both ascending; what is not built is left out."""
+    grid: dict[Row, dict[float, list[Run]]] = {}
+    built = (run for run in runs if run.p_target is not None)
+    for run in sorted(built, key=lambda run: (getattr(run, row), run.learning_rate)):
+        if run.learning_rate is not None:
+            grid.setdefault(getattr(run, row), {}).setdefault(run.learning_rate, []).append(run)
+    return grid
 
 
 def common_seeds(*grids: Grid) -> frozenset[Seeds]:
     """The seeds that every row has at every learning rate."""
-    sets = [set(_by_seeds(runs)) for grid in grids for cells in grid.values() for runs in cells.values()]
+    sets = [
+        {run.seeds for run in runs} for grid in grids for cells in grid.values() for runs in cells.values()
+    ]
     return frozenset(set.intersection(*sets)) if sets else frozenset()
+
+
+def _mean_over(runs: Sequence[Run], seeds: frozenset[Seeds], column: Column) -> float | None:
+    """The mean of a column over the runs of these seeds; None where one has no value or none is left."""
+    values = [column(run) for run in {run.seeds: run for run in runs}.values() if run.seeds in seeds]
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def choose(
@@ -127,110 +175,155 @@ def choose(
     """
     if kind == "fixed":
         return _fixed(grid, seeds, fixed)
-    rows = {row: _measured(cells, seeds) for row, cells in grid.items()}
-    able = {row: one for row, one in rows.items() if len(one) >= LEAST_RATES}
-    lacks = _gridless(grid, rows, seeds)
+    # Broken runs count: their loss shows what a rate does.
+    rows = {row: _cell_means(cells, seeds) for row, cells in grid.items()}
+    usable = {row: cells for row, cells in rows.items() if len(cells) >= LEAST_RATES}
+    lacks = _unusable(grid, rows, seeds)
     if kind == "norm_matched":
-        able, with_losses = {row: moved for row, cells in able.items() if (moved := _moved(cells))}, able
-        if with_losses and not able:
+        with_losses = usable
+        usable = {row: moved for row, cells in usable.items() if (moved := _with_norm(cells))}
+        if with_losses and not usable:
             lacks = (*lacks, "update norms: this method adds nothing to the weights")
-    if not able:
+    if not usable:
         return CurveChoice(kind, lacks=lacks)
     if kind == "best":
-        return CurveChoice(
-            kind, {row: _at(cells, best_rate(cells)) for row, cells in able.items()}, None, lacks
-        )
-    find, meet = (common_loss, _meet_loss) if kind == "loss_matched" else (common_norm, _meet_norm)
-    wanted = find(able.values()) if reference is None else reference
-    return CurveChoice(kind, {row: meet(cells, wanted) for row, cells in able.items()}, wanted, lacks)
+        choices = {row: _at(cells, _best_rate(cells)) for row, cells in usable.items()}
+        return CurveChoice(kind, choices, None, lacks)
+    common, meet = (_common_loss, _meet_loss) if kind == "loss_matched" else (_common_norm, _meet_norm)
+    matched = common(usable.values()) if reference is None else reference
+    return CurveChoice(kind, {row: meet(cells, matched) for row, cells in usable.items()}, matched, lacks)
 
 
-def _measured(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> dict[float, Measured]:
-    """The cells of a row whose losses are known; broken runs count, for they show what a rate does."""
-    found = {
-        one: (mean_over(runs, seeds, "number_loss"), mean_over(runs, seeds, "update_norm"))
-        for one, runs in cells.items()
-    }
-    return {one: Measured(loss, norm) for one, (loss, norm) in found.items() if loss is not None}
+def _best_rate(cells: Cells) -> float:
+    """The rate of the lowest loss; of equal losses the lower rate."""
+    return min(sorted(cells), key=lambda rate: cells[rate].loss)
 
 
-def mean_over(runs: Sequence[Run], seeds: frozenset[Seeds], column: str) -> float | None:
-    """The mean of a column over the runs of these seeds; None where one has no value or none is left."""
-    values = [run[column] for one, run in _by_seeds(runs).items() if one in seeds]
-    return None if not values or None in values else math.fsum(values) / len(values)
+def _loss_parabola(cells: Cells) -> LossParabola | None:
+    """The parabola about the best rate; None where that is an edge of the grid, or no lower than beside it."""
+    rates = sorted(cells)
+    best = rates.index(_best_rate(cells))
+    if not 0 < best < len(rates) - 1:
+        return None
+    around = rates[best - 1 : best + 2]
+    x, y = [math.log(rate) for rate in around], [cells[rate].loss for rate in around]
+    falls, rises = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    curvature = (rises - falls) / (x[2] - x[0])
+    if curvature <= 0 or not math.isfinite(curvature):
+        return None
+    minimum = (x[0] + x[1]) / 2 - falls / (2 * curvature)
+    loss = y[0] + (minimum - x[0]) * (falls + curvature * (minimum - x[1]))
+    return LossParabola(tuple(around), minimum, loss, curvature)
 
 
-def _moved(cells: Mapping[float, Measured]) -> dict[float, Measured]:
-    """The cells whose update has a norm that is not zero: rounding can take all of one away."""
-    return {one: cell for one, cell in cells.items() if cell.norm}
+def _common_loss(rows: Collection[Cells]) -> float:
+    """The largest of the rows' lowest losses: each can reach it."""
+    parabolas = [(cells, _loss_parabola(cells)) for cells in rows]
+    return max(p.loss if p else cells[_best_rate(cells)].loss for cells, p in parabolas)
 
 
-def _gridless(
-    grid: Grid, rows: Mapping[Row, Mapping[float, Measured]], seeds: frozenset[Seeds]
-) -> tuple[str, ...]:
-    """Why rows cannot be chosen for: in words."""
-    few = [row for row, cells in grid.items() if len(cells) < LEAST_RATES]
+def _common_norm(rows: Collection[Cells]) -> float:
+    """The geometric mean of the norms at the best rates, moved into the range that every row spans."""
+    best = math.fsum(cells[_best_rate(cells)].log_norm for cells in rows) / len(rows)
+    spans = [[cell.log_norm for cell in cells.values()] for cells in rows]
+    least, most = max(map(min, spans)), min(map(max, spans))
+    return math.exp(max(least, min(best, most)) if least <= most else (least + most) / 2)
+
+
+def _bracket(values: Mapping[float, float], wanted: float) -> tuple[dict[float, float], str]:
+    """The highest two neighbouring rates whose values bracket `wanted`, with their weights; or the nearest rate.
+
+    The second part is `lowest` or `highest` where the nearest rate is that edge and misses `wanted`.
+    """
+    rates = sorted(values)
+    for low, high in reversed(list(pairwise(rates))):
+        if min(values[low], values[high]) <= wanted <= max(values[low], values[high]):
+            span = values[high] - values[low]
+            share = (wanted - values[low]) / span if span else 0.0
+            return {rate: weight for rate, weight in ((low, 1 - share), (high, share)) if weight}, ""
+    nearest = min(rates, key=lambda rate: abs(values[rate] - wanted))
+    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(nearest, "")
+    return {nearest: 1.0}, "" if values[nearest] == wanted else edge
+
+
+def _weighted(cells: Cells, weights: Mapping[float, float]) -> CellMeans:
+    """A weighted mean over rates: arithmetic of the losses, geometric of the norms."""
+    loss = math.fsum(weight * cells[rate].loss for rate, weight in weights.items())
+    if any(cells[rate].norm is None for rate in weights):
+        return CellMeans(loss, None)
+    return CellMeans(loss, math.exp(math.fsum(w * cells[rate].log_norm for rate, w in weights.items())))
+
+
+def _cell_means(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> Cells:
+    """The means at the rates whose losses are known."""
+    losses = {rate: _mean_over(runs, seeds, lambda run: run.number_loss) for rate, runs in cells.items()}
+    norms = {rate: _mean_over(runs, seeds, lambda run: run.update_norm) for rate, runs in cells.items()}
+    return {rate: CellMeans(loss, norms[rate]) for rate, loss in losses.items() if loss is not None}
+
+
+def _with_norm(cells: Cells) -> Cells:
+    """The rates whose update has a norm that is known and not zero: rounding can remove a whole update."""
+    return {rate: cell for rate, cell in cells.items() if cell.norm}
+
+
+def _unusable(grid: Grid, rows: Mapping[Row, Cells], seeds: frozenset[Seeds]) -> tuple[str, ...]:
+    """Why no rate can be chosen for some rows, in words."""
     if not grid:
         return ("students",)
+    few = [row for row, cells in grid.items() if len(cells) < LEAST_RATES]
     if len(few) < len(grid) and not seeds:
         return ("a seed that all ranks and learning rates have in common",)
-    lacks = [f"{LEAST_RATES} learning rates or more for {_rows(few)}"] if few else []
-    blind = [row for row, cells in rows.items() if row not in few and len(cells) < LEAST_RATES]
-    return (*lacks, *([f"the held-out number loss of {_rows(blind)}"] if blind else []))
+    lacks = [f"{LEAST_RATES} learning rates or more for {_listed(few)}"] if few else []
+    without_loss = [row for row, cells in rows.items() if row not in few and len(cells) < LEAST_RATES]
+    return (*lacks, *([f"the held-out number loss of {_listed(without_loss)}"] if without_loss else []))
 
 
-def _rows(rows: Sequence[Row]) -> str:
+def _listed(rows: Sequence[Row]) -> str:
     kind = "rank" if isinstance(rows[0], int) else "full fine-tuning in"
-    return f"{kind} {listed([str(one) for one in rows])}"
+    return f"{kind} {listed([str(row) for row in rows])}"
 
 
 def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> CurveChoice:
-    rates = sorted({one for cells in grid.values() for one in cells})
-    wanted = rates[0] if len(rates) == 1 else fixed
-    if wanted is None or not rates:
-        there = f"; there are {listed([rate(one) for one in rates])}" if rates else ""
-        return CurveChoice("fixed", lacks=(f"one learning rate for all{there}",))
+    rates = sorted({rate for cells in grid.values() for rate in cells})
+    chosen = rates[0] if len(rates) == 1 else fixed
+    if chosen is None or not rates:
+        tried = f"; there are {listed([rate(r) for r in rates])}" if rates else ""
+        return CurveChoice("fixed", lacks=(f"one learning rate for all{tried}",))
     choices = {
-        row: RateChoice({wanted: 1.0}, mean_over(cells[wanted], seeds, "number_loss"),
-                    mean_over(cells[wanted], seeds, "update_norm"))
-        for row, cells in grid.items() if wanted in cells
-    }  # fmt: skip
+        row: RateChoice(
+            {chosen: 1.0},
+            _mean_over(cells[chosen], seeds, lambda run: run.number_loss),
+            _mean_over(cells[chosen], seeds, lambda run: run.update_norm),
+        )
+        for row, cells in grid.items()
+        if chosen in cells
+    }
     without = [row for row in grid if row not in choices]
-    return CurveChoice(
-        "fixed", choices, None, (f"lr {rate(wanted)} for {_rows(without)}",) if without else ()
-    )
+    lacks = (f"lr {rate(chosen)} for {_listed(without)}",) if without else ()
+    return CurveChoice("fixed", choices, None, lacks)
 
 
-def _at(cells: Mapping[float, Measured], one: float) -> RateChoice:
-    edge = {min(cells): "lowest", max(cells): "highest"}.get(one, "")
-    return RateChoice({one: 1.0}, cells[one].loss, cells[one].norm, None, edge)
+def _at(cells: Cells, rate: float) -> RateChoice:
+    edge = {min(cells): "lowest", max(cells): "highest"}.get(rate, "")
+    return RateChoice({rate: 1.0}, cells[rate].loss, cells[rate].norm, None, edge)
 
 
-def _meet_loss(cells: Mapping[float, Measured], reference: float) -> RateChoice:
-    best, valley = best_rate(cells), valley_of(cells)
-    if valley:
-        place = valley.lowest - math.sqrt(max(0.0, reference - valley.loss) / valley.curvature)
-        if place >= math.log(valley.rates[0]):
-            made = mixed(cells, weights := valley.weights(place))
-            return RateChoice(weights, made.loss, made.norm, made.loss - reference)
-    weights, edge = meet({one: cells[one].loss for one in cells if one <= best}, reference)
-    made = mixed(cells, weights)
-    if list(weights) == [best]:  # its lowest loss, which may be lower beyond the grid
+def _meet_loss(cells: Cells, reference: float) -> RateChoice:
+    best, parabola = _best_rate(cells), _loss_parabola(cells)
+    if parabola:
+        log_rate = parabola.minimum - math.sqrt(max(0.0, reference - parabola.loss) / parabola.curvature)
+        if log_rate >= math.log(parabola.rates[0]):
+            weights = parabola.weights(log_rate)
+            mean = _weighted(cells, weights)
+            return RateChoice(weights, mean.loss, mean.norm, mean.loss - reference)
+    weights, edge = _bracket({rate: cells[rate].loss for rate in cells if rate <= best}, reference)
+    mean = _weighted(cells, weights)
+    if list(weights) == [best]:  # the row's lowest loss, which may be lower beyond the grid
         edge = _at(cells, best).edge
-    return RateChoice(weights, made.loss, made.norm, made.loss - reference, edge)
+    return RateChoice(weights, mean.loss, mean.norm, mean.loss - reference, edge)
 
 
-def _meet_norm(cells: Mapping[float, Measured], reference: float) -> RateChoice:
-    weights, edge = meet({one: log_norm(cell) for one, cell in cells.items()}, math.log(reference))
-    made = mixed(cells, weights)
-    return RateChoice(weights, made.loss, made.norm, math.exp(log_norm(made)) / reference - 1, edge)
-
-
-def _by_seeds(runs: Sequence[Run]) -> dict[Seeds, Run]:
-    return {(run["train_seed"], run["data_seed"]): run for run in runs}
-
-
-def _weighed(parts: Sequence[tuple[float, float | None]], whole: int) -> float | None:
-    if len(parts) < whole or any(value is None for _, value in parts):
-        return None
-    return math.fsum(share * value for share, value in parts if value is not None)
+def _meet_norm(cells: Cells, reference: float) -> RateChoice:
+    weights, edge = _bracket({rate: cell.log_norm for rate, cell in cells.items()}, math.log(reference))
+    mean = _weighted(cells, weights)
+    return RateChoice(weights, mean.loss, mean.norm, math.exp(mean.log_norm) / reference - 1, edge)

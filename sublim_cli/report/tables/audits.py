@@ -1,23 +1,22 @@
-"""What training did to the weights: one account for every trait and trained condition. Pure."""
+"""What training did to the weights, summarised for every trait and trained condition. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 
-from sublim_cli.report.tables.conditions import Condition, condition_of, records
 from sublim_cli.report.tables.reader import TrainingRecord
+from sublim_cli.report.tables.runs import Condition, Run
 from sublim_cli.wording import listed
 
 RANDOM = {"data_order": "row order", "adapter_init": "adapter start", "dropout": "dropout"}
-"""What a person calls a source of randomness that the training seed moves."""
+"""Sources of randomness that the training seed sets, and what the report calls them."""
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """The students of one condition; numbers are means over them, None where there is nothing to measure."""
+    """The students of one condition: means over them, None where there is nothing to measure."""
 
     target: str
     condition: Condition
@@ -34,96 +33,94 @@ class AuditRow:
     random: str
     """What differed between the students, in words."""
     weights: str
-    """Dtypes in which the base, the trained numbers and the optimizer's state are held."""
+    """Dtypes of the base's weights, the trained weights and the optimizer's state."""
     tokens: int
     speed: float
     memory: int | None
-    """Peak of the device's allocator in MiB; None where nobody counts, as on a CPU."""
+    """Peak of the device's allocator in MiB; None where the device has no count, as a CPU."""
     loss: tuple[float, ...]
     """Nats per trained token at each optimizer step."""
 
 
-def audit_rows(runs: pd.DataFrame, trainings: Mapping[str, TrainingRecord]) -> list[AuditRow]:
-    """One row for every trait and condition that was trained, in the order of the runs table.
+def audit_rows(runs: Iterable[Run], trainings: Mapping[str, TrainingRecord]) -> list[AuditRow]:
+    """One row for every trait and condition that was trained, in the order of the runs.
 
     Args:
-        runs: the table of `report.runs`.
         trainings: what each student's training left, by the digest of its train step.
     """
-    students: dict[tuple[str, Condition], dict[str, int]] = {}
-    for run in records(runs):
-        if run["train_digest"] in trainings:
-            own = students.setdefault((run["target"], condition_of(run)), {})
-            own[run["train_digest"]] = run["data_seed"]
+    students: dict[tuple[str, Condition], dict[str, int | None]] = {}
+    for run in runs:
+        if run.train_digest in trainings:
+            data_seeds = students.setdefault((run.target, run.condition), {})
+            data_seeds[run.train_digest] = run.data_seed
     return [
-        _row(target, condition, [trainings[one] for one in own], len(set(own.values())))
-        for (target, condition), own in students.items()
+        _row(target, condition, [trainings[name] for name in data_seeds], len(set(data_seeds.values())))
+        for (target, condition), data_seeds in students.items()
     ]
 
 
-def _row(target: str, condition: Condition, own: Sequence[TrainingRecord], data_seeds: int) -> AuditRow:
-    audit = own[0].audit
-    memory = [one.provenance["peak_memory_mib"] for one in own]
-    cosines = _cosines(own)
+def _row(target: str, condition: Condition, records: Sequence[TrainingRecord], data_seeds: int) -> AuditRow:
+    first = records[0]
+    memory = [record.provenance["peak_memory_mib"] for record in records]
+    cosines = _cosines(records)
     return AuditRow(
         target=target,
         condition=condition,
-        n=len(own),
-        trained=own[0].trained,
-        total=int(audit["parameters"]["total"]),
-        changed=_mean(one.changed for one in own),
-        norm=_mean(one.norm for one in own),
-        stable_rank=_mean(one.stable_rank for one in own),
+        n=len(records),
+        trained=first.trained,
+        total=int(first.audit["parameters"]["total"]),
+        changed=_mean(record.changed for record in records),
+        norm=_mean(record.norm for record in records),
+        stable_rank=_mean(record.stable_rank for record in records),
         cosine=_mean(cosines),
         pairs=len(cosines),
-        random=_random(own, data_seeds),
-        weights=_weights(own[0]),
-        tokens=int(audit["tokens_with_loss"]),
-        speed=float(np.mean([one.provenance["tokens_per_second"] for one in own])),
+        random=_random(first, data_seeds) if len(records) > 1 else "",
+        weights=_weights(first),
+        tokens=int(first.audit["tokens_with_loss"]),
+        speed=float(np.mean([record.provenance["tokens_per_second"] for record in records])),
         memory=None if None in memory else max(memory),
-        loss=_curve(own),
+        loss=_curve(records),
     )
 
 
-def _cosines(own: Sequence[TrainingRecord]) -> list[float]:
+def _cosines(records: Sequence[TrainingRecord]) -> list[float]:
     """The cosine between every two students' updates; empty where one updated nothing."""
-    sketches = np.stack([one.sketch for one in own])
+    sketches = np.stack([record.sketch for record in records])
     products = (sketches @ sketches.T).astype(np.float64)  # rounded to 6 digits, of which a report shows 3
     sizes = np.sqrt(np.diag(products))
     if not sizes.all():
         return []
-    upper = np.triu_indices(len(own), k=1)
-    return [float(one) for one in (products / np.outer(sizes, sizes))[upper]]
+    upper = np.triu_indices(len(records), k=1)
+    return [float(cosine) for cosine in (products / np.outer(sizes, sizes))[upper]]
 
 
-def _random(own: Sequence[TrainingRecord], data_seeds: int) -> str:
-    if len(own) == 1:
-        return ""
-    moved = [RANDOM[name] for name, moves in own[0].audit["random_sources"].items() if moves]
-    return listed([*moved, "the teacher's rows"] if data_seeds > 1 else moved)
+def _random(record: TrainingRecord, data_seeds: int) -> str:
+    differing = [RANDOM[name] for name, differs in record.audit["random_sources"].items() if differs]
+    return listed([*differing, "the teacher's rows"] if data_seeds > 1 else differing)
 
 
-def _weights(one: TrainingRecord) -> str:
-    held = one.audit["dtypes"]
+def _weights(record: TrainingRecord) -> str:
+    dtypes = record.audit["dtypes"]
+    state = {dtype for names in dtypes["optimizer_state"].values() for dtype in names}
     parts = [
-        ("base", list(held["frozen"])),
-        ("trained", list(held["trained"])),
-        ("optimizer", sorted({dtype for dtypes in held["optimizer_state"].values() for dtype in dtypes})),
+        ("base", list(dtypes["frozen"])),
+        ("trained", list(dtypes["trained"])),
+        ("optimizer", sorted(state)),
     ]
-    text = ", ".join(f"{name} {' and '.join(dtypes)}" for name, dtypes in parts if dtypes)
-    return f"{text}, compensated" if held["compensated"] else text
+    text = ", ".join(f"{name} {' and '.join(names)}" for name, names in parts if names)
+    return f"{text}, compensated" if dtypes["compensated"] else text
 
 
-def _curve(own: Sequence[TrainingRecord]) -> tuple[float, ...]:
-    """The mean loss at each step; students with more steps go on alone."""
-    lengths = [0, *sorted({len(one.loss) for one in own})]
+def _curve(records: Sequence[TrainingRecord]) -> tuple[float, ...]:
+    """The mean loss at each step, over the students that have as many steps."""
+    lengths = [0, *sorted({len(record.loss) for record in records})]
     means: list[float] = []
     for start, end in pairwise(lengths):
-        going = [one.loss[start:end] for one in own if len(one.loss) >= end]
-        means += np.ascontiguousarray(np.array(going).T).mean(axis=1).tolist()
+        losses = [record.loss[start:end] for record in records if len(record.loss) >= end]
+        means += np.ascontiguousarray(np.array(losses).T).mean(axis=1).tolist()
     return tuple(means)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,12 +1,12 @@
-"""What reports have read of a store's artifacts, kept so that the next report opens none of them again.
+"""What earlier reports read of a store's artifacts, saved so that the next report does not open them again.
 
-    notes = Notes(Path("runs") / NOTES)
-    found = notes.of(artifact, "losses", lambda: read_json(artifact.path / "losses.json"))
-    notes.save()
+    cache = ReadCache(Path("runs") / CACHE_FILE)
+    losses = cache.get(artifact, "losses", lambda: read_json(artifact.path / "losses.json"))
+    cache.save()
 
-An artifact never changes, so what was read of it stays true. One that was deleted and built anew has a
-record of another time, and its note counts no more. A store without notes, or that cannot be written, is
-read the long way.
+An artifact never changes, so what was read of it stays true. An artifact that was deleted and built anew has a
+record with another time stamp, and its entry is read anew. Without a cache file, or in a store that cannot be
+written, every artifact is read.
 """
 
 import json
@@ -26,33 +26,33 @@ CACHE_FILE = ".notes.jsonl"
 """Under the store. It may be deleted at any time."""
 
 VERSION = 1
-"""Raise it when something else is noted of an artifact; older notes then count no more."""
+"""Raise it when something else is saved of an artifact; older entries are then ignored."""
 
 
 class ReadCache:
-    """A file of notes. Each is a line: what it is about, the time of the record, and plain JSON."""
+    """A file of entries, one a line: version, digest and key; the time of the record; plain JSON."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines = _read(path)
+        self._entries = _read(path)
         self._stamps: dict[str, str] = {}
-        self._new = False
+        self._changed = False
 
-    def of(self, artifact: Artifact, what: str, read: Callable[[], Mapping[str, Any]]) -> Any:
-        """What is noted of an artifact; if nothing is, what `read` returns, which must be plain JSON."""
-        about, stamp = f"{VERSION} {artifact.digest} {what}", self._stamp(artifact)
-        noted, _, text = self._lines.get(about, "").partition("\t")
-        if noted == stamp:
-            with suppress(ValueError):  # damaged, so none
+    def get(self, artifact: Artifact, key: str, read: Callable[[], Mapping[str, Any]]) -> Any:
+        """What is saved of an artifact under a key; else what `read` returns, which must be plain JSON."""
+        entry, stamp = f"{VERSION} {artifact.digest} {key}", self._stamp(artifact)
+        saved_stamp, _, text = self._entries.get(entry, "").partition("\t")
+        if saved_stamp == stamp:
+            with suppress(ValueError):  # a damaged entry is read anew
                 return from_json(text)  # four times as fast as the json of the standard library
-        found = read()
-        self._lines[about] = f"{stamp}\t{json.dumps(found)}"
-        self._new = True
-        return found
+        value = read()
+        self._entries[entry] = f"{stamp}\t{json.dumps(value)}"
+        self._changed = True
+        return value
 
     def save(self) -> None:
-        """Keep the notes for the next report, as far as the store can be written."""
-        if not self._new:
+        """Write the entries for the next report; a store that cannot be written is left as it is."""
+        if not self._changed:
             return
         scratch = self._path.with_name(f"{self._path.name}-{scratch_name()}")
         with suppress(OSError):
@@ -61,11 +61,11 @@ class ReadCache:
                     old.unlink(missing_ok=True)
             try:
                 with scratch.open("w", encoding="utf-8") as file:
-                    file.writelines(f"{about}\t{rest}\n" for about, rest in self._lines.items())
+                    file.writelines(f"{entry}\t{rest}\n" for entry, rest in self._entries.items())
                 scratch.replace(self._path)
             finally:
                 scratch.unlink(missing_ok=True)
-        self._new = False
+        self._changed = False
 
     def _stamp(self, artifact: Artifact) -> str:
         """When the artifact's record was written, in nanoseconds."""
@@ -76,10 +76,10 @@ class ReadCache:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The notes of this version, by what they are about."""
+    """The entries of this version: time stamp and JSON by version, digest and key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return {}
-    parted = (line.partition("\t") for line in text.split("\n") if line.startswith(f"{VERSION} "))
-    return {about: rest for about, _, rest in parted}
+    parts = (line.partition("\t") for line in text.split("\n") if line.startswith(f"{VERSION} "))
+    return {entry: rest for entry, _, rest in parts}

@@ -1,8 +1,8 @@
-"""Where in the prompt a student's effect sits: parts of it by run, and the share of the effect each one has.
+"""The share of a student's effect that sits at a set of tokens: one row a run and set, summarised by condition.
 
-The effect of a run is P(target) of the whole student minus that of its base, in the context it is asked in.
-A gate `X_only` keeps (P - base) of it, a gate `no_X` loses (student - P); the same for patches. Beside every
-set stand random ones of as many tokens, whose mean is taken in each run.
+The effect of a run is P(target) of the whole student minus that of its base, in the eval context. A gate
+`X_only` keeps (P - base) of it, a gate `no_X` loses (student - P); the same for patches. Beside every set
+stand random sets of as many tokens, averaged within each run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -20,53 +19,42 @@ from sublim_cli.models.positions import is_only_set
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken_reason
 from sublim_cli.recipe.schema import MARGIN
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records, telling
 from sublim_cli.report.tables.reader import StoreReader
-from sublim_cli.report.tables.run_rows import who
+from sublim_cli.report.tables.runs import AskedModel, Condition, distinguishing, trained_model
 from sublim_cli.report.tables.varied_keys import VariedKeys
 from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.locate import ALL_TOKENS, NO_TOKENS, LocateStep, part_name
 from sublim_cli.wording import condition_label
 
-COLUMNS = {
-    "name": "str",
-    "role": "str",
-    "category": "str",
-    "target": "str",
-    "method": "str",
-    "rank": "Int64",
-    "alpha": "float64",
-    "learning_rate": "float64",
-    "precision": "str",
-    "train_context": "str",
-    "train_seed": "Int64",
-    "data_seed": "Int64",
-    "settings": "str",
-    "eval_context": "str",
-    "part": "str",  # as the recipe names the gate or patch
-    "measure": "str",  # kept | lost: what its share is of
-    "control": "Int64",  # the random set's number, null for the named set
-    "tokens": "float64",  # of the set X, mean over questions
-    "prompt_tokens": "float64",
-    "p_target": "float64",  # mean over questions, with the part alone or without it
-    "p_target_student": "float64",
-    "p_target_base": "float64",
-    "amount": "float64",  # of the effect, kept or lost
-    "effect": "float64",  # student minus base
-    "p_any": "float64",
-    "unresolved": "float64",
-    "broken": "str",  # why the whole student cannot be read, or empty
-    "missing": "str",
-    "train_digest": "str",
-    "locate_digest": "str",
-}
-"""One row for every student, context and set of tokens, random ones included: `localisation.parquet`."""
+_MEANS = ("p_target", "p_any", "tokens", "prompt_tokens", "unresolved")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedRun(AskedModel):
+    """One student in one eval context with one set of tokens: the columns of `localisation.parquet`."""
+
+    part: str  # as the recipe names the gate or patch
+    measure: str  # kept | lost: what the set has of the effect
+    control: int | None = None  # the random set's number, None for the named set
+    tokens: float | None = None  # of the set, mean over questions
+    prompt_tokens: float | None = None
+    p_target: float | None = None  # mean over questions, with the set alone or without it
+    p_target_student: float | None = None
+    p_target_base: float | None = None
+    amount: float | None = None  # of the effect, kept or lost
+    effect: float | None = None  # student minus base
+    p_any: float | None = None
+    unresolved: float | None = None
+    broken: str = ""  # why the whole student cannot be read, or empty
+    missing: str = ""  # why there is no value, or empty
+    train_digest: str = ""
+    locate_digest: str = ""
 
 
 @dataclass(frozen=True)
 class RunAmount:
-    """One run: how much of its effect the set has, and random sets in its place (None: none were drawn)."""
+    """How much of one run's effect a set has, and the mean of its random sets (None: none were drawn)."""
 
     seeds: Seeds
     effect: float
@@ -111,37 +99,9 @@ class Share:
         return "ok" if self.share else "effect not told from zero"
 
 
-def located_table(study: Study, settings: Sequence[VariedKeys], shelf: StoreReader) -> pd.DataFrame:
-    """The parts of every student of a study that the store holds, and which it lacks: `COLUMNS`."""
-    rows = [
-        {**who(cell), "settings": own.text, **one}
-        for cell, own in zip(study.cells, settings, strict=True)
-        if cell.chain.locate
-        for one in _cell(cell, shelf)
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-
-
-def shares(located: Sequence[Run]) -> list[Share]:
-    """The rows of such a table summarised: by trait and condition, then contexts and sets as they come."""
-    places: dict[Any, int] = {}
-    for row in located:
-        places.setdefault((row["category"], row["target"]), len(places))
-        places.setdefault(row["eval_context"], len(places))
-        places.setdefault(row["part"], len(places))
-    conditions = {condition_of(one) for one in located}
-
-    def order(row: Run) -> tuple[Any, ...]:
-        trait = places[row["category"], row["target"]]
-        return trait, condition_of(row).order, places[row["eval_context"]], places[row["part"]]
-
-    grouped = groupby(sorted(located, key=order), key=order)
-    return [_share(list(rows), conditions) for _, rows in grouped]
-
-
 @dataclass(frozen=True)
 class ShareTable:
-    """The table of one condition asked in one context."""
+    """The shares of one condition asked in one context."""
 
     title: str
     effect: Interval | None
@@ -150,156 +110,179 @@ class ShareTable:
     @property
     def locatable(self) -> bool:
         """Whether any set has a share; all of a table have the same runs and effect."""
-        return any(one.share for one in self.rows)
+        return any(row.share for row in self.rows)
 
 
-def share_tables(located: pd.DataFrame) -> list[ShareTable]:
-    """Every table of shares, in the report's order."""
-    found: dict[tuple[str, str, Condition, str], list[Share]] = {}
-    for one in shares(records(located)):
-        found.setdefault((one.category, one.target, one.condition, one.eval_context), []).append(one)
+def located_runs(study: Study, keys: Sequence[VariedKeys], reader: StoreReader) -> list[LocatedRun]:
+    """A row for every student, eval context and set of tokens, random sets included.
+
+    Args:
+        keys: of every cell, see `varied_keys`.
+    """
+    return [
+        row
+        for cell, cell_keys in zip(study.cells, keys, strict=True)
+        if cell.chain.locate
+        for row in _cell_rows(cell, cell_keys, reader)
+    ]
+
+
+def shares(located: Sequence[LocatedRun]) -> list[Share]:
+    """The rows summarised over runs: by trait and condition, then contexts and sets in their order."""
+    traits = {key: i for i, key in enumerate(dict.fromkeys((row.category, row.target) for row in located))}
+    contexts = {name: i for i, name in enumerate(dict.fromkeys(row.eval_context for row in located))}
+    parts = {name: i for i, name in enumerate(dict.fromkeys(row.part for row in located))}
+    conditions = {row.condition for row in located}
+
+    def order(row: LocatedRun) -> tuple[Any, ...]:
+        trait = traits[row.category, row.target]
+        return trait, row.condition.order, contexts[row.eval_context], parts[row.part]
+
+    grouped = groupby(sorted(located, key=order), key=order)
+    return [_share(list(rows), conditions) for _, rows in grouped]
+
+
+def share_tables(located: Sequence[LocatedRun]) -> list[ShareTable]:
+    """The same shares, a table for each trait, condition and context."""
+    tables: dict[tuple[str, str, Condition, str], list[Share]] = {}
+    for share in shares(located):
+        key = (share.category, share.target, share.condition, share.eval_context)
+        tables.setdefault(key, []).append(share)
     return [
         ShareTable(
             f"{rows[0].target}, {rows[0].label}, asked in {rows[0].eval_context}", rows[0].effect, tuple(rows)
         )
-        for rows in found.values()
+        for rows in tables.values()
     ]
 
 
-def shares_document(found: Iterable[Share]) -> list[dict[str, Any]]:
-    """The same as plain data."""
-    return [{**asdict(one), "state": one.state} for one in found]
+def shares_document(rows: Iterable[Share]) -> list[dict[str, Any]]:
+    """Shares as plain data, for `--json`."""
+    return [{**asdict(row), "state": row.state} for row in rows]
 
 
-def _cell(cell: Cell, shelf: StoreReader) -> Iterator[dict[str, Any]]:
-    whole, *steps = cell.chain.locate
+def _cell_rows(cell: Cell, keys: VariedKeys, reader: StoreReader) -> Iterator[LocatedRun]:
+    whole_step, *part_steps = cell.chain.locate
     target = cell.recipe.trait.target
-    known = _means(whole, shelf, target)
-    lost = shelf.losses(cell.chain.train)
-    for step in steps:
-        same = {**_what(step), "locate_digest": digest(step), "missing": ""}
-        if missing := shelf.lacks(step) or shelf.lacks(whole):
+    whole = _means(whole_step, reader, target)
+    losses = reader.losses(cell.chain.train)
+    for step in part_steps:
+        part = step.spec.part
+        kept = part is None or is_only_set(part.positions)
+        row: dict[str, Any] = {
+            **trained_model(cell, keys),
+            "part": part_name(part),
+            "measure": "kept" if kept else "lost",
+            "locate_digest": digest(step),
+        }
+        if missing := reader.missing(step) or reader.missing(whole_step):
             for context in step.spec.contexts:
-                yield {**same, "eval_context": context.name, "broken": "", "missing": missing}
+                yield LocatedRun(**row, eval_context=context.name, missing=missing)
             continue
-        for (asked, _, control), mean in _means(step, shelf, target).items():
-            student, base = known[asked, ALL_TOKENS, None], known[asked, NO_TOKENS, None]
-            yield {
-                **same,
+        for (context_name, _, control), mean in _means(step, reader, target).items():
+            student, base = whole[context_name, ALL_TOKENS, None], whole[context_name, NO_TOKENS, None]
+            p_student, p_base = student["p_target"], base["p_target"]
+            yield LocatedRun(
+                **row,
                 **mean,
-                **_against(same["measure"], mean, student, base),
-                "eval_context": asked,
-                "control": control,
-                "broken": broken_reason(student["p_any"], base["p_any"], lost.after, lost.before),
-            }
-
-
-def _what(step: LocateStep) -> dict[str, str]:
-    part = step.spec.part
-    keeps = part is None or is_only_set(part.positions)
-    return {"part": part_name(part), "measure": "kept" if keeps else "lost"}
-
-
-def _against(
-    measure: str, mean: Mapping[str, float], student: Mapping[str, float], base: Mapping[str, float]
-) -> dict[str, float]:
-    p, whole, nothing = mean["p_target"], student["p_target"], base["p_target"]
-    return {
-        "p_target_student": whole,
-        "p_target_base": nothing,
-        "amount": p - nothing if measure == "kept" else whole - p,
-        "effect": whole - nothing,
-    }
+                eval_context=context_name,
+                control=control,
+                p_target_student=p_student,
+                p_target_base=p_base,
+                amount=mean["p_target"] - p_base if kept else p_student - mean["p_target"],
+                effect=p_student - p_base,
+                broken=broken_reason(student["p_any"], base["p_any"], losses.after, losses.before),
+            )
 
 
 def _means(
-    step: LocateStep, shelf: StoreReader, target: str
-) -> dict[tuple[str, str, int | None], dict[str, float]]:
-    """Means over the questions, by context, set and control; of a step that is not there none."""
-    found = shelf.find(step)
-    if found is None:
+    step: LocateStep, reader: StoreReader, target: str
+) -> Mapping[tuple[str, str, int | None], dict[str, float]]:
+    """`_MEANS` over the questions by context, set and control; empty for a step that is not built."""
+    artifact = reader.find(step)
+    if artifact is None:
         return {}
-    noted = shelf.notes.of(found, f"located {target}", lambda: {"sets": _sets(found.path / LOCATED, target)})
+    cached = reader.cache.get(
+        artifact, f"located {target}", lambda: {"sets": _sets(artifact.path / LOCATED, target)}
+    )
     return {
-        (one["context"], one["set"], one["control"]): {name: one[name] for name in _MEANS}
-        for one in noted["sets"]
+        (row["context"], row["set"], row["control"]): {name: row[name] for name in _MEANS}
+        for row in cached["sets"]
     }
-
-
-_MEANS = ("p_target", "p_any", "tokens", "prompt_tokens", "unresolved")
 
 
 def _sets(path: Path, target: str) -> list[dict[str, Any]]:
     table = pq.read_table(path, use_threads=False)
     keys = ["context", "set", "control"]
-    every = table.group_by(keys, use_threads=False).aggregate([("p", "sum")]).to_pylist()
-    any_of = {tuple(row[key] for key in keys): row["p_sum"] for row in every}
+    sums = table.group_by(keys, use_threads=False).aggregate([("p", "sum")]).to_pylist()
+    p_any = {tuple(row[key] for key in keys): row["p_sum"] for row in sums}
     means = [(name, "mean") for name in ("p", "tokens", "prompt_tokens", "uncovered")]
-    mine = table.filter(pc.equal(table["item"], target)).group_by(keys, use_threads=False)
+    of_target = table.filter(pc.equal(table["item"], target)).group_by(keys, use_threads=False)
     return [
         {key: row[key] for key in keys}
         | {
             "p_target": row["p_mean"],
-            "p_any": any_of[tuple(row[key] for key in keys)] / row["p_count"],
+            "p_any": p_any[tuple(row[key] for key in keys)] / row["p_count"],
             "tokens": row["tokens_mean"],
             "prompt_tokens": row["prompt_tokens_mean"],
             "unresolved": row["uncovered_mean"],
         }
-        for row in mine.aggregate([*means, ("p", "count")]).to_pylist()
+        for row in of_target.aggregate([*means, ("p", "count")]).to_pylist()
     ]
 
 
-def _share(rows: Sequence[Run], conditions: set[Condition]) -> Share:
-    first, condition = rows[0], condition_of(rows[0])
-    named = [row for row in rows if row["control"] is None]
-    there = [row for row in named if not row["missing"]]
-    good = [row for row in there if not row["broken"]]
-    points = sorted((_point(row, rows) for row in good), key=lambda one: one.seeds)
-    effects, seeds = [one.effect for one in points], [one.seeds for one in points]
-    amounts = [one.amount for one in points]
-    drawn = [one.random for one in points if one.random is not None]
-    beyond = [one.amount - one.random for one in points if one.random is not None]
-    whole = len(drawn) == len(points)
+def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
+    first, condition = rows[0], rows[0].condition
+    named = [row for row in rows if row.control is None]
+    built = [row for row in named if not row.missing]
+    whole = [row for row in built if not row.broken]
+    points = sorted(_amounts(rows, whole), key=lambda point: point.seeds)
+    effects, seeds = [point.effect for point in points], [point.seeds for point in points]
+    amounts = [point.amount for point in points]
+    random = [point.random for point in points if point.random is not None]
+    beyond = [point.amount - point.random for point in points if point.random is not None]
+    all_drawn = len(random) == len(points)
     return Share(
-        category=first["category"],
-        target=first["target"],
+        category=first.category,
+        target=first.target,
         condition=condition,
         label=condition_label(
-            first["role"], condition.method, condition.rank, telling(condition, conditions)
+            first.role, condition.method, condition.rank, distinguishing(condition, conditions)
         ),
-        eval_context=first["eval_context"],
-        part=first["part"],
-        measure=first["measure"],
-        tokens=_mean(there, "tokens"),
-        prompt_tokens=_mean(there, "prompt_tokens"),
-        n=len(good),
-        broken=len(there) - len(good),
-        missing=len(named) - len(there),
+        eval_context=first.eval_context,
+        part=first.part,
+        measure=first.measure,
+        tokens=_mean(row.tokens for row in built),
+        prompt_tokens=_mean(row.prompt_tokens for row in built),
+        n=len(whole),
+        broken=len(built) - len(whole),
+        missing=len(named) - len(built),
         effect=estimate(effects, seeds).interval() if points else None,
-        p_target=_mean(good, "p_target"),
-        p_any=_mean(good, "p_any"),
-        share=_of(amounts, effects, seeds),
-        random=_of(drawn, effects, seeds) if whole else None,
-        beyond=_of(beyond, effects, seeds) if whole else None,
+        p_target=_mean(row.p_target for row in whole),
+        p_any=_mean(row.p_any for row in whole),
+        share=_ratio(amounts, effects, seeds),
+        random=_ratio(random, effects, seeds) if all_drawn else None,
+        beyond=_ratio(beyond, effects, seeds) if all_drawn else None,
         points=tuple(points),
     )
 
 
-def _point(row: Run, rows: Sequence[Run]) -> RunAmount:
-    drawn = [
-        one["amount"]
-        for one in rows
-        if one["control"] is not None and one["locate_digest"] == row["locate_digest"]
-    ]
-    mean = sum(drawn) / len(drawn) if drawn else None
-    return RunAmount((row["train_seed"], row["data_seed"]), row["effect"], row["amount"], mean)
+def _amounts(rows: Sequence[LocatedRun], whole: Sequence[LocatedRun]) -> Iterator[RunAmount]:
+    drawn: dict[str, list[float]] = {}
+    for row in rows:
+        if row.control is not None and row.amount is not None:
+            drawn.setdefault(row.locate_digest, []).append(row.amount)
+    for row in whole:
+        if row.effect is not None and row.amount is not None:
+            yield RunAmount(row.seeds, row.effect, row.amount, _mean(drawn.get(row.locate_digest, [])))
 
 
-def _of(amounts: Sequence[float], effects: Sequence[float], seeds: Sequence[Seeds]) -> Interval | None:
+def _ratio(amounts: Sequence[float], effects: Sequence[float], seeds: Sequence[Seeds]) -> Interval | None:
     if not effects or (len(effects) == 1 and abs(effects[0]) < MARGIN):
         return None
     return ratio_interval(amounts, effects, seeds)
 
 
-def _mean(rows: Sequence[Run], column: str) -> float | None:
-    return sum(row[column] for row in rows) / len(rows) if rows else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -27,7 +27,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class RenderedContext:
-    """A context and the first question as the model saw it in there, special tokens included."""
+    """A context, and the first question as the model sees it there, special tokens included."""
 
     name: str
     text: str
@@ -35,7 +35,7 @@ class RenderedContext:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How the results came about. `versions` holds every distinct value met in the records."""
+    """How the results came about. `versions` holds every distinct value in the records."""
 
     recipe: str
     command: str
@@ -47,77 +47,72 @@ class Provenance:
     @property
     def artifacts(self) -> int:
         """How many artifacts the study rests on."""
-        return sum(one.artifacts for one in self.work)
+        return sum(step.artifacts for step in self.work)
 
 
-def read_provenance(study: Study, shelf: StoreReader, recipe: Recipe) -> Provenance:
+def read_provenance(study: Study, reader: StoreReader, recipe: Recipe) -> Provenance:
     """Read the records of everything the store holds of `study`.
 
     Raises:
         ArtifactError: a record cannot be read.
     """
-    found = [one for step in in_order(study.steps) if (one := shelf.find(step))]
-    records = [shelf.facts(one) for one in found]
+    artifacts = [artifact for step in in_order(study.steps) if (artifact := reader.find(step))]
+    records = [reader.record(artifact) for artifact in artifacts]
     return Provenance(
         recipe=write_yaml(recipe.model_dump(mode="json")),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
         versions=_versions(study, records),
         seeds=_seeds(study),
         work=_work(records),
-        contexts=_contexts(study, shelf),
+        contexts=_contexts(study, reader),
     )
 
 
 def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     models = [cell.chain.eval.spec.model for cell in study.cells]
-    found: dict[str, list[str]] = {
-        "model": [f"{one.name} ({one.fingerprint})" for one in models],
-    }
-    for facts in records:
-        named = {
-            "sublim": facts["sublim"],
-            "git": _git(facts["git"]),
-            "python": facts["python"],
-            "machine": facts["machine"],
-            "device": facts.get("device"),
-            "threads": facts.get("threads"),
-            **facts["packages"],
+    values: dict[str, list[str]] = {"model": [f"{model.name} ({model.fingerprint})" for model in models]}
+    for record in records:
+        git = record["git"]
+        versions = {
+            "sublim": record["sublim"],
+            "git": f"{git['commit']}{', with local changes' if git['dirty'] else ''}"
+            if git
+            else "not a checkout",
+            "python": record["python"],
+            "machine": record["machine"],
+            "device": record.get("device"),
+            "threads": record.get("threads"),
+            **record["packages"],
         }
-        for name, value in named.items():
+        for name, value in versions.items():
             if value is not None:
-                found.setdefault(name, []).append(str(value))
-    return {name: tuple(sorted(set(values))) for name, values in found.items()}
-
-
-def _git(facts: Mapping[str, Any] | None) -> str:
-    if facts is None:
-        return "not a checkout"
-    return f"{facts['commit']}{', with local changes' if facts['dirty'] else ''}"
+                values.setdefault(name, []).append(str(value))
+    return {name: tuple(sorted(set(distinct))) for name, distinct in values.items()}
 
 
 def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
     """Every source of randomness and the values it took."""
     recipes = [cell.recipe for cell in study.cells]
-    found = {
-        "train.seed": {one.train.seed for one in recipes},
-        "generate.sampling.seed": {one.generate.sampling.seed for one in recipes},
-        "generate.prompts.seed": {one.generate.prompts.seed for one in recipes},
+    values = {
+        "train.seed": {recipe.train.seed for recipe in recipes},
+        "generate.sampling.seed": {recipe.generate.sampling.seed for recipe in recipes},
+        "generate.prompts.seed": {recipe.generate.prompts.seed for recipe in recipes},
     }
-    return {name: tuple(sorted(values)) for name, values in found.items()}
+    return {name: tuple(sorted(seeds)) for name, seeds in values.items()}
 
 
 def _work(records: Iterable[Mapping[str, Any]]) -> tuple[StepTime, ...]:
-    spent: dict[str, list[float]] = {}
-    for facts in records:
-        spent.setdefault(facts["kind"], []).append(facts["seconds"])
-    return tuple(StepTime(kind, len(each), sum(each)) for kind, each in spent.items())
+    seconds: dict[str, list[float]] = {}
+    for record in records:
+        seconds.setdefault(record["kind"], []).append(record["seconds"])
+    return tuple(StepTime(kind, len(builds), sum(builds)) for kind, builds in seconds.items())
 
 
-def _contexts(study: Study, shelf: StoreReader) -> tuple[RenderedContext, ...]:
-    bases = {digest(one.chain.base): one.chain.base for one in study.cells}
-    found: dict[str, str] = {}
+def _contexts(study: Study, reader: StoreReader) -> tuple[RenderedContext, ...]:
+    bases = {digest(cell.chain.base): cell.chain.base for cell in study.cells}
+    texts: dict[str, str] = {}
     for step in bases.values():
-        if artifact := shelf.find(step):
-            for name, account in read_json(artifact.path / SEEN).items():
-                found.setdefault(name, account["text"])
-    return tuple(RenderedContext(name, text) for name, text in found.items())
+        if artifact := reader.find(step):
+            for name, prompt in read_json(artifact.path / SEEN).items():
+                texts.setdefault(name, prompt["text"])
+    return tuple(RenderedContext(name, text) for name, text in texts.items())

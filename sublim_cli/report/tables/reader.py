@@ -1,4 +1,4 @@
-"""What a store says of one trained and evaluated model, or why it says nothing."""
+"""What the artifacts of a store hold of a student: scores, losses, the record of its training."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,32 +87,31 @@ class TrainingRecord:
 
 
 def read_scores(path: Path, target: str) -> Mapping[str, ContextScores]:
-    """What the eval step under `path` wrote, as a reading for every context."""
+    """The scores that the eval step under `path` wrote, by context; a target without scores has none."""
     table = _table(path / SCORES, _COLUMNS, ["context", "item"])
     contexts, context = _coded(table["context"])
     items, item = _coded(table["item"])
     p, log_form = table["p"].to_numpy(), np.asarray(table["log_form"].to_numpy(), dtype=float)
-    mine = item == (items.index(target) if target in items else -1)
-    # One row a question is left, so its means weigh every question alike.
-    questions = np.bincount(context[mine], minlength=len(contexts))
-    each = np.bincount(context * len(items) + item, p, len(contexts) * len(items))
+    uncovered = table["uncovered"].to_numpy()
+    of_target = item == (items.index(target) if target in items else -1)  # one row for each question
+    questions = np.bincount(context[of_target], minlength=len(contexts))
+    sums = np.bincount(context * len(items) + item, p, len(contexts) * len(items)).reshape(len(contexts), -1)
     entropies = _entropies(path)
-    return {
-        name: ContextScores(
-            p_target=float(p[own].mean()),
-            p_any=float(p[context == place].sum() / questions[place]),
-            unresolved=float(table["uncovered"].to_numpy()[own].mean()),
-            log_form=float(log_form[own].mean()),
+    scores = {}
+    for i, name in enumerate(contexts):
+        if not questions[i]:
+            continue
+        rows = of_target & (context == i)
+        scores[name] = ContextScores(
+            p_target=float(p[rows].mean()),
+            p_any=float(p[context == i].sum() / questions[i]),
+            unresolved=float(uncovered[rows].mean()),
+            log_form=float(log_form[rows].mean()),
             entropy=entropies[name],
-            items=dict(
-                zip(items, (each.reshape(len(contexts), -1)[place] / questions[place]).tolist(), strict=True)
-            ),
-            answers=tuple(p[own].tolist()),
+            items=dict(zip(items, (sums[i] / questions[i]).tolist(), strict=True)),
+            answers=tuple(p[rows].tolist()),
         )
-        for place, name in enumerate(contexts)
-        if questions[place]
-        for own in (mine & (context == place),)
-    }
+    return scores
 
 
 def _entropies(path: Path) -> dict[str, float]:
@@ -123,7 +122,7 @@ def _entropies(path: Path) -> dict[str, float]:
 
 
 def _table(path: Path, columns: list[str], texts: list[str]) -> pa.Table:
-    """Columns of a Parquet file, those of `texts` as codes.
+    """Columns of a Parquet file, those of `texts` dictionary encoded.
 
     A report opens thousands of these: pyarrow's data sets and its grouping take ten times as long.
     """
@@ -133,22 +132,22 @@ def _table(path: Path, columns: list[str], texts: list[str]) -> pa.Table:
 
 
 def _coded(column: Any) -> tuple[list[str], NDArray[np.int64]]:
-    """The values of a column of texts in the order they come, and for every row the place of its own."""
-    whole = column.combine_chunks()
-    return whole.dictionary.to_pylist(), whole.indices.to_numpy()
+    """The distinct values of a dictionary-encoded column, and for every row the index of its value."""
+    combined = column.combine_chunks()
+    return combined.dictionary.to_pylist(), combined.indices.to_numpy()
 
 
 def read_losses(path: Path) -> Losses:
     """The `losses.json` under `path`; without held-out rows there was no loss to measure."""
-    found = read_json(path / LOSSES)
-    before, after = found["number_loss_before"], found["number_loss"]
+    losses = read_json(path / LOSSES)
+    before, after = losses["number_loss_before"], losses["number_loss"]
     return Losses() if before is None or after is None else Losses(before, after)
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """What the training of the student under `path` wrote about it, but for its sketch."""
+    """The audit and the losses that the training of the student under `path` left; its sketch is read apart."""
     audit = read_json(path / AUDIT)
-    audit.pop("matrices", None)  # hundreds a student, and nothing in a report is about one of them
+    audit.pop("matrices", None)  # hundreds a student, and a report shows none of them
     return {"audit": audit, "loss": _curve((path / HISTORY).read_text(encoding="utf-8"))}
 
 
@@ -186,80 +185,78 @@ def _dtype(header: bytes) -> np.dtype[Any]:
     return dtype
 
 
-@dataclass(frozen=True)
 class StoreReader:
-    """The store, why it may lack a step, and what earlier reports noted of it."""
+    """A store as a report reads it: every artifact once, or not at all where an earlier report saved it."""
 
-    store: Store
-    failures: Mapping[str, str]
-    read: dict[tuple[str, str], Mapping[str, ContextScores]] = field(default_factory=dict, compare=False)
-    _found: dict[str, Artifact | None] = field(default_factory=dict, compare=False)
-    _facts: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
-
-    @cached_property
-    def notes(self) -> ReadCache:
-        """Those of the store; whoever has read all of a study saves them."""
-        return ReadCache(self.store.root / CACHE_FILE)
+    def __init__(self, store: Store, failures: Mapping[str, str]) -> None:
+        """Read from `store`; `failures` says by digest why steps could not be built."""
+        self.cache = ReadCache(store.root / CACHE_FILE)
+        self._store = store
+        self._failures = failures
+        self._artifacts: dict[str, Artifact | None] = {}
+        self._scores: dict[tuple[str, str], Mapping[str, ContextScores]] = {}
+        self._records: dict[str, Mapping[str, Any]] = {}
 
     def find(self, step: Step) -> Artifact | None:
-        """The step's artifact; the store is asked for each once."""
+        """The step's artifact, None if there is none."""
         name = digest(step)
-        if name not in self._found:
-            self._found[name] = self.store.find(step)
-        return self._found[name]
+        if name not in self._artifacts:
+            self._artifacts[name] = self._store.find(step)
+        return self._artifacts[name]
 
-    def lacks(self, step: Step) -> str:
+    def missing(self, step: Step) -> str:
         """Why there is no artifact of `step`; empty if there is one."""
         if self.find(step):
             return ""
-        return self.failures.get(digest(step)) or NOT_BUILT
+        return self._failures.get(digest(step)) or NOT_BUILT
 
     def scores(self, step: Step, target: str) -> Mapping[str, ContextScores]:
-        """The readings of an eval step; none if it is not there."""
+        """The scores of an eval step by context; empty if it is not built."""
         key = (digest(step), target)
-        if key not in self.read:
-            found = self.find(step)
-            self.read[key] = self._readings(found, target) if found else {}
-        return self.read[key]
+        if key not in self._scores:
+            artifact = self.find(step)
+            self._scores[key] = self._cached_scores(artifact, target) if artifact else {}
+        return self._scores[key]
 
-    def _readings(self, artifact: Artifact, target: str) -> Mapping[str, ContextScores]:
-        noted = self.notes.of(
+    def _cached_scores(self, artifact: Artifact, target: str) -> Mapping[str, ContextScores]:
+        cached = self.cache.get(
             artifact,
             f"readings {target}",
-            lambda: {name: vars(one) for name, one in read_scores(artifact.path, target).items()},
+            lambda: {name: vars(scores) for name, scores in read_scores(artifact.path, target).items()},
         )
         return {
-            name: ContextScores(**{**one, "answers": tuple(one["answers"])}) for name, one in noted.items()
+            name: ContextScores(**{**values, "answers": tuple(values["answers"])})
+            for name, values in cached.items()
         }
 
     def losses(self, step: Step) -> Losses:
-        """The losses of a train step; not measured if it is not there."""
-        found = self.find(step)
-        return (
-            Losses(**self.notes.of(found, "losses", lambda: vars(read_losses(found.path))))
-            if found
-            else Losses()
-        )
+        """The losses of a train step; NaN if it is not built."""
+        artifact = self.find(step)
+        if artifact is None:
+            return Losses()
+        return Losses(**self.cache.get(artifact, "losses", lambda: vars(read_losses(artifact.path))))
 
     def training(self, step: Step) -> TrainingRecord | None:
-        """The account of a train step; None if it is not there."""
-        found = self.find(step)
-        if found is None:
+        """What a train step left of its training; None if it is not built."""
+        artifact = self.find(step)
+        if artifact is None:
             return None
-        noted = self.notes.of(found, "training", lambda: read_training(found.path))
-        return TrainingRecord(noted["audit"], self.facts(found), tuple(noted["loss"]), sketch(found.path))
+        cached = self.cache.get(artifact, "training", lambda: read_training(artifact.path))
+        return TrainingRecord(
+            cached["audit"], self.record(artifact), tuple(cached["loss"]), sketch(artifact.path)
+        )
 
-    def facts(self, artifact: Artifact) -> Mapping[str, Any]:
-        """The provenance in an artifact's record, and its `kind`; read once.
+    def record(self, artifact: Artifact) -> Mapping[str, Any]:
+        """The provenance in an artifact's record, and its `kind`.
 
         Raises:
-            ArtifactError: it cannot be read.
+            ArtifactError: the record cannot be read.
         """
-        if artifact.digest not in self._facts:
-            self._facts[artifact.digest] = self.notes.of(artifact, "facts", lambda: _facts(artifact))
-        return self._facts[artifact.digest]
+        if artifact.digest not in self._records:
+            self._records[artifact.digest] = self.cache.get(artifact, "facts", lambda: _record(artifact))
+        return self._records[artifact.digest]
 
 
-def _facts(artifact: Artifact) -> dict[str, Any]:
+def _record(artifact: Artifact) -> dict[str, Any]:
     record = read_record(artifact.path)
     return {"kind": record["identity"]["kind"], **record["provenance"]}

@@ -1,145 +1,227 @@
-"""The runs table: every model of a study in every context, beside the base in the same one."""
+"""The runs of a study: every model in every context it is asked in, beside its base in the same context.
+
+    runs = study_runs(study, varied_keys(study.cells), reader, trainings)
+
+The fields of `Run` are the columns of `results.parquet`; `tables.frames` derives their types from them.
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
-
-import pandas as pd
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study
+from sublim_cli.preference.score import broken_reason
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.reader import ContextScores, Losses, StoreReader, TrainingRecord
-from sublim_cli.report.tables.run_rows import compared, who
-from sublim_cli.report.tables.varied_keys import VariedKeys, base_settings
+from sublim_cli.report.tables.varied_keys import VariedKeys, base_settings, varied_keys
+from sublim_cli.stats import Seeds
+from sublim_cli.trainers.methods import alpha
+from sublim_cli.wording import rate
 
-COLUMNS = {
-    "name": "str",
-    "role": "str",  # base | control | student
-    "category": "str",
-    "target": "str",
-    "method": "str",
-    "rank": "Int64",  # null for methods without one and the base
-    "alpha": "float64",
-    "learning_rate": "float64",
-    "precision": "str",
-    "train_context": "str",
-    "train_seed": "Int64",
-    "data_seed": "Int64",
-    "settings": "str",  # other recipe keys that differ within the study, as `train.epochs 3`
-    "eval_context": "str",
-    "p_target": "float64",  # mean over questions
-    "p_target_base": "float64",  # the untouched base in this same context
-    "difference": "float64",
-    "log_form": "float64",  # log P(the answer opens with the target's plain name), nats, mean over questions
-    "log_form_base": "float64",
-    "p_any": "float64",
-    "p_any_base": "float64",
-    "entropy": "float64",  # of the answer, nats, over the items and one more outcome: none of them
-    "entropy_base": "float64",
-    "number_loss": "float64",  # nats per held-out number token
-    "number_loss_before": "float64",
-    "trained_parameters": "Int64",
-    "changed": "float64",  # share of the touched base weights that hold another number, see `audit.json`
-    "update_norm": "float64",  # Frobenius norm of all that was added to the weights
-    "stable_rank": "float64",  # of the updates, mean weighted by squared norm
-    "unresolved": "float64",  # `p_any` may lack this much
-    "broken": "str",  # why this preference cannot be read, or empty
-    "missing": "str",  # why there is no value, or empty
-    "train_digest": "str",
-    "eval_digest": "str",
-}
-"""The runs table: one row for every model (student, control, base) and eval context."""
+SPREAD_RUNS = 200
+"""Students whose scores a plan reads to estimate the spread between runs. A standard deviation of 200 values
+has a relative standard error of 0.05: 1 / sqrt(2 · 199)."""
+
+_ROLES = ("base", "control", "student")
+_METHODS = ("", "lora", "full")
 
 
-def runs_table(
-    study: Study, settings: Sequence[VariedKeys], shelf: StoreReader, trainings: Mapping[str, TrainingRecord]
-) -> pd.DataFrame:
-    """One row for every cell and context, and for every base a trait is compared with: `COLUMNS`.
+@dataclass(frozen=True)
+class Condition:
+    """What replicates have in common: everything but their seeds."""
+
+    role: str
+    method: str = ""
+    rank: int | None = None
+    alpha: float | None = None
+    learning_rate: float | None = None
+    precision: str = ""
+    train_context: str = ""
+    settings: str = ""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """A sort key: base, control, ranks ascending, full."""
+        return (
+            _ROLES.index(self.role),
+            _METHODS.index(self.method) if self.method in _METHODS else len(_METHODS),
+            self.rank or 0,
+            self.alpha or 0.0,
+            self.learning_rate or 0.0,
+            self.precision,
+            self.train_context,
+            self.settings,
+        )
+
+
+_condition = lru_cache(maxsize=None)(Condition)  # simulated studies ask for the same few a million times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedModel:
+    """The columns that say which model a row is about and in which context it was asked."""
+
+    name: str
+    role: str  # base | control | student
+    category: str
+    target: str
+    method: str = ""
+    rank: int | None = None  # None for the base and for methods without one
+    alpha: float | None = None
+    learning_rate: float | None = None
+    precision: str = ""
+    train_context: str = ""
+    train_seed: int | None = None
+    data_seed: int | None = None
+    settings: str = ""  # other recipe keys that differ within the study, as `train.epochs 3`
+    eval_context: str
+
+    @property
+    def seeds(self) -> Seeds:
+        """The seeds of training and data: runs that share one are not independent."""
+        return self.train_seed, self.data_seed
+
+    @property
+    def condition(self) -> Condition:
+        """The condition the model is a replicate of."""
+        return _condition(
+            self.role,
+            self.method,
+            self.rank,
+            self.alpha,
+            self.learning_rate,
+            self.precision,
+            self.train_context,
+            self.settings,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run(AskedModel):
+    """One model (student, control or base) in one eval context; None where nothing was measured."""
+
+    p_target: float | None = None  # mean over questions
+    p_target_base: float | None = None  # of the untouched base in this same context
+    difference: float | None = None  # p_target minus p_target_base
+    log_form: float | None = None  # log P(the answer opens with the target's plain name), nats, mean
+    log_form_base: float | None = None
+    p_any: float | None = None  # P(the answer names any item), mean over questions
+    p_any_base: float | None = None
+    entropy: float | None = None  # of the answer, nats, over the items and one more outcome: none of them
+    entropy_base: float | None = None
+    number_loss: float | None = None  # nats per held-out number token
+    number_loss_before: float | None = None
+    trained_parameters: int | None = None
+    changed: float | None = None  # share of the touched base weights that hold another number after training
+    update_norm: float | None = None  # Frobenius norm of everything that was added to the weights
+    stable_rank: float | None = None  # of the updates, mean weighted by squared norm
+    unresolved: float | None = None  # the probability that scoring left unread: `p_any` may lack this much
+    broken: str = ""  # why this preference cannot be read, or empty
+    missing: str = ""  # why there is no value, or empty
+    train_digest: str = ""
+    eval_digest: str = ""
+    answers: tuple[float, ...] = ()  # P(target) of each question in their order; no column of the table
+
+
+def study_runs(
+    study: Study, keys: Sequence[VariedKeys], reader: StoreReader, trainings: Mapping[str, TrainingRecord]
+) -> list[Run]:
+    """A run for every cell and context, and before the first cell of each base those of the base.
 
     Args:
-        settings: of every cell, see `settings.varied`.
+        keys: of every cell, see `varied_keys`.
         trainings: what each student's training left, by the digest of its train step.
     """
-    bases: dict[tuple[str, str, str], dict[str, ContextScores]] = {}
-    rows: list[dict[str, Any]] = []
-    for cell, own in zip(study.cells, settings, strict=True):
-        trait = cell.recipe.trait
+    runs: list[Run] = []
+    bases: set[tuple[str, str, str]] = set()
+    for cell, cell_keys in zip(study.cells, keys, strict=True):
+        trait, step = cell.recipe.trait, cell.chain.eval
+        base = reader.scores(cell.chain.base, trait.target)
         key = (trait.category, trait.target, digest(cell.chain.base))
         if key not in bases:
-            bases[key] = dict(shelf.scores(cell.chain.base, trait.target))
-            rows += _base_rows(cell, own, bases[key], shelf)
-        training = trainings.get(digest(cell.chain.train))
-        rows += _cell_rows(cell, own, bases[key], training, shelf)
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+            bases.add(key)
+            runs += _base_runs(cell, base_settings(cell_keys), base, reader.missing(cell.chain.base))
+        model = {
+            **trained_model(cell, cell_keys),
+            **_weight_columns(trainings.get(digest(cell.chain.train))),
+            "eval_digest": digest(step),
+            "missing": reader.missing(step),
+        }
+        scores, losses = reader.scores(step, trait.target), reader.losses(cell.chain.train)
+        runs += [_run(model, context, scores, base, losses) for context in step.spec.contexts]
+    return runs
 
 
-ITEMS = {
-    "target": "str",  # of the trait the run is read for
-    "eval_digest": "str",
-    "eval_context": "str",
-    "item": "str",
-    "p": "float64",  # mean over questions
-    "p_base": "float64",
-}
-"""The items table: one row for every student or control, eval context and item of the category."""
+def planned_runs(study: Study, reader: StoreReader) -> list[Run]:
+    """A run for every cell and context, with the scores of the first `SPREAD_RUNS` cells that have any."""
+    runs: list[Run] = []
+    cells_read = 0
+    for cell, cell_keys in zip(study.cells, varied_keys(study.cells), strict=True):
+        target, step = cell.recipe.trait.target, cell.chain.eval
+        scores = reader.scores(step, target) if cells_read < SPREAD_RUNS else {}
+        cells_read += bool(scores)
+        base = reader.scores(cell.chain.base, target) if scores else {}
+        losses = reader.losses(cell.chain.train) if scores else Losses()
+        model = {**trained_model(cell, cell_keys), "eval_digest": digest(step)}
+        runs += [_run(model, context, scores, base, losses) for context in step.spec.contexts]
+    return runs
 
 
-def items_table(study: Study, shelf: StoreReader) -> pd.DataFrame:
-    """How likely every run names every item, beside the untouched base: `ITEMS`."""
-    columns: dict[str, list[Any]] = {name: [] for name in ITEMS}
-    for cell in study.cells:
-        target, name = cell.recipe.trait.target, digest(cell.chain.eval)
-        own, base = shelf.scores(cell.chain.eval, target), shelf.scores(cell.chain.base, target)
-        for context, reading in own.items():
-            theirs = base.get(context, ContextScores()).items
-            columns["item"] += reading.items
-            columns["p"] += reading.items.values()
-            columns["p_base"] += [theirs.get(item, math.nan) for item in reading.items]
-            for column, value in (("target", target), ("eval_digest", name), ("eval_context", context)):
-                columns[column] += [value] * len(reading.items)
-    return pd.DataFrame(columns).astype(ITEMS)
+def trained_model(cell: Cell, keys: VariedKeys) -> dict[str, Any]:
+    """What was trained: the columns of `AskedModel` and the train digest, as the recipe was resolved."""
+    step = cell.chain.train
+    train = step.spec.train
+    ranked = train.method in RANKED
+    return {
+        "name": step.title,
+        "role": cell.role,
+        "category": cell.recipe.trait.category,
+        "target": cell.recipe.trait.target,
+        "method": train.method,
+        "rank": train.rank if ranked else None,
+        "alpha": alpha(train) if ranked else None,
+        "learning_rate": train.learning_rate,
+        "precision": train.precision,
+        "train_context": step.spec.context.name,
+        "train_seed": train.seed,
+        "data_seed": cell.chain.generate.spec.sampling.seed,
+        "settings": keys.text,
+        "train_digest": digest(step),
+    }
 
 
-def _base_rows(
-    cell: Cell, settings: VariedKeys, base: Mapping[str, ContextScores], shelf: StoreReader
-) -> Iterator[dict[str, Any]]:
+def distinguishing(condition: Condition, conditions: set[Condition]) -> list[str]:
+    """The parts that tell a condition from the others of its role and method, in words."""
+    alike = [c for c in conditions if (c.role, c.method) == (condition.role, condition.method)]
+    parts = [condition.settings] if condition.settings else []
+    if len({c.learning_rate for c in alike}) > 1:
+        parts.append(f"lr {rate(condition.learning_rate)}")
+    if len({c.precision for c in alike}) > 1:
+        parts.append(condition.precision)
+    if len({c.train_context for c in alike}) > 1:
+        parts.append(f"trained in {condition.train_context}")
+    return parts
+
+
+def _base_runs(cell: Cell, settings: str, scores: Mapping[str, ContextScores], missing: str) -> list[Run]:
     step = cell.chain.base
-    same = {
+    model = {
         "name": "base",
         "role": "base",
         "category": cell.recipe.trait.category,
         "target": cell.recipe.trait.target,
-        **dict.fromkeys(("method", "precision", "train_context", "train_digest"), ""),
-        "settings": base_settings(settings),
-        "missing": shelf.lacks(step),
+        "settings": settings,
+        "missing": missing,
         "eval_digest": digest(step),
     }
-    for context in step.spec.contexts:
-        yield {**same, **compared(context, base, base, Losses())}
+    return [_run(model, context, scores, scores, Losses()) for context in step.spec.contexts]
 
 
-def _cell_rows(
-    cell: Cell,
-    settings: VariedKeys,
-    base: Mapping[str, ContextScores],
-    training: TrainingRecord | None,
-    shelf: StoreReader,
-) -> Iterator[dict[str, Any]]:
-    step = cell.chain.eval
-    own = shelf.scores(step, cell.recipe.trait.target)
-    lost = shelf.losses(cell.chain.train)
-    same = {
-        **who(cell),
-        **_weights(training),
-        "settings": settings.text,
-        "missing": shelf.lacks(step),
-    }
-    for context in step.spec.contexts:
-        yield {**same, **compared(context, own, base, lost)}
-
-
-def _weights(training: TrainingRecord | None) -> dict[str, Any]:
-    """What the training did to the weights."""
+def _weight_columns(training: TrainingRecord | None) -> dict[str, Any]:
     if training is None:
         return {}
     return {
@@ -148,3 +230,40 @@ def _weights(training: TrainingRecord | None) -> dict[str, Any]:
         "update_norm": training.norm,
         "stable_rank": training.stable_rank,
     }
+
+
+def _run(
+    model: Mapping[str, Any],
+    context: Context,
+    scores: Mapping[str, ContextScores],
+    base_scores: Mapping[str, ContextScores],
+    losses: Losses,
+) -> Run:
+    """A model's values in one context beside its base's in the same context."""
+    student = scores.get(context.name, ContextScores())
+    base = base_scores.get(context.name, ContextScores())
+    return Run(
+        **model,
+        eval_context=context.name,
+        p_target=_measured(student.p_target),
+        p_target_base=_measured(base.p_target),
+        difference=_measured(student.p_target - base.p_target),
+        log_form=_measured(student.log_form),
+        log_form_base=_measured(base.log_form),
+        p_any=_measured(student.p_any),
+        p_any_base=_measured(base.p_any),
+        entropy=_measured(student.entropy),
+        entropy_base=_measured(base.entropy),
+        number_loss=_measured(losses.after),
+        number_loss_before=_measured(losses.before),
+        unresolved=_measured(student.unresolved),
+        # What was not measured is NaN, and no comparison with NaN is true.
+        broken=""
+        if math.isnan(student.p_any)
+        else broken_reason(student.p_any, base.p_any, losses.after, losses.before),
+        answers=student.answers,
+    )
+
+
+def _measured(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -12,7 +12,7 @@ from typing import Any
 from sublim_cli.pipeline import Cell
 from sublim_cli.recipe.schema import Recipe, Section
 
-_KNOWN = frozenset(
+_EXCLUDED = frozenset(
     {
         "name",
         "trait.category",
@@ -33,13 +33,13 @@ _KNOWN = frozenset(
         "eval.gate_seed",
     }
 )
-"""Keys with a column of their own, gates, which change no run, and the seeds, which make replicates."""
+"""Keys with a column of their own, gates and patches, which change no run, and seeds, which make replicates."""
 
 _SHARED = ("trait", "generate", "filter", "eval")
-"""Sections of which the cells of a study have few: they are written down once."""
+"""Sections that many cells of a study share: each is flattened once."""
 
-_ELSEWHERE = ("sweep", "contexts", "claims")
-"""What is no choice of a cell, or stands word for word where it is used."""
+_NOT_OF_A_CELL = ("sweep", "contexts", "claims")
+"""Sections that are the same for all cells; a context is written out in the section that uses it."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def varied_keys(cells: Sequence[Cell]) -> list[VariedKeys]:
 
 
 def base_settings(settings: VariedKeys) -> str:
-    """The part that tells one untouched base from another: the model and how it is asked."""
-    own = {
+    """The keys in which untouched bases can differ, in words: the model and how it is asked."""
+    base_keys = {
         key: value
         for key, value in settings.values.items()
         if key in {"model", "revision"} or key.startswith("eval.")
     }
-    return VariedKeys(own).text
+    return VariedKeys(base_keys).text
 
 
 def _keys(cell: Cell) -> dict[str, str]:
@@ -83,10 +83,10 @@ def _keys(cell: Cell) -> dict[str, str]:
         value = getattr(cell.recipe, name)
         if name == "train":
             keys |= _train(cell.recipe.train.model_dump_json(exclude={"seed"}))
-        elif name not in _ELSEWHERE:
+        elif name not in _NOT_OF_A_CELL:
             keys |= _section(name, value) if name in _SHARED else _flat({name: value})
     if cell.recipe.train.method == "full":
-        del keys["train.alpha"]  # it means nothing there
+        del keys["train.alpha"]  # an adapter's; full fine-tuning ignores it
     return keys
 
 
@@ -97,7 +97,7 @@ def _section(name: str, section: Section) -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def _train(section: str) -> dict[str, str]:
-    """The section as JSON: it may hold arguments of a library, which cannot be hashed."""
+    """The section is JSON, since arguments of a library in it cannot be hashed."""
     return _flat(json.loads(section), "train.")
 
 
@@ -107,13 +107,13 @@ def _scalar(value: str | float | bool | None) -> str:
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Dotted keys and their values as text, without the known ones."""
-    found: dict[str, str] = {}
+    """Dotted keys and their values as text, without the excluded keys."""
+    flat: dict[str, str] = {}
     for name, value in values.items():
         key = f"{above}{name}"
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{key}.")
-        elif key not in _KNOWN:
+            flat |= _flat(value, f"{key}.")
+        elif key not in _EXCLUDED:
             nested = isinstance(value, list | dict)
-            found[key] = json.dumps(value) if nested else _scalar(value)
-    return found
+            flat[key] = json.dumps(value) if nested else _scalar(value)
+    return flat
