@@ -16,10 +16,10 @@ left out and counted.
 **Tests.** Every claim has two: one supports it, one refutes it. For the claim as a whole each is wrong with a
 probability of at most alpha:
 
-* A claim about all of its comparisons is supported where every comparison passes its test at alpha. This is an
-  intersection-union test, which needs no correction for the number of comparisons (Berger 1982): if the claim
-  is false, it is false in some comparison, and that one passes with a probability of at most alpha. Claims
-  that are also stated trait by trait (C1, C2, C5) have their p values corrected over traits (Holm 1979).
+* A claim about all of its comparisons is supported where every comparison passes its test at alpha. This is
+  an intersection-union test, which needs no correction for the number of comparisons (Berger 1982): if the
+  claim is false, it is false in some comparison, and that one passes with a probability of at most alpha.
+  Claims that are also stated trait by trait (C1, C2, C5) have p values corrected over traits (Holm 1979).
 * A claim is refuted where any one comparison refutes it, so those p values are always Holm's over all
   comparisons.
 * Where both tests pass (an effect above zero that is also below the margin) the claim is refuted: an effect
@@ -64,8 +64,8 @@ from sublim_cli.stats import Seeds, holm, mean_of, peak, two_lines
 from sublim_cli.wording import condition_label, count, listed, rate
 
 GIVEN_THE_CHOICE = (
-    "Judged at the learning rates that these runs chose; the intervals leave out that other runs might choose "
-    "other rates."
+    "Judged at the learning rates that these runs chose; the intervals leave out that other runs might "
+    "choose other rates."
 )
 ONE_DATA_SEED = "All runs learned from data of one seed: what another data set would do is not known."
 LEAST_RANKS = 4
@@ -386,10 +386,10 @@ def _vanishes(claim: ContextsClaim, home: Comparison, away: Comparison) -> Findi
 def _localisation(claim: LocalisationClaim, index: RunIndex, located: Sequence[LocatedRun]) -> _Judged:
     """C5, three findings for each trait: there is an effect, and two about the set of tokens X.
 
-    Null of support: there is no effect (C1's null), or X alone keeps no more of it than random sets of as many
-    tokens, or without X no more is lost than without such sets. Null of refutation: where random sets leave
-    more than the margin of the effect, both differences are the margin or more. Where they leave less, no
-    set could pass, and nothing is refuted.
+    Null of support: there is no effect (C1's null), or X alone keeps no more of it than random sets of as
+    many tokens, or without X no more is lost than without such sets. Null of refutation: where random sets
+    leave more than the margin of the effect, both differences are the margin or more. Where they leave less,
+    no set could pass, and nothing is refuted.
     """
     findings: list[Finding] = []
     bases: list[Basis] = []

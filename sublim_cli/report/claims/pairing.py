@@ -43,7 +43,7 @@ class TraitSetting(NamedTuple):
 
 @dataclass(frozen=True)
 class Basis:
-    """The trainings that a comparison was planned on, those of them that broke or are missing, and what lacks.
+    """The trainings planned for a comparison, those that broke or are missing, and what lacks.
 
     A training that is asked in several contexts counts once.
     """

@@ -56,8 +56,8 @@ class RunSpread:
 class Power:
     """What a claim's planned runs can decide.
 
-    `holds` is the share of studies in which the claim is supported where it is true, `fails` the share in which
-    it is refuted where it is false; both None where the study lacks what the claim needs.
+    `holds` is the share of studies in which the claim is supported where it is true, `fails` the share in
+    which it is refuted where it is false; both None where the study lacks what the claim needs.
     """
 
     claim: Claim
@@ -189,9 +189,9 @@ def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, E
 
 def _rank_positions(runs: Sequence[Run]) -> Effect:
     """The position of a run's rank between the lowest and the highest, in octaves: 0 to 1."""
-    octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank is not None}
+    octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank}
     low, high = min(octaves.values()), max(octaves.values())
-    return lambda run: (octaves[run.rank] - low) / (high - low)
+    return lambda run: (octaves[run.rank or 0] - low) / (high - low)
 
 
 def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: RunSpread) -> Interval:

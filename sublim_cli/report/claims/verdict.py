@@ -61,11 +61,11 @@ WIDER = "over new runs and questions"
 class Finding:
     """One comparison of a claim.
 
-    `effect` is a difference of P(target) with its interval at level 1 - 2 alpha, which excludes a value where a
-    one-sided test at alpha rejects it. `p` is the p value of the test that supports the claim here and
-    `p_against` that of the test that refutes it (None: this comparison cannot), corrected as the claim's rule
-    says. `detectable` is the smallest true effect that these runs find with a power of 0.8; `runs` the effect of
-    each run by (train seed, data seed). `also` holds the other quantities that the rule tests.
+    `effect` is a difference of P(target) with its interval at level 1 - 2 alpha, which excludes a value where
+    a one-sided test at alpha rejects it. `p` is the p value of the test that supports the claim here and
+    `p_against` that of the test that refutes it (None: this comparison cannot), corrected as the claim's
+    rule says. `detectable` is the smallest true effect that these runs find with a power of 0.8; `runs` the
+    effect of each run by (train seed, data seed). `also` holds the other quantities that the rule tests.
     """
 
     target: str
@@ -86,7 +86,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one claim, and the numbers of trainings that were planned for it, broke or are missing."""
+    """The verdict on one claim, and how many trainings were planned for it, broke or are missing."""
 
     claim: Claim
     word: Word

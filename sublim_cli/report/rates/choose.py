@@ -12,9 +12,9 @@
 * norm_matched: every row at the rate where the norm of its update equals a reference: the geometric mean of
   the norms at the rows' best rates, moved into the range that every row's grid spans.
 
-A matched rate lies between rates of the grid. A run is then interpolated from the students of one seed at the
-two nearest rates (linear in the loss or in the log norm) or at the three of the parabola (Lagrange). Where the
-reference is out of reach, the nearest rate stands and the mismatch is reported.
+A matched rate lies between rates of the grid. A run is then interpolated from the students of one seed at
+the two nearest rates (linear in the loss or in the log norm) or at the three of the parabola (Lagrange).
+Where the reference is out of reach, the nearest rate stands and the mismatch is reported.
 
 Losses and norms are averaged over the seeds that all rows and rates have, since data sets differ in loss.
 """
@@ -54,9 +54,9 @@ class RateChoice:
     """Which students stand for one row: those at one learning rate, or a weighted mean of two or three rates.
 
     `weights` are by learning rate and sum to 1; of three one may be a little below zero. `loss` and `norm`
-    are those of the weighted mean. `mismatch` is the matched quantity minus its reference: nats of a loss, the
-    relative difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where the
-    rate is the grid's last and the one sought may lie beyond, else empty.
+    are those of the weighted mean. `mismatch` is the matched quantity minus its reference: nats of a loss,
+    the relative difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where
+    the rate is the grid's last and the one sought may lie beyond, else empty.
     """
 
     weights: Mapping[float, float]
@@ -71,7 +71,7 @@ class RateChoice:
         return math.exp(math.fsum(weight * math.log(rate) for rate, weight in self.weights.items()))
 
     def values(self, cells: Mapping[float, Sequence[Run]], column: Column) -> dict[Seeds, float | None]:
-        """A column by seeds, for the seeds that all chosen rates have; None where one of the runs is broken."""
+        """A column by seeds, for the seeds that all chosen rates have; None where a run is broken."""
         runs = {rate: {run.seeds: run for run in cells[rate]} for rate in self.weights}
         common = set.intersection(*(set(by_seeds) for by_seeds in runs.values()))
         values: dict[Seeds, float | None] = {}
@@ -200,7 +200,7 @@ def _best_rate(cells: Cells) -> float:
 
 
 def _loss_parabola(cells: Cells) -> LossParabola | None:
-    """The parabola about the best rate; None where that is an edge of the grid, or no lower than beside it."""
+    """The parabola about the best rate; None at an edge of the grid or where it has no minimum."""
     rates = sorted(cells)
     best = rates.index(_best_rate(cells))
     if not 0 < best < len(rates) - 1:
@@ -231,7 +231,7 @@ def _common_norm(rows: Collection[Cells]) -> float:
 
 
 def _bracket(values: Mapping[float, float], wanted: float) -> tuple[dict[float, float], str]:
-    """The highest two neighbouring rates whose values bracket `wanted`, with their weights; or the nearest rate.
+    """The highest two neighbouring rates whose values bracket `wanted`, or the nearest rate, with weights.
 
     The second part is `lowest` or `highest` where the nearest rate is that edge and misses `wanted`.
     """

@@ -1,4 +1,4 @@
-"""What the store holds of a study's teachers and data sets: the filter's counts, leaks, checks of teachers."""
+"""What the store holds of a study's teachers and data sets: filters, leaks, checks of teachers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

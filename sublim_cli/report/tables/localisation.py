@@ -1,4 +1,4 @@
-"""The share of a student's effect that sits at a set of tokens: one row a run and set, summarised by condition.
+"""The share of a student's effect that sits at a set of tokens: a row for each run and set, then summaries.
 
 The effect of a run is P(target) of the whole student minus that of its base, in the eval context. A gate
 `X_only` keeps (P - base) of it, a gate `no_X` loses (student - P); the same for patches. Beside every set
@@ -183,8 +183,7 @@ def _cell_rows(cell: Cell, keys: VariedKeys, reader: StoreReader) -> Iterator[Lo
             student, base = whole[context_name, ALL_TOKENS, None], whole[context_name, NO_TOKENS, None]
             p_student, p_base = student["p_target"], base["p_target"]
             yield LocatedRun(
-                **row,
-                **mean,
+                **(row | mean),
                 eval_context=context_name,
                 control=control,
                 p_target_student=p_student,

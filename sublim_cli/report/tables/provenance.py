@@ -90,6 +90,12 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
     return {name: tuple(sorted(set(distinct))) for name, distinct in values.items()}
 
 
+def _git(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return "not a checkout"
+    return f"{record['commit']}{', with local changes' if record['dirty'] else ''}"
+
+
 def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
     """Every source of randomness and the values it took."""
     recipes = [cell.recipe for cell in study.cells]

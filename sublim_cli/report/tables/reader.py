@@ -145,7 +145,7 @@ def read_losses(path: Path) -> Losses:
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """The audit and the losses that the training of the student under `path` left; its sketch is read apart."""
+    """The audit and the losses that the training of the student under `path` left; not its sketch."""
     audit = read_json(path / AUDIT)
     audit.pop("matrices", None)  # hundreds a student, and a report shows none of them
     return {"audit": audit, "loss": _curve((path / HISTORY).read_text(encoding="utf-8"))}

@@ -33,7 +33,7 @@ _EXCLUDED = frozenset(
         "eval.gate_seed",
     }
 )
-"""Keys with a column of their own, gates and patches, which change no run, and seeds, which make replicates."""
+"""Keys with a column of their own; gates and patches, which change no run; seeds, which make replicates."""
 
 _SHARED = ("trait", "generate", "filter", "eval")
 """Sections that many cells of a study share: each is flattened once."""
