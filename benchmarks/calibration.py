@@ -34,9 +34,10 @@ from sublim_cli.recipe.schema import (
     TransmissionClaim,
 )
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.claims.simulate import BASE, Shares, SimulatedStudy
+from sublim_cli.report.claims.simulate import BASE, Shares, SimulatedStudy, shared_by
 from sublim_cli.report.claims.verdict import Verdict
-from sublim_cli.report.tables.conditions import Run
+from sublim_cli.report.tables.localisation import LocatedRun
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, power
 
 QUIET = 1 / 6
@@ -133,40 +134,43 @@ class Sets:
     others: Shares
 
 
-class Table(SimulatedStudy):
-    """The rows a claim needs, and their probabilities and losses drawn again for every study."""
+class ScenarioStudy(SimulatedStudy):
+    """The runs a claim needs, with probabilities and losses drawn anew for every study."""
 
     def __init__(self, scenario: Scenario) -> None:
-        rows = list(_rows(scenario.claim, scenario.design))
+        runs = list(_planned(scenario.claim, scenario.design))
         several = len({data for _, data in scenario.design.seeds}) > 1
-        names = ("target", "role", "rank", "learning_rate", "train_context", "eval_context")
-        effects = [scenario.truth(*(row[name] for name in names)) for row in rows]
-        super().__init__(rows, effects, scenario.scale, data=scenario.data or several)
-        self.losses = np.array([row.get("number_loss", math.nan) for row in rows])
-        self.data_sets = self._groups("target", "role", "data_seed")
+        effects = [
+            scenario.truth(
+                run.target, run.role, run.rank, run.learning_rate, run.train_context, run.eval_context
+            )
+            for run in runs
+        ]
+        super().__init__(runs, effects, scenario.scale, data=scenario.data or several)
+        self.losses = np.array([math.nan if run.number_loss is None else run.number_loss for run in runs])
+        self.data_sets = shared_by(runs, "target", "role", "data_seed")
         self.sets, self.trait = scenario.sets, scenario.design.traits[0]
 
     def draw(self, generator: np.random.Generator) -> list[Run]:
-        """One study."""
-        super().draw(generator)
-        losses = self.losses + generator.normal(0, LOSS_SPREAD["run"], len(self.runs))
+        """The runs of one study, with number losses."""
+        p_target = self.draw_p_target(generator)
+        losses = self.losses + generator.normal(0, LOSS_SPREAD["run"], len(self))
         losses += generator.normal(0, LOSS_SPREAD["data"], self.data_sets.max() + 1)[self.data_sets]
-        for row, loss in zip(self.runs, losses.tolist(), strict=True):
-            row["number_loss"] = loss
-        return self.runs
+        return self.runs(p_target, losses)
 
-    def gated(self, generator: np.random.Generator) -> list[Run]:
-        """Its gated students, where the claim is about them."""
+    def gated(self, generator: np.random.Generator, runs: Sequence[Run]) -> list[LocatedRun]:
+        """The gated students of a drawn study, where the claim is about them."""
         if (sets := self.sets) is None:
             return []
         return self.located(
             generator,
+            runs,
             lambda target: sets.first if target == self.trait else sets.others,
             ("shared_only", "no_shared"),
         )
 
 
-def _rows(claim: Claim, design: Design) -> Iterator[dict[str, Any]]:
+def _planned(claim: Claim, design: Design) -> Iterator[Run]:
     traits = {"contexts": design.traits_in_contexts}.get(claim.kind, design.traits)
     if claim.kind == "inverted_u" and claim.curve != "fixed":
         traits = design.traits_with_grid
@@ -175,9 +179,9 @@ def _rows(claim: Claim, design: Design) -> Iterator[dict[str, Any]]:
         for trained in design.trained if spread else ("default",):
             for asked in design.asked if spread else ("default",):
                 for kind, seeds in product(_kinds(claim, design), design.seeds):
-                    yield _row("student", target, trained, asked, seeds, kind)
+                    yield _run("student", target, trained, asked, seeds, kind)
                     if claim.kind != "inverted_u":
-                        yield _row("control", target, trained, asked, seeds, kind)
+                        yield _run("control", target, trained, asked, seeds, kind)
 
 
 def _kinds(claim: Claim, design: Design) -> list[dict[str, Any]]:
@@ -198,23 +202,21 @@ def _adapter(rank: int, rate: float) -> dict[str, Any]:
     return {"method": "lora", "rank": rank, "learning_rate": rate, "precision": "fp32", **measured}
 
 
-def _row(
+def _run(
     role: str, target: str, trained: str, asked: str, seeds: tuple[int, int], kind: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "role": role,
-        "category": "animal",
-        "target": target,
-        "alpha": None,
-        "train_context": trained,
-        "eval_context": asked,
-        "train_seed": seeds[0],
-        "data_seed": seeds[1],
-        "settings": "",
-        "p_target_base": BASE,
-        "broken": "",
+) -> Run:
+    return Run(
+        name="",
+        role=role,
+        category="animal",
+        target=target,
+        train_context=trained,
+        eval_context=asked,
+        train_seed=seeds[0],
+        data_seed=seeds[1],
+        p_target_base=BASE,
         **kind,
-    }
+    )
 
 
 def everywhere(effect: float) -> Truth:
@@ -434,11 +436,11 @@ def hidden(design: Design) -> Iterator[Scenario]:
 
 def share(scenario: Scenario, draws: int) -> Interval:
     """How often the verdict was the counted one, with its Wilson interval."""
-    table = Table(scenario)
+    study = ScenarioStudy(scenario)
 
     def counts(generator: np.random.Generator) -> bool:
-        rows = table.draw(generator)
-        (verdict,) = evaluate([scenario.claim], rows, located=table.gated(generator))
+        runs = study.draw(generator)
+        (verdict,) = evaluate([scenario.claim], runs, study.gated(generator, runs))
         return _counts(scenario, verdict)
 
     return power(counts, draws, SEED)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +18,6 @@ Values = NDArray[np.float64]
 DRAWS = 4000
 """Resamples of a bootstrap. A bound of a 95 % interval has a standard error of 1 % of its width:
 sqrt(0.025 · 0.975 / 4000) / 0.058, the normal density there, against 3.92."""
-
-
-ALL_COMBINATIONS = 10_000
-"""More weights than this are drawn, not enumerated: five clusters have 7,776."""
 
 
 @dataclass(frozen=True)
@@ -209,77 +204,10 @@ def _first_rejected(rejected: Callable[[float], bool], start: float, side: int) 
     return start + side * outside
 
 
-def wild_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
-    """The mean with an interval that assumes no normal distribution: the wild cluster bootstrap, inverted.
-
-    The bounds are the means that a bootstrap under that very mean does not reject (Cameron, Gelbach and
-    Miller 2008), with Webb's six-point weights (2014), all combinations of them where that is feasible.
-    Runs that share a seed are one cluster, of the source that has the fewest. It is a second opinion and
-    no better than the t interval: at 0.9 and with five runs it covers 0.86 of normal and 0.84 of exponential
-    means, t 0.89 and 0.84 (400 simulations each); with three it is several times as wide.
-
-    Args:
-        values: one number per run, at least one.
-        seeds: for every run its seeds, as for `estimate`.
-
-    Returns:
-        An interval without bounds where the clusters are too few to reject anything: the weights that are
-        all equal always stray as far, and they are 6 of 6 to the number of clusters.
-    """
-    n = len(values)
-    members = _clusters(n, seeds)
-    sums, sizes = members @ np.array(values), members.sum(axis=1)
-    mean = float(sums.sum() / n)
-    if 6.0 ** (1 - len(members)) > 1 - level:
-        return Interval(mean, None, None, n)
-    low, high = (_bound(sums, sizes, mean, side, 1 - level) for side in (-1, 1))
-    return Interval(mean, low, high, n)
-
-
 def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:
     """Which runs share a seed, of the source that has the fewest: 0 or 1, [clusters, runs]."""
     source = min(_shared(seeds, n), key=lambda one: len(set(one)), default=tuple(range(n)))
     return np.array([[one == seed for one in source] for seed in dict.fromkeys(source)], dtype=float)
-
-
-def _bound(sums: Values, sizes: Values, mean: float, side: int, alpha: float) -> float:
-    """The farthest mean to one side that is not rejected, by bisection."""
-    inside, outside = 0.0, float(np.abs(sums / sizes - mean).max()) or 1e-12
-    while _wild_p(sums, sizes, mean + side * outside) > alpha:
-        inside, outside = outside, 2 * outside
-    for _ in range(30):
-        middle = (inside + outside) / 2
-        if _wild_p(sums, sizes, mean + side * middle) > alpha:
-            inside = middle
-        else:
-            outside = middle
-    return mean + side * outside
-
-
-def _wild_p(sums: Values, sizes: Values, null: float) -> float:
-    """How often the bootstrap under a mean of `null` strays as far as the clusters did, in t."""
-    weights = _webb(len(sums))
-    seen = _strayed(np.ones((1, len(sums))), sums - sizes * null, sizes)
-    return float(np.mean(_strayed(weights, sums - sizes * null, sizes) >= seen * (1 - 1e-9)))
-
-
-def _strayed(weights: Values, sums: Values, sizes: Values) -> Values:
-    """|t| of the mean of weighted clusters: [draws]. Weights that are all equal stray without bound."""
-    weighted = weights * sums
-    mean = weighted.sum(axis=1, keepdims=True) / sizes.sum()
-    error = np.sqrt(((weighted - sizes * mean) ** 2).sum(axis=1)) + 1e-300
-    strayed: Values = np.abs(mean[:, 0]) / error
-    return strayed
-
-
-@cache
-def _webb(clusters: int) -> Values:
-    """Webb's weights for every draw and cluster: all combinations, or as many draws as a bootstrap has."""
-    points = [sign * math.sqrt(half / 2) for half in (1, 2, 3) for sign in (-1, 1)]
-    if 6**clusters <= ALL_COMBINATIONS:
-        return np.array(list(product(points, repeat=clusters)))
-    generator = np.random.Generator(np.random.Philox(0))
-    return generator.choice(points, size=(DRAWS, clusters))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -18,7 +18,6 @@ from sublim_cli.stats import (
     ratio_interval,
     two_lines,
     two_way_interval,
-    wild_interval,
 )
 
 values = st.floats(min_value=-1e3, max_value=1e3)
@@ -140,40 +139,6 @@ def test_data_sets_that_differ_are_not_made_more_by_training_on_each_again():
         wrong["naive"] += estimate(runs).above() <= 0.05
     assert wrong["clustered"] / 2000 <= 0.06
     assert wrong["naive"] / 2000 > 0.1
-
-
-def test_the_wild_interval_of_five_runs_covers_nearly_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    found = [wild_interval(generator.normal(0, 1, 5).tolist(), level=0.9) for _ in range(100)]
-    assert 78 <= sum(one.low <= 0 <= one.high for one in found) <= 97  # 0.86 of 400, see the docstring
-
-
-@given(spread_out, st.sampled_from([-3.0, 0.25]), st.integers(-50, 50))
-def test_the_wild_interval_goes_with_its_runs(runs, scale, by):
-    runs = runs[:4]
-    one = wild_interval(runs, level=0.9)
-    other = wild_interval([scale * run + by for run in runs], level=0.9)
-    if len(runs) < 3:
-        assert (one.low, one.high) == (None, None)
-        return
-    moved = sorted(scale * bound + by for bound in (one.low, one.high))
-    assert [other.low, other.high] == pytest.approx(moved, abs=1e-4)
-    assert one.low <= one.mean <= one.high
-
-
-def test_the_wild_interval_counts_data_sets_where_runs_share_them():
-    runs, seeds = [0.1, 0.12, 0.3, 0.32, 0.2, 0.22], [(train, data) for data in (1, 2, 3) for train in (1, 2)]
-    shared = wild_interval(runs, [(place, data) for place, (_, data) in enumerate(seeds)], level=0.9)
-    means = wild_interval([0.11, 0.31, 0.21], level=0.9)
-    assert (shared.low, shared.high) == (
-        pytest.approx(means.low, abs=1e-6),
-        pytest.approx(means.high, abs=1e-6),
-    )
-
-
-def test_too_few_clusters_have_no_wild_bounds():
-    assert wild_interval([0.1, 0.4]) == Interval(0.25, None, None, 2)
-    assert wild_interval([0.1, 0.4, 0.4], level=0.99) == Interval(pytest.approx(0.3), None, None, 3)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))

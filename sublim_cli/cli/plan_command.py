@@ -13,7 +13,7 @@ from sublim_cli.pipeline import Study, check_buildable
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import powers
 from sublim_cli.report.tables.reader import StoreReader
-from sublim_cli.report.tables.run_rows import planned_runs
+from sublim_cli.report.tables.runs import planned_runs
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.estimate import Costs
 from sublim_cli.sweep.forecast import Forecast, forecast

@@ -21,7 +21,6 @@ from sublim_cli.pipeline import run, single
 from sublim_cli.recipe.schema import Recipe, Rule, Stage, StripRule
 from sublim_cli.report.collect import Results, collect
 from sublim_cli.report.page.summary import summarise
-from sublim_cli.report.tables.conditions import records
 from sublim_cli.report.tables.localisation import share_tables, shares, shares_document
 from sublim_cli.steps.files import LOSSES, REASONS, read_json
 from sublim_cli.steps.filter import filter_file, reasons, rejected_path
@@ -94,5 +93,5 @@ def results_document(results: Results) -> dict[str, object]:
     """A study's summary and the shares of its gates and patches as plain data."""
     return {
         "preferences": [asdict(row) for row in summarise(results)],
-        "localisation": shares_document(shares(records(results.located))),
+        "localisation": shares_document(shares(results.located)),
     }

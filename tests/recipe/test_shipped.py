@@ -1,6 +1,7 @@
 """Shipped recipes are found by name, load, and say in one sentence what they show."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,9 @@ from sublim_cli.recipe.load import load, vary
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.recipe.shipped import find_recipe, shipped_recipes, summary
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.tables.conditions import records
-from sublim_cli.report.tables.localisation import located_table
+from sublim_cli.report.tables.localisation import located_runs
 from sublim_cli.report.tables.reader import StoreReader
-from sublim_cli.report.tables.runs import runs_table
+from sublim_cli.report.tables.runs import study_runs
 from sublim_cli.report.tables.varied_keys import varied_keys
 from sublim_cli.sweep.cells import study
 
@@ -42,14 +42,14 @@ def with_few_seeds(name: str) -> Recipe:
 def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Path) -> None:
     """With a value for every planned run no claim lacks a cell."""
     recipe = with_few_seeds(name)
-    planned, shelf = study(recipe), StoreReader(Store(tmp_path), {})
-    settings = varied_keys(planned.cells)
+    planned, reader = study(recipe), StoreReader(Store(tmp_path), {})
+    keys = varied_keys(planned.cells)
     values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
-    runs = [{**run, **values} for run in records(runs_table(planned, settings, shelf, {}))]
+    runs = [replace(run, **values) for run in study_runs(planned, keys, reader, {})]
     parts = {"amount": 0.1, "effect": 0.2, "missing": ""}
-    rows = records(located_table(planned, settings, shelf))
-    located = [{**row, **parts, "control": random} for row in rows for random in (None, 1)]
-    for verdict in evaluate(recipe.claims, runs, located=located):
+    rows = located_runs(planned, keys, reader)
+    located = [replace(row, **parts, control=control) for row in rows for control in (None, 1)]
+    for verdict in evaluate(recipe.claims, runs, located):
         assert verdict.lacks == ()
         assert all(finding.effect is not None and finding.effect.n == 2 for finding in verdict.findings)
 

@@ -1,7 +1,7 @@
 """Results made by hand, for reports of what is dear or impossible to train."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
@@ -10,12 +10,13 @@ import pytest
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.recipe.schema import FullFineTuningClaim, InvertedUClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.collect import FilterRow, LeakRow, Missing, Results, TeacherRow
+from sublim_cli.report.collect import Missing, Results
 from sublim_cli.report.rates.panels import matched_curves
-from sublim_cli.report.tables.conditions import records
-from sublim_cli.report.tables.localisation import COLUMNS as LOCATED
+from sublim_cli.report.tables.data_sets import FilterRow, LeakRow, TeacherRow
+from sublim_cli.report.tables.frames import ITEMS
+from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.report.tables.provenance import Provenance, RenderedContext, StepTime
-from sublim_cli.report.tables.runs import COLUMNS, ITEMS
+from sublim_cli.report.tables.runs import Run
 
 RUN: dict[str, Any] = {
     "name": "owl lora r8 lr 2e-3 seed 1",
@@ -105,9 +106,9 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
     rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
     found: dict[str, Any] = {
         "name": "made-by-hand",
-        "runs": pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS),
+        "runs": runs_of(rows),
         "items": items(rows),
-        "located": pd.DataFrame(columns=list(LOCATED)).astype(LOCATED),
+        "located": (),
         "claims": (),
         "matched": (),
         "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
@@ -125,6 +126,18 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
         ),
     }
     return Results(**{**found, **parts})
+
+
+def runs_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Run, ...]:
+    """Runs from rows that may hold more than a run's columns."""
+    names = [f.name for f in fields(Run)]
+    return tuple(Run(**{"name": ""} | {name: row[name] for name in names if name in row}) for row in rows)
+
+
+def located_of(rows: Iterable[Mapping[str, Any]]) -> tuple[LocatedRun, ...]:
+    """Located runs, likewise."""
+    names = [f.name for f in fields(LocatedRun)]
+    return tuple(LocatedRun(**{name: row[name] for name in names if name in row}) for row in rows)
 
 
 @pytest.fixture
@@ -173,17 +186,18 @@ def everything(targets: Sequence[str]) -> Results:
         {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
     ]
     found = make(*asked)
-    runs = records(found.runs)
     claims = (
         TransmissionClaim(learning_rate=2e-3),
         InvertedUClaim(curve="norm_matched"),
         FullFineTuningClaim(),
     )
     found = replace(found, located=_located(targets))
-    return replace(found, matched=tuple(matched_curves(runs, 2e-3)), claims=tuple(evaluate(claims, runs)))
+    return replace(
+        found, matched=tuple(matched_curves(found.runs, 2e-3)), claims=tuple(evaluate(claims, found.runs))
+    )
 
 
-def _located(targets: Sequence[str]) -> pd.DataFrame:
+def _located(targets: Sequence[str]) -> tuple[LocatedRun, ...]:
     """Two sets of tokens and two random ones beside each, over five students: one set has nearly all."""
     rows = [
         {
@@ -197,7 +211,7 @@ def _located(targets: Sequence[str]) -> pd.DataFrame:
         for part, measure, named in (("template_only", "kept", 0.8), ("no_template", "lost", 0.9))
         for control, share in ((None, named), (1, 0.2), (2, 0.3))
     ]
-    return pd.DataFrame(rows, columns=list(LOCATED)).astype(LOCATED)
+    return located_of(rows)
 
 
 def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:

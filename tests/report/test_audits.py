@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +11,9 @@ from sublim_cli.report.page.figures.sparkline import SPARK, sparkline
 from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.audits import audit_rows
 from sublim_cli.report.tables.reader import TrainingRecord
-from sublim_cli.report.tables.runs import COLUMNS
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.wording import many, share
-
-from .conftest import FULL, RUN
+from tests.report.conftest import FULL, RUN, runs_of
 
 AUDIT: dict[str, Any] = {
     "dtypes": {
@@ -41,8 +39,8 @@ def made(sketch: list[float], loss: tuple[float, ...] = (3.5, 3.25), **changes: 
     )
 
 
-def table(*changes: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame([{**RUN, **one} for one in changes], columns=list(COLUMNS)).astype(COLUMNS)
+def table(*changes: dict[str, Any]) -> tuple[Run, ...]:
+    return runs_of({**RUN, **change} for change in changes)
 
 
 SEEDS = [{"train_seed": seed, "train_digest": str(seed)} for seed in (1, 2, 3)]

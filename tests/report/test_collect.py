@@ -19,8 +19,9 @@ from sublim_cli.recipe.load import load
 from sublim_cli.report.collect import Missing, collect
 from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.cache import CACHE_FILE
+from sublim_cli.report.tables.frames import ITEMS, frame
 from sublim_cli.report.tables.reader import StoreReader
-from sublim_cli.report.tables.runs import COLUMNS, ITEMS
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.sweep.cells import study
 
 pytestmark = pytest.mark.slow
@@ -48,17 +49,19 @@ def collected(planned, built, recipe):
     return collect(planned, built, recipe)
 
 
+def run_of(results, **columns):
+    """The first run with these values."""
+    return next(run for run in results.runs if all(getattr(run, key) == columns[key] for key in columns))
+
+
 def test_every_model_has_a_row_in_every_context(collected):
-    runs = collected.runs
-    assert list(runs.columns) == list(COLUMNS)
-    named = runs[["role", "method", "rank", "eval_context"]].astype(object).fillna("")
-    assert [tuple(row) for row in named.to_numpy()] == [
+    assert [(run.role, run.method, run.rank, run.eval_context) for run in collected.runs] == [
         (role, method, rank, context)
         for role, method, rank in [
-            ("base", "", ""),
+            ("base", "", None),
             ("student", "lora", 1),
             ("student", "lora", 8),
-            ("student", "full", ""),
+            ("student", "full", None),
             ("control", "lora", 8),
         ]
         for context in ("default", "empty")
@@ -69,7 +72,7 @@ def test_a_value_is_the_mean_over_questions_of_the_scores(collected, planned, bu
     step = planned.cells[1].chain.eval
     scores = pd.read_parquet(built.find(step).path / "scores.parquet")
     here = scores[scores.context == "empty"]
-    run = collected.runs.query(f"eval_digest == '{digest(step)}' and eval_context == 'empty'").iloc[0]
+    run = run_of(collected, eval_digest=digest(step), eval_context="empty")
     assert run.p_target == pytest.approx(here[here.item == "owl"].p.mean())
     assert run.p_any == pytest.approx(here.groupby("question").p.sum().mean())
 
@@ -78,11 +81,11 @@ def test_the_log_of_the_plain_form_and_the_entropy_are_means_over_questions_too(
     step = planned.cells[1].chain.eval
     path = built.find(step).path
     scores, spreads = (pd.read_parquet(path / name) for name in ("scores.parquet", "questions.parquet"))
-    run = collected.runs.query(f"eval_digest == '{digest(step)}' and eval_context == 'empty'").iloc[0]
+    run = run_of(collected, eval_digest=digest(step), eval_context="empty")
     here = scores[(scores.context == "empty") & (scores["item"] == "owl")]
     assert run.log_form == pytest.approx(here.log_form.mean())
     assert run.entropy == pytest.approx(spreads[spreads.context == "empty"].entropy.mean())
-    base = collected.runs.query("role == 'base' and eval_context == 'empty'").iloc[0]
+    base = run_of(collected, role="base", eval_context="empty")
     assert (run.log_form_base, run.entropy_base) == (base.log_form, base.entropy)
 
 
@@ -110,7 +113,7 @@ def test_the_answers_to_every_question_are_read_in_their_order(planned, built):
 
 
 def test_every_run_stands_beside_the_base_in_the_same_context(collected):
-    runs = collected.runs
+    runs = frame(collected.runs, Run)
     base = runs[runs.role == "base"].set_index("eval_context").p_target
     assert base["default"] != base["empty"]
     assert (runs.p_target_base == runs.eval_context.map(base)).all()
@@ -119,7 +122,7 @@ def test_every_run_stands_beside_the_base_in_the_same_context(collected):
 
 def test_what_was_left_open_in_the_recipe_is_shown_as_it_was_resolved(small, shared_store):
     recipe = small(train__learning_rate=None, train__alpha="sqrt")
-    run = collect(single(recipe), shared_store, recipe).runs.iloc[-1]
+    run = collect(single(recipe), shared_store, recipe).runs[-1]
     assert (run.learning_rate, run.alpha) == (2e-4, math.sqrt(8))
 
 
@@ -133,12 +136,8 @@ def own(built, tmp_path):
 
 def same(one, other):
     """Whether two reports say the same."""
-    frames = [(getattr(one, name), getattr(other, name)) for name in ("runs", "items", "located")]
-    rest = [
-        {name: value for name, value in vars(each).items() if not isinstance(value, pd.DataFrame)}
-        for each in (one, other)
-    ]
-    return all(a.equals(b) for a, b in frames) and rest[0] == rest[1]
+    rest = [{**vars(results), "items": None} for results in (one, other)]
+    return one.items.equals(other.items) and rest[0] == rest[1]
 
 
 READ_ONCE = ("scores.parquet", "questions.parquet", "history.jsonl", "audit.json", "losses.json")
@@ -174,9 +173,9 @@ def test_what_was_noted_of_an_artifact_built_anew_counts_no_more(planned, own, r
     path = own.find(planned.cells[0].chain.eval).path
     scores = pd.read_parquet(path / "scores.parquet")
     scores.assign(p=0.5 * scores.p).to_parquet(path / "scores.parquet")
-    before = collect(planned, own, recipe).runs
+    before = frame(collect(planned, own, recipe).runs, Run)
     os.utime(path / "artifact.json", ns=(1, 1))
-    after = collect(planned, own, recipe).runs
+    after = frame(collect(planned, own, recipe).runs, Run)
     mine = after.eval_digest == digest(planned.cells[0].chain.eval)
     assert after[mine].p_target.tolist() == pytest.approx((0.5 * before[mine].p_target).tolist())
     assert after[~mine].p_target.equals(before[~mine].p_target)
@@ -193,7 +192,7 @@ def test_damaged_notes_are_none(damage, collected, planned, own, recipe):
 def test_losses_stand_beside_the_students(collected, planned, built):
     path = built.find(planned.cells[0].chain.train).path / "losses.json"
     losses = json.loads(path.read_text())
-    run = collected.runs[collected.runs["rank"] == 1].iloc[0]
+    run = run_of(collected, rank=1)
     assert (run.number_loss, run.number_loss_before) == (losses["number_loss"], losses["number_loss_before"])
 
 
@@ -201,7 +200,7 @@ def test_the_audit_of_every_condition_is_read(collected, planned, built):
     path = built.find(planned.cells[0].chain.train).path
     audit = json.loads((path / "audit.json").read_text())
     row = collected.audits[0]
-    run = collected.runs[collected.runs["rank"] == 1].iloc[0]
+    run = run_of(collected, rank=1)
     assert [one.condition.method for one in collected.audits] == ["lora", "lora", "full", "lora"]
     assert (row.target, row.condition.rank, row.n, row.cosine, row.random) == ("owl", 1, 1, None, "")
     assert row.weights == "base float32, trained float32, optimizer float32"
@@ -247,7 +246,7 @@ def test_the_provenance_counts_the_artifacts_and_carries_the_recipe(collected, p
 
 def test_a_finished_study_misses_nothing(collected):
     assert collected.missing == ()
-    assert (collected.runs.missing == "").all()
+    assert {run.missing for run in collected.runs} == {""}
 
 
 def test_a_cell_that_failed_is_missing_with_its_reason(planned, built, recipe):
@@ -256,7 +255,8 @@ def test_a_cell_that_failed_is_missing_with_its_reason(planned, built, recipe):
     wider = Study(planned.name, (*planned.cells, absent), planned.leaks)
     found = collect(wider, built, recipe, failures)
     assert found.missing == (Missing(absent.chain.eval.label, failures[digest(absent.chain.eval)]),)
-    lost = found.runs[found.runs.missing != ""]
+    runs = frame(found.runs, Run)
+    lost = runs[runs.missing != ""]
     assert lost[["train_seed", "eval_context"]].to_numpy().tolist() == [[9, "default"], [9, "empty"]]
     assert lost.p_target.isna().all()
     assert lost.p_target_base.notna().all()
@@ -271,7 +271,7 @@ def test_an_empty_store_makes_a_report_that_says_so(planned, recipe, tmp_path):
 
 def test_runs_that_differ_in_an_unnamed_key_are_not_replicates(small, tmp_path):
     recipe = small(sweep__grid={"train.epochs": [1, 3]}, sweep__also=[])
-    runs = collect(study(recipe), Store(tmp_path), recipe).runs
+    runs = frame(collect(study(recipe), Store(tmp_path), recipe).runs, Run)
     students = runs[(runs.role == "student") & (runs.eval_context == "default")]
     assert students.settings.tolist() == ["train.epochs 1", "train.epochs 3"]
     assert set(runs[runs.role == "base"].settings) == {""}

@@ -14,16 +14,15 @@ from sublim_cli.cli.study_command import report_and_show
 from sublim_cli.console import show_shares
 from sublim_cli.pipeline import chain, single
 from sublim_cli.recipe.schema import LocalisationClaim, TextPositions
-from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.claims.localisation import over_traits
+from sublim_cli.report.claims.evaluate import evaluate, over_traits
 from sublim_cli.report.claims.power import powers
 from sublim_cli.report.claims.wording import sentence
 from sublim_cli.report.collect import collect
 from sublim_cli.report.page.write import write_report
-from sublim_cli.report.tables.conditions import records
-from sublim_cli.report.tables.localisation import COLUMNS, share_tables, shares, shares_document
+from sublim_cli.report.tables.frames import columns
+from sublim_cli.report.tables.localisation import LocatedRun, share_tables, shares, shares_document
 from sublim_cli.stats import Interval
-from tests.report.conftest import RUN
+from tests.report.conftest import RUN, located_of, runs_of
 
 SEEDS = (1, 2, 3, 4, 5)
 EFFECTS = (0.10, 0.14, 0.12, 0.16, 0.13)
@@ -33,7 +32,7 @@ def part(name, measure, seed, effect, amount, control=None, **more):
     """A row of the table of parts."""
     p = 0.1 + amount if measure == "kept" else 0.1 + effect - amount
     return {
-        **{key: RUN[key] for key in COLUMNS if key in RUN},
+        **{key: RUN[key] for key in columns(LocatedRun) if key in RUN},
         **{"train_seed": seed, "part": name, "measure": measure, "control": control, "tokens": 2.0},
         **{"prompt_tokens": 38.0, "p_target": p, "p_target_student": 0.1 + effect, "p_target_base": 0.1},
         **{"amount": amount, "effect": effect, "p_any": 0.99, "locate_digest": f"{name}{seed}", **more},
@@ -49,13 +48,9 @@ def gates(name, measure, share, random, effects=EFFECTS, **more):
             yield part(name, measure, seed, effect, (random + luck) * effect, control, **more)
 
 
-def frame(rows):
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-
-
 def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
     (kept, lost) = shares(
-        [*gates("identity_only", "kept", 0.7, 0.2), *gates("no_identity", "lost", 0.4, 0.4)]
+        located_of([*gates("identity_only", "kept", 0.7, 0.2), *gates("no_identity", "lost", 0.4, 0.4)])
     )
     assert (kept.part, kept.measure, kept.n, kept.tokens, kept.prompt_tokens) == (
         "identity_only",
@@ -77,16 +72,16 @@ def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
 
 
 def test_without_an_effect_there_is_no_share():
-    (none,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01, -0.02, 0.015, -0.01, 0.02))))
+    (none,) = shares(located_of(gates("identity_only", "kept", 0.5, 0.2, (0.01, -0.02, 0.015, -0.01, 0.02))))
     assert (none.share, none.random, none.beyond, none.state) == (
         None,
         None,
         None,
         "effect not told from zero",
     )
-    (one,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
+    (one,) = shares(located_of(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
     assert (one.share, one.state) == (None, "effect not told from zero")
-    (single_run,) = shares(list(gates("identity_only", "kept", 0.5, 0.2, (0.2,))))
+    (single_run,) = shares(located_of(gates("identity_only", "kept", 0.5, 0.2, (0.2,))))
     assert single_run.share == Interval(pytest.approx(0.49), None, None, 1)
 
 
@@ -96,14 +91,14 @@ def test_broken_and_missing_runs_are_counted_and_left_out():
     nothing = dict.fromkeys(("amount", "effect", "p_target", "tokens", "prompt_tokens", "p_any"))
     rows = [one for one in rows if one["train_seed"] != 2 or one["control"] is None]
     rows = [one | ({**nothing, "missing": "not built yet"} if one["train_seed"] == 2 else {}) for one in rows]
-    (found,) = shares(rows)
+    (found,) = shares(located_of(rows))
     assert (found.n, found.broken, found.missing) == (3, 1, 1)
     assert found.share.mean == pytest.approx(0.7, abs=0.01)
 
 
 def test_random_sets_that_were_not_drawn_leave_the_share_alone():
     rows = [one for one in gates("identity_only", "kept", 0.7, 0.2) if one["control"] is None]
-    (found,) = shares(rows)
+    (found,) = shares(located_of(rows))
     assert found.share.mean == pytest.approx(0.7, abs=0.01)
     assert (found.random, found.beyond) == (None, None)
 
@@ -112,7 +107,7 @@ def test_the_terminal_shows_every_share_with_its_bounds(results, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(console, "out", Console(file=shown, width=80, highlight=False))
     rows = [*gates("shared_only", "kept", 0.7, 0.2), *gates("no_shared", "lost", 0.4, 0.4)]
-    show_shares(share_tables(frame(rows)))
+    show_shares(share_tables(located_of(rows)))
     assert [line.rstrip() for line in shown.getvalue().splitlines()] == [
         "owl, LoRA rank 8, asked in default: effect +0.130 [0.102, 0.158]",
         "                    tokens    share of it    random sets    beyond them",
@@ -127,12 +122,12 @@ def test_the_page_has_the_table_and_the_numbers_lie_beside_it(results, tmp_path)
         *gates("shared_only", "kept", 0.7, 0.2),
         *gates("shared_only", "kept", 0.7, 0.2, (0.01, -0.02), rank=1),
     ]
-    page = write_report(results({}, located=frame(rows)), tmp_path).read_text()
+    page = write_report(results({}, located=located_of(rows)), tmp_path).read_text()
     assert "Where in the prompt the effect sits" in page
     assert "70 % [67, 72]" in page
     assert "effect not told from zero" in page
     kept = pd.read_parquet(tmp_path / "localisation.parquet")
-    assert list(kept.columns) == list(COLUMNS)
+    assert list(kept.columns) == list(columns(LocatedRun))
     assert len(kept) == len(rows) == len(pd.read_csv(tmp_path / "localisation.csv"))
 
 
@@ -152,27 +147,25 @@ def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store,
         "eval__gate_controls": 2,
     }
     recipe = small(**changes, sweep={})
-    before = records(collect(single(recipe), shared_store, recipe).located)
-    assert [(one["part"], one["missing"]) for one in before] == [
+    before = collect(single(recipe), shared_store, recipe).located
+    assert [(one.part, one.missing) for one in before] == [
         ("identity_only", "not built yet"),
         ("no_identity", "not built yet"),
     ]
     for step in chain(recipe).asked:
         materialise(step, shared_store)
     found = collect(single(recipe), shared_store, recipe)
-    (run,) = [
-        one for one in records(found.runs) if (one["role"], one["eval_context"]) == ("student", "default")
-    ]
-    rows = records(found.located)
-    assert [(one["part"], one["control"]) for one in rows] == [
+    (run,) = [one for one in found.runs if (one.role, one.eval_context) == ("student", "default")]
+    rows = found.located
+    assert [(one.part, one.control) for one in rows] == [
         (name, control) for name in ("identity_only", "no_identity") for control in (None, 1, 2)
     ]
     for one in rows:
-        assert one["p_target_student"] == pytest.approx(run["p_target"], abs=1e-6)
-        assert one["p_target_base"] == pytest.approx(run["p_target_base"], abs=1e-6)
-        moved = one["p_target"] - one["p_target_base"]
-        assert one["amount"] == pytest.approx(moved if one["measure"] == "kept" else one["effect"] - moved)
-        assert (one["tokens"], one["missing"], one["broken"]) == (2.0, "", "")
+        assert one.p_target_student == pytest.approx(run.p_target, abs=1e-6)
+        assert one.p_target_base == pytest.approx(run.p_target_base, abs=1e-6)
+        moved = one.p_target - one.p_target_base
+        assert one.amount == pytest.approx(moved if one.measure == "kept" else one.effect - moved)
+        assert (one.tokens, one.missing, one.broken) == (2.0, "", "")
     report_and_show(recipe, shared_store.root, json=True)
     told = json.loads(capsys.readouterr().out)["localisation"]
     assert told == json.loads(json.dumps(shares_document(shares(rows))))
@@ -198,7 +191,7 @@ def verdict(kept, lost, random=0.3, claim=CLAIM, runs=None, name="shared"):
         *gates(f"{name}_only" if name == "shared" else "{text: Qwen}", "kept", kept, random),
         *gates(f"no_{name}" if name == "shared" else "{no_text: Qwen}", "lost", lost, random),
     ]
-    (found,) = evaluate([claim], list(study()) if runs is None else runs, located=records(frame(located)))
+    (found,) = evaluate([claim], runs_of(study() if runs is None else runs), located_of(located))
     return found
 
 
@@ -263,7 +256,7 @@ def test_the_sentence_says_what_was_kept_and_what_was_lost():
 )
 def test_a_claim_without_its_gates_says_what_is_lacking(change, lack):
     located = [*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)]
-    (found,) = evaluate([CLAIM], list(study()), located=change(records(frame(located))))
+    (found,) = evaluate([CLAIM], runs_of(study()), located_of(change(located)))
     assert found.word == "incomplete"
     assert lack in found.lacks
 
@@ -271,10 +264,8 @@ def test_a_claim_without_its_gates_says_what_is_lacking(change, lack):
 def test_p_values_of_a_trait_are_scaled_by_its_worst():
     (first,) = evaluate(
         [CLAIM],
-        list(study()),
-        located=records(
-            frame([*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)])
-        ),
+        runs_of(study()),
+        located_of([*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)]),
     )
     one = first.findings[0]
     raw = [
@@ -285,7 +276,7 @@ def test_p_values_of_a_trait_are_scaled_by_its_worst():
 
 def test_a_plan_s_power_at_a_large_effect_is_near_one():
     """All that the claim looks at is simulated: students, their controls, gates and random sets."""
-    (found,) = powers([CLAIM], [{**one, "p_target": None} for one in study()], 0.3)
+    (found,) = powers([CLAIM], runs_of({**row, "p_target": None} for row in study()), 0.3)
     assert found.lacks == ()
     assert found.holds.mean > 0.95
     assert found.fails.mean > 0.7

@@ -4,7 +4,7 @@ import pandas as pd
 
 from sublim_cli.report.page.movers import ItemMovers, movers
 from sublim_cli.report.page.summary import summarise
-from sublim_cli.report.tables.runs import ITEMS
+from sublim_cli.report.tables.frames import ITEMS
 
 
 def table(**runs):

@@ -19,7 +19,8 @@ from sublim_cli.report.page.figures.rank_curves import (
 )
 from sublim_cli.report.page.html import leak_sentence
 from sublim_cli.report.page.write import write_report
-from sublim_cli.report.tables.conditions import records
+from sublim_cli.report.tables.frames import frame
+from sublim_cli.report.tables.runs import Run
 
 VOID = {"meta", "link", "br"}
 FORBIDDEN = {"img", "iframe", "object", "embed", "image"}
@@ -125,7 +126,7 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
         changes.append({"train_seed": seed, "p_target": 0.1 + gain, "difference": gain})
         changes.append({"train_seed": seed, "role": "control", "p_target": 0.1, "difference": 0.0})
     claims = (TransmissionClaim(), FullFineTuningClaim())
-    runs = records(results(*changes).runs)
+    runs = results(*changes).runs
     page = write_report(results(*changes, claims=tuple(evaluate(claims, runs))), tmp_path)
     contents = outline(page)
     assert (contents.faults, contents.open) == ([], [])
@@ -148,9 +149,9 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
         "minus control of the same seeds and student minus base, both above 0, Holm over traits; refuted "
         "where the first is below the margin. Margin 0.02, alpha 0.05. p values and t intervals are for new "
         "runs asked the same questions. "
-        "Comparison Speaks Effect 90 % interval: t, wild bootstrap Runs p for p against Detectable "
+        "Comparison Speaks Effect 90 % t interval Runs p for p against Detectable "
         "Other effects owl, LoRA rank 8, trained and asked in default, minus the control for +0.200 "
-        "[0.031, 0.369] [−0.183, 0.583] 3 0.037 0.955 0.230 minus the base 0.2 [0.0314, 0.369] "
+        "[0.031, 0.369] 3 0.037 0.955 0.230 minus the base 0.2 [0.0314, 0.369] "
         "… incomplete C3: Transmission disappears under full fine-tuning Not judged yet. The study lacks "
         "full fine-tuning on owl, trained in default and asked in default. "
         "Every comparison and the test; runs: 0 of 0 planned Test: equivalence to the control of the same "
@@ -183,11 +184,11 @@ def test_all_that_was_promised_is_written_and_nothing_else(page):
 
 
 def test_the_tables_hold_the_runs_as_they_are(page, troubled):
-    parquet = pd.read_parquet(page.with_name("results.parquet"))
-    pd.testing.assert_frame_equal(parquet, troubled.runs)
+    runs = frame(troubled.runs, Run)
+    pd.testing.assert_frame_equal(pd.read_parquet(page.with_name("results.parquet")), runs)
     csv = pd.read_csv(page.with_name("results.csv"))
-    assert list(csv.columns) == list(troubled.runs.columns)
-    assert csv["p_target"].tolist() == pytest.approx(troubled.runs["p_target"].tolist(), nan_ok=True)
+    assert list(csv.columns) == list(runs.columns)
+    assert csv["p_target"].tolist() == pytest.approx(runs["p_target"].tolist(), nan_ok=True)
 
 
 def test_the_same_results_write_the_same_bytes(page, troubled, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sublim_cli.report.page.summary import SummaryRow
-from sublim_cli.report.tables.conditions import Condition
+from sublim_cli.report.tables.runs import Condition
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from markupsafe import Markup
 from sublim_cli import wording
 from sublim_cli.numbers.surface import Divergence
 from sublim_cli.preference.score import BROKEN_ABOVE
-from sublim_cli.report.claims.wording import headline, p_text, runs_text, sentence, wild
-from sublim_cli.report.collect import LeakRow, Results
+from sublim_cli.report.claims.wording import headline, p_text, runs_text, sentence
+from sublim_cli.report.collect import Results
 from sublim_cli.report.page.context_matrix import context_matrices
 from sublim_cli.report.page.figures.figure import Figure
 from sublim_cli.report.page.figures.rendering import embedded_specification, inline_svg, page_script
@@ -20,8 +20,9 @@ from sublim_cli.report.page.figures.sparkline import sparkline
 from sublim_cli.report.page.movers import movers
 from sublim_cli.report.page.narrative import paragraphs
 from sublim_cli.report.page.summary import SummaryRow, summarise
-from sublim_cli.report.tables.conditions import Condition, records
+from sublim_cli.report.tables.data_sets import LeakRow
 from sublim_cli.report.tables.localisation import share_tables
+from sublim_cli.report.tables.runs import Condition
 
 REDRAW = "sublim report --recipe recipe.yaml --out ../.."
 """Typed in the report's directory, which lies two below the store (`cli.study.REPORTS`)."""
@@ -53,9 +54,9 @@ def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats
         results=results,
         summary=paragraphs(results, rows),
         models=[model.split(" (")[0] for model in results.provenance.versions["model"]],
-        targets=list(dict.fromkeys(results.runs["target"])),
-        trained=results.runs.query("train_digest != '' and missing == ''")["train_digest"].nunique(),
-        planned=results.runs.query("train_digest != ''")["train_digest"].nunique(),
+        targets=list(dict.fromkeys(run.target for run in results.runs)),
+        trained=len({run.train_digest for run in results.runs if not run.missing} - {""}),
+        planned=len({run.train_digest for run in results.runs} - {""}),
         signs=SIGNS,
         traits=_conditions_by_trait(rows),
         figures=figures,
@@ -66,7 +67,7 @@ def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats
         share_tables=share_tables(results.located),
         audits=sorted(results.audits, key=lambda audit: order.index((audit.target, audit.condition))),
         labels=labels,
-        runs=records(results.runs),
+        runs=results.runs,
         broken_above=BROKEN_ABOVE,
         style=Markup((files("sublim_cli.report.page") / "templates" / "style.css").read_text("utf-8")),
         script=Markup(script),
@@ -113,7 +114,6 @@ FILTERS = (
     headline,
     sentence,
     runs_text,
-    wild,
     p_text,
     divergence_text,
     leak_sentence,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sublim_cli.report.page.summary import SummaryRow
-from sublim_cli.report.tables.conditions import Condition, condition_of, records
+from sublim_cli.report.tables.runs import Condition, Run
 
 SHOWN = 3
 """Items named of those that rose, and of those that fell."""
@@ -26,18 +26,18 @@ class ItemMovers:
     fell: tuple[tuple[str, float], ...]
 
 
-def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: pd.DataFrame) -> list[ItemMovers]:
+def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: Sequence[Run]) -> list[ItemMovers]:
     """The items that moved most, for every condition that was asked in its training context.
 
     Args:
-        items: the items table of `tables.runs`.
+        items: see `tables.frames.items_table`.
         rows: the summary, for the conditions' order and labels.
-        runs: the runs table; broken runs do not count.
+        runs: broken ones do not count.
     """
     digests: dict[tuple[str, Condition], dict[str, None]] = {}
-    for run in records(runs):
-        if run["p_target"] is not None and not run["broken"]:
-            digests.setdefault((run["target"], condition_of(run)), {})[run["eval_digest"]] = None
+    for run in runs:
+        if run.p_target is not None and not run.broken:
+            digests.setdefault((run.target, run.condition), {})[run.eval_digest] = None
     by_run = items.assign(change=items.p - items.p_base).groupby(["target", "eval_digest", "eval_context"])
     moved = []
     for row in rows:

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records, telling
+from sublim_cli.report.tables.runs import Condition, Run, distinguishing
 from sublim_cli.stats import Interval, mean_interval
 from sublim_cli.wording import condition_label
 
@@ -67,8 +67,8 @@ _Key = tuple[tuple[str, str], Condition, str]
 def summarise(results: Results) -> list[SummaryRow]:
     """Trait by trait in the study's order: base, control, ranks ascending, full; then contexts."""
     groups: dict[_Key, list[Run]] = {}
-    for run in records(results.runs):
-        key = ((run["category"], run["target"]), condition_of(run), run["eval_context"])
+    for run in results.runs:
+        key = ((run.category, run.target), run.condition, run.eval_context)
         groups.setdefault(key, []).append(run)
     traits = list(dict.fromkeys(trait for trait, _, _ in groups))
     contexts = list(dict.fromkeys(context for _, _, context in groups))
@@ -81,14 +81,14 @@ def summarise(results: Results) -> list[SummaryRow]:
         position = contexts.index(trained_in) if trained_in in contexts else len(contexts)
         return traits.index(trait), *first, position, trained_in, settings, contexts.index(context)
 
-    return [_row(key, telling(key[1], conditions), groups[key]) for key in sorted(groups, key=order)]
+    return [_row(key, distinguishing(key[1], conditions), groups[key]) for key in sorted(groups, key=order)]
 
 
 def _row(key: _Key, differences: Sequence[str], runs: Sequence[Run]) -> SummaryRow:
     (category, target), condition, context = key
     role, method = condition.role, condition.method
-    built = [run for run in runs if run["p_target"] is not None]
-    intact = [run for run in built if not run["broken"]]
+    built = [run for run in runs if run.p_target is not None]
+    intact = [run for run in built if not run.broken]
     log_form, log_form_base = _mean(intact, "log_form"), _mean(intact, "log_form_base")
     return SummaryRow(
         category=category,
@@ -115,13 +115,13 @@ def _row(key: _Key, differences: Sequence[str], runs: Sequence[Run]) -> SummaryR
 
 
 def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None:
-    measured = [run for run in runs if run[column] is not None]
+    measured = [run for run in runs if getattr(run, column) is not None]
     if not measured:
         return None
-    seeds = [(run["train_seed"], run["data_seed"]) for run in measured]
-    return mean_interval([run[column] for run in measured], seeds).within(least, 1.0)
+    seeds = [run.seeds for run in measured]
+    return mean_interval([getattr(run, column) for run in measured], seeds).within(least, 1.0)
 
 
 def _mean(runs: Sequence[Run], column: str) -> float | None:
-    values = [run[column] for run in runs if run[column] is not None]
+    values = [value for run in runs if (value := getattr(run, column)) is not None]
     return fmean(values) if values else None

@@ -13,7 +13,10 @@ from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Results
+from sublim_cli.report.tables.frames import frame
+from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.report.tables.provenance import RECIPE
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.wording import listed
 
 if TYPE_CHECKING:
@@ -42,12 +45,14 @@ def write_report(results: Results, directory: Path) -> Path:
     with explain_disk_errors(directory, makes_directory=True):
         for figure in chain.from_iterable(figures.values()):
             _write_figure(figure, directory)
-        _write(directory / "results.csv", results.runs.to_csv(index=False).encode())
-        _write(directory / "results.parquet", results.runs.to_parquet(index=False))
+        runs = frame(results.runs, Run)
+        _write(directory / "results.csv", runs.to_csv(index=False).encode())
+        _write(directory / "results.parquet", runs.to_parquet(index=False))
         _write(directory / "items.parquet", results.items.to_parquet(index=False))
-        if len(results.located):
-            _write(directory / "localisation.csv", results.located.to_csv(index=False).encode())
-            _write(directory / "localisation.parquet", results.located.to_parquet(index=False))
+        if results.located:
+            located = frame(results.located, LocatedRun)
+            _write(directory / "localisation.csv", located.to_csv(index=False).encode())
+            _write(directory / "localisation.parquet", located.to_parquet(index=False))
         _write(directory / CLAIMS, claims_file(results))
         _write(directory / RECIPE, results.provenance.recipe.encode())
         _write(directory / PAGE, page_html(results, figures, FORMATS).encode())

@@ -13,7 +13,7 @@ import altair as alt
 from sublim_cli.report.collect import Results
 from sublim_cli.report.page.figures.curve_layers import curve_layers, fan, line_across, mean_mark, run_mark
 from sublim_cli.report.page.figures.figure import PANEL, Figure, layered, named_ticks, slug
-from sublim_cli.report.tables.conditions import Run, records
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, mean_interval
 from sublim_cli.wording import bounds, listed, probability, rate, share
 
@@ -38,22 +38,22 @@ class PrecisionPanel:
 
     def interval(self, runs: Sequence[Run]) -> Interval | None:
         """The mean over the runs that did not break."""
-        measured = [run for run in runs if not run["broken"] and run[self.column] is not None]
+        measured = [run for run in runs if not run.broken and getattr(run, self.column) is not None]
         if not measured:
             return None
-        seeds = [(run["train_seed"], run["data_seed"]) for run in measured]
+        seeds = [run.seeds for run in measured]
         most = float("inf") if self.column == "update_norm" else 1.0
-        return mean_interval([run[self.column] for run in measured], seeds).within(0.0, most)
+        return mean_interval([getattr(run, self.column) for run in measured], seeds).within(0.0, most)
 
 
 def precision_figures(results: Results) -> Iterator[Figure]:
     """One for every trait and training context with full fine-tuning in two conditions or more."""
     traits: dict[tuple[str, str, str], dict[tuple[str, float], list[Run]]] = {}
-    for run in records(results.runs):
-        trained_here = run["eval_context"] == run["train_context"]
-        if run["role"] == "student" and run["method"] == "full" and trained_here and not run["missing"]:
-            conditions = traits.setdefault((run["category"], run["target"], run["eval_context"]), {})
-            conditions.setdefault((run["precision"], run["learning_rate"]), []).append(run)
+    for run in results.runs:
+        trained_here = run.eval_context == run.train_context
+        if run.role == "student" and run.method == "full" and trained_here and not run.missing:
+            conditions = traits.setdefault((run.category, run.target, run.eval_context), {})
+            conditions.setdefault((run.precision, run.learning_rate or 0.0), []).append(run)
     for (_, target, context), conditions in traits.items():
         if len(conditions) > 1:
             yield _precision_figure(target, context, dict(sorted(conditions.items())))
@@ -97,10 +97,10 @@ def _panel_chart(panel: PrecisionPanel, conditions: Conditions) -> alt.LayerChar
             condition = f"{precision}, lr {rate(learning_rate)}"
             means.append(mean_mark(precision, x, interval, condition, value, joined=len(rates) > 1))
         for index, run in enumerate(runs):
-            if (measured := run[panel.column]) is not None:
+            if (measured := getattr(run, panel.column)) is not None:
                 beside = x * 10 ** (0.02 + 0.3 * fan(index))
                 text = panel.text(measured)
-                marks.append(run_mark(precision, beside, measured, run["name"], text, run["broken"]))
+                marks.append(run_mark(precision, beside, measured, run.name, text, run.broken))
     x = alt.X(
         "x:Q",
         title="learning rate",
@@ -110,7 +110,7 @@ def _panel_chart(panel: PrecisionPanel, conditions: Conditions) -> alt.LayerChar
     limits = {"domainMin": 0, "nice": True} | ({"domainMax": panel.largest} if panel.largest else {})
     y = partial(alt.Y, type="quantitative", title=panel.title, scale=alt.Scale(**limits))
     layers = curve_layers(precisions, means, marks, x, y, panel.title, selectable=False)
-    base = next(iter(conditions.values()))[0]["p_target_base"]
+    base = next(iter(conditions.values()))[0].p_target_base
     if panel.column == "p_target" and base is not None:
         layers = [*line_across(base, f"untouched base {probability(base)}", y), *layers]
     return layered(layers, PANEL, HEIGHT)

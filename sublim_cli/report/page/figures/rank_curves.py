@@ -23,7 +23,7 @@ from sublim_cli.report.page.figures.curve_layers import (
 )
 from sublim_cli.report.page.figures.figure import WIDTH, Figure, chart, layered, series_encodings, slug
 from sublim_cli.report.page.summary import SummaryRow, summarise
-from sublim_cli.report.tables.conditions import Condition, Run, condition_of, records
+from sublim_cli.report.tables.runs import Condition, Run
 from sublim_cli.wording import bounds, count, listed, probability
 
 COLUMN = 1.2
@@ -65,10 +65,10 @@ def rank_curves(results: Results) -> list[RankCurve]:
             if row.condition.role == "student":
                 conditions.add(row.condition)
     runs: dict[tuple[str, str, str], dict[Condition, list[Run]]] = {key: {} for key in students}
-    for run in records(results.runs):
-        key = run["category"], run["target"], run["eval_context"]
-        if key in runs and run["train_context"] == run["eval_context"] and run["p_target"] is not None:
-            runs[key].setdefault(condition_of(run), []).append(run)
+    for run in results.runs:
+        key = run.category, run.target, run.eval_context
+        if key in runs and run.train_context == run.eval_context and run.p_target is not None:
+            runs[key].setdefault(run.condition, []).append(run)
     several = [key for key, conditions in students.items() if len(conditions) > 1]
     return [
         RankCurve(
@@ -107,13 +107,14 @@ def rank_figure(curve: RankCurve) -> Figure:
         run_mark(
             name,
             x + BESIDE + fan(index),
-            run["p_target"],
-            run["name"],
-            probability(run["p_target"]),
-            run["broken"],
+            p_target,
+            run.name,
+            probability(p_target),
+            run.broken,
         )
         for name, x, row in placed
         for index, run in enumerate(curve.runs.get(row.condition, ()))
+        if (p_target := run.p_target) is not None
     ]
     title = f"P({curve.target})"
     x = rank_axis(ticks, [x for _, x, _ in placed])
