@@ -152,7 +152,7 @@ def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store,
         ("identity_only", "not built yet"),
         ("no_identity", "not built yet"),
     ]
-    for step in chain(recipe).asked:
+    for step in chain(recipe).evaluations:
         materialise(step, shared_store)
     found = collect(single(recipe), shared_store, recipe)
     (run,) = [one for one in found.runs if (one.role, one.eval_context) == ("student", "default")]
