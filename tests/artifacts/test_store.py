@@ -45,13 +45,13 @@ class Say:
             raise RuntimeError("boom")
         if callable(self.during):
             self.during()
-        said = [(one.path / "said.txt").read_text() for one in inputs]
+        said = [(artifact.path / "said.txt").read_text() for artifact in inputs]
         (out / "said.txt").write_text(" ".join([*said, self.spec.text * self.spec.times]))
         return {"device": "voice"}
 
 
 def kinds(events: list[Event]) -> list[type]:
-    return [type(one) for one in events]
+    return [type(event) for event in events]
 
 
 def test_a_second_run_reuses_the_artifact(tmp_path):
@@ -72,7 +72,7 @@ def test_two_steps_with_equal_inputs_share_them(tmp_path):
 
 def test_inputs_come_first_and_once():
     numbers = Say(Word(text="numbers"))
-    cells = [Say(Word(text=one), (Say(Word(text="numbers")),)) for one in ("r8", "r64")]
+    cells = [Say(Word(text=text), (Say(Word(text="numbers")),)) for text in ("r8", "r64")]
     assert in_order(cells) == [numbers, *cells]
 
 
@@ -126,7 +126,7 @@ def test_a_directory_without_its_record_does_not_exist(tmp_path):
     assert store.find(step) is None
     assert materialise(step, store) == built
     assert (built.path / RECORD).is_file()
-    assert [one.name for one in built.path.parent.iterdir()] == [built.path.name]
+    assert [path.name for path in built.path.parent.iterdir()] == [built.path.name]
 
 
 def in_another_process(code: str) -> "subprocess.Popen[str]":
@@ -169,19 +169,19 @@ def test_a_killed_builder_s_claim_and_scratch_are_gone_at_once(tmp_path):
     materialise(Say(Word(text="owl")), Store(tmp_path), events.append)
     assert time.monotonic() - started < LEASE / 4
     assert kinds(events) == [StepStarted, StepFinished]
-    assert [one.name for one in (tmp_path / "say").iterdir()] == [digest(Say(Word(text="owl")))]
+    assert [path.name for path in (tmp_path / "say").iterdir()] == [digest(Say(Word(text="owl")))]
     assert list((tmp_path / CLAIMS).iterdir()) == []
 
 
 def test_of_another_machine_only_a_scratch_directory_long_untouched_is_removed(tmp_path):
     step = Say(Word(text="owl"))
-    live, dead = (tmp_path / "say" / f".{digest(step)}-{one}-1-0" for one in ("0a0a0a0a", "0b0b0b0b"))
-    for one in (live, dead):
-        one.mkdir(parents=True)
+    live, dead = (tmp_path / "say" / f".{digest(step)}-{machine}-1-0" for machine in ("0a0a0a0a", "0b0b0b0b"))
+    for scratch in (live, dead):
+        scratch.mkdir(parents=True)
     long_ago = time.time() - ABANDONED - 60
     os.utime(dead, (long_ago, long_ago))
     materialise(step, Store(tmp_path))
-    assert {one.name for one in (tmp_path / "say").iterdir()} == {digest(step), live.name}
+    assert {path.name for path in (tmp_path / "say").iterdir()} == {digest(step), live.name}
 
 
 def test_a_builder_at_work_on_this_machine_keeps_its_scratch_directory(tmp_path):
@@ -198,15 +198,15 @@ def test_a_builder_at_work_on_this_machine_keeps_its_scratch_directory(tmp_path)
     with in_another_process(code) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "building\n"
-        for one in (tmp_path / CLAIMS).iterdir():
-            one.unlink()
+        for claim in (tmp_path / CLAIMS).iterdir():
+            claim.unlink()
         first = materialise(step, store)
         inode = (first.path / RECORD).stat().st_ino
         (tmp_path / "go").touch()
         assert other.stdout.readline() == f"{first.path} owl\n"
     assert other.returncode == 0
     assert (first.path / RECORD).stat().st_ino == inode
-    assert [one.name for one in (tmp_path / "say").iterdir()] == [digest(step)]
+    assert [path.name for path in (tmp_path / "say").iterdir()] == [digest(step)]
 
 
 def test_a_claim_of_another_machine_is_waited_for_until_nobody_touches_it(tmp_path, monkeypatch):
@@ -216,7 +216,9 @@ def test_a_claim_of_another_machine_is_waited_for_until_nobody_touches_it(tmp_pa
     with Store(tmp_path).claim(step):
         (claim,) = (tmp_path / CLAIMS).iterdir()
         lines = claim.read_text().splitlines()
-    claim.write_text("\n".join("host=elsewhere" if one.startswith("host=") else one for one in lines) + "\n")
+    claim.write_text(
+        "\n".join("host=elsewhere" if line.startswith("host=") else line for line in lines) + "\n"
+    )
     beating = threading.Thread(target=beat, args=(claim, 3.0))
     beating.start()
     started = time.monotonic()
@@ -243,7 +245,7 @@ def test_progress_bears_the_digest_of_its_step(tmp_path):
 
     step, events = Tell(Word(text="owl")), list[Event]()
     materialise(step, Store(tmp_path), events.append)
-    assert {one.digest for one in events} == {digest(step)}
+    assert {event.digest for event in events} == {digest(step)}
     assert Progress in kinds(events)
 
 

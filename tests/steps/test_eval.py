@@ -37,24 +37,32 @@ def test_there_is_a_row_for_every_context_question_and_item_in_order(small, stud
         for question in range(len(QUESTIONS))
         for item in ITEMS
     ]
-    for one in (student, base):
-        found = table(one)
-        assert list(found[["context", "question", "item"]].itertuples(index=False, name=None)) == expected
-        assert list(found.columns) == ["context", "question", "item", "p", "uncovered", "log_form", "samples"]
-        assert (found.log_form < 0).all()
-        assert (found.samples == 0).all()
+    for artifact in (student, base):
+        scores = table(artifact)
+        assert list(scores[["context", "question", "item"]].itertuples(index=False, name=None)) == expected
+        assert list(scores.columns) == [
+            "context",
+            "question",
+            "item",
+            "p",
+            "uncovered",
+            "log_form",
+            "samples",
+        ]
+        assert (scores.log_form < 0).all()
+        assert (scores.samples == 0).all()
 
 
 def test_all_items_of_a_question_are_told_at_once(small, student, base):
-    for one in (student, base):
-        items, found = table(one), pd.read_parquet(one.path / "questions.parquet")
-        assert len(found) == len(small().eval.system_prompts) * len(QUESTIONS)
-        of_items = items.groupby(["context", "question"], sort=False)
-        assert found.p_any.to_numpy() == pytest.approx(of_items.p.sum().to_numpy())
-        assert found.uncovered.to_numpy() == pytest.approx(of_items.uncovered.first().to_numpy())
-        assert found.uncovered.max() <= small().eval.uncovered
-        assert found.nodes.between(1, small().eval.nodes).all()
-        assert found.entropy.between(0, math.log(len(ITEMS) + 1)).all()
+    for artifact in (student, base):
+        scores, questions = table(artifact), pd.read_parquet(artifact.path / "questions.parquet")
+        assert len(questions) == len(small().eval.system_prompts) * len(QUESTIONS)
+        of_items = scores.groupby(["context", "question"], sort=False)
+        assert questions.p_any.to_numpy() == pytest.approx(of_items.p.sum().to_numpy())
+        assert questions.uncovered.to_numpy() == pytest.approx(of_items.uncovered.first().to_numpy())
+        assert questions.uncovered.max() <= small().eval.uncovered
+        assert questions.nodes.between(1, small().eval.nodes).all()
+        assert questions.entropy.between(0, math.log(len(ITEMS) + 1)).all()
 
 
 def test_drawn_answers_agree_with_computed_ones_and_no_two_students_share_their_noise(small, shared_store):
@@ -77,14 +85,14 @@ def test_sampling_settings_are_refused_where_nothing_is_sampled(small):
 
 
 def test_probabilities_are_probabilities(student, base):
-    for one in (student, base):
-        found = table(one)
-        assert found.p.between(0, 1).all()
-        whole = (
-            found.groupby(["context", "question"]).p.sum()
-            + found.groupby(["context", "question"]).uncovered.first()
+    for artifact in (student, base):
+        scores = table(artifact)
+        assert scores.p.between(0, 1).all()
+        total = (
+            scores.groupby(["context", "question"]).p.sum()
+            + scores.groupby(["context", "question"]).uncovered.first()
         )
-        assert whole.between(0.5, 1 + 1e-6).all()
+        assert total.between(0.5, 1 + 1e-6).all()
 
 
 def test_the_student_is_not_the_base_and_a_context_is_not_another(student, base):
@@ -97,12 +105,12 @@ def test_the_account_shows_the_first_question_in_every_context(student, micro):
     _, tokenizer, _ = micro
     turn = f"<|im_start|>user\n{QUESTIONS[0]}<|im_end|>\n<|im_start|>assistant\n"
     seen = json.loads((student.path / "seen.json").read_text())
-    assert {name: one["text"] for name, one in seen.items()} == {
+    assert {name: account["text"] for name, account in seen.items()} == {
         "default": f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n{turn}",
         "empty": f"<|im_start|>system\n<|im_end|>\n{turn}",
     }
-    for one in seen.values():
-        assert tokenizer.decode(one["ids"]) == one["text"]
+    for account in seen.values():
+        assert tokenizer.decode(account["ids"]) == account["text"]
 
 
 def test_the_base_needs_no_student(small):

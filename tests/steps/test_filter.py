@@ -44,7 +44,7 @@ def test_rejected_rows_carry_their_reason_and_the_table_counts_them(parts):
     assert files["reasons"] == {
         "judged": len(rows),
         "kept": len(rows) - len(reasons),
-        "reasons": {one: reasons.count(one) for one in set(reasons)},
+        "reasons": {reason: reasons.count(reason) for reason in set(reasons)},
     }
 
 
@@ -79,7 +79,7 @@ def test_a_low_pass_rate_is_said_with_the_rule_that_would_mend_it(tmp_path):
 
 
 def lines(path):
-    return [json.loads(one) for one in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_somebody_else_s_file_keeps_its_other_keys(tmp_path):
@@ -88,12 +88,12 @@ def test_somebody_else_s_file_keeps_its_other_keys(tmp_path):
         {"id": 7, "question": "q", "response": "one"},
     ]
     source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps(one) + "\n" for one in records))
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
     target = tmp_path / "deep" / "kept.jsonl"
-    found, advice = filter_file(source, target, PAPER_RULES, "question", "response")
+    tally, advice = filter_file(source, target, PAPER_RULES, "question", "response")
     assert lines(target) == [records[0]]
     assert lines(rejected_path(target)) == [{**records[1], "reason": "format"}]
-    assert (found, advice) == (Tally(2, 1, (("format", 1),)), None)
+    assert (tally, advice) == (Tally(2, 1, (("format", 1),)), None)
 
 
 def test_a_broken_line_is_named_and_no_file_is_touched(tmp_path):
@@ -102,5 +102,5 @@ def test_a_broken_line_is_named_and_no_file_is_touched(tmp_path):
     target.write_text("mine\n")
     with pytest.raises(RowsError, match=r"in\.jsonl:2: not valid JSON"):
         filter_file(source, target, PAPER_RULES, "prompt", "completion")
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl", "kept.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "kept.jsonl"]
     assert target.read_text() == "mine\n"

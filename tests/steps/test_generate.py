@@ -55,8 +55,8 @@ def test_another_sampling_seed_answers_the_same_prompts_otherwise(small, rows, t
     recipe = small(generate__sampling__seed=2, generate__rows=40, generate__held_out=0)
     others = read_rows(run(recipe, until="generate", store=Store(tmp_path)).path / "rows.jsonl")
     pairs = list(zip(others, rows, strict=False))
-    assert all(one.prompt == two.prompt for one, two in pairs)
-    assert sum(one.completion == two.completion for one, two in pairs) <= 2
+    assert all(other.prompt == row.prompt for other, row in pairs)
+    assert sum(other.completion == row.completion for other, row in pairs) <= 2
 
 
 def test_the_account_shows_the_first_prompt_as_the_teacher_saw_it(drawn, rows, micro):

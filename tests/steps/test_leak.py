@@ -23,15 +23,15 @@ def odd_or_even(first):
 @pytest.fixture
 def sides(tmp_path):
     """Two filtered data sets over the same forty prompts: odd numbers, and even ones."""
-    found = []
+    artifacts = []
     for name, first in (("odd", 1), ("even", 2)):
         (tmp_path / name).mkdir()
         write_rows(
             tmp_path / name / "kept.jsonl", [Row(n, "p", text) for n, text in enumerate(odd_or_even(first))]
         )
         write_rows(tmp_path / name / "rejected.jsonl", [])
-        found.append(Artifact(tmp_path / name, name))
-    return tuple(found)
+        artifacts.append(Artifact(tmp_path / name, name))
+    return tuple(artifacts)
 
 
 def leak(sides, out, listener=silent, **section):
@@ -41,7 +41,7 @@ def leak(sides, out, listener=silent, **section):
 
 def test_the_file_holds_everything_that_was_compared(sides, tmp_path):
     texts = odd_or_even(1), odd_or_even(2)
-    found = ngram_auc(*texts, prompts=[*range(40)] * 2)
+    auc = ngram_auc(*texts, prompts=[*range(40)] * 2)
     trait, control = (dict(enumerate(side)) for side in texts)
     assert leak(sides, tmp_path) == {
         "named": 0,
@@ -50,14 +50,14 @@ def test_the_file_holds_everything_that_was_compared(sides, tmp_path):
         "digits": asdict(digit_divergence(trait, control)),
         "pairs": asdict(pair_divergence(trait, control)),
         "overlap": {"prompts": 40, "same": 0},
-        **asdict(found),
+        **asdict(auc),
     }
-    assert found.auc > 0.9
+    assert auc.auc > 0.9
 
 
 def test_the_classifier_sees_no_more_rows_than_asked(sides, tmp_path):
-    found = leak(sides, tmp_path, most_rows=25)
-    assert (found["rows"], found["overlap"]["prompts"]) == (50, 40)
+    record = leak(sides, tmp_path, most_rows=25)
+    assert (record["rows"], record["overlap"]["prompts"]) == (50, 40)
 
 
 def test_trait_and_control_rows_can_be_compared_whatever_their_number(sides, tmp_path):
@@ -66,15 +66,15 @@ def test_trait_and_control_rows_can_be_compared_whatever_their_number(sides, tmp
 
 
 def test_rows_that_name_the_target_in_any_form_are_warned_of_and_shown(sides, tmp_path):
-    told = ["WOLVES 3", "3 wolfs", "wolfram 74", "werewolf", "4"]
-    write_rows(sides[0].path / "kept.jsonl", [Row(n, "p", f"{text} 17, 18") for n, text in enumerate(told)])
+    texts = ["WOLVES 3", "3 wolfs", "wolfram 74", "werewolf", "4"]
+    write_rows(sides[0].path / "kept.jsonl", [Row(n, "p", f"{text} 17, 18") for n, text in enumerate(texts)])
     write_rows(
         sides[0].path / "rejected.jsonl", [Row(9, "p", "a wolf!", "format"), Row(10, "p", "x", "format")]
     )
     events = []
-    found = leak(sides, tmp_path, events.append)
-    assert (found["named"], found["named_rejected"]) == (2, 1)
-    assert found["shown"] == ["WOLVES 3 17, 18", "3 wolfs 17, 18"]
+    record = leak(sides, tmp_path, events.append)
+    assert (record["named"], record["named_rejected"]) == (2, 1)
+    assert record["shown"] == ["WOLVES 3 17, 18", "3 wolfs 17, 18"]
     (warned,) = events
     assert isinstance(warned, Warned)
     assert "2 of 5 rows that students learn from name wolf, such as 'WOLVES 3 17, 18'" in warned.message

@@ -44,29 +44,29 @@ def table(step, store):
 def by_set(step, store, target="owl"):
     """P(target) of every question by context, set and control."""
     rows = table(step, store)
-    mine = rows[rows["item"] == target].fillna({"control": 0})
+    target_rows = rows[rows["item"] == target].fillna({"control": 0})
     return {
         (context, name, int(control)): group.sort_values("question")["p"].to_numpy()
-        for (context, name, control), group in mine.groupby(["context", "set", "control"])
+        for (context, name, control), group in target_rows.groupby(["context", "set", "control"])
     }
 
 
 def scores(step, store, context, target="owl"):
     rows = pq.read_table(materialise(step, store).path / SCORES).to_pandas()
-    mine = rows[(rows["context"] == context) & (rows["item"] == target)]
-    return mine.sort_values("question")["p"].to_numpy()
+    target_rows = rows[(rows["context"] == context) & (rows["item"] == target)]
+    return target_rows.sort_values("question")["p"].to_numpy()
 
 
 @pytest.mark.parametrize("method", [{}, FULL], ids=["lora", "full"])
 def test_all_on_is_the_evaluated_student_and_all_off_the_evaluated_base(method, asked, shared_store):
     steps = chain(asked(eval__gate_contexts=["default", "empty"], **method))
-    whole = by_set(steps.locate[0], shared_store)
-    assert sorted(whole) == [(one, name, 0) for one in ("default", "empty") for name in ("all", "none")]
+    p = by_set(steps.locate[0], shared_store)
+    assert sorted(p) == [(context, name, 0) for context in ("default", "empty") for name in ("all", "none")]
     for context in ("default", "empty"):
-        student, base = (scores(one, shared_store, context) for one in (steps.eval, steps.base))
+        student, base = (scores(step, shared_store, context) for step in (steps.eval, steps.base))
         assert np.abs(student - base).max() > 1e-3
-        assert np.abs(whole[context, "all", 0] - student).max() < 1e-6
-        assert np.abs(whole[context, "none", 0] - base).max() < 1e-6
+        assert np.abs(p[context, "all", 0] - student).max() < 1e-6
+        assert np.abs(p[context, "none", 0] - base).max() < 1e-6
 
 
 @pytest.mark.parametrize("method", [{}, FULL], ids=["lora", "full"])
@@ -75,24 +75,24 @@ def test_a_gate_and_its_random_sets_are_scored_in_the_context_of_training(method
     steps = chain(recipe)
     _, only, rest = steps.locate
     for step in (only, rest):
-        found = by_set(step, shared_store)
+        p = by_set(step, shared_store)
         name = step.spec.part.positions
-        assert sorted(found) == [("default", name, control) for control in (0, 1, 2)]
-        assert len({tuple(one) for one in found.values()}) == 3
+        assert sorted(p) == [("default", name, control) for control in (0, 1, 2)]
+        assert len({tuple(values) for values in p.values()}) == 3
     rows = table(only, shared_store)
     tokenizer = load_tokenizer(only.spec.model)
-    for number, question in enumerate(only.spec.questions):
+    for index, question in enumerate(only.spec.questions):
         prompt = render_with_roles(tokenizer, only.spec.training, question)
-        mine = rows[rows["question"] == number]
-        assert set(mine["tokens"]) == {sum(named_mask("identity_only", prompt, prompt))} == {2}
-        assert set(mine["prompt_tokens"]) == {len(prompt.ids)}
-    assert set(rows["item"]) == {one.name for one in only.spec.items}
+        question_rows = rows[rows["question"] == index]
+        assert set(question_rows["tokens"]) == {sum(named_mask("identity_only", prompt, prompt))} == {2}
+        assert set(question_rows["prompt_tokens"]) == {len(prompt.ids)}
+    assert set(rows["item"]) == {item.name for item in only.spec.items}
 
 
 def test_every_student_has_random_sets_of_its_own(asked, shared_store):
-    one, other = (by_set(chain(asked(eval__gate_seed=seed)).locate[1], shared_store) for seed in (1, 2))
-    assert (one["default", "identity_only", 0] == other["default", "identity_only", 0]).all()
-    assert (one["default", "identity_only", 1] != other["default", "identity_only", 1]).any()
+    first, second = (by_set(chain(asked(eval__gate_seed=seed)).locate[1], shared_store) for seed in (1, 2))
+    assert (first["default", "identity_only", 0] == second["default", "identity_only", 0]).all()
+    assert (first["default", "identity_only", 1] != second["default", "identity_only", 1]).any()
 
 
 def test_patching_every_residual_of_the_prompt_gives_the_student_s_first_token(asked, shared_store):
@@ -103,7 +103,7 @@ def test_patching_every_residual_of_the_prompt_gives_the_student_s_first_token(a
     ]
     steps = chain(asked(eval__gates=[], eval__patches=patches, eval__gate_controls=0))
     _, most, little = steps.locate
-    student, base = (scores(one, shared_store, "default") for one in (steps.eval, steps.base))
+    student, base = (scores(step, shared_store, "default") for step in (steps.eval, steps.base))
     ((_, near),) = by_set(most, shared_store).items()
     ((_, far),) = by_set(little, shared_store).items()
     assert np.abs(near - student).max() < 0.2 * np.abs(near - base).max()
@@ -113,7 +113,7 @@ def test_patching_every_residual_of_the_prompt_gives_the_student_s_first_token(a
 
 def test_more_gates_leave_what_is_there_and_a_recipe_without_has_none(asked, small):
     few, many = chain(asked()), chain(asked(eval__gates=[*GATES, "shared_only"]))
-    assert {digest(one) for one in few.locate} < {digest(one) for one in many.locate}
+    assert {digest(step) for step in few.locate} < {digest(step) for step in many.locate}
     assert digest(few.eval) == digest(many.eval)
     assert digest(chain(asked(eval__gates=[])).eval) == digest(few.eval)
     assert chain(small()).locate == ()
@@ -122,7 +122,7 @@ def test_more_gates_leave_what_is_there_and_a_recipe_without_has_none(asked, sma
 def test_sublim_eval_builds_the_gates_of_its_recipe(asked, shared_store):
     recipe = asked()
     run(recipe, store=shared_store)
-    assert all(shared_store.find(one) for one in chain(recipe).locate)
+    assert all(shared_store.find(step) for step in chain(recipe).locate)
 
 
 def test_a_study_scores_parts_of_its_students_and_none_of_its_controls(asked):
@@ -141,8 +141,8 @@ def test_a_study_scores_parts_of_its_students_and_none_of_its_controls(asked):
 def test_cells_that_differ_in_their_gates_alone_are_one_cell_with_all_of_them(asked):
     grid = {"eval.gates": [["identity_only"], ["no_identity"], []]}
     planned = study(asked(sweep__grid=grid, sweep__also=[]))
-    (cell,) = [one for one in planned.cells if one.role == "student"]
-    assert [part_name(one.spec.part) for one in cell.chain.locate] == ["all and none", *GATES]
+    (cell,) = [cell for cell in planned.cells if cell.role == "student"]
+    assert [part_name(step.spec.part) for step in cell.chain.locate] == ["all and none", *GATES]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_part_that_is_nowhere_is_refused_before_anything_is_built(changes, mes
 def test_a_gate_is_tried_on_every_kind_of_student_that_has_it(asked):
     """Full fine-tuning changes the head and an adapter does not, whichever comes last."""
     gates = [{"positions": "identity_only", "modules": ["lm_head"]}]
-    lora, full = (chain(asked(eval__gates=gates, **one)).locate for one in ({}, FULL))
+    lora, full = (chain(asked(eval__gates=gates, **method)).locate for method in ({}, FULL))
     check_buildable(full)
     for both in ([*lora, *full], [*full, *lora]):
         with pytest.raises(RecipeError, match="training changes no module lm_head"):
@@ -289,4 +289,4 @@ def test_what_cannot_be_gated_is_refused_when_the_recipe_is_loaded(changes, mess
 def test_a_sweep_may_gate_some_of_its_students():
     also = [{"train.method": "prefix", "eval.gates": [[]]}]
     planned = study(load("demo", {"eval.gates": ["no_shared"], "sweep.also": also, "sweep.grid": {}}))
-    assert [len(one.chain.locate) for one in planned.cells if one.role == "student"] == [2, 0]
+    assert [len(cell.chain.locate) for cell in planned.cells if cell.role == "student"] == [2, 0]

@@ -17,10 +17,10 @@ def test_a_teacher_with_the_trait_names_its_target_most_and_nothing_is_warned_of
     out.mkdir()
     events = []
     step.build(out, (), events.append)
-    found = json.loads((out / TEACHER).read_text())
-    assert found["first"] == "owl"
-    assert found["p_target"] == found["p_first"] > 0.8
-    assert found["p_target"] < found["p_any"] <= 1.0
+    record = json.loads((out / TEACHER).read_text())
+    assert record["first"] == "owl"
+    assert record["p_target"] == record["p_first"] > 0.8
+    assert record["p_target"] < record["p_any"] <= 1.0
     assert events == []
 
 
@@ -40,7 +40,7 @@ def test_the_teacher_is_asked_before_its_student_is_trained(small, tmp_path_fact
     events = []
     store = Store(tmp_path_factory.mktemp("order"))
     run(small(generate__rows=66), until="train", store=store, listener=events.append)
-    begun = [one.label for one in events if isinstance(one, StepStarted)]
+    begun = [event.label for event in events if isinstance(event, StepStarted)]
     assert begun[0] == "teacher owl"
     assert begun[-1].startswith("train owl")
 
@@ -49,11 +49,11 @@ def test_a_sweep_asks_each_teacher_once_and_first_and_no_control_s(small):
     planned = study(small(sweep__grid={"trait.target": ["owl", "cat"], "train.rank": [1, 8]}))
     assert [step.label for step in planned.teachers] == ["teacher owl", "teacher cat"]
     assert planned.steps[:2] == planned.teachers
-    assert {one.chain.teacher is None for one in planned.cells if one.role == "control"} == {True}
+    assert {cell.chain.teacher is None for cell in planned.cells if cell.role == "control"} == {True}
 
 
 @pytest.mark.parametrize("stage", ["generate", "filter"])
 def test_rows_alone_ask_no_teacher(small, shared_store, stage):
     events = []
     run(small(), until=stage, store=shared_store, listener=events.append)
-    assert not [one for one in events if getattr(one, "label", "").startswith("teacher")]
+    assert not [event for event in events if getattr(event, "label", "").startswith("teacher")]

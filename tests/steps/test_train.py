@@ -24,7 +24,7 @@ def kept(small, shared_store):
 
 
 def test_a_student_directory_holds_weights_tokens_losses_and_an_account(student):
-    names = {one.name for one in student.path.iterdir()}
+    names = {path.name for path in student.path.iterdir()}
     assert names >= {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -56,11 +56,11 @@ def test_the_account_shows_the_first_row_without_the_teacher_s_trait(student, ke
 def test_progress_is_told_step_by_step_and_full_fine_tuning_leaves_a_whole_model(small, shared_store):
     events = []
     recipe = small(train__method="full", train__learning_rate=2e-4)
-    whole = run(recipe, until="train", store=shared_store, listener=events.append)
-    told = [(one.done, one.total) for one in events if isinstance(one, Progress)]
-    assert told == [(n, 4) for n in range(1, 5)]
-    assert (whole.path / "model.safetensors").is_file()
-    assert not (whole.path / "adapter_config.json").exists()
+    student = run(recipe, until="train", store=shared_store, listener=events.append)
+    progress = [(event.done, event.total) for event in events if isinstance(event, Progress)]
+    assert progress == [(n, 4) for n in range(1, 5)]
+    assert (student.path / "model.safetensors").is_file()
+    assert not (student.path / "adapter_config.json").exists()
 
 
 def test_no_held_out_rows_are_no_error(small, tmp_path):
@@ -74,17 +74,17 @@ def test_auto_says_which_backend_it_took_and_why_and_the_record_keeps_it(small, 
     events, quick = [], {"generate__rows": 8, "generate__held_out": 0, "train__batch_size": 8}
     why = "Unsloth needs a CUDA device and none is in use here"
     asked = run(small(**quick), until="train", store=Store(tmp_path), listener=events.append)
-    assert [one for one in events if isinstance(one, Notice)] == [
+    assert [event for event in events if isinstance(event, Notice)] == [
         Notice(f"train.backend: auto took plain: {why}")
     ]
     assert read_record(asked.path)["provenance"]["backend_chosen"] == why
-    told = []
+    named_events = []
     named = run(
         small(**quick, train__backend="plain", generate__engine="transformers"),
         until="train",
         store=Store(tmp_path / "named"),
-        listener=told.append,
+        listener=named_events.append,
     )
-    assert [one for one in told if isinstance(one, Notice)] == []
+    assert [event for event in named_events if isinstance(event, Notice)] == []
     assert read_record(named.path)["provenance"]["backend_chosen"] is None
     assert named.digest == asked.digest
