@@ -1,7 +1,7 @@
 """Intervals and tests over training runs. Pure.
 
-The unit is the training run: a run's P(target) is its mean over questions, and n counts runs.
-Pooling the answers of a few runs instead calls a null effect real most of the time.
+The unit is the training run: a run's P(target) is its mean over questions, and n counts runs. Pooling the
+answers of a few runs instead finds an effect most of the time where there is none.
 """
 
 import math
@@ -22,7 +22,7 @@ sqrt(0.025 · 0.975 / 4000) / 0.058, the normal density there, against 3.92."""
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` runs with the bounds of its interval; one run has no bounds."""
+    """A mean over `n` runs with the bounds of its interval, None for one run."""
 
     mean: float
     low: float | None
@@ -37,7 +37,7 @@ class Interval:
 
 
 Seeds = tuple[Hashable, ...]
-"""Where a run's randomness came from, a seed for each source: runs that share one are not independent."""
+"""A run's seeds, one for each source of randomness: runs that share one are not independent."""
 
 
 def mean_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
@@ -62,8 +62,8 @@ def mean_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: f
 class Estimate:
     """The mean of `n` runs, its standard error and that error's degrees of freedom.
 
-    Its p values are of one-sided Student t tests. Fewer than two runs have an infinite error and show
-    nothing; runs without any spread, which no real ones are, are taken at their word.
+    Its p values are those of one-sided Student t tests. Fewer than two runs have an infinite error and p
+    values of 1. Runs that are all equal have an error of 0 and p values of 0 or 1.
     """
 
     mean: float
@@ -72,7 +72,7 @@ class Estimate:
     n: int
 
     def above(self, bound: float = 0.0) -> float:
-        """The p value of "the mean is at most `bound`": small, it lies above."""
+        """The p value of the null that the mean is at most `bound`."""
         if math.isinf(self.error):
             return 1.0
         if self.error == 0:
@@ -80,13 +80,13 @@ class Estimate:
         return float(stdtr(self.freedom, -(self.mean - bound) / self.error))
 
     def below(self, bound: float = 0.0) -> float:
-        """The p value of "the mean is at least `bound`": small, it lies below."""
+        """The p value of the null that the mean is at least `bound`."""
         return replace(self, mean=-self.mean).above(-bound)
 
     def within(self, margin: float) -> float:
-        """The p value of "the mean is `margin` or more away from zero": two one-sided tests (TOST).
+        """The p value of the null that the mean is `margin` or more away from zero.
 
-        It is the larger of the two (Schuirmann 1987).
+        It is the larger of two one-sided tests (TOST, Schuirmann 1987).
         """
         return max(self.above(-margin), self.below(margin))
 
@@ -111,34 +111,34 @@ class Estimate:
 def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
     """The mean of runs, its error clustered by every seed that several of them share.
 
-    Runs that share no seed are independent: Student's s / sqrt(n). Runs that share one, such as nine
-    from three data sets and three initialisations, vary less than as many new ones would: the error is
-    taken over the clusters of that seed. Where two sources are shared the two variances are added, and
-    their overlap, which two-way clustering (Cameron, Gelbach and Miller 2011) takes away, stays in: so the
-    sum is never negative and with a handful of clusters too large rather than too small. Its degrees of
-    freedom are Satterthwaite's (1946). Simulated with 3 × 3 crossed seeds, whichever source varies: a
-    one-sided test at 0.05 rejects a true mean 0.015 to 0.052 of the time, and with three of the nine runs
-    gone 0.02 to 0.06. Taking the overlap away has 0.03 to 0.05, and 0.04 to 0.07 with runs gone.
+    Runs that share no seed are independent: Student's s / sqrt(n). Runs that share one, such as nine from
+    three data sets and three initialisations, vary less than as many new ones would: the error is taken over
+    the clusters of that seed. Where two sources are shared, the two variances are added. Two-way clustering
+    (Cameron, Gelbach and Miller 2011) subtracts their overlap; here it stays in, so that the sum is never
+    negative and with few clusters too large rather than too small. Its degrees of freedom are Satterthwaite's
+    (1946). Simulated with 3 × 3 crossed seeds, whichever source varies: a one-sided test at 0.05 rejects a
+    true mean 0.015 to 0.052 of the time, and 0.02 to 0.06 with three of the nine runs missing. With the
+    overlap subtracted it is 0.03 to 0.05, and 0.04 to 0.07 with runs missing.
 
     Args:
         values: one number per run, at least one.
-        seeds: for every run its seeds; a seed that all runs share says nothing and is passed over.
+        seeds: for every run its seeds; a seed that all runs share is ignored.
     """
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return Estimate(mean, math.inf, 0, n)
     residuals = [value - mean for value in values]
     sources = _shared(seeds, n) or [tuple(range(n))]
-    parts = [_clustered(residuals, one) for one in sources]
+    parts = [_clustered(residuals, source) for source in sources]
     total = math.fsum(variance for variance, _ in parts)
     weights = math.fsum(variance**2 / freedom for variance, freedom in parts)
     return Estimate(mean, math.sqrt(total), total**2 / weights if weights else n - 1, n)
 
 
 def mean_of(values: Mapping[Seeds, float]) -> Estimate:
-    """The mean over runs, with an error that knows which share a seed; of none, one that shows nothing.
+    """The mean over runs by their seeds, see `estimate`; of no runs NaN with an infinite error.
 
-    The runs are put in order first, so that the last digit does not depend on that of a table's rows.
+    The runs are sorted first, so that the last digit does not depend on the order of a table's rows.
     """
     ordered = sorted(values)
     if not ordered:
@@ -148,7 +148,7 @@ def mean_of(values: Mapping[Seeds, float]) -> Estimate:
 
 def _shared(seeds: Sequence[Seeds], n: int) -> list[tuple[Hashable, ...]]:
     """The sources of which some runs share a seed and not all do."""
-    return [one for one in zip(*seeds, strict=True) if 1 < len(set(one)) < n]
+    return [source for source in zip(*seeds, strict=True) if 1 < len(set(source)) < n]
 
 
 def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[float, int]:
@@ -156,7 +156,7 @@ def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[
     sums: dict[Hashable, float] = {}
     for residual, seed in zip(residuals, source, strict=True):
         sums[seed] = sums.get(seed, 0.0) + residual
-    squares = math.fsum(one * one for one in sums.values())
+    squares = math.fsum(total * total for total in sums.values())
     clusters = len(sums)
     return clusters / (clusters - 1) * squares / len(residuals) ** 2, clusters - 1
 
@@ -166,27 +166,28 @@ def ratio_interval(
 ) -> Interval | None:
     """The ratio of two means over runs, with Fieller's interval (1954).
 
-    It holds the ratios r for which a t test does not reject that the mean of `over` - r `under` is zero, so
-    a small `under` makes it wide and no single run can make it infinite. A mean of ratios has neither.
+    It holds the ratios r for which a t test does not reject that the mean of `over` - r `under` is zero. A
+    small mean of `under` makes it wide, and a single run with a small `under` cannot make it infinite, as it
+    could a mean of ratios.
 
     Args:
         over, under: one number of each per run, at least one run.
         seeds: for every run its seeds, as for `estimate`.
 
     Returns:
-        None where the mean of `under` is not told from zero: then no ratio is rejected. One run has no
-        interval and is taken at its word, unless it divides by zero.
+        None where the mean of `under` does not differ from zero at this level: then no ratio is rejected. One
+        run has a ratio without bounds, or None where it divides by zero.
     """
-    n, whole = len(over), math.fsum(under)
-    own = estimate(under, seeds)
-    if whole == 0 or (n > 1 and 2 * min(own.above(), own.below()) > 1 - level):
+    n, total = len(over), math.fsum(under)
+    divisor = estimate(under, seeds)
+    if total == 0 or (n > 1 and 2 * min(divisor.above(), divisor.below()) > 1 - level):
         return None
-    ratio = math.fsum(over) / whole
+    ratio = math.fsum(over) / total
     if n == 1:
         return Interval(ratio, None, None, 1)
 
     def rejected(bound: float) -> bool:
-        rest = estimate([one - bound * other for one, other in zip(over, under, strict=True)], seeds)
+        rest = estimate([o - bound * u for o, u in zip(over, under, strict=True)], seeds)
         return 2 * min(rest.above(), rest.below()) <= 1 - level
 
     low, high = (_first_rejected(rejected, ratio, side) for side in (-1, 1))
@@ -206,17 +207,17 @@ def _first_rejected(rejected: Callable[[float], bool], start: float, side: int) 
 
 def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:
     """Which runs share a seed, of the source that has the fewest: 0 or 1, [clusters, runs]."""
-    source = min(_shared(seeds, n), key=lambda one: len(set(one)), default=tuple(range(n)))
-    return np.array([[one == seed for one in source] for seed in dict.fromkeys(source)], dtype=float)
+    source = min(_shared(seeds, n), key=lambda source: len(set(source)), default=tuple(range(n)))
+    return np.array([[other == seed for other in source] for seed in dict.fromkeys(source)], dtype=float)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values of a family of tests, adjusted so that none is wrong with more than alpha (Holm 1979)."""
+    """The p values of a family of tests, adjusted for the family-wise error rate (Holm 1979)."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted = [0.0] * len(p_values)
     highest = 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+    for position, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
         adjusted[index] = highest
     return adjusted
 
@@ -227,9 +228,9 @@ def two_way_interval(
     """The mean of runs × questions with an interval that holds for new runs and new questions.
 
     Runs and questions are resampled independently (the pigeonhole bootstrap, Owen 2007); runs that share a
-    seed go together, by the source that has the fewest. A bootstrap of a handful of runs is too narrow, so
-    its quantiles are taken as far out as the t distribution's are (the expanded percentile, Hesterberg 2015,
-    arXiv 1411.5279). Simulated at 0.9 with five runs of fifty questions, where runs and
+    seed are resampled together, by the source that has the fewest seeds. A bootstrap of a handful of runs is
+    too narrow, so its quantiles are taken as far out as those of the t distribution (the expanded percentile,
+    Hesterberg 2015, arXiv 1411.5279). Simulated at 0.9 with five runs of fifty questions, where runs and
     questions move the mean alike: it covers 0.96 of 400 true means, the t interval over runs 0.79.
 
     Args:
@@ -237,8 +238,8 @@ def two_way_interval(
         seeds: for every run its seeds, as for `estimate`.
 
     Returns:
-        An interval without bounds for fewer than two questions, and where so few clusters of runs that even
-        resamples of one alone are too frequent to reach as far: at 0.9 fewer than five.
+        An interval without bounds for fewer than two questions, and for too few clusters of runs: where even
+        the resample of a single cluster is more probable than the tail, at 0.9 with fewer than five.
     """
     runs, questions = values.shape
     members = _clusters(runs, seeds)
@@ -265,7 +266,7 @@ def _expanded(clusters: int, level: float) -> float:
 class TwoLines:
     """The two-lines test of an inverted U: a rise up to `breakpoint` and a fall from there.
 
-    `rise` and `fall` are mean slopes over clusters, per unit of x.
+    `rise` and `fall` are mean slopes over runs, per unit of x.
     """
 
     breakpoint: float
@@ -274,7 +275,7 @@ class TwoLines:
 
     @property
     def p(self) -> float:
-        """The larger of both slopes' two-sided p values, as in the original: both must hold.
+        """The larger of the two slopes' two-sided p values, as in the original: both must be significant.
 
         A slope of the wrong sign has p 1.
         """
@@ -282,85 +283,78 @@ class TwoLines:
 
 
 def two_lines(x: Values, y: Values, seeds: Sequence[Seeds] = ()) -> TwoLines | None:
-    """Simonsohn's two-lines test (doi 10.1177/2515245918805755) for an inverted U, clustered.
+    """Simonsohn's two-lines test of an inverted U (doi 10.1177/2515245918805755), over runs.
 
-    The breakpoint is his Robin Hood: among the x whose mean lies within a standard error of the highest
-    inner one, nearer to the side whose slope is the surer. It belongs to both lines. Each cluster is
-    fitted by itself and the test is a t test over the clusters' slopes (Ibragimov and Müller 2010), which
-    holds with a handful of clusters and whatever the correlation inside one.
+    The breakpoint is his Robin Hood: among the inner x whose mean lies within a standard error of the highest
+    inner mean, the quantile that lies nearer to the line with the larger t value, so that the other gets more
+    points. It belongs to both lines. Each run is fitted by itself, and the test is a t test over the runs'
+    slopes (Ibragimov and Müller 2010), which holds with few runs and any correlation within a run.
 
     Args:
-        x: the places, ascending, four or more: [places]. Here log2 of the rank.
-        y: one value for every cluster (seed) and place: [clusters, places].
-        seeds: the seeds of each cluster, see `estimate`.
+        x: ascending, four or more: [points]. Here log2 of the rank.
+        y: one value for every run and x: [runs, points].
+        seeds: the seeds of each run, see `estimate`.
 
     Returns:
-        None where there are too few places or clusters to put lines through.
+        None for fewer than four points or two runs.
     """
-    clusters, places = y.shape
-    if clusters < 2 or places < 4:
+    runs, points = y.shape
+    if runs < 2 or points < 4:
         return None
     means = y.mean(axis=0)
-    errors = y.std(axis=0, ddof=1) / math.sqrt(clusters)
-    inner = np.arange(1, places - 1)
+    errors = y.std(axis=0, ddof=1) / math.sqrt(runs)
+    inner = np.arange(1, points - 1)
     top = inner[int(np.argmax(means[inner]))]
     flat = x[inner][means[inner] >= means[top] - errors[top]]
-    rise, fall = _lines(x, y, float(np.median(flat)), seeds)
-    surer = abs(_t(rise)) + abs(_t(fall))
-    toward = abs(_t(fall)) / surer if surer else 0.5
-    at = float(np.quantile(flat, toward))
-    return TwoLines(at, *_lines(x, y, at, seeds))
+    rise_t, fall_t = (
+        abs(slope.mean) / max(slope.error, 1e-9)  # slopes that are all equal have an error of 0
+        for slope in _slopes(x, y, float(np.median(flat)), seeds)
+    )
+    toward_end = fall_t / (rise_t + fall_t) if rise_t + fall_t else 0.5
+    breakpoint = float(np.quantile(flat, toward_end))
+    return TwoLines(breakpoint, *_slopes(x, y, breakpoint, seeds))
 
 
-def _lines(x: Values, y: Values, at: float, seeds: Sequence[Seeds]) -> tuple[Estimate, Estimate]:
-    """The mean slopes up to `at` and from there: an interrupted regression with a jump."""
-    rise, fall = (estimate(_slopes(x[side], y[:, side]).tolist(), seeds) for side in (x <= at, x >= at))
-    return rise, fall
+def _slopes(x: Values, y: Values, breakpoint: float, seeds: Sequence[Seeds]) -> tuple[Estimate, Estimate]:
+    """The mean least-squares slopes up to the breakpoint and from there: an interrupted regression."""
 
+    def slope(side: NDArray[np.bool_]) -> Estimate:
+        centred = x[side] - x[side].mean()
+        return estimate((y[:, side] @ centred / (centred @ centred)).tolist(), seeds)
 
-def _slopes(x: Values, y: Values) -> Values:
-    """Each cluster's slope by least squares."""
-    centred = x - x.mean()
-    slopes: Values = y @ centred / (centred @ centred)
-    return slopes
-
-
-def _t(slope: Estimate) -> float:
-    """The t value; a slope without any spread counts as a very sure one."""
-    return slope.mean / max(slope.error, 1e-9)
+    return slope(x <= breakpoint), slope(x >= breakpoint)
 
 
 def peak(x: Values, y: Values, seeds: Sequence[Seeds] = (), level: float = 0.95, seed: int = 0) -> Interval:
-    """The place of the highest mean, with a percentile interval from resampled runs.
+    """The x of the highest mean, with a percentile interval from resampled runs.
 
     Args:
-        x: the places: [places].
-        y: one value for every run and place: [runs, places].
-        seeds: for every run its seeds; runs that share one go together, as in `two_way_interval`.
+        x: [points].
+        y: one value for every run and x: [runs, points].
+        seeds: for every run its seeds; runs that share one are resampled together, as in `two_way_interval`.
     """
     members = _clusters(len(y), seeds)
-    # Unequal clusters weigh by their runs, and the divisor is the same at every place: the sum will do.
-    places = x[np.argmax(_resamples(len(members), seed) @ (members @ y), axis=1)]
-    low, high = np.quantile(places, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    # The sum over resampled runs has its maximum where the mean has: all points have the same divisor.
+    peaks = x[np.argmax(_resamples(len(members), seed) @ (members @ y), axis=1)]
+    low, high = np.quantile(peaks, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     return Interval(float(x[np.argmax(y.mean(axis=0))]), float(low), float(high), len(y))
 
 
 @cache
 def _resamples(clusters: int, seed: int) -> Values:
-    """How often each cluster stands in each resample: [draws, clusters]."""
+    """How often each cluster is drawn in each resample: [draws, clusters]."""
     generator = np.random.Generator(np.random.Philox(seed))
     return generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS).astype(float)
 
 
 def power(simulate: Callable[[np.random.Generator], bool], draws: int = 2000, seed: int = 0) -> Interval:
-    """How often a simulated study comes out true, with a 95 % Wilson interval.
+    """How often a simulated study reaches a result, with a 95 % Wilson interval.
 
     Args:
-        simulate: draws one study from the generator and says whether the test found what it looks for.
+        simulate: draws one study from the generator and returns whether it reaches the result.
     """
     generator = np.random.Generator(np.random.Philox(seed))
-    hits = sum(simulate(generator) for _ in range(draws))
-    return proportion(hits, draws)
+    return proportion(sum(simulate(generator) for _ in range(draws)), draws)
 
 
 def proportion(hits: int, trials: int, level: float = 0.95) -> Interval:
@@ -369,6 +363,6 @@ def proportion(hits: int, trials: int, level: float = 0.95) -> Interval:
     share, square = hits / trials, z * z / trials
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
-    low = middle - half if hits else 0.0  # rounding would leave a hair
+    low = middle - half if hits else 0.0  # exactly 0 and 1, which rounding would miss
     high = middle + half if hits < trials else 1.0
     return Interval(share, low, high, trials)

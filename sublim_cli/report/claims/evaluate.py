@@ -59,7 +59,7 @@ from sublim_cli.report.claims.pairing import (
 from sublim_cli.report.claims.verdict import WIDER, Finding, Verdict, corrected, finding, word_of
 from sublim_cli.report.rates.choose import TITLE, choose, common_seeds
 from sublim_cli.report.tables.localisation import LocatedRun
-from sublim_cli.report.tables.runs import Condition, Run
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Seeds, holm, mean_of, peak, two_lines
 from sublim_cli.wording import condition_label, count, listed, rate
 
@@ -394,10 +394,9 @@ def _localisation(claim: LocalisationClaim, index: RunIndex, located: Sequence[L
     findings: list[Finding] = []
     bases: list[Basis] = []
     eval_context = claim.eval_context or claim.train_context
-    rows: dict[tuple[TraitSetting, Condition, str], list[LocatedRun]] = defaultdict(list)
+    gates: dict[tuple[str, str, str, str], list[LocatedRun]] = defaultdict(list)
     for row in located:
-        setting = TraitSetting(row.target, row.train_context, row.eval_context)
-        rows[setting, row.condition, row.part].append(row)
+        gates[row.target, row.train_context, row.eval_context, row.part].append(row)
     for target in index.traits(claim):
         setting = TraitSetting(target, claim.train_context, eval_context)
         compared, basis = index.adapters_compared(claim, setting, claim.rank)
@@ -406,7 +405,8 @@ def _localisation(claim: LocalisationClaim, index: RunIndex, located: Sequence[L
             continue
         findings.append(replace(_transmits(claim, compared), p_against=None))  # cannot refute C5
         for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True):
-            amounts, basis = _amounts(setting, part, rows[setting, compared.condition, part])
+            rows = [row for row in gates[(*setting, part)] if row.condition == compared.condition]
+            amounts, basis = _amounts(setting, part, rows)
             bases.append(basis)
             findings.append(_beyond_random(claim, compared, _ABOUT[measure].format(part), amounts))
     return _Judged(corrected(over_traits(findings)), bases)
@@ -427,14 +427,11 @@ def over_traits(findings: Sequence[Finding]) -> list[Finding]:
     property passes is at most alpha.
     """
     largest: dict[str, float] = {}
-    for found in findings:
-        largest[found.target] = max(found.p, largest.get(found.target, 0.0))
+    for f in findings:
+        largest[f.target] = max(f.p, largest.get(f.target, 0.0))
     adjusted = dict(zip(largest, holm(list(largest.values())), strict=True))
     return [
-        replace(
-            found, p=min(1.0, found.p * adjusted[found.target] / largest[found.target]) if found.p else 0.0
-        )
-        for found in findings
+        replace(f, p=min(1.0, f.p * adjusted[f.target] / largest[f.target])) if f.p else f for f in findings
     ]
 
 

@@ -34,6 +34,8 @@ The spread between seeds that the project plans for until a study has measured i
 RANDOM_SETS, SET_SPREAD = 5, 0.1
 """Random sets beside each gate, and the standard deviation of their shares."""
 
+_MODEL = [f.name for f in fields(AskedModel)]
+
 Shares = tuple[float, float, float]
 """Of a student's effect: kept by the named set alone, lost without it, and either of random sets."""
 
@@ -127,7 +129,7 @@ class SimulatedStudy:
             if run.role == "control" or run.p_target is None:
                 continue
             kept, lost, random = shares(run.target)
-            model = {f.name: getattr(run, f.name) for f in fields(AskedModel)}
+            model = {name: getattr(run, name) for name in _MODEL}
             for part, measure, share in zip(parts, ("kept", "lost"), (kept, lost), strict=True):
                 set_shares = np.array([share, *generator.normal(random, SET_SPREAD, RANDOM_SETS)])
                 noise = self._scale * generator.normal(0, SPREAD["context"], len(set_shares))
