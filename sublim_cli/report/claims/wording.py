@@ -48,7 +48,8 @@ def sentence(verdict: Verdict) -> str:
         case "underpowered":
             held = [finding for finding in findings if finding.word(alpha) == "supported"]
             rest = [finding for finding in findings if finding not in held]
-            return f"These runs do not decide it. {_open(held, rest)}: {_effects(rest)}. {_power(verdict, rest)}."
+            text = f"These runs do not decide it. {_open(held, rest)}: {_effects(rest)}."
+            return f"{text} {_power(verdict, rest)}."
 
 
 def p_text(value: float | None) -> str:
