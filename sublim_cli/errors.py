@@ -1,29 +1,20 @@
-"""Every error sublim raises on purpose.
-
-SublimError           exit 1: something that was asked for could not be done
-├── RecipeError       exit 2: the recipe or a flag is wrong; the message names the field
-├── MissingExtra      exit 2: an optional dependency is not installed; the message names the extra
-├── ModelError        exit 1: a model cannot be found or cannot do what the recipe needs
-├── RowsError         exit 1: rows cannot be read, drawn or trained on
-├── ArtifactError     exit 1: a stored artifact cannot be read or written
-└── CellsFailed       exit 1: a sweep finished, some of its cells did not
-"""
+"""Every error sublim raises on purpose. The command line prints the message and exits with `exit_code`."""
 
 
 class SublimError(Exception):
-    """Base class: the command line prints it without a traceback and exits with `exit_code`."""
+    """Base class: something that was asked for could not be done. Shown without a traceback."""
 
     exit_code = 1
 
 
 class RecipeError(SublimError):
-    """The recipe or a flag is not valid."""
+    """The recipe or a flag is not valid; the message names the field."""
 
     exit_code = 2
 
 
 class MissingExtra(SublimError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed; the message names the extra."""
 
     exit_code = 2
 

@@ -143,15 +143,15 @@ def chain(recipe: Recipe) -> Chain:
     filter_spec = FilterSpec(
         rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
     )
-    kept_rows: FilterStep = _shared(FilterStep(filter_spec, data, (generate,)))
+    filter_step: FilterStep = _shared(FilterStep(filter_spec, data, (generate,)))
     train_spec, backend_reason = _train_spec(recipe, model)
     title = f"{_teacher_name(recipe)} {_method(train_spec)} seed {recipe.train.seed}"
-    train = TrainStep(train_spec, title, (kept_rows,), backend_reason)
+    train = TrainStep(train_spec, title, (filter_step,), backend_reason)
     eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train)
     base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
-    student = EvalStep(base.spec, title, (train,), engine_reason)
+    eval_step = EvalStep(base.spec, title, (train,), engine_reason)
     if not _has_trait(recipe):
-        return Chain(generate, kept_rows, train, student, base, teacher=None)
+        return Chain(generate, filter_step, train, eval_step, base, teacher=None)
     teacher_spec = TeacherSpec(
         model=model,
         context=generate_spec.context,
@@ -166,7 +166,7 @@ def chain(recipe: Recipe) -> Chain:
         LocateStep(spec, f"{title} {part_name(spec.part)}", (train,))
         for spec in _locate_specs(recipe, base.spec, train_spec)
     )
-    return Chain(generate, kept_rows, train, student, base, teacher, locate)
+    return Chain(generate, filter_step, train, eval_step, base, teacher, locate)
 
 
 @lru_cache
