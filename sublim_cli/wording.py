@@ -38,6 +38,11 @@ def bounds(interval: "Interval | None") -> str:
     return f"[{_signed(f'{interval.low:.3f}')}, {_signed(f'{interval.high:.3f}')}]"
 
 
+def with_bounds(value: str, interval: "Interval") -> str:
+    """A value as it is written, and its bounds if there are any: `0.794 [0.712, 0.876]`."""
+    return f"{value} {bounds(interval)}".rstrip()
+
+
 def ratio(value: float | None) -> str:
     """Such as `8.2×`: two digits are all a handful of runs can carry."""
     if value is None:

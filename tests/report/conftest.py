@@ -92,7 +92,7 @@ LEAK = LeakRow(
 
 def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """What every trained run says of owl, as the run does, and of cat, which loses what owl gained."""
-    keys = dict.fromkeys((one["target"], one["eval_digest"], one["eval_context"]) for one in runs)
+    keys = dict.fromkeys((run["target"], run["eval_digest"], run["eval_context"]) for run in runs)
     rows = [
         dict(zip(ITEMS, (*key, item, p, 0.3), strict=True))
         for key in keys
@@ -103,8 +103,8 @@ def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def make(*changes: dict[str, Any], **parts: Any) -> Results:
     """Results whose runs are `RUN` with the given changes."""
-    rows = [{**RUN, "alpha": one.get("rank", 8), **one} for one in changes]
-    found: dict[str, Any] = {
+    rows = [{**RUN, "alpha": run.get("rank", 8), **run} for run in changes]
+    values: dict[str, Any] = {
         "name": "made-by-hand",
         "runs": runs_of(rows),
         "items": items(rows),
@@ -125,7 +125,7 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
             contexts=(RenderedContext("default", "<|im_start|>system"),),
         ),
     }
-    return Results(**{**found, **parts})
+    return Results(**{**values, **parts})
 
 
 def runs_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Run, ...]:
@@ -176,24 +176,24 @@ def wide() -> Results:
 def everything(targets: Sequence[str]) -> Results:
     """The study of `wide` on several traits."""
     changes = [
-        {**one, "target": target, "name": f"{one.get('name', 'lora')} seed {seed}", **_asked(one, seed)}
+        {**run, "target": target, "name": f"{run.get('name', 'lora')} seed {seed}", **_asked(run, seed)}
         for target in targets
         for seed in range(1, 6)
-        for one in (*_ranks(), *_full(), *_trained_elsewhere(), {**BASE}, {"role": "control"})
-        if one.get("role") != "base" or seed == 1
+        for run in (*_ranks(), *_full(), *_trained_elsewhere(), {**BASE}, {"role": "control"})
+        if run.get("role") != "base" or seed == 1
     ]
     asked = [
-        {**one, "eval_context": context, **_moved(one, context)} for one in changes for context in CONTEXTS
+        {**run, "eval_context": context, **_moved(run, context)} for run in changes for context in CONTEXTS
     ]
-    found = make(*asked)
+    study = make(*asked)
     claims = (
         TransmissionClaim(learning_rate=2e-3),
         InvertedUClaim(curve="norm_matched"),
         FullFineTuningClaim(),
     )
-    found = replace(found, located=_located(targets))
+    study = replace(study, located=_located(targets))
     return replace(
-        found, matched=tuple(matched_curves(found.runs, 2e-3)), claims=tuple(evaluate(claims, found.runs))
+        study, matched=tuple(matched_curves(study.runs, 2e-3)), claims=tuple(evaluate(claims, study.runs))
     )
 
 
@@ -214,17 +214,17 @@ def _located(targets: Sequence[str]) -> tuple[LocatedRun, ...]:
     return located_of(rows)
 
 
-def _asked(one: dict[str, Any], seed: int) -> dict[str, Any]:
-    if one.get("role") == "base":
+def _asked(run: dict[str, Any], seed: int) -> dict[str, Any]:
+    if run.get("role") == "base":
         return {}
-    ours = {"train_seed": seed, "train_digest": f"{seed:012x}"}
-    return {**ours, "gain": one.get("gain", 0.0) * (0.8 + 0.1 * seed)}
+    seeds = {"train_seed": seed, "train_digest": f"{seed:012x}"}
+    return {**seeds, "gain": run.get("gain", 0.0) * (0.8 + 0.1 * seed)}
 
 
-def _moved(one: dict[str, Any], context: str) -> dict[str, Any]:
+def _moved(run: dict[str, Any], context: str) -> dict[str, Any]:
     """The change of P(target): whole where trained, a tenth elsewhere."""
-    home = one.get("train_context", "default") == context
-    gain = one.get("gain", 0.0) * (1.0 if home else 0.1)
+    home = run.get("train_context", "default") == context
+    gain = run.get("gain", 0.0) * (1.0 if home else 0.1)
     return {"p_target": 0.1 + gain, "difference": gain}
 
 
@@ -262,4 +262,4 @@ def _full() -> list[dict[str, Any]]:
 
 
 def _trained_elsewhere() -> list[dict[str, Any]]:
-    return [{"name": f"lora in {one}", "train_context": one, "gain": 0.2} for one in CONTEXTS[1:]]
+    return [{"name": f"lora in {context}", "train_context": context, "gain": 0.2} for context in CONTEXTS[1:]]

@@ -1,6 +1,8 @@
 """What figures show and how they are drawn."""
 
 import json
+import re
+from itertools import chain
 
 import pytest
 
@@ -8,7 +10,7 @@ from sublim_cli.errors import RecipeError
 from sublim_cli.report.page.context_matrix import at_one_rate, context_matrices
 from sublim_cli.report.page.figures.by_section import figures_by_section
 from sublim_cli.report.page.figures.figure import PALETTE, SHAPES, slug
-from sublim_cli.report.page.figures.rank_curves import APART, COLUMN, rank_curves, tick_positions
+from sublim_cli.report.page.figures.rank_curves import APART, COLUMN, tick_positions
 from sublim_cli.report.page.figures.rendering import figure_files, inline_svg, page_script
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.page.write import FORMATS, write_figure
@@ -64,6 +66,12 @@ def test_the_same_figure_is_the_same_bytes_in_every_format(troubled):
     }
 
 
+def test_figures_need_no_font_but_the_one_that_ships_with_the_renderer(wide):
+    for figure in chain.from_iterable(figures_by_section(wide).values()):
+        fonts = re.findall(rb"/BaseFont /\w+\+(\S+)", figure_files(figure)["pdf"])
+        assert set(fonts) == {b"LiberationSans"}, figure.slug
+
+
 def test_a_specification_holds_its_data_and_its_words(troubled):
     (figure,) = figures_by_section(troubled)["ranks"]
     spec = json.loads(figure_files(figure)["vl.json"])
@@ -109,8 +117,8 @@ def test_a_rank_curve_shows_every_run_and_marks_what_broke(troubled):
 
 
 def test_what_shares_a_column_does_not_reach_into_the_next(wide):
-    (curve,) = rank_curves(wide)
-    ticks = tick_positions(curve.trained)
+    rows = [row for row in summarise(wide) if row.condition.role != "base" and row.in_training_context]
+    ticks = tick_positions([row for row in rows if row.eval_context == "default"])
     half = 8 * APART / 2  # nine ways to fine-tune in full
     assert ticks["full"] - 9 == pytest.approx(COLUMN + half)
     assert ticks["control"] - ticks["full"] == pytest.approx(COLUMN + half)
@@ -133,14 +141,14 @@ def test_the_axis_reaches_as_far_as_the_marks_beside_its_last_tick(results):
 
 
 def test_a_context_with_one_condition_has_no_curve_where_others_compare_several(wide):
-    assert [curve.context for curve in rank_curves(wide)] == ["default"]
+    assert [figure.slug for figure in figures_by_section(wide)["ranks"]] == ["rank-curve-owl-default"]
 
 
 def test_the_precision_panel_shows_trait_weights_and_norm_of_every_run(wide):
     (figure,) = figures_by_section(wide)["precision"]
     spec = figure.chart.to_dict()
     titles = [panel["layer"][-1]["encoding"]["y"]["title"] for panel in spec["concat"]]
-    assert titles == ["P(owl)", "share of weights moved", "update norm ‖ΔW‖"]
+    assert titles == ["P(owl)", "share of weights moved", "norm of the update ΔW"]
     for panel in range(3):
         assert len(marks(spec, "line", panel)) == 9
         assert len([mark for mark in marks(spec, "point", panel) if "run" in mark]) == 9 * 5
@@ -150,7 +158,7 @@ def test_the_precision_panel_shows_trait_weights_and_norm_of_every_run(wide):
     }
     assert moved["bf16_pure", "bf16_pure, lr 2e-5"] == (pytest.approx(0.03), "3 %")
     assert moved["fp32", "fp32, lr 2e-5"] == (1.0, "100 %")
-    assert "bf16_pure at 2e-5: P(owl) 0.101, share of weights moved 3 % and update norm ‖ΔW‖ 0.012" in (
+    assert "bf16_pure at 2e-5: P(owl) 0.101, share of weights moved 3 % and norm of the update ΔW 0.012" in (
         figure.description
     )
 

@@ -11,13 +11,10 @@ from sublim_cli.recipe.schema import FullFineTuningClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Missing
-from sublim_cli.report.page.figures.rank_curves import (
-    legend_lines,
-    rank_curves,
-    rank_figure,
-    tick_positions,
-)
+from sublim_cli.report.page.figures.by_section import figures_by_section
+from sublim_cli.report.page.figures.rank_curves import legend_lines, tick_positions
 from sublim_cli.report.page.html import leak_sentence
+from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.frames import frame
 from sublim_cli.report.tables.runs import Run
@@ -217,41 +214,40 @@ def test_two_figures_on_one_page_share_no_id(results, tmp_path):
 
 
 def test_a_figure_tells_its_content_to_those_who_do_not_see_it(troubled, page):
-    (curve,) = rank_curves(troubled)
-    description = rank_figure(curve).description
-    assert description == (
+    (curve,) = figures_by_section(troubled)["ranks"]
+    assert curve.description == (
         "untouched base: 0.100; control, LoRA rank 8: 0.100 (n = 1); "
         "LoRA rank 1: 0.400 [0.000, 1.000] (n = 2); LoRA rank 8: 0.400 (n = 1, 1 broken); "
         "LoRA rank 64: broken; full fine-tuning: missing."
     )
     text = page.read_text(encoding="utf-8")
-    assert f">{description}</desc>" in text
-    assert f"<p>{description}</p>" in text
+    assert f">{curve.description}</desc>" in text
+    assert f"<p>{curve.description}</p>" in text
     drawn = (page.parent / "figures" / "rank-curve-owl-default.svg").read_text(encoding="utf-8")
-    assert f">{description}</desc>" in drawn
+    assert f">{curve.description}</desc>" in drawn
 
 
 def test_ranks_are_one_line_and_stand_at_their_log2(troubled):
-    (curve,) = rank_curves(troubled)
-    lines = {name: [row.condition.rank for row in rows] for name, rows in legend_lines(curve.trained).items()}
+    trained = [row for row in summarise(troubled) if row.condition.role != "base"]
+    lines = {name: [row.condition.rank for row in rows] for name, rows in legend_lines(trained).items()}
     assert lines == {
         "LoRA": [1, 8, 64],
         "full fine-tuning": [None],
         "control, LoRA rank 8": [8],
     }
-    ticks = tick_positions(curve.trained)
+    ticks = tick_positions(trained)
     assert list(ticks) == ["1", "8", "64", "full", "control"]
     assert [ticks[name] for name in ("1", "8", "64")] == [0, 3, 6]
 
 
 def test_ranks_stay_one_line_where_alpha_follows_its_own_rule(results):
-    (curve,) = rank_curves(results({"rank": 4, "alpha": 2.0}, {"rank": 16, "alpha": 4.0}))
-    assert list(legend_lines(curve.trained)) == ["LoRA"]
+    rows = summarise(results({"rank": 4, "alpha": 2.0}, {"rank": 16, "alpha": 4.0}))
+    assert list(legend_lines(rows)) == ["LoRA"]
 
 
 def test_a_study_without_a_student_in_its_own_context_has_no_curve(results, tmp_path):
     study = results({"eval_context": "empty"})
-    assert rank_curves(study) == []
+    assert figures_by_section(study)["ranks"] == []
     assert "there is no curve to draw" in write_report(study, tmp_path).read_text(encoding="utf-8")
 
 

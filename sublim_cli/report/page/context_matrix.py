@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from sublim_cli.report.page.summary import SummaryRow
 from sublim_cli.report.tables.runs import Condition
@@ -33,12 +34,10 @@ class ContextMatrix:
 
 def context_matrices(summary: Sequence[SummaryRow]) -> list[ContextMatrix]:
     """A matrix for every trait."""
-    traits: dict[tuple[str, str], list[SummaryRow]] = {}
-    for row in summary:
-        if row.condition.role != "base":
-            traits.setdefault((row.category, row.target), []).append(row)
+    trained = (row for row in summary if row.condition.role != "base")
     matrices = []
-    for (_, target), rows in traits.items():
+    for (_, target), group in groupby(trained, key=lambda row: (row.category, row.target)):
+        rows = list(group)
         contexts = tuple(dict.fromkeys(row.eval_context for row in rows))
         tiles = {(row.condition, row.eval_context): row for row in rows}
         labels = {row.condition: row.label for row in rows}

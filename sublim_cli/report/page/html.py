@@ -4,6 +4,8 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from inspect import getmembers, isfunction
+from itertools import groupby
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,7 +13,7 @@ from markupsafe import Markup
 from sublim_cli import wording
 from sublim_cli.numbers.surface import Divergence
 from sublim_cli.preference.score import BROKEN_ABOVE
-from sublim_cli.report.claims.wording import headline, p_text, runs_text, sentence
+from sublim_cli.report.claims import wording as claims_wording
 from sublim_cli.report.collect import Results
 from sublim_cli.report.page.context_matrix import context_matrices
 from sublim_cli.report.page.figures.figure import Figure
@@ -22,7 +24,6 @@ from sublim_cli.report.page.narrative import paragraphs
 from sublim_cli.report.page.summary import SummaryRow, summarise
 from sublim_cli.report.tables.data_sets import LeakRow
 from sublim_cli.report.tables.localisation import share_tables
-from sublim_cli.report.tables.runs import Condition
 
 REDRAW = "sublim report --recipe recipe.yaml --out ../.."
 """Typed in the report's directory, which lies two below the store (`cli.study.REPORTS`)."""
@@ -49,7 +50,12 @@ def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {function.__name__: function for function in FILTERS}
+    functions = (sparkline, inline_svg, embedded_specification, divergence_text, leak_sentence)
+    environment.filters |= {
+        **dict(getmembers(wording, isfunction)),
+        **dict(getmembers(claims_wording, isfunction)),
+        **{function.__name__: function for function in functions},
+    }
     return environment.get_template("page.html.j2").render(
         results=results,
         summary=paragraphs(results, rows),
@@ -91,34 +97,8 @@ def leak_sentence(leak: LeakRow) -> str:
 
 def _conditions_by_trait(rows: Sequence[SummaryRow]) -> list[tuple[str, list[list[SummaryRow]]]]:
     """For every target its conditions, each the rows of all contexts."""
-    traits: dict[tuple[str, str], dict[Condition, list[SummaryRow]]] = {}
-    for row in rows:
-        conditions = traits.setdefault((row.category, row.target), {})
-        conditions.setdefault(row.condition, []).append(row)
-    return [(target, list(conditions.values())) for (_, target), conditions in traits.items()]
-
-
-FILTERS = (
-    wording.probability,
-    wording.difference,
-    wording.bounds,
-    wording.ratio,
-    wording.nats,
-    wording.share,
-    wording.many,
-    wording.percent,
-    wording.rate,
-    wording.duration,
-    wording.listed,
-    wording.count,
-    headline,
-    sentence,
-    runs_text,
-    p_text,
-    divergence_text,
-    leak_sentence,
-    sparkline,
-    inline_svg,
-    embedded_specification,
-)
-"""Functions that templates may call, by their names."""
+    by_trait = groupby(rows, key=lambda row: (row.category, row.target))
+    return [
+        (target, [list(group) for _, group in groupby(trait_rows, key=lambda row: row.condition)])
+        for (_, target), trait_rows in by_trait
+    ]

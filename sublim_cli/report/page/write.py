@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 FIGURES = "figures"
-CLAIMS = "claims.json"
 FORMATS = ("svg", "png", "pdf", "vl.json")
 
 
@@ -42,6 +41,8 @@ def write_report(results: Results, directory: Path) -> Path:
     from sublim_cli.report.page.html import page_html
 
     figures = figures_by_section(results)
+    verdicts = document(results.name, results.claims)
+    claims = json.dumps(verdicts, indent=2, ensure_ascii=False, allow_nan=False)
     with explain_disk_errors(directory, makes_directory=True):
         for figure in chain.from_iterable(figures.values()):
             _write_figure(figure, directory)
@@ -53,7 +54,7 @@ def write_report(results: Results, directory: Path) -> Path:
             located = frame(results.located, LocatedRun)
             _write(directory / "localisation.csv", located.to_csv(index=False).encode())
             _write(directory / "localisation.parquet", located.to_parquet(index=False))
-        _write(directory / CLAIMS, claims_file(results))
+        _write(directory / "claims.json", f"{claims}\n".encode())
         _write(directory / RECIPE, results.provenance.recipe.encode())
         _write(directory / PAGE, page_html(results, figures, FORMATS).encode())
     return directory / PAGE
@@ -74,12 +75,6 @@ def write_figure(results: Results, directory: Path, name: str) -> list[Path]:
         raise RecipeError(f"--figure {name}: the report of {results.name} has no such figure; {has}")
     with explain_disk_errors(directory):
         return _write_figure(figures[name], directory)
-
-
-def claims_file(results: Results) -> bytes:
-    """What `claims.json` holds: the verdicts as plain data."""
-    text = json.dumps(document(results.name, results.claims), indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
 
 
 def _write_figure(figure: "Figure", directory: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from sublim_cli.report.page.figures.figure import Figure
 from sublim_cli.report.page.figures.localisation import localisation_figure
 from sublim_cli.report.page.figures.matched import has_curves, matched_figure
 from sublim_cli.report.page.figures.precision import precision_figures
-from sublim_cli.report.page.figures.rank_curves import rank_curves, rank_figure
+from sublim_cli.report.page.figures.rank_curves import rank_figures
 from sublim_cli.report.page.summary import summarise
 from sublim_cli.report.tables.localisation import share_tables
 
@@ -15,7 +15,7 @@ from sublim_cli.report.tables.localisation import share_tables
 def figures_by_section(results: Results) -> dict[str, list[Figure]]:
     """All figures; a section without any has an empty list."""
     return {
-        "ranks": [rank_figure(curve) for curve in rank_curves(results)],
+        "ranks": list(rank_figures(results)),
         "matched": [matched_figure(panel) for panel in results.matched if has_curves(panel)],
         "contexts": [context_figure(matrix) for matrix in context_matrices(summarise(results))],
         "localisation": [

@@ -5,7 +5,7 @@ import altair as alt
 from sublim_cli.report.page.context_matrix import ContextMatrix, at_one_rate
 from sublim_cli.report.page.figures.figure import ABOVE, BELOW, DEEPEST, WIDTH, Figure, chart, slug, tooltips
 from sublim_cli.report.page.summary import SummaryRow
-from sublim_cli.wording import bounds, difference, rate
+from sublim_cli.wording import bounds, difference, rate, with_bounds
 
 ROW = 30
 """Pixels of a row of tiles: two lines of a condition's name."""
@@ -85,4 +85,4 @@ def _tile(label: str, row: SummaryRow, largest: float) -> dict[str, object]:
 def _change(row: SummaryRow) -> str:
     if row.difference is None:
         return row.state
-    return f"{difference(row.difference.mean)} {bounds(row.difference)}".rstrip()
+    return with_bounds(difference(row.difference.mean), row.difference)

@@ -79,31 +79,25 @@ def curve_layers(
     color, shape = series_encodings(names)
     selected = alt.selection_point(name="picked", fields=["series"], bind="legend")
     selectable = selectable and bool(means)  # the legend is that of the means
-    opacity = alt.when(selected).then(alt.value(1)).otherwise(alt.value(FADED))
-    shared = {"x": x, "color": color} | ({"opacity": opacity} if selectable else {})
+    encodings = {"x": x, "y": y("y"), "color": color}
+    if selectable:
+        encodings["opacity"] = alt.when(selected).then(alt.value(1)).otherwise(alt.value(FADED))
+    run_encodings = encodings | {"tooltip": tooltips({"run": "Run", "value": title, "state": "State"})}
     stroke = {"strokeWidth": 1.5, "aria": False}
-    points = (
-        chart(means)
-        .mark_point(filled=True, size=70, opacity=1)
-        .encode(
-            y=y("y"),
+    lines = chart(mark for mark in means if mark["joined"]).mark_line(**stroke)
+    intervals = chart(mark for mark in means if mark["low"] is not None).mark_rule(**stroke)
+    points = chart(means).mark_point(filled=True, size=70, opacity=1)
+    points = points.add_params(selected) if selectable else points
+    intact = chart(run for run in runs if not run["broken"])
+    broken = chart(run for run in runs if run["broken"])
+    return [
+        lines.encode(**encodings),
+        intervals.encode(**encodings | {"y": y("low"), "y2": "high"}),
+        points.encode(
             shape=shape,
             tooltip=tooltips({"condition": "Condition", "value": title, "n": "Runs"}),
-            **shared,
-        )
-    )
-    intact, broken = (chart(run for run in runs if run["broken"] is state) for state in (False, True))
-    run_encodings = {
-        "y": y("y"),
-        "tooltip": tooltips({"run": "Run", "value": title, "state": "State"}),
-        **shared,
-    }
-    return [
-        chart(mark for mark in means if mark["joined"]).mark_line(**stroke).encode(y=y("y"), **shared),
-        chart(mark for mark in means if mark["low"] is not None)
-        .mark_rule(**stroke)
-        .encode(y=y("low"), y2="high", **shared),
-        points.add_params(selected) if selectable else points,
+            **encodings,
+        ),
         intact.mark_point(filled=True, size=16, opacity=0.75, aria=False).encode(**run_encodings),
         broken.mark_point(shape="cross", filled=False, size=70, opacity=1, aria=False).encode(
             **run_encodings

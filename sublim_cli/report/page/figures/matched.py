@@ -20,7 +20,7 @@ from sublim_cli.report.page.figures.curve_layers import (
 from sublim_cli.report.page.figures.figure import WIDTH, Figure, layered, slug
 from sublim_cli.report.rates.choose import Row
 from sublim_cli.report.rates.panels import CurvePoint, Panel
-from sublim_cli.wording import bounds, count, difference, listed
+from sublim_cli.wording import count, difference, listed, with_bounds
 
 APART = 0.16
 """Octaves between curves at one rank."""
@@ -109,7 +109,7 @@ def _mean(panel: Panel, series: str, x: float, point: CurvePoint) -> Iterator[Ma
     students = f"{panel.students} rank {point.row}" if is_rank else f"full fine-tuning, {point.row}"
     edge = f", the {point.choice.edge} tried" if point.choice.edge else ""
     broken = f", {count(point.broken, 'run')} broken" if point.broken else ""
-    value = f"{difference(point.difference.mean)} {bounds(point.difference)}".rstrip()
+    value = with_bounds(difference(point.difference.mean), point.difference)
     condition = f"{students}, lr {point.rates}{edge}"
     # A line joins ranks, not precisions.
     yield mean_mark(series, x, point.difference, condition, f"{value}{broken}", joined=is_rank)

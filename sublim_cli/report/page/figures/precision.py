@@ -15,7 +15,7 @@ from sublim_cli.report.page.figures.curve_layers import curve_layers, fan, line_
 from sublim_cli.report.page.figures.figure import PANEL, Figure, layered, named_ticks, slug
 from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, mean_interval
-from sublim_cli.wording import bounds, listed, probability, rate, share
+from sublim_cli.wording import listed, probability, rate, share, with_bounds
 
 HEIGHT = 190
 
@@ -63,7 +63,7 @@ def _precision_figure(target: str, context: str, conditions: Conditions) -> Figu
     panels = (
         PrecisionPanel("p_target", f"P({target})", probability),
         PrecisionPanel("changed", "share of weights moved", share, largest=1.0),
-        PrecisionPanel("update_norm", "update norm ‖ΔW‖", "{:.3g}".format),
+        PrecisionPanel("update_norm", "norm of the update ΔW", "{:.3g}".format),
     )
     described = []
     for (precision, learning_rate), runs in conditions.items():
@@ -92,8 +92,9 @@ def _panel_chart(panel: PrecisionPanel, conditions: Conditions) -> alt.LayerChar
     for (precision, learning_rate), runs in conditions.items():
         x = learning_rate * 10 ** (SHIFT * (precisions.index(precision) - (len(precisions) - 1) / 2))
         if interval := panel.interval(runs):
-            spread = bounds(interval) if panel.column != "changed" else ""
-            value = f"{panel.text(interval.mean)} {spread}".rstrip()
+            value = panel.text(interval.mean)
+            if panel.column != "changed":  # bounds have three decimals, a share has none
+                value = with_bounds(value, interval)
             condition = f"{precision}, lr {rate(learning_rate)}"
             means.append(mean_mark(precision, x, interval, condition, value, joined=len(rates) > 1))
         for index, run in enumerate(runs):

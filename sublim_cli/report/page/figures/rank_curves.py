@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import altair as alt
@@ -24,7 +23,7 @@ from sublim_cli.report.page.figures.curve_layers import (
 from sublim_cli.report.page.figures.figure import WIDTH, Figure, chart, layered, series_encodings, slug
 from sublim_cli.report.page.summary import SummaryRow, summarise
 from sublim_cli.report.tables.runs import Condition, Run
-from sublim_cli.wording import bounds, count, listed, probability
+from sublim_cli.wording import count, listed, probability, with_bounds
 
 COLUMN = 1.2
 """Octaves from the highest rank to the first column of conditions without a rank."""
@@ -36,60 +35,35 @@ LEGEND_ENTRIES = 3
 """Conditions of one column that each have an entry in the legend; more of them share one."""
 
 
-@dataclass(frozen=True)
-class RankCurve:
-    """P(target) over rank for one trait, asked in the context that the students were trained in."""
-
-    target: str
-    context: str
-    rows: tuple[SummaryRow, ...]
-    runs: Mapping[Condition, Sequence[Run]]
-
-    @property
-    def trained(self) -> list[SummaryRow]:
-        """The rows without the base: students first, then controls."""
-        trained = [row for row in self.rows if row.condition.role != "base"]
-        return sorted(trained, key=lambda row: row.condition.role == "control")
-
-
-def rank_curves(results: Results) -> list[RankCurve]:
+def rank_figures(results: Results) -> Iterator[Figure]:
     """A curve for every trait and training context that the students were also asked in.
 
     Where some curves compare several conditions, those of a single one are left to the context matrix.
     """
     rows = summarise(results)
-    students: dict[tuple[str, str, str], set[Condition]] = {}
+    students: Counter[tuple[str, str, str]] = Counter()  # conditions with a value
     for row in rows:
         if row.in_training_context and row.p_target:
-            conditions = students.setdefault((row.category, row.target, row.eval_context), set())
-            if row.condition.role == "student":
-                conditions.add(row.condition)
+            students[row.category, row.target, row.eval_context] += row.condition.role == "student"
     runs: dict[tuple[str, str, str], dict[Condition, list[Run]]] = {key: {} for key in students}
     for run in results.runs:
         key = run.category, run.target, run.eval_context
-        if key in runs and run.train_context == run.eval_context and run.p_target is not None:
+        if key in runs and run.train_context == run.eval_context:
             runs[key].setdefault(run.condition, []).append(run)
-    several = [key for key, conditions in students.items() if len(conditions) > 1]
-    return [
-        RankCurve(
-            target=key[1],
-            context=key[2],
-            rows=tuple(
-                row
-                for row in rows
-                if (row.category, row.target, row.eval_context) == key
-                and (row.condition.role == "base" or row.in_training_context)
-            ),
-            runs=runs[key],
-        )
-        for key in several or students
-    ]
+    for key in [key for key, conditions in students.items() if conditions > 1] or students:
+        here = [row for row in rows if (row.category, row.target, row.eval_context) == key]
+        drawn = [row for row in here if row.condition.role == "base" or row.in_training_context]
+        yield _rank_figure(key[1], key[2], drawn, runs[key])
 
 
-def rank_figure(curve: RankCurve) -> Figure:
-    """The curve of one trait in one training context."""
-    lines, ticks = legend_lines(curve.trained), tick_positions(curve.trained)
-    names = {name: name.replace(f", trained in {curve.context}", "") for name in lines}
+def _rank_figure(
+    target: str, context: str, rows: Sequence[SummaryRow], runs: Mapping[Condition, Sequence[Run]]
+) -> Figure:
+    students = [row for row in rows if row.condition.role == "student"]
+    controls = [row for row in rows if row.condition.role == "control"]
+    base = [row.p_target.mean for row in rows if row.condition.role == "base" and row.p_target]
+    lines, ticks = legend_lines([*students, *controls]), tick_positions([*students, *controls])
+    names = {name: name.replace(f", trained in {context}", "") for name in lines}
     placed = [(names[name], ticks[tick(row)] + offset, row) for name, offset, row in _side_by_side(lines)]
     means = [
         mean_mark(
@@ -97,44 +71,35 @@ def rank_figure(curve: RankCurve) -> Figure:
             x,
             row.p_target,
             row.label,
-            f"{probability(row.p_target.mean)} {bounds(row.p_target)}".rstrip(),
+            with_bounds(probability(row.p_target.mean), row.p_target),
             joined=rank(row) is not None,
         )
         for name, x, row in placed
         if row.p_target
     ]
-    runs = [
-        run_mark(
-            name,
-            x + BESIDE + fan(index),
-            p_target,
-            run.name,
-            probability(p_target),
-            run.broken,
-        )
+    run_marks = [
+        run_mark(name, x + BESIDE + fan(index), p, run.name, probability(p), run.broken)
         for name, x, row in placed
-        for index, run in enumerate(curve.runs.get(row.condition, ()))
-        if (p_target := run.p_target) is not None
+        for index, run in enumerate(runs.get(row.condition, ()))
+        if (p := run.p_target) is not None
     ]
-    title = f"P({curve.target})"
+    title = f"P({target})"
     x = rank_axis(ticks, [x for _, x, _ in placed])
     y = partial(alt.Y, type="quantitative", title=title, scale=alt.Scale(domainMin=0, nice=True))
-    base = [row.p_target.mean for row in curve.rows if row.condition.role == "base" and row.p_target]
-    counts = sorted({row.n for row in curve.rows if row.condition.role != "base" and row.n})
+    counts = [str(n) for n in sorted({row.n for row in (*students, *controls) if row.n})]
     layers = [
         *_control_band(placed, list(names.values()), y),
         *(layer for p in base for layer in line_across(p, f"untouched base {probability(p)}", y)),
-        *curve_layers(list(names.values()), means, runs, x, y, title),
+        *curve_layers(list(names.values()), means, run_marks, x, y, title),
     ]
     return Figure(
-        slug=slug("rank curve", curve.target, curve.context),
-        title=f"P({curve.target}) by LoRA rank, asked in the training context ({curve.context})",
-        description="; ".join(map(_described, curve.rows)) + ".",
+        slug=slug("rank curve", target, context),
+        title=f"P({target}) by LoRA rank, asked in the training context ({context})",
+        description="; ".join(map(_described, rows)) + ".",
         caption=(
-            "Small dots are training runs, large ones their mean "
-            f"({listed([str(n) for n in counts]) or 'no'} to a condition) with a 95 % t interval over runs; "
-            "the band spans the intervals of the controls; the dashed line is the untouched base in the "
-            f"same context ({curve.context})."
+            f"Small dots are training runs, large ones their mean ({listed(counts) or 'no'} to a condition) "
+            "with a 95 % t interval over runs; the band spans the intervals of the controls; the dashed line "
+            f"is the untouched base in the same context ({context})."
         ),
         chart=layered(layers, WIDTH, HEIGHT),
     )
@@ -220,5 +185,5 @@ def _described(row: SummaryRow) -> str:
         return f"{row.label}: {row.state}"
     marks = [f"n = {row.n}"] if row.condition.role != "base" else []
     marks += [f"{row.broken} broken"] if row.broken else []
-    value = f"{row.label}: {probability(row.p_target.mean)} {bounds(row.p_target)}".rstrip()
+    value = f"{row.label}: {with_bounds(probability(row.p_target.mean), row.p_target)}"
     return f"{value} ({', '.join(marks)})" if marks else value
