@@ -20,7 +20,7 @@ from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.recipe.resolve import RANKED
 
 Source = Literal["like runs", "other settings", "probe"]
-"""Builds that differ in seeds and amounts alone; the most similar of the same model; those of a probe."""
+"""What an estimate rests on: builds that differ in seeds and amounts alone, the most similar ones, a probe."""
 
 SIZED = 5
 """Artifacts of a kind whose files are counted for the disk."""
@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "teacher": ("model.fingerprint", "precision", "scorer"),
     "leak": (),
 }
-"""The fields of each kind of step that decide what a unit of work takes."""
+"""The fields of each kind of step that decide what a unit of its work takes."""
 
 REQUIRED = ("model.fingerprint", "train.method")
 """The settings that have to be equal: no other model or training method gives an estimate."""
@@ -140,7 +140,7 @@ def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> flo
 
 
 def _disk(kind: str, builds: Sequence[_Build], work: float, settings: Mapping[str, Any]) -> float:
-    """Bytes: they grow with the rank of an adapter, with the work for rows and scores, else with nothing."""
+    """Bytes: proportional to the rank for adapters, to the work for rows and scores, else constant."""
     if settings.get("train.method") in RANKED:
         by_rank = {build.settings["train.rank"]: build for build in builds}
         sizes = [(rank, size(build.record.path)) for rank, build in by_rank.items()]

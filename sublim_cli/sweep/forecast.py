@@ -23,7 +23,7 @@ class PlannedStep:
     step: Step
     built: bool
     cells: int
-    """How many cells need it; none does a comparison of rows."""
+    """The number of cells that need it; 0 for a comparison of rows."""
     cost: Cost | None = None
     difference: NearestArtifact | None = None
 

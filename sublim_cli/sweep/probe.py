@@ -1,4 +1,4 @@
-"""Measure what no record tells: small builds of a study's own stages in a temporary store.
+"""Measure the cost of steps without a record: small builds of a study's own stages in a temporary store.
 
     with probed(study, steps, device, machine, listener) as probe:
         probe.costs.estimate(step)
@@ -39,7 +39,7 @@ FULL_PRECISION = 2
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe measured, and why it did not measure more: one sentence each."""
+    """What a probe measured, and a sentence for each thing that it could not measure."""
 
     costs: Costs
     failures: tuple[str, ...]
@@ -83,7 +83,9 @@ def _representatives(study: Study, unknown: Collection[str]) -> list[Cell]:
             by_model.setdefault(train.spec.model.fingerprint, cell)
     trained = {model for model, _ in by_method}
     cells = [*by_method.values(), *(cell for model, cell in by_model.items() if model not in trained)]
-    return cells or list(study.cells[:1])  # a comparison of rows belongs to no cell
+    return cells or list(
+        study.cells[:1]
+    )  # if what is unknown is a comparison of rows, which belongs to no cell
 
 
 def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:

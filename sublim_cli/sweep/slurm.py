@@ -54,7 +54,7 @@ EXECUTORS = ("slurm", "local", "debug")
 
 @dataclass(frozen=True)
 class SlurmLauncher:
-    """Array jobs of the steps that are ready; a job also builds the steps that only its last one leads to.
+    """Array jobs of the steps that are ready; a job then builds the steps that only its last step leads to.
 
     A job out of time is queued again by itself, and its training resumes from the last checkpoint.
     """
