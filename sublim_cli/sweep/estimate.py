@@ -20,7 +20,7 @@ from sublim_cli.artifacts.step import Step, digest
 from sublim_cli.recipe.resolve import RANKED
 
 Source = Literal["like runs", "other settings", "probe"]
-"""What an estimate rests on: builds that differ in seeds and amounts alone, the most similar ones, a probe."""
+"""What an estimate rests on: builds that differ in seeds and amounts alone, the most similar, a probe."""
 
 SIZED = 5
 """Artifacts of a kind whose files are counted for the disk."""
