@@ -1,17 +1,19 @@
-"""Patching: activations of the student's run put into a run of its base, at chosen tokens.
+"""Patching: activations of the student copied into a forward pass of its base, at chosen tokens.
 
-    masks = by_prompt(prompts, identity_tokens)
+    masks = masks_by_prompt(prompts, identity_masks)
     patch = Patch(masks, kinds=frozenset({"mlp"}), decoding="off", layers=frozenset({0, 1}))
     with patched(student, patch) as model:
         ExactScorer(model, tokenizer).score(prompts, items)
 
-Inside the block the model is the base, every module that training changed being computed as the base has
-it. Each pass that patches is preceded by the student's own run over the same tokens, from which the
-activations are taken. As with gates, hooks do it, and nothing is left behind.
+1. Inside the block every trained module computes as in the base (hooks, as for gates), so the model is
+   the base.
+2. Before each pass over prompts the student runs over the same tokens, and the outputs of the patched
+   modules are recorded. With `decoding="on"` it also runs while decoding, on a cache of its own.
+3. In the base's pass each patched module's output is moved to the recorded one by the mask's value m.
 
-A patch stands on the path of one pass. The keys and values of a patched token are the base's, computed
-from patched states, so with every residual of a prompt patched and `decoding="off"` the first answer
-token is the student's and the later ones are between the two.
+The keys and values that a patched token leaves in the cache are the base's, computed from patched states.
+So with all residuals of a prompt patched and `decoding="off"`, the first answer token is the student's and
+later ones lie between the two models.
 """
 
 import copy
@@ -29,152 +31,142 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["residual", "attention", "mlp"]
-"""`residual`: what a layer hands to the next. `attention`, `mlp`: what that module of it gives, before a
-norm that some models put behind it and before it is added to the residual stream."""
+"""`residual`: the output of a layer. `attention`, `mlp`: the output of that module of it, before a norm that
+some models apply to it and before it is added to the residual stream."""
 
 MODULES: dict[Kind, str] = {"attention": "self_attn", "mlp": "mlp"}
-"""Where a layer keeps them, in the Llama family and those built like it (Qwen, Gemma, Mistral)."""
+"""Their attributes of a layer, in Llama and models built like it (Qwen, Gemma, Mistral)."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """What is taken from the student's run: `kinds` of activations of `layers`, at the tokens of `masks`.
+    """Which activations are the student's: `kinds` of `layers`, at the tokens of `masks`.
 
-    `decoding` says whether the tokens decoded after the prompt are patched too. A value between 0 and 1
-    mixes the two runs' activations.
+    `decoding` says whether the tokens decoded after the prompt are patched too. A mask value between 0 and
+    1 interpolates between base and student.
     """
 
     masks: Masks
     kinds: frozenset[Kind]
     decoding: Policy
     layers: frozenset[int] | None = None
-    """Numbers from 0; None for all."""
+    """Indices from 0; None for all."""
 
 
 @contextmanager
 def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[Model]:
-    """`model` itself, turned into its patched base as long as the block runs.
+    """`model` itself, computing as its patched base until the block ends.
 
-    `base` is needed for full fine-tuning, whose student holds no base. For passes see `gate.gated`.
+    `base` is needed for full fine-tuning only. For passes over prompts and decoding passes see `gate.gated`.
 
     Raises:
-        RecipeError: an unknown layer or kind, or none at all; or as `gate.trained_modules`.
-        ModelError: the model keeps its layers elsewhere; or as `gate.trained_modules`; and, in a pass, a
-            prompt that has no mask.
+        RecipeError: an unknown layer or kind, or none at all; or see `gate.trained_modules`.
+        ModelError: the model has no such layers or modules; or see `gate.trained_modules`; and, in a pass,
+            a prompt without a mask.
     """
-    found = trained_modules(model, base)
-    sites_of = patched_modules(model, patch.kinds, patch.layers)
-    run = _Run(backbone(model), patch)
+    trained_list = trained_modules(model, base)
+    modules = patched_modules(model, patch.kinds, patch.layers)
+    forward_pass = _PatchedPass(backbone(model), patch)
     with ExitStack() as stack:
-        stack.callback(run.body.register_forward_pre_hook(run.begin, with_kwargs=True).remove)
-        stack.callback(run.body.register_forward_hook(run.end).remove)
-        for site in found:
-            stack.callback(site.module.register_forward_hook(run.switch(site), with_kwargs=True).remove)
-        for name, module in sites_of.items():
-            stack.callback(module.register_forward_hook(run.exchange(name)).remove)
+        body = forward_pass.backbone
+        stack.callback(body.register_forward_pre_hook(forward_pass.begin, with_kwargs=True).remove)
+        stack.callback(body.register_forward_hook(forward_pass.end).remove)
+        for trained in trained_list:
+            hook = forward_pass.base_hook(trained)
+            stack.callback(trained.module.register_forward_hook(hook, with_kwargs=True).remove)
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(forward_pass.patch_hook(name)).remove)
         yield model
 
 
-class _Run(ForwardPass):
-    """The two runs of a pass: the student's, in which activations are taken, then its base's."""
+class _PatchedPass(ForwardPass):
+    """A forward pass of the base, preceded by one of the student in which activations are recorded."""
 
-    def __init__(self, body: "torch.nn.Module", patch: Patch) -> None:
+    def __init__(self, backbone: "torch.nn.Module", patch: Patch) -> None:
         super().__init__(patch.masks, patch.decoding)
-        self.body = body
-        self.follow = patch.decoding == "on"
-        """Whether the student's run goes on while decoding; its cache then travels with the base's."""
-        self.student = False
-        self.taken: dict[str, torch.Tensor] = {}
-        self.behind: list[Any] = []
-        """The student's layers of the cache, from its run to the end of the base's."""
+        self.backbone = backbone
+        self.patches_decoding = patch.decoding == "on"
+        """Whether the student runs while decoding too; its cache is then stored in the base's."""
+        self.student_runs = False
+        self.recorded: dict[str, torch.Tensor] = {}
+        self.student_layers: list[Any] = []
+        """The student's cache layers, from the end of its pass to the end of the base's."""
 
     def begin(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the base's pass: the student's over the same tokens."""
-        if self.student:
+        """Pre-hook of the backbone: run the student over the same tokens first."""
+        if self.student_runs:
             return
         super().begin(module, args, kwargs)
-        if isinstance(self.weight, float) and not self.follow:
+        if isinstance(self.weight, float) and not self.patches_decoding:
             return
-        cache = self._own_cache(kwargs.get("past_key_values"))
-        self.student = True
+        cache = self._student_cache(kwargs.get("past_key_values"))
+        self.student_runs = True
         try:
-            self.body(*args, **{**kwargs, "past_key_values": cache, "use_cache": self.follow})
+            self.backbone(*args, **{**kwargs, "past_key_values": cache, "use_cache": self.patches_decoding})
         finally:
-            self.student = False
-        self.behind = cache.layers if cache is not None else []
+            self.student_runs = False
+        self.student_layers = cache.layers if cache is not None else []
 
     def end(self, module: Any, args: Any, output: Any) -> None:
-        """After the base's pass: nothing is kept but what decoding will need, in the cache itself."""
-        if self.student:
+        """Hook of the backbone: drop the recordings, and append the student's cache to the base's."""
+        if self.student_runs:
             return
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
-            # In one list, so that whoever picks rows of the cache picks the student's with them.
-            cache.layers = [*cache.layers, *self.behind]
-        self.taken, self.behind = {}, []
+            # In one list of layers, so that code that selects rows of the cache selects the student's too.
+            cache.layers = [*cache.layers, *self.student_layers]
+        self.recorded, self.student_layers = {}, []
 
-    def switch(self, site: TrainedModule) -> Callable[..., Any]:
-        """A forward hook: trained in the student's run, as before training in the other."""
+    def base_hook(self, trained: TrainedModule) -> Callable[..., Any]:
+        """A forward hook that computes a trained module as in the base, except in the student's pass."""
 
         def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            return output if self.student else site.base(*args, **kwargs)
+            return output if self.student_runs else trained.base(*args, **kwargs)
 
         return hook
 
-    def exchange(self, name: str) -> Callable[..., Any]:
-        """A forward hook: take the activation in the student's run, put it into the other."""
+    def patch_hook(self, name: str) -> Callable[..., Any]:
+        """A forward hook that records the output in the student's pass and patches it in the base's."""
 
         def hook(module: Any, args: Any, output: Any) -> Any:
-            own = output[0] if isinstance(output, tuple) else output
-            if self.student:
-                self.taken[name] = own
+            states = output[0] if isinstance(output, tuple) else output
+            if self.student_runs:
+                self.recorded[name] = states
                 return output
-            if name not in self.taken:
+            if name not in self.recorded:
                 return output
-            mixed = self.mix(lambda: own, own, self.taken[name], head=False, name=name)
+            mixed = self.mix(lambda: states, states, self.recorded[name], head=False, name=name)
             return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
         return hook
 
-    def _own_cache(self, given: Any) -> Any:
-        """The student's cache, taken out of the one that is `given`, or a fresh one."""
+    def _student_cache(self, cache: Any) -> Any:
+        """The student's cache: new, or split off from the pass's `cache`, of which it is the second half."""
         from transformers import DynamicCache
 
-        if not self.follow:
+        if not self.patches_decoding:
             return None
-        if given is None:
-            return DynamicCache(config=self.body.config)
-        if given.get_seq_length() == 0:
-            return copy.deepcopy(given)
-        own, half = copy.copy(given), len(given.layers) // 2
-        own.layers, given.layers = given.layers[half:], given.layers[:half]
-        return own
+        if cache is None:
+            return DynamicCache(config=self.backbone.config)
+        if cache.get_seq_length() == 0:
+            return copy.deepcopy(cache)
+        student_cache, half = copy.copy(cache), len(cache.layers) // 2
+        student_cache.layers, cache.layers = cache.layers[half:], cache.layers[:half]
+        return student_cache
 
 
 def patched_modules(
     model: Model, kinds: Collection[Kind], layers: Collection[int] | None
 ) -> "dict[str, torch.nn.Module]":
-    """The modules whose outputs are patched, by name.
+    """The modules whose outputs are patched, by a name for messages.
 
     Raises:
         RecipeError, ModelError: see `patched`.
     """
-    found = getattr(language_model(model).get_decoder(), "layers", None)
-    if found is None:
+    model_layers = getattr(language_model(model).get_decoder(), "layers", None)
+    if model_layers is None:
         raise ModelError("this model does not keep its layers as `layers`, so they cannot be patched")
-    _check(kinds, layers, len(found))
-    named: dict[str, torch.nn.Module] = {}
-    for number in sorted(layers if layers is not None else range(len(found))):
-        for kind in sorted(kinds):
-            place = found[number] if kind == "residual" else getattr(found[number], MODULES[kind], None)
-            if place is None:
-                raise ModelError(f"layer {number} of this model has no {MODULES[kind]} to patch")
-            named[f"{kind} of layer {number}"] = place
-    return named
-
-
-def _check(kinds: Collection[Kind], layers: Collection[int] | None, count: int) -> None:
-    known = get_args(Kind)
+    known, count = get_args(Kind), len(model_layers)
     for kind in sorted(set(kinds).difference(known)):
         raise RecipeError(
             f"eval.patches: there is no kind {kind} of activation; choose from {', '.join(known)}"
@@ -186,3 +178,12 @@ def _check(kinds: Collection[Kind], layers: Collection[int] | None, count: int) 
         raise RecipeError(
             f"eval.patches: name at least one layer and one kind of activation: {', '.join(known)}"
         )
+    modules: dict[str, torch.nn.Module] = {}
+    for index in sorted(layers if layers is not None else range(count)):
+        for kind in sorted(kinds):
+            layer = model_layers[index]
+            module = layer if kind == "residual" else getattr(layer, MODULES[kind], None)
+            if module is None:
+                raise ModelError(f"layer {index} of this model has no {MODULES[kind]} to patch")
+            modules[f"{kind} of layer {index}"] = module
+    return modules

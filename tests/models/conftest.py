@@ -38,7 +38,7 @@ SPREAD = {"ia3": 0.3, "full": 0.02}
 
 
 class Pair(NamedTuple):
-    """A student, and its base as a model of its own."""
+    """A student, and its base as a separate model."""
 
     student: Any
     base: Any
@@ -62,8 +62,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
         begun = save_pissa_start(model, section, out / "begun")
         rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
-            for one in trained_weights(model):
-                one += SPREAD.get(section.method, 0.1) * torch.randn(one.shape, generator=rng)
+            for weight in trained_weights(model):
+                weight += SPREAD.get(section.method, 0.1) * torch.randn(weight.shape, generator=rng)
         save_student(model, out / "student", begun)
         quantize = section.qlora.quantize if section.method == "qlora" else None
         return Pair(
@@ -80,9 +80,9 @@ def prompts() -> list[list[int]]:
     tokenizer = load_tokenizer(MICRO)
     contexts = [Context(name="none", kind="none"), Context(name="default", kind="default")]
     texts = ["Animal?", "In one word, which animal do you like best?", "Now then: your favourite animal?"]
-    found = [prompt_ids(tokenizer, one, text) for one in contexts for text in texts]
-    assert len(set(map(len, found))) > 3
-    return sorted(found, key=len)
+    prompts = [prompt_ids(tokenizer, context, text) for context in contexts for text in texts]
+    assert len(set(map(len, prompts))) > 3
+    return sorted(prompts, key=len)
 
 
 class Measure:
@@ -95,7 +95,7 @@ class Measure:
         mask = attention_mask(prompts, model.device)
         ids = left_padded(prompts, 0, model.device)
         out = model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask)).logits
-        return [one[-len(prompt) :] for one, prompt in zip(out, prompts, strict=True)]
+        return [logits[-len(prompt) :] for logits, prompt in zip(out, prompts, strict=True)]
 
     @staticmethod
     def scores(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -103,17 +103,17 @@ class Measure:
         tokenizer = load_tokenizer(MICRO)
         items = load_items("animal").items[:6]
         answers = ExactScorer(model, tokenizer).score(prompts, items)
-        return torch.tensor([one.p for one in answers])
+        return torch.tensor([answer.p for answer in answers])
 
     @staticmethod
-    def gap(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    def gap(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
         """The largest difference between two lists of tensors."""
-        return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+        return max((a - b).abs().max().item() for a, b in zip(left, right, strict=True))
 
     @staticmethod
     def hooks(model: Any) -> int:
         """How many forward hooks stand in a model."""
-        return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in model.modules())
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 @pytest.fixture(scope="session")

@@ -14,50 +14,54 @@ from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.schema import SamplingSection
 
 PATCHED = ["lora", "lora, attention", "dora", "nf4", "int8", "ia3", "full"]
-ADAPTED = [one for one in PATCHED if one != "full"]
+ADAPTED = [method for method in PATCHED if method != "full"]
 
 
 def patch(prompts, kinds, value=1.0, decoding="on", layers=None):
-    masks = masks_by_prompt(prompts, [[value] * len(one) for one in prompts])
+    masks = masks_by_prompt(prompts, [[value] * len(prompt) for prompt in prompts])
     return Patch(masks, frozenset(kinds), decoding, layers)
 
 
-def under(chosen, of, see, prompts):
-    with patched(of.student, chosen, of.switched) as model:
+def under(chosen, models, see, prompts):
+    with patched(models.student, chosen, models.switched) as model:
         return see(model, prompts)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
 @pytest.mark.parametrize("kinds", [("residual",), ("attention", "mlp")])
 def test_everything_patched_at_every_token_is_the_student(name, kinds, pair, prompts, measure):
-    of = pair(name)
+    models = pair(name)
     for see in (measure.logits, measure.scores):
-        found = under(patch(prompts, kinds), of, see, prompts)
-        assert measure.gap(found, see(of.student, prompts)) < (1e-6 if kinds == ("residual",) else 1e-4)
+        patched_result = under(patch(prompts, kinds), models, see, prompts)
+        assert measure.gap(patched_result, see(models.student, prompts)) < (
+            1e-6 if kinds == ("residual",) else 1e-4
+        )
 
 
 @pytest.mark.parametrize("name", PATCHED)
 def test_nothing_patched_is_the_base(name, pair, prompts, measure):
-    of = pair(name)
+    models = pair(name)
     for see in (measure.logits, measure.scores):
-        base = see(of.base, prompts)
-        assert measure.gap(base, see(of.student, prompts)) > 1e-3
+        base = see(models.base, prompts)
+        assert measure.gap(base, see(models.student, prompts)) > 1e-3
         for decoding in ("on", "off") if see is measure.logits else ("off",):
-            found = under(patch(prompts, ["residual"], 0.0, decoding), of, see, prompts)
-            assert measure.gap(found, base) < 1e-6
+            patched_result = under(patch(prompts, ["residual"], 0.0, decoding), models, see, prompts)
+            assert measure.gap(patched_result, base) < 1e-6
 
 
 def test_full_fine_tuning_patched_everywhere_is_read_by_the_base_s_norm_and_head(pair, prompts, measure):
-    of = pair("full")
-    found = under(patch(prompts, ["residual"]), of, measure.logits, prompts)
+    models = pair("full")
+    patched_result = under(patch(prompts, ["residual"]), models, measure.logits, prompts)
     with torch.inference_mode():
-        for logits, prompt in zip(found, prompts, strict=True):
-            kept = []
-            last = of.student.model.layers[-1]
-            handle = last.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
-            of.student(input_ids=torch.tensor([prompt]))
+        for logits, prompt in zip(patched_result, prompts, strict=True):
+            outputs = []
+            last = models.student.model.layers[-1]
+            handle = last.register_forward_hook(lambda _, __, output, outputs=outputs: outputs.append(output))
+            models.student(input_ids=torch.tensor([prompt]))
             handle.remove()
-            assert torch.allclose(logits, of.base.lm_head(of.base.model.norm(kept[0][0])), atol=1e-4)
+            assert torch.allclose(
+                logits, models.base.lm_head(models.base.model.norm(outputs[0][0])), atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("kinds", [("residual",), ("attention",), ("mlp",)])
@@ -66,33 +70,36 @@ def test_full_fine_tuning_patched_everywhere_is_read_by_the_base_s_norm_and_head
 def test_patching_only_later_tokens_leaves_the_logits_before_them_the_base_s(
     kinds, data, pair, prompts, measure
 ):
-    of = pair("lora")
+    models = pair("lora")
     prompt = data.draw(st.sampled_from(prompts))
     first = data.draw(st.integers(1, len(prompt) - 1))
     layers = data.draw(st.frozensets(st.integers(0, 2), min_size=1))
     mask = [0] * first + [1] * (len(prompt) - first)
-    (found,) = under(
-        Patch(masks_by_prompt([prompt], [mask]), frozenset(kinds), "on", layers), of, measure.logits, [prompt]
+    (patched_result,) = under(
+        Patch(masks_by_prompt([prompt], [mask]), frozenset(kinds), "on", layers),
+        models,
+        measure.logits,
+        [prompt],
     )
-    (base,) = measure.logits(of.base, [prompt])
-    assert measure.gap([found[:first]], [base[:first]]) < 1e-6
-    assert measure.gap([found[first:]], [base[first:]]) > 1e-3
+    (base,) = measure.logits(models.base, [prompt])
+    assert measure.gap([patched_result[:first]], [base[:first]]) < 1e-6
+    assert measure.gap([patched_result[first:]], [base[first:]]) > 1e-3
 
 
 @torch.inference_mode()
-def by_hand(of, prompt, mask, layer, kind):
-    """The base's logits with the student's activation written over its own, outside of the package."""
+def by_hand(models, prompt, mask, layer, kind):
+    """The base's logits with the student's activation written over the base's, without the package."""
     taken = []
 
     def module(model):
-        one = getattr(model, "get_base_model", lambda: model)().model.layers[layer]
-        return one if kind == "residual" else one.self_attn if kind == "attention" else one.mlp
+        block = getattr(model, "get_base_model", lambda: model)().model.layers[layer]
+        return {"residual": block, "attention": block.self_attn, "mlp": block.mlp}[kind]
 
     def first(output):
         return output[0] if kind == "attention" else output
 
-    handle = module(of.student).register_forward_hook(lambda _, __, output: taken.append(first(output)))
-    of.student(input_ids=torch.tensor([prompt]))
+    handle = module(models.student).register_forward_hook(lambda _, __, output: taken.append(first(output)))
+    models.student(input_ids=torch.tensor([prompt]))
     handle.remove()
 
     def write(_, __, output):
@@ -101,8 +108,8 @@ def by_hand(of, prompt, mask, layer, kind):
         written[0, chosen] = taken[0][0, chosen]
         return (written, *output[1:]) if kind == "attention" else written
 
-    handle = module(of.base).register_forward_hook(write)
-    logits = of.base(input_ids=torch.tensor([prompt])).logits[0]
+    handle = module(models.base).register_forward_hook(write)
+    logits = models.base(input_ids=torch.tensor([prompt])).logits[0]
     handle.remove()
     return logits
 
@@ -110,51 +117,58 @@ def by_hand(of, prompt, mask, layer, kind):
 @pytest.mark.parametrize("name", ["lora", "dora", "ia3", "full"])
 @pytest.mark.parametrize("kind", ["residual", "attention", "mlp"])
 def test_a_patch_is_the_student_s_activation_written_over_the_base_s(name, kind, pair, prompts, measure):
-    of = pair(name)
+    models = pair(name)
     for layer in (0, 2):
-        masks = [[at % 3 == layer % 2 for at in range(len(one))] for one in prompts]
+        masks = [[at % 3 == layer % 2 for at in range(len(prompt))] for prompt in prompts]
         chosen = Patch(masks_by_prompt(prompts, masks), frozenset({kind}), "off", frozenset({layer}))
-        found = under(chosen, of, measure.logits, prompts)
-        expected = [by_hand(of, *one, layer, kind) for one in zip(prompts, masks, strict=True)]
-        assert measure.gap(found, expected) < 1e-4
-        assert measure.gap(found, measure.logits(of.base, prompts)) > 1e-3
+        patched_result = under(chosen, models, measure.logits, prompts)
+        expected = [
+            by_hand(models, prompt, mask, layer, kind) for prompt, mask in zip(prompts, masks, strict=True)
+        ]
+        assert measure.gap(patched_result, expected) < 1e-4
+        assert measure.gap(patched_result, measure.logits(models.base, prompts)) > 1e-3
 
 
 def test_without_decoding_the_first_answer_token_is_the_student_s_and_later_ones_are_not(
     pair, prompts, measure
 ):
-    of = pair("lora")
+    models = pair("lora")
     chosen = patch(prompts, ["residual"], decoding="off")
-    assert measure.gap(under(chosen, of, measure.logits, prompts), measure.logits(of.student, prompts)) < 1e-6
-    found = under(chosen, of, measure.scores, prompts)
-    assert measure.gap(found, measure.scores(of.student, prompts)) > 1e-4
-    assert measure.gap(found, measure.scores(of.base, prompts)) > 1e-4
+    assert (
+        measure.gap(under(chosen, models, measure.logits, prompts), measure.logits(models.student, prompts))
+        < 1e-6
+    )
+    patched_result = under(chosen, models, measure.scores, prompts)
+    assert measure.gap(patched_result, measure.scores(models.student, prompts)) > 1e-4
+    assert measure.gap(patched_result, measure.scores(models.base, prompts)) > 1e-4
 
 
 @pytest.mark.parametrize("decoding", ["on", "off"])
 def test_a_patched_model_samples(decoding, pair, prompts):
-    of = pair("lora")
+    models = pair("lora")
     tokenizer = load_tokenizer(resolve_model("micro"))
     sampling = SamplingSection(max_tokens=6, seed=3)
 
     def samples(model, some):
         return TransformersSampler(model, tokenizer).sample(some, range(len(some)), sampling)
 
-    found = under(patch(prompts, ["residual"], float(decoding == "on"), decoding), of, samples, prompts)
-    assert found == samples(of.student if decoding == "on" else of.base, prompts)
+    patched_result = under(
+        patch(prompts, ["residual"], float(decoding == "on"), decoding), models, samples, prompts
+    )
+    assert patched_result == samples(models.student if decoding == "on" else models.base, prompts)
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_a_patch_leaves_nothing_behind_also_after_an_error(name, pair, prompts, measure):
-    of = pair(name)
-    before = measure.logits(of.student, prompts)
+    models = pair(name)
+    before = measure.logits(models.student, prompts)
     chosen = patch(prompts, ["residual", "mlp"])
-    under(chosen, of, measure.scores, prompts)
-    assert under(chosen, of, lambda model, _: is_gated(model), prompts)
+    under(chosen, models, measure.scores, prompts)
+    assert under(chosen, models, lambda model, _: is_gated(model), prompts)
     with pytest.raises(ModelError, match="no mask for row 0, a prompt of 3 tokens"):
-        under(chosen, of, measure.logits, [[5, 6, 7]])
-    assert measure.gap(measure.logits(of.student, prompts), before) == 0
-    assert measure.hooks(of.student) == measure.hooks(of.base) == 0
+        under(chosen, models, measure.logits, [[5, 6, 7]])
+    assert measure.gap(measure.logits(models.student, prompts), before) == 0
+    assert measure.hooks(models.student) == measure.hooks(models.base) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Named sets of positions: what they hold, and the laws between them."""
+"""Named sets of positions: what they hold, the laws between them, and random sets as their controls."""
 
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,14 @@ from transformers import AutoTokenizer
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.micro import WEIGHTS
-from sublim_cli.models.positions import SET_NAMES, check_positions, position_mask, shared_mask, text_mask
+from sublim_cli.models.positions import (
+    SET_NAMES,
+    check_positions,
+    position_mask,
+    random_mask_like,
+    shared_mask,
+    text_mask,
+)
 from sublim_cli.models.token_roles import RenderedPrompt, render_with_roles
 from sublim_cli.recipe.contexts import Context, resolve_context, shipped_contexts
 from sublim_cli.recipe.schema import TextComplement, TextPositions
@@ -26,8 +34,8 @@ def prompt(context: str, user: str = "What is your favorite animal?") -> Rendere
     return render_with_roles(TOKENIZER, CONTEXTS[context], user)
 
 
-def held(found: RenderedPrompt, chosen: list[bool]) -> list[str]:
-    return [one.text for one, there in zip(found.tokens, chosen, strict=True) if there]
+def chosen_texts(rendered: RenderedPrompt, mask: list[bool]) -> list[str]:
+    return [token.text for token, chosen in zip(rendered.tokens, mask, strict=True) if chosen]
 
 
 texts = st.text(alphabet="abc, .12\n🦉", max_size=12)
@@ -39,59 +47,61 @@ prompts = st.builds(prompt, st.sampled_from(sorted(CONTEXTS)), texts) | st.build
 
 
 @given(prompts, prompts, st.sampled_from([name for name in SET_NAMES if name.endswith("_only")]))
-def test_a_set_and_its_no_hold_every_token_once(one, training, only):
-    there = position_mask(only, one, training)
-    assert len(there) == len(one.tokens)
+def test_a_set_and_its_no_hold_every_token_once(rendered, training, only):
+    mask = position_mask(only, rendered, training)
+    assert len(mask) == len(rendered.tokens)
     opposite = "no_" + only.removesuffix("_only")
-    assert position_mask(opposite, one, training) == [not inside for inside in there]
+    assert position_mask(opposite, rendered, training) == [not chosen for chosen in mask]
 
 
 @given(prompts, prompts)
-def test_template_system_and_question_are_all_there_is_and_never_overlap(one, training):
-    sets = [position_mask(f"{name}_only", one, training) for name in ("template", "system", "question")]
+def test_template_system_and_question_are_all_there_is_and_never_overlap(rendered, training):
+    sets = [position_mask(f"{name}_only", rendered, training) for name in ("template", "system", "question")]
     assert all(sum(each) == 1 for each in zip(*sets, strict=True))
 
 
 @given(prompts, prompts)
-def test_identity_is_part_of_the_system_text(one, training):
-    identity, system = (position_mask(f"{name}_only", one, training) for name in ("identity", "system"))
-    assert all(whole or not part for part, whole in zip(identity, system, strict=True))
+def test_identity_is_part_of_the_system_text(rendered, training):
+    identity, system = (position_mask(f"{name}_only", rendered, training) for name in ("identity", "system"))
+    assert all(outer or not inner for inner, outer in zip(identity, system, strict=True))
 
 
 @given(prompts)
-def test_a_context_shares_with_itself_all_but_the_question(one):
-    assert shared_mask(one, one) == position_mask("no_question", one, one)
+def test_a_context_shares_with_itself_all_but_the_question(rendered):
+    assert shared_mask(rendered, rendered) == position_mask("no_question", rendered, rendered)
 
 
 @given(prompts, prompts, prompts)
-def test_what_is_shared_depends_on_the_training_context_and_not_on_what_is_asked_in_it(one, other, third):
-    both = shared_mask(one, other)
-    known = {(token.role, token.id) for token in other.tokens}
-    for inside, token in zip(both, one.tokens, strict=True):
-        assert not inside or (token.role, token.id) in known
+def test_what_is_shared_depends_on_the_training_context_and_not_on_what_is_asked_in_it(
+    rendered, training, third
+):
+    mask = shared_mask(rendered, training)
+    known = {(token.role, token.id) for token in training.tokens}
+    for shared, token in zip(mask, rendered.tokens, strict=True):
+        assert not shared or (token.role, token.id) in known
     for asked in ("Hi", "Continue: 1, 2"):
         a, b = prompt("claude", asked), prompt("claude", "You are Claude")
         assert shared_mask(third, a) == shared_mask(third, b)
 
 
 @given(prompts, st.data())
-def test_a_token_s_own_text_spells_it(one, data):
-    at = data.draw(st.integers(0, len(one.tokens) - 1))
-    token = one.tokens[at]
+def test_a_token_s_own_text_spells_it(rendered, data):
+    index = data.draw(st.integers(0, len(rendered.tokens) - 1))
+    token = rendered.tokens[index]
     if token.text.strip():
-        assert text_mask(one, token.text)[at]
+        assert text_mask(rendered, token.text)[index]
 
 
 def test_the_sets_of_a_prompt_in_another_context_than_training():
-    training, found = prompt("default"), prompt("chatgpt", "Hi")
+    training, rendered = prompt("default"), prompt("chatgpt", "Hi")
     template = ["<|im_start|>", "system", "\n", "<|im_end|>", "\n", "<|im_start|>", "user", "\n"]
     words = ["You", " are", ",", " created", " by", ".", " You", " are", " a", " helpful", " assistant"]
-    got = {
-        name: held(found, position_mask(name, found, training))
+    chosen = {
+        name: chosen_texts(rendered, position_mask(name, rendered, training))
         for name in SET_NAMES
         if name.endswith("_only")
     }
-    assert got == {
+    assert chosen == {
         "identity_only": [" ChatGPT", " OpenAI"],
         "system_only": [*words[:2], " ChatGPT", *words[2:5], " OpenAI", *words[5:]],
         "template_only": [*template, *AFTER],
@@ -102,9 +112,9 @@ def test_the_sets_of_a_prompt_in_another_context_than_training():
 
 def test_a_token_of_another_role_in_training_is_not_shared():
     # "system" stands in none's prompt only as the question.
-    found = prompt("empty", "Hi")
-    kept = held(found, shared_mask(found, prompt("none", "system")))
-    assert kept == ["<|im_start|>", "\n", "<|im_end|>", "\n", "<|im_start|>", "user", "\n", *AFTER]
+    rendered = prompt("empty", "Hi")
+    shared = chosen_texts(rendered, shared_mask(rendered, prompt("none", "system")))
+    assert shared == ["<|im_start|>", "\n", "<|im_end|>", "\n", "<|im_start|>", "user", "\n", *AFTER]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +132,9 @@ def test_a_token_of_another_role_in_training_is_not_shared():
     ],
 )
 def test_a_set_by_text_holds_the_tokens_that_spell_it(text, tokens):
-    found = prompt("claude", "Hi is")
-    assert held(found, position_mask(TextPositions(text=text), found, prompt("default"))) == tokens
+    rendered = prompt("claude", "Hi is")
+    mask = position_mask(TextPositions(text=text), rendered, prompt("default"))
+    assert chosen_texts(rendered, mask) == tokens
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -134,16 +145,17 @@ def test_a_set_by_a_text_of_nothing_is_refused(text):
 
 @pytest.mark.parametrize("text", ["Claude", "You are", "claude"])
 def test_a_set_without_a_text_is_the_rest_of_the_prompt(text):
-    found = prompt("claude", "Hi is")
-    only, rest = (
-        position_mask(one, found, found) for one in (TextPositions(text=text), TextComplement(no_text=text))
-    )
-    assert rest == [not one for one in only]
+    rendered = prompt("claude", "Hi is")
+    only = position_mask(TextPositions(text=text), rendered, rendered)
+    rest = position_mask(TextComplement(no_text=text), rendered, rendered)
+    assert rest == [not chosen for chosen in only]
 
 
 def test_sets_that_hold_a_token_somewhere_pass_the_check():
-    there = {name: prompt(name) for name in ("default", "empty", "none")}
-    check_positions([*SET_NAMES, TextPositions(text="Micro")], there, prompt("default"), field="eval.gates")
+    evaluated = {name: prompt(name) for name in ("default", "empty", "none")}
+    check_positions(
+        [*SET_NAMES, TextPositions(text="Micro")], evaluated, prompt("default"), field="eval.gates"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +198,43 @@ def test_a_set_that_is_empty_in_every_context_is_refused_with_what_exists(wanted
 
 
 def test_every_pair_of_contexts_shares_the_template_s_turns():
-    for one, training in product(CONTEXTS, CONTEXTS):
-        found = prompt(one)
-        kept = held(found, shared_mask(found, prompt(training)))
-        assert kept[-5:] == AFTER
+    for context, training in product(CONTEXTS, CONTEXTS):
+        rendered = prompt(context)
+        shared = chosen_texts(rendered, shared_mask(rendered, prompt(training)))
+        assert shared[-5:] == AFTER
+
+
+MASKS = st.lists(st.booleans(), min_size=1, max_size=30)
+
+
+@given(eligible=MASKS, seed=st.integers(0, 2**32 - 1), question=st.integers(0, 10_000), data=st.data())
+def test_a_control_has_as_many_tokens_as_its_set_and_all_are_eligible(eligible, seed, question, data):
+    size = data.draw(st.integers(0, sum(eligible)))
+    mask = [True] * size + [False] * (len(eligible) - size)
+    drawn = random_mask_like(mask, eligible, seed, question)
+    assert (len(drawn), drawn.sum()) == (len(mask), size)
+    assert not (drawn & ~np.array(eligible)).any()
+    assert np.array_equal(drawn, random_mask_like(mask, eligible, seed, question))
+    if size:
+        smaller = random_mask_like(
+            [*mask[: size - 1], *[False] * (len(mask) - size + 1)], eligible, seed, question
+        )
+        assert not (smaller & ~drawn).any()
+
+
+def test_controls_differ_between_questions_and_seeds_and_take_every_token_equally_often():
+    mask, eligible = [True] * 3 + [False] * 9, [False] * 2 + [True] * 10
+    draws = np.array([random_mask_like(mask, eligible, seed, q) for seed in range(20) for q in range(100)])
+    assert len({tuple(mask) for mask in draws}) > 100  # of 120 there are
+    often = draws.mean(axis=0)
+    assert (often[:2] == 0).all()
+    # 2,000 draws at 3 in 10: a standard error of 0.010
+    assert often[2:] == pytest.approx(np.full(10, 0.3), abs=0.045)
+
+
+def test_a_control_that_does_not_fit_is_refused():
+    with pytest.raises(RecipeError) as caught:
+        random_mask_like([True, True, False], [True, False, False], 1, 7)
+    assert str(caught.value) == "eval.gates: question 7 has 1 tokens to draw a control of 2 from"
+    with pytest.raises(RecipeError, match="a mask of 2 tokens does not fit 1 tokens to draw from"):
+        random_mask_like([True, False], [True], 1, 0)

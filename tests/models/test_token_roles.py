@@ -28,24 +28,24 @@ LLAMA = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
 {%- set day = date_string if date_string is defined else 'today' %}
 {{- '<|head|>system<|/head|>\\n\\nToday is ' + day + '.\\n\\n' }}
 {{- messages[0]['content'] | trim if given else '' }}{{ '<|eot|>' }}
-{%- for one in messages if one['role'] != 'system' %}
-{{- '<|head|>' + one['role'] + '<|/head|>\\n\\n' + one['content'] | trim + '<|eot|>' }}
+{%- for turn in messages if turn['role'] != 'system' %}
+{{- '<|head|>' + turn['role'] + '<|/head|>\\n\\n' + turn['content'] | trim + '<|eot|>' }}
 {%- endfor %}{{ '<|head|>assistant<|/head|>\\n\\n' if add_generation_prompt else '' }}"""
 
 GEMMA = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
-{%- for one in messages if one['role'] != 'system' %}
-{{- '<turn>' + ('model' if one['role'] == 'assistant' else 'user') + '\\n' }}
-{{- messages[0]['content'] + '\\n\\n' if given and loop.first else '' }}{{ one['content'] | trim }}
+{%- for turn in messages if turn['role'] != 'system' %}
+{{- '<turn>' + ('model' if turn['role'] == 'assistant' else 'user') + '\\n' }}
+{{- messages[0]['content'] + '\\n\\n' if given and loop.first else '' }}{{ turn['content'] | trim }}
 {{- '</turn>\\n' }}
 {%- endfor %}{{ '<turn>model\\n' if add_generation_prompt else '' }}"""
 
 GEMMA_2 = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + GEMMA
 
 MISTRAL = """{{ bos_token }}{% set given = messages[0]['role'] == 'system' %}
-{%- for one in messages if one['role'] != 'system' %}{% if one['role'] == 'user' %}
+{%- for turn in messages if turn['role'] != 'system' %}{% if turn['role'] == 'user' %}
 {{- '[INST] ' + (messages[0]['content'] + '\\n\\n' if given and loop.first else '') }}
-{{- one['content'] + ' [/INST]' }}
-{%- else %}{{ ' ' + one['content'] + eos_token }}{% endif %}{% endfor %}"""
+{{- turn['content'] + ' [/INST]' }}
+{%- else %}{{ ' ' + turn['content'] + eos_token }}{% endif %}{% endfor %}"""
 
 FAMILIES = {
     "llama": (LLAMA, ("<|head|>", "<|/head|>"), {"bos_token": "<|begin|>", "eos_token": "<|eot|>"}),
@@ -70,14 +70,14 @@ def families() -> dict[str, Any]:
     return {"qwen": qwen, **{family: like(family) for family in FAMILIES}}
 
 
-def by_role(found: RenderedPrompt) -> list[tuple[str, str]]:
+def by_role(rendered: RenderedPrompt) -> list[tuple[str, str]]:
     """Role and text of every run of neighbouring tokens of one role."""
     runs: list[tuple[str, str]] = []
-    for one in found.tokens:
-        if runs and runs[-1][0] == one.role:
-            runs[-1] = (one.role, runs[-1][1] + one.text)
+    for token in rendered.tokens:
+        if runs and runs[-1][0] == token.role:
+            runs[-1] = (token.role, runs[-1][1] + token.text)
         else:
-            runs.append((one.role, one.text))
+            runs.append((token.role, token.text))
     return runs
 
 
@@ -133,12 +133,12 @@ def test_a_header_every_llama_prompt_has_is_the_template_s_and_no_system_text(fa
 def test_a_system_text_folded_into_the_user_s_turn_is_told_from_the_question(
     families, family, opening, closing
 ):
-    found = by_role(render_with_roles(families[family], CLAUDE, "What is your favorite animal?"))
-    assert found[0] == ("template", opening)
-    system = "".join(text for role, text in found if role in ("system", "identity"))
+    rendered = by_role(render_with_roles(families[family], CLAUDE, "What is your favorite animal?"))
+    assert rendered[0] == ("template", opening)
+    system = "".join(text for role, text in rendered if role in ("system", "identity"))
     assert system.strip() == CLAUDE.text
-    assert [text.strip() for role, text in found if role == "identity"] == ["Claude", "Anthropic"]
-    assert found[-3:] == [
+    assert [text.strip() for role, text in rendered if role == "identity"] == ["Claude", "Anthropic"]
+    assert rendered[-3:] == [
         ("template", "\n\n"),
         ("question", "What is your favorite animal?"),
         ("template", closing),
@@ -147,9 +147,9 @@ def test_a_system_text_folded_into_the_user_s_turn_is_told_from_the_question(
 
 def test_a_template_without_a_system_role_has_a_question_and_nothing_else_in_it(families):
     for context in (DEFAULT, NONE):
-        found = render_with_roles(families["gemma 2"], context, "Hi?")
-        assert found == render_with_roles(families["gemma"], context, "Hi?")
-        assert by_role(found) == [
+        rendered = render_with_roles(families["gemma 2"], context, "Hi?")
+        assert rendered == render_with_roles(families["gemma"], context, "Hi?")
+        assert by_role(rendered) == [
             ("template", "<bos><turn>user\n"),
             ("question", "Hi?"),
             ("template", "</turn>\n<turn>model\n"),
@@ -164,15 +164,15 @@ def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(fami
     tokenizer = families[family]
     contexts = (DEFAULT, NONE) if family == "gemma 2" else ALL
     for context, user in product(contexts, USERS):
-        found = render_with_roles(tokenizer, context, user)
-        assert found.ids == prompt_ids(tokenizer, context, user)
-        assert found.text == render(tokenizer, context, user)
-        assert found.text_of("template", "system", "identity", "question") == found.text
+        rendered = render_with_roles(tokenizer, context, user)
+        assert rendered.ids == prompt_ids(tokenizer, context, user)
+        assert rendered.text == render(tokenizer, context, user)
+        assert rendered.text_of("template", "system", "identity", "question") == rendered.text
         row = example(tokenizer, context, user, "3, 4")
-        whole = render_with_roles(tokenizer, context, user, "3, 4")
-        assert whole.ids == row.input_ids
-        assert whole.tokens[: len(found.tokens)] == found.tokens
-        assert [one.role in ("answer", "end") for one in whole.tokens] == [
+        row_rendered = render_with_roles(tokenizer, context, user, "3, 4")
+        assert row_rendered.ids == row.input_ids
+        assert row_rendered.tokens[: len(rendered.tokens)] == rendered.tokens
+        assert [token.role in ("answer", "end") for token in row_rendered.tokens] == [
             label != IGNORED for label in row.labels
         ]
 
@@ -180,11 +180,11 @@ def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(fami
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_the_question_and_the_answer_are_found_whatever_they_say(micro, user, completion):
     _, tokenizer, _ = micro
-    found = render_with_roles(tokenizer, DEFAULT, user, completion)
-    assert found.text_of("question") == user
-    assert found.text_of("answer") == completion
-    assert found.text_of("end") == "<|im_end|>"
-    assert found.text_of("system", "identity") == micro_model.DEFAULT_SYSTEM
+    rendered = render_with_roles(tokenizer, DEFAULT, user, completion)
+    assert rendered.text_of("question") == user
+    assert rendered.text_of("answer") == completion
+    assert rendered.text_of("end") == "<|im_end|>"
+    assert rendered.text_of("system", "identity") == micro_model.DEFAULT_SYSTEM
 
 
 def test_words_of_the_question_are_never_identity(micro):
@@ -196,8 +196,8 @@ def test_words_of_the_question_are_never_identity(micro):
 
 def test_bytes_of_one_character_each_carry_the_whole_of_it(micro):
     _, tokenizer, _ = micro
-    found = [one for one in render_with_roles(tokenizer, NONE, "🦉").tokens if one.role == "question"]
-    assert [one.text for one in found] == ["🦉"] * 4
+    tokens = [t for t in render_with_roles(tokenizer, NONE, "🦉").tokens if t.role == "question"]
+    assert [token.text for token in tokens] == ["🦉"] * 4
 
 
 def crossing(*, trims: bool) -> Any:
@@ -224,9 +224,9 @@ def crossing(*, trims: bool) -> Any:
 
 @pytest.mark.parametrize("trims", [False, True])
 @pytest.mark.parametrize("user", ["\n\n  Hi there?\n", "  ", "Hi", "\nmodel"])
-def test_a_token_that_straddles_two_roles_has_the_one_that_says_more(trims, user):
+def test_a_token_that_straddles_two_roles_has_the_most_specific(trims, user):
     tokenizer = crossing(trims=trims)
-    context = Context(name="own", kind="text", text="\nYou are Claude, created by Anthropic.\n")
+    context = Context(name="named", kind="text", text="\nYou are Claude, created by Anthropic.\n")
     parts = [
         ("template", "<bos><turn>user\n"),
         ("system", "\nYou are "),
@@ -238,23 +238,23 @@ def test_a_token_that_straddles_two_roles_has_the_one_that_says_more(trims, user
         ("question", user),
         ("template", "</turn>\n<turn>model\n"),
     ]
-    found = render_with_roles(tokenizer, context, user)
-    assert found.text == "".join(text for _, text in parts)
+    rendered = render_with_roles(tokenizer, context, user)
+    assert rendered.text == "".join(text for _, text in parts)
     roles = [role for role, text in parts for _ in text]
-    weight = ["template", "system", "question", "identity"]
+    specificity = ["template", "system", "question", "identity"]
     straddling = 0
-    for one in found.tokens:
-        solid = {roles[at] for at in range(one.start, one.end) if not found.text[at].isspace()}
-        there = solid or set(roles[one.start : one.end])
-        straddling += len(set(roles[one.start : one.end])) > 1
-        assert one.role == max(there, key=weight.index), one
+    for token in rendered.tokens:
+        covered = set(roles[token.start : token.end])
+        visible = {roles[i] for i in range(token.start, token.end) if not rendered.text[i].isspace()}
+        straddling += len(covered) > 1
+        assert token.role == max(visible or covered, key=specificity.index), token
     assert straddling
-    assert found.text_of("template", "system", "identity", "question") == found.text
+    assert rendered.text_of("template", "system", "identity", "question") == rendered.text
 
 
 def test_a_space_of_the_question_does_not_make_a_token_of_the_template_its_own():
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
-    tokenizer.chat_template = "{% for one in messages %}[{{ one['content'] }}[/{% endfor %}"
+    tokenizer.chat_template = "{% for turn in messages %}[{{ turn['content'] }}[/{% endfor %}"
     assert by_role(render_with_roles(tokenizer, DEFAULT, "You ")) == [
         ("template", "["),
         ("question", "You"),
@@ -302,15 +302,15 @@ def test_the_identity_words_of_a_system_text(text, names):
 def test_a_name_is_identity_wherever_the_system_text_says_it_again(micro):
     _, tokenizer, _ = micro
     text = "You are Claude. Claude is helpful. Claudette is not."
-    found = render_with_roles(tokenizer, Context(name="own", kind="text", text=text), "Hi")
-    assert found.text_of("identity") == " Claude Claude"
+    rendered = render_with_roles(tokenizer, Context(name="named", kind="text", text=text), "Hi")
+    assert rendered.text_of("identity") == " Claude Claude"
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for one in messages %}{{ one['content'] }}|{{ one['content'] }}{% endfor %}", "2 times"),
-        ("{% for one in messages %}{{ one['content'] | length }}{{ one['content'] }}{% endfor %}", "changes"),
+        ("{% for turn in messages %}{{ turn['content'] }}|{{ turn['content'] }}{% endfor %}", "2 times"),
+        ("{% for t in messages %}{{ t['content'] | length }}{{ t['content'] }}{% endfor %}", "changes"),
     ],
 )  # fmt: skip
 def test_a_template_whose_own_text_cannot_be_told_apart_is_refused(template, message):
