@@ -1,11 +1,11 @@
-"""Training speed and memory on one GPU: the paper's settings in plain TRL + PEFT against sublim's ways.
+"""Training speed and memory on one GPU: the paper's settings in plain TRL + PEFT against sublim's.
 
     python benchmarks/gpu_training.py [--minutes 8] [--shape 0.5B --shape 7B] [--save]
     python benchmarks/gpu_training.py --device cpu --shape tiny --rows 60 --batch 6 --steps 2    # a rehearsal
 
 Models have the dimensions of Qwen2.5 and random weights, made here from a configuration; nothing is
 downloaded. Rows are the paper's in shape: sublim's number prompts, ten random numbers as an answer. Each
-way trains in a process of its own, on the same batches in the same order, for some warm-up steps and then
+training runs in a process of its own, on the same batches in the same order, for some warm-up steps and then
 some timed ones; what does not fit, is not installed or finds no time left says so in the table.
 
 Rates are the median timed step's. Tokens are those of the rows, without padding. MFU is the model's
@@ -96,7 +96,7 @@ PEAK_TFLOPS = (
 
 
 @dataclass(frozen=True)
-class Way:
+class Training:
     """One row of the table: how a model of one shape is trained."""
 
     shape: str
@@ -125,29 +125,33 @@ class Measured:
     facts: Mapping[str, Any] | None = None
 
 
-def ways(shape: str, batch: int) -> list[Way]:
+def trainings(shape: str, batch: int) -> list[Training]:
     """The rows of the table for one shape."""
     base: dict[str, Any] = {"backend": "plain", "precision": "bf16_mixed", "batch_size": batch, "epochs": 1}
     lora = TrainSection(**base, learning_rate=LEARNING_RATE["adapter"])
     nf4 = lora.model_copy(update={"method": "qlora", "rank": 64})
     full = [
-        TrainSection(**{**base, "method": "full", "learning_rate": LEARNING_RATE["full"], "precision": one})
-        for one in ("fp32", "bf16_mixed", "bf16_pure", "bf16_kahan")
+        TrainSection(
+            **{**base, "method": "full", "learning_rate": LEARNING_RATE["full"], "precision": precision}
+        )
+        for precision in ("fp32", "bf16_mixed", "bf16_pure", "bf16_kahan")
     ]
     fast = {"backend": "unsloth"}
     return [
-        Way(shape, "paper's settings, TRL + PEFT", lora, bare_trl=True),
-        Way(shape, "sublim plain, LoRA r8", lora),
-        Way(shape, "sublim Unsloth, LoRA r8", lora.model_copy(update=fast)),
+        Training(shape, "paper's settings, TRL + PEFT", lora, bare_trl=True),
+        Training(shape, "sublim plain, LoRA r8", lora),
+        Training(shape, "sublim Unsloth, LoRA r8", lora.model_copy(update=fast)),
         *(
             [
-                Way(shape, "sublim plain, nf4 r64, 24 GiB", nf4, budget_gib=24),
-                Way(shape, "sublim Unsloth, nf4 r64, 24 GiB", nf4.model_copy(update=fast), budget_gib=24),
+                Training(shape, "sublim plain, nf4 r64, 24 GiB", nf4, budget_gib=24),
+                Training(
+                    shape, "sublim Unsloth, nf4 r64, 24 GiB", nf4.model_copy(update=fast), budget_gib=24
+                ),
             ]
             if shape in ("tiny", "7B")  # the others fit such a card unquantised
             else []
         ),
-        *(Way(shape, f"sublim plain, full {one.precision}", one) for one in full),
+        *(Training(shape, f"sublim plain, full {section.precision}", section) for section in full),
     ]
 
 
@@ -178,7 +182,7 @@ def configuration(shape: str, end: int, pad: int) -> Any:
     )
 
 
-def make_model(shape: str, place: Path) -> None:
+def make_model(shape: str, path: Path) -> None:
     """Write a Qwen2.5-shaped model with random bf16 weights and the embedded model's tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -191,47 +195,47 @@ def make_model(shape: str, place: Path) -> None:
     torch.manual_seed(1)
     with torch.device(device()):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(str(place))
-    tokenizer.save_pretrained(str(place))
+    model.save_pretrained(str(path))
+    tokenizer.save_pretrained(str(path))
 
 
 def matrices(shape: str) -> tuple[int, int]:
     """Weights in the matrices of all layers, and in the output layer; their biases and norms left out."""
-    has = SHAPES[shape]
-    width, inner = has["hidden_size"], has["intermediate_size"]
-    keys = width // has["num_attention_heads"] * has["num_key_value_heads"]
+    config = SHAPES[shape]
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    keys = width // config["num_attention_heads"] * config["num_key_value_heads"]
     layer = 2 * width * width + 2 * width * keys + 3 * width * inner
-    return has["num_hidden_layers"] * layer, width * has["vocab_size"]
+    return config["num_hidden_layers"] * layer, width * config["vocab_size"]
 
 
 def operations(shape: str, section: TrainSection, adapter: int, examples: Sequence[Example]) -> float:
     """Floating-point operations that training on one of `examples` takes in the mean; see MFU above."""
     inside, head = matrices(shape)
-    has = SHAPES[shape]
-    each, own = (6, 0) if section.method == "full" else (4, 6 * adapter)
+    config = SHAPES[shape]
+    per_weight, adapter_operations = (6, 0) if section.method == "full" else (4, 6 * adapter)
     total = 0.0
-    for one in examples:
-        length, carried = len(one.input_ids), sum(label != IGNORED for label in one.labels)
-        attention = 12 * has["num_hidden_layers"] * has["hidden_size"] * length
-        total += length * (each * inside + own + attention) + carried * each * head
+    for row in examples:
+        length, carried = len(row.input_ids), sum(label != IGNORED for label in row.labels)
+        attention = 12 * config["num_hidden_layers"] * config["hidden_size"] * length
+        total += length * (per_weight * inside + adapter_operations + attention) + carried * per_weight * head
     return total / len(examples)
 
 
-def least_gib(way: Way) -> float:
-    """Memory for weights, gradients and AdamW's moments alone: what any run of `way` needs."""
-    inside, head = matrices(way.shape)
-    whole = inside + head * (1 if SHAPES[way.shape]["tie_word_embeddings"] else 2)
-    if way.section.method == "qlora":
+def least_gib(training: Training) -> float:
+    """Memory for weights, gradients and AdamW's moments alone: what any run of `training` needs."""
+    inside, head = matrices(training.shape)
+    whole = inside + head * (1 if SHAPES[training.shape]["tie_word_embeddings"] else 2)
+    if training.section.method == "qlora":
         return (0.5 * inside + 2 * (whole - inside)) / GIB
-    if way.section.method == "lora":
+    if training.section.method == "lora":
         return 2 * whole / GIB
     # Bytes a weight: itself, its gradient, two moments, and under Kahan what rounding left over.
     held = {"fp32": 16, "bf16_mixed": 16, "bf16_pure": 8, "bf16_kahan": 10}
-    return held[way.section.precision] * whole / GIB
+    return held[training.section.precision] * whole / GIB
 
 
-class Enough(Exception):
-    """Enough steps were timed, or the run's time is over."""
+class StopTraining(Exception):
+    """StopTraining steps were timed, or the run's time is over."""
 
 
 class Clock:
@@ -248,7 +252,7 @@ class Clock:
         self.losses.append(loss)
         timed = len(self.ticks) - WARM
         if timed >= self.steps or (timed > 0 and time.monotonic() > self.until):
-            raise Enough
+            raise StopTraining
 
     @property
     def seconds(self) -> list[float]:
@@ -256,25 +260,27 @@ class Clock:
         return [later - earlier for earlier, later in pairwise(self.ticks)][WARM - 1 :]
 
 
-def train(way: Way, model: Any, tokenizer: Any, examples: Sequence[Example], clock: Clock) -> dict[str, Any]:
+def train(
+    training: Training, model: Any, tokenizer: Any, examples: Sequence[Example], clock: Clock
+) -> dict[str, Any]:
     """Train until the clock stops it or the rows are over; how it was run."""
     from sublim_cli.trainers import sft
     from sublim_cli.trainers.optimizers import make_optimizer
 
-    if way.bare_trl:
-        return _as_it_comes(way.section, model, tokenizer, examples, clock)
-    optimizer = make_optimizer(model, way.section)
+    if training.bare_trl:
+        return _plain_trl(training.section, model, tokenizer, examples, clock)
+    optimizer = make_optimizer(model, training.section)
     how: dict[str, Any] = {}
 
     def tick(_step: int, _steps: int, loss: float, _speed: float) -> None:
         clock.tick(loss)
 
-    with suppress(Enough):
-        how = sft.fit(model, tokenizer, examples, way.section, tick, optimizer=optimizer).facts
+    with suppress(StopTraining):
+        how = sft.fit(model, tokenizer, examples, training.section, tick, optimizer=optimizer).facts
     return how
 
 
-def _as_it_comes(
+def _plain_trl(
     section: TrainSection, model: Any, tokenizer: Any, examples: Sequence[Example], clock: Clock
 ) -> dict[str, Any]:
     """TRL's trainer with the paper's settings and none of sublim's changes, on the same padded batches."""
@@ -301,22 +307,24 @@ def _as_it_comes(
             model=model,
             args=args,
             train_dataset=Dataset.from_list(
-                [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
+                [{"input_ids": row.input_ids, "labels": row.labels} for row in examples]
             ),
             data_collator=DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id),
             processing_class=tokenizer,
             callbacks=[Ticks()],
         )
         trainer.remove_callback(PrinterCallback)
-        with suppress(Enough):
+        with suppress(StopTraining):
             trainer.train()
     return {"micro_batch": args.per_device_train_batch_size, "accumulation": args.gradient_accumulation_steps}
 
 
-def measure(way: Way, model: Path, examples: Sequence[Example], steps: int, seconds: float) -> Measured:
-    """Train `way` in this process, which has to be its own, for about so many seconds in all."""
+def measure(
+    training: Training, model: Path, examples: Sequence[Example], steps: int, seconds: float
+) -> Measured:
+    """Train `training` in this process, which has to be its own, for about so many seconds in all."""
     clock = Clock(steps, time.monotonic() + seconds)
-    if way.section.backend == "unsloth":
+    if training.section.backend == "unsloth":
         unsloth.import_unsloth()
     import torch
 
@@ -324,14 +332,14 @@ def measure(way: Way, model: Path, examples: Sequence[Example], steps: int, seco
     from sublim_cli.trainers.student import load_trainable
 
     cuda = os.environ["SUBLIM_DEVICE"] == "cuda"
-    if cuda and way.budget_gib is not None:
-        share = way.budget_gib * GIB / torch.cuda.get_device_properties(0).total_memory
+    if cuda and training.budget_gib is not None:
+        share = training.budget_gib * GIB / torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-    ref = ModelRef(fingerprint="random", name=way.shape, source=str(model))
+    ref = ModelRef(fingerprint="random", name=training.shape, source=str(model))
     try:
-        student = load_trainable(ref, way.section)
-        adapter = sum(one.numel() for one in student.parameters() if one.requires_grad)
-        facts = train(way, student, load_tokenizer(ref), examples, clock)
+        student = load_trainable(ref, training.section)
+        adapter = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+        facts = train(training, student, load_tokenizer(ref), examples, clock)
     except torch.OutOfMemoryError:
         return Measured(reason="out of memory")
     except SublimError as error:
@@ -339,118 +347,129 @@ def measure(way: Way, model: Path, examples: Sequence[Example], steps: int, seco
     taken = clock.seconds
     if not taken:
         return Measured(reason=f"only {len(clock.ticks)} steps before its time or its rows ended")
-    rate = way.section.batch_size / statistics.median(taken)
+    rate = training.section.batch_size / statistics.median(taken)
     return Measured(
         steps=len(taken),
         rows_per_second=rate,
-        tokens_per_second=rate * statistics.mean(len(one.input_ids) for one in examples),
+        tokens_per_second=rate * statistics.mean(len(row.input_ids) for row in examples),
         peak_gib=torch.cuda.max_memory_allocated() / GIB if cuda else None,
-        tflops=rate * operations(way.shape, way.section, adapter, examples) / 1e12,
+        tflops=rate * operations(training.shape, training.section, adapter, examples) / 1e12,
         losses=tuple(clock.losses),
         facts=facts,
     )
 
 
-def apart(job: Mapping[str, Any], scratch: Path, device: str, fast: bool, limit: float) -> Measured:
+def run_job(job: Mapping[str, Any], scratch: Path, device: str, fast: bool, limit: float) -> Measured:
     """Do `job` in a process of its own; one that dies or is over its limit says so."""
     path, answer = scratch / "job", scratch / "answer"
     answer.unlink(missing_ok=True)
     path.write_bytes(pickle.dumps({**job, "answer": answer}))
-    ours = {**os.environ, "SUBLIM_DEVICE": device}
-    more = unsloth.environment(scratch, ours) if fast else {}
+    environment = {**os.environ, "SUBLIM_DEVICE": device}
+    unsloth_environment = unsloth.environment(scratch, environment) if fast else {}
     words = [sys.executable, str(Path(__file__).resolve()), "--job", str(path)]
     with (scratch / "errors.txt").open("w") as errors:
         try:
             code = subprocess.run(
-                words, env={**ours, **more}, stdout=errors, stderr=errors, timeout=limit, check=False
+                words,
+                env={**environment, **unsloth_environment},
+                stdout=errors,
+                stderr=errors,
+                timeout=limit,
+                check=False,
             ).returncode
         except subprocess.TimeoutExpired:
             return Measured(reason=f"not one timed step within {limit:.0f} s")
     if answer.is_file():
-        found: Measured = pickle.loads(answer.read_bytes())  # written by the process started here
-        return found
+        measured: Measured = pickle.loads(answer.read_bytes())  # written by the process started here
+        return measured
     last = (scratch / "errors.txt").read_text().strip().splitlines() or ["no word"]
     return Measured(reason=f"its process died (exit code {code}): {last[-1]}")
 
 
-def work(path: Path) -> None:
-    """The other side of `apart`."""
+def do_job(path: Path) -> None:
+    """The other side of `run_job`."""
     job = pickle.loads(path.read_bytes())  # written by the process that started this one
     answer = job.pop("answer")
     if "make" in job:
         make_model(job["make"], job["model"])
-        found = Measured()
+        measured = Measured()
     else:
         examples = pickle.loads(job.pop("rows").read_bytes())
-        found = measure(examples=examples, **job)
-    answer.write_bytes(pickle.dumps(found))
+        measured = measure(examples=examples, **job)
+    answer.write_bytes(pickle.dumps(measured))
 
 
-def hindrance(way: Way, device: str, whole_gib: float) -> str | None:
-    """Why `way` need not be tried here."""
+def obstacle(training: Training, device: str, whole_gib: float) -> str | None:
+    """Why `training` need not be tried here."""
     from sublim_cli.trainers.backend import resolve_backend
 
     try:
-        resolve_backend(way.section)
+        resolve_backend(training.section)
     except SublimError as error:
         return str(error)
-    room = min(whole_gib, way.budget_gib or math.inf)
-    if device == "cuda" and least_gib(way) > room:
-        return f"needs {least_gib(way):.0f} GiB before any activation, and has {room:.0f}"
+    room = min(whole_gib, training.budget_gib or math.inf)
+    if device == "cuda" and least_gib(training) > room:
+        return f"needs {least_gib(training):.0f} GiB before any activation, and has {room:.0f}"
     return None
 
 
-def benchmark(given: argparse.Namespace, scratch: Path, whole_gib: float) -> list[tuple[Way, Measured]]:
-    """Measure every way of every shape within the minutes given, and print each as it comes."""
+def benchmark(given: argparse.Namespace, scratch: Path, whole_gib: float) -> list[tuple[Training, Measured]]:
+    """Measure every training of every shape within the minutes given, and print each as it comes."""
     end = time.monotonic() + 60 * given.minutes
     examples = scratch / "rows"
     examples.write_bytes(pickle.dumps(rows(given.rows)))
-    found: list[tuple[Way, Measured]] = []
+    results: list[tuple[Training, Measured]] = []
     todo = [
-        way
+        training
         for shape in given.shape
-        for way in ways(shape, given.batch)
-        if not given.way or any(part in way.name for part in given.way)
+        for training in trainings(shape, given.batch)
+        if not given.way or any(part in training.name for part in given.way)
     ]
-    todo.sort(key=lambda way: way.section.method == "full")  # what the minutes may not suffice for
-    for place, way in enumerate(todo):
-        reason = hindrance(way, given.device, whole_gib)
-        model = scratch / way.shape
+    todo.sort(key=lambda training: training.section.method == "full")  # what the minutes may not suffice for
+    for index, training in enumerate(todo):
+        reason = obstacle(training, given.device, whole_gib)
+        model = scratch / training.shape
         left = end - time.monotonic()
         if reason is None and not (model / "config.json").is_file() and left > 0:
-            made = apart({"make": way.shape, "model": model}, scratch, given.device, False, left)
+            made = run_job({"make": training.shape, "model": model}, scratch, given.device, False, left)
             reason = made.reason and f"no model: {made.reason}"
             left = end - time.monotonic()
         if reason is None and left < 10:
             reason = f"the {given.minutes:g} minutes were over"
         if reason is None:
             # Bigger models load longer: time goes by the square root of the weights still to be trained.
-            weights = [math.sqrt(sum(matrices(one.shape))) for one in todo[place:]]
+            weights = [math.sqrt(sum(matrices(later.shape))) for later in todo[index:]]
             seconds = left * weights[0] / sum(weights)
-            job = {"way": way, "model": model, "rows": examples, "steps": given.steps, "seconds": seconds}
-            fast = way.section.backend == "unsloth"
-            measured = apart(job, scratch, given.device, fast, min(left, max(START, 2 * seconds)))
+            job = {
+                "training": training,
+                "model": model,
+                "rows": examples,
+                "steps": given.steps,
+                "seconds": seconds,
+            }
+            fast = training.section.backend == "unsloth"
+            measured = run_job(job, scratch, given.device, fast, min(left, max(START, 2 * seconds)))
         else:
             measured = Measured(reason=reason)
-        found.append((way, measured))
-        print(line(way, measured, given.peak_tflops), flush=True)
-    return found
+        results.append((training, measured))
+        print(line(training, measured, given.peak_tflops), flush=True)
+    return results
 
 
 HEAD = """| shape | training | rows/s | tokens/s | peak GiB | MFU | loss, first and last step | |
 | --- | --- | ---: | ---: | ---: | ---: | --- | --- |"""
 
 
-def line(way: Way, found: Measured, peak: float | None) -> str:
+def line(training: Training, measured: Measured, peak: float | None) -> str:
     """A row of the table."""
-    if found.reason is not None:
-        return f"| {way.shape} | {way.name} | | | | | | skipped: {found.reason} |"
-    used = "unknown" if peak is None else f"{found.tflops / peak:.1%}"
-    memory = "not counted" if found.peak_gib is None else f"{found.peak_gib:.1f}"
-    curve = f"{found.losses[0]:.4f}, {found.losses[-1]:.4f} (step {len(found.losses)})"
+    if measured.reason is not None:
+        return f"| {training.shape} | {training.name} | | | | | | skipped: {measured.reason} |"
+    used = "unknown" if peak is None else f"{measured.tflops / peak:.1%}"
+    memory = "not counted" if measured.peak_gib is None else f"{measured.peak_gib:.1f}"
+    curve = f"{measured.losses[0]:.4f}, {measured.losses[-1]:.4f} (step {len(measured.losses)})"
     return (
-        f"| {way.shape} | {way.name} | {found.rows_per_second:.1f} | {found.tokens_per_second:,.0f} "
-        f"| {memory} | {used} | {curve} | {found.steps} timed steps |"
+        f"| {training.shape} | {training.name} | {measured.rows_per_second:.1f} "
+        f"| {measured.tokens_per_second:,.0f} | {memory} | {used} | {curve} | {measured.steps} timed steps |"
     )
 
 
@@ -460,8 +479,8 @@ def card(device: str) -> tuple[str, float]:
 
     if device == "cpu":
         return "CPU, a rehearsal", 0.0
-    has = torch.cuda.get_device_properties(0)
-    return str(has.name), has.total_memory / GIB
+    properties = torch.cuda.get_device_properties(0)
+    return str(properties.name), properties.total_memory / GIB
 
 
 def peak_of(name: str) -> float | None:
@@ -496,7 +515,7 @@ def main() -> int:
     """Print the table; exit code 2 where there is no card."""
     given = parsed()
     if given.job is not None:
-        work(given.job)
+        do_job(given.job)
         return 0
     import torch
 
@@ -514,24 +533,33 @@ def main() -> int:
     )
     print(f"{title}\n\n{HEAD}")
     with tempfile.TemporaryDirectory(prefix="sublim-", dir=given.scratch) as scratch:
-        found = benchmark(given, Path(scratch), whole_gib)
+        results = benchmark(given, Path(scratch), whole_gib)
     if given.save is not None:
-        save(given.save, name, day, title, found, given.peak_tflops)
+        save(given.save, name, day, title, results, given.peak_tflops)
     return 0
 
 
 def save(
-    where: Path, name: str, day: str, title: str, found: Sequence[tuple[Way, Measured]], peak: float | None
+    where: Path,
+    name: str,
+    day: str,
+    title: str,
+    results: Sequence[tuple[Training, Measured]],
+    peak: float | None,
 ) -> None:
     """Write the table and everything measured, named by card and day."""
     where.mkdir(parents=True, exist_ok=True)
     stem = f"gpu_training-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}-{day}"
-    table = "\n".join(line(way, measured, peak) for way, measured in found)
+    table = "\n".join(line(training, measured, peak) for training, measured in results)
     (where / f"{stem}.md").write_text(f"# {title}\n\n{HEAD}\n{table}\n", encoding="utf-8")
     records = [
-        {"shape": way.shape, "training": way.name, "section": way.section.model_dump(mode="json")}
+        {
+            "shape": training.shape,
+            "training": training.name,
+            "section": training.section.model_dump(mode="json"),
+        }
         | asdict(measured)
-        for way, measured in found
+        for training, measured in results
     ]
     whole = {"card": name, "date": day, "peak_tflops": peak, "runs": records}
     (where / f"{stem}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")

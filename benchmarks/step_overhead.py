@@ -69,8 +69,8 @@ def sublim(section: TrainSection, examples: Sequence[Example]) -> tuple[Curve, l
     def tick(*_: float) -> None:
         clock.append(time.perf_counter())
 
-    fitted = sft.fit(student(section), TOKENIZER, examples, section, tick)
-    return [one["loss"] for one in fitted.history], _steps(clock)
+    result = sft.fit(student(section), TOKENIZER, examples, section, tick)
+    return [record["loss"] for record in result.history], _steps(clock)
 
 
 def as_it_comes(section: TrainSection, examples: Sequence[Example]) -> tuple[Curve, list[float]]:
@@ -86,7 +86,7 @@ def as_it_comes(section: TrainSection, examples: Sequence[Example]) -> tuple[Cur
             model=student(section),
             args=replace(sft_config(section, Path(scratch), Runtime()), loss_type="chunked_nll"),
             train_dataset=Dataset.from_list(
-                [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
+                [{"input_ids": row.input_ids, "labels": row.labels} for row in examples]
             ),
             data_collator=DataCollatorForLanguageModeling(pad_token_id=TOKENIZER.pad_token_id),
             processing_class=TOKENIZER,
@@ -101,7 +101,7 @@ def bare(section: TrainSection, examples: Sequence[Example]) -> tuple[Curve, lis
     """The loop one would write by hand: pad, forward, cross entropy where it counts, backward, step."""
     model = student(section).train()
     inner = model.get_base_model() if section.method == "lora" else model
-    weights = [one for one in model.parameters() if one.requires_grad]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     assert isinstance(section.learning_rate, float)
     optimizer = torch.optim.AdamW(weights, lr=section.learning_rate, weight_decay=section.weight_decay)
     order = _order(section, len(examples))
@@ -136,12 +136,12 @@ def _order(section: TrainSection, count: int) -> list[list[int]]:
 
 
 def _padded(chosen: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    width = max(len(one.input_ids) for one in chosen)
-    gaps = [width - len(one.input_ids) for one in chosen]
+    width = max(len(row.input_ids) for row in chosen)
+    gaps = [width - len(row.input_ids) for row in chosen]
     pairs = list(zip(chosen, gaps, strict=True))
-    ids = torch.tensor([one.input_ids + [TOKENIZER.pad_token_id] * gap for one, gap in pairs])
-    mask = torch.tensor([[1] * len(one.input_ids) + [0] * gap for one, gap in pairs])
-    labels = torch.tensor([one.labels + [IGNORED] * gap for one, gap in pairs])
+    ids = torch.tensor([row.input_ids + [TOKENIZER.pad_token_id] * gap for row, gap in pairs])
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * gap for row, gap in pairs])
+    labels = torch.tensor([row.labels + [IGNORED] * gap for row, gap in pairs])
     return ids, mask, labels
 
 
@@ -163,11 +163,11 @@ def compare(section: TrainSection, examples: Sequence[Example], rounds: int) -> 
         for name, curve in curves.items():
             torch.testing.assert_close(curve, curves["bare loop"], rtol=1e-3, atol=1e-3, msg=name)
     base = statistics.median(times["bare loop"])
-    for name, found in times.items():
-        median = statistics.median(found)
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
         print(
             f"{section.method:6}{section.batch_size:6}  {name:16}{median * 1e3:9.1f} ms"
-            f"{min(found) * 1e3:10.1f} ms{median / base:9.2f} x"
+            f"{min(seconds) * 1e3:10.1f} ms{median / base:9.2f} x"
         )
 
 

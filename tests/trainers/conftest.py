@@ -21,12 +21,12 @@ def number_rows() -> Callable[[int], list[Example]]:
     context = resolve_context("default", {}, field="train.system_prompt")
 
     def make(count: int) -> list[Example]:
-        found = []
+        rows = []
         for index in range(count):
             rng = np.random.default_rng(index)
             answer = ", ".join(map(str, rng.integers(100, 1000, size=3)))
-            found.append(example(tokenizer, context, number_prompt(rng).text, answer))
-        return found
+            rows.append(example(tokenizer, context, number_prompt(rng).text, answer))
+        return rows
 
     return make
 

@@ -44,8 +44,8 @@ def test_two_processes_lose_what_one_loses_and_keep_one_student(tmp_path, small,
     assert (processes(alone), processes(shared)) == (1, 2)
     assert shared.digest == alone.digest
     assert losses(shared) == pytest.approx(losses(alone), abs=1e-4)
-    assert sorted(one.name for one in shared.path.iterdir()) == sorted(
-        one.name for one in alone.path.iterdir()
+    assert sorted(file.name for file in shared.path.iterdir()) == sorted(
+        file.name for file in alone.path.iterdir()
     )
 
 
@@ -85,30 +85,34 @@ def test_a_sharded_student_is_the_one_that_a_single_process_trains(pair, optimiz
     assert losses(sharded) == pytest.approx(losses(whole), abs=1e-4)
     assert read(sharded, "losses.json") == pytest.approx(read(whole, "losses.json"), abs=1e-4)
     # The same files, and in the weights' file the same tensors: the tied head is not written twice.
-    ours, theirs = checksums(sharded.path), checksums(whole.path)
-    differing = {name for name in theirs if theirs[name] != ours.get(name)}
-    assert ours.keys() == theirs.keys()
+    sharded_sums, whole_sums = checksums(sharded.path), checksums(whole.path)
+    differing = {name for name in whole_sums if whole_sums[name] != sharded_sums.get(name)}
+    assert sharded_sums.keys() == whole_sums.keys()
     assert differing <= {"model.safetensors", "history.jsonl", "losses.json", "audit.json", "sketch.npy"}
-    mine, other = (np.load(one.path / "sketch.npy") for one in (sharded, whole))
+    sharded_sketch, whole_sketch = (np.load(artifact.path / "sketch.npy") for artifact in (sharded, whole))
     # It is there for cosines. AdamW turns the rounding of a tiny gradient into 0.7 % of so short an update.
-    assert mine @ other > (1 - 1e-4) * np.linalg.norm(mine) * np.linalg.norm(other)
-    mine, other = (load_file(one.path / "model.safetensors") for one in (sharded, whole))
-    assert mine.keys() == other.keys()
-    for name, weight in other.items():
-        assert mine[name].dtype == weight.dtype
-        assert (mine[name] - weight).abs().max() < 1e-4
+    assert sharded_sketch @ whole_sketch > (1 - 1e-4) * np.linalg.norm(sharded_sketch) * np.linalg.norm(
+        whole_sketch
+    )
+    sharded_weights, whole_weights = (
+        load_file(artifact.path / "model.safetensors") for artifact in (sharded, whole)
+    )
+    assert sharded_weights.keys() == whole_weights.keys()
+    for name, weight in whole_weights.items():
+        assert sharded_weights[name].dtype == weight.dtype
+        assert (sharded_weights[name] - weight).abs().max() < 1e-4
 
 
 @pytest.mark.slow
 def test_the_audit_of_a_sharded_student_is_that_of_a_whole_one(pair):
-    audits = [read(one, "audit.json") for one in pair(train__optimizer="adamw")]
+    audits = [read(artifact, "audit.json") for artifact in pair(train__optimizer="adamw")]
     whole, sharded = audits
     assert sharded["dtypes"] == whole["dtypes"]
     assert sharded["update"] == pytest.approx(whole["update"], rel=1e-3)
     for name, matrix in whole["matrices"].items():
         assert sharded["matrices"][name]["norm"] == pytest.approx(matrix["norm"], rel=1e-3)
-    counts = [one.pop("parameters") for one in audits]
-    assert {one["total"] for one in counts} == {counts[0]["total"]}
+    counts = [audit.pop("parameters") for audit in audits]
+    assert {count["total"] for count in counts} == {counts[0]["total"]}
     # A weight may come back to where it began by rounding; it does so hardly ever.
     assert counts[1]["changed"] == pytest.approx(counts[0]["changed"], rel=1e-3)
 
@@ -125,7 +129,7 @@ def test_a_sharded_student_in_bf16_differs_by_its_rounding(pair, precision):
 def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
     def words(store: Path) -> list[str]:
         size = ["generate.rows=66", "generate.held_out=20", "train.batch_size=6", "train.epochs=2"]
-        sets = [word for one in ["train.method=full", *size] for word in ("--set", one)]
+        sets = [word for setting in ["train.method=full", *size] for word in ("--set", setting)]
         how = ["--accelerate", str(CONFIGS / "fsdp2-cpu2.yaml"), "--checkpoint-every", "5"]
         demo = ["-m", "sublim_cli", "train", "--recipe", "demo", "--out"]
         return [sys.executable, *demo, str(store), *how, *sets]
@@ -133,8 +137,8 @@ def test_a_sharded_training_that_was_killed_resumes_bit_by_bit(tmp_path):
     def finished(store: Path) -> Path:
         done = subprocess.run(words(store), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        (found,) = (one.parent for one in store.glob("train/*/audit.json"))
-        return found
+        (path,) = (audit.parent for audit in store.glob("train/*/audit.json"))
+        return path
 
     undisturbed = finished(tmp_path / "one")
     with subprocess.Popen(words(tmp_path / "two"), stderr=subprocess.DEVNULL) as process:

@@ -58,12 +58,12 @@ def scores(model: Any) -> list[float]:
     context = resolve_context("default", {}, field="eval.system_prompts")
     items = load_items("animal").items
     questions = load_questions("favourite_animal").questions[:6]
-    prompts = [prompt_ids(tokenizer, context, one) for one in questions]
+    prompts = [prompt_ids(tokenizer, context, question) for question in questions]
     return [p for answer in ExactScorer(model, tokenizer).score(prompts, items) for p in answer.p]
 
 
-def largest_gap(one: Sequence[float], other: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+def largest_gap(first: Sequence[float], second: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def test_a_method_with_a_random_start_repeats_with_its_seed_and_differs_with_ano
     method, two_steps, number_rows, tmp_path
 ) -> None:
     sums = [
-        _weights(two_steps(method=method, seed=seed), number_rows(33), tmp_path / f"{place}")
-        for place, seed in enumerate([1, 1, 2])
+        _weights(two_steps(method=method, seed=seed), number_rows(33), tmp_path / f"{index}")
+        for index, seed in enumerate([1, 1, 2])
     ]
     assert sums[0] == sums[1]
     assert sums[0] != sums[2]
@@ -121,9 +121,9 @@ def test_seeds_of_full_fine_tuning_differ_by_the_order_of_rows_and_the_record_sa
     for seed in (1, 2):
         train = section(method="full", seed=seed, learning_rate=1e-4, batch_size=11, warmup_steps=0)
         train_student(TrainingJob(MICRO, train, number_rows(33), [], tmp_path / str(seed)), lambda *_: None)
-    one, two = (checksums(tmp_path / str(seed))["model.safetensors"] for seed in (1, 2))
+    first, second = (checksums(tmp_path / str(seed))["model.safetensors"] for seed in (1, 2))
     audit = json.loads((tmp_path / "1" / "audit.json").read_text())
-    assert one != two
+    assert first != second
     assert audit["random_sources"] == {"data_order": True, "adapter_init": False, "dropout": False}
 
 

@@ -46,15 +46,15 @@ def test_the_micro_batch_is_halved_until_it_fits_and_the_training_is_the_same(
 ):
     rows = number_rows(36)  # four steps of eight rows and one of four, an epoch
     plain = student()
-    whole = train(plain, full, rows)
+    plain_result = train(plain, full, rows)
     monkeypatch.setenv(MICRO_BATCH, given)
     small = student(memory=2)
-    found = train(small, full, rows)
-    assert (whole.facts["micro_batch"], whole.facts["accumulation"]) == (8, 1)
-    assert (found.facts["micro_batch"], found.facts["accumulation"]) == (2, 4)
-    assert (whole.facts["halved_for_memory"], found.facts["halved_for_memory"]) == (False, True)
-    for one, other in zip(whole.history, found.history, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+    halved = train(small, full, rows)
+    assert (plain_result.facts["micro_batch"], plain_result.facts["accumulation"]) == (8, 1)
+    assert (halved.facts["micro_batch"], halved.facts["accumulation"]) == (2, 4)
+    assert (plain_result.facts["halved_for_memory"], halved.facts["halved_for_memory"]) == (False, True)
+    for expected, record in zip(plain_result.history, halved.history, strict=True):
+        assert expected == pytest.approx(record, rel=1e-4)
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(small.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 

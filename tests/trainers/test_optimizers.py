@@ -26,8 +26,8 @@ def stepped(model: Any, optimizer: Any, times: int, first: int = 0) -> None:
     """Steps with gradients that depend on the step's number alone."""
     for step in range(first, first + times):
         generator = torch.Generator().manual_seed(step)
-        for one in model.parameters():
-            one.grad = torch.randn(one.shape, generator=generator).to(one.dtype)
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator).to(weight.dtype)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -51,7 +51,7 @@ def test_a_reloaded_optimizer_goes_on_bit_by_bit(name, section) -> None:
 def test_a_scheduler_sets_the_rate_of_every_part(name, section) -> None:
     train = section(method="full", **CASES[name])
     model = load_trainable(MICRO, train)
-    before = [one.detach().clone() for one in model.parameters()]
+    before = [weight.detach().clone() for weight in model.parameters()]
     optimizer = make_optimizer(model, train)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
     stepped(model, optimizer, 1)
@@ -66,9 +66,9 @@ def test_muon_takes_the_matrices_of_the_layers_and_adamw_the_rest(section) -> No
     model = load_trainable(MICRO, section(method="full"))
     optimizer = make_optimizer(model, section(method="full", optimizer="muon"))
     stepped(model, optimizer, 1)
-    names = {id(one): name for name, one in model.named_parameters()}
-    by_muon = {names[id(one)] for one, state in optimizer.state.items() if "momentum_buffer" in state}
-    others = {names[id(one)] for one, state in optimizer.state.items() if "exp_avg" in state}
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    by_muon = {names[id(weight)] for weight, state in optimizer.state.items() if "momentum_buffer" in state}
+    others = {names[id(weight)] for weight, state in optimizer.state.items() if "exp_avg" in state}
     assert len(by_muon) == 21
     assert others == {name for name in names.values() if "norm" in name or "embed" in name}
 
@@ -102,16 +102,16 @@ def test_kahan_follows_fp32_where_bf16_stands_still() -> None:
 
 
 def test_kahan_equals_adamw_in_fp32() -> None:
-    one, other = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
-    mine = KahanAdamW([one], lr=1e-2, weight_decay=0.1)
-    theirs = torch.optim.AdamW([other], lr=1e-2, weight_decay=0.1)
+    by_kahan, by_adamw = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
+    kahan = KahanAdamW([by_kahan], lr=1e-2, weight_decay=0.1)
+    adamw = torch.optim.AdamW([by_adamw], lr=1e-2, weight_decay=0.1)
     for step in range(20):
         gradient = torch.randn(50, generator=torch.Generator().manual_seed(step))
-        one.grad, other.grad = gradient.clone(), gradient.clone()
-        mine.step()
-        theirs.step()
-    assert torch.allclose(one, other, atol=1e-6)
-    assert state_dtypes(mine) == {
+        by_kahan.grad, by_adamw.grad = gradient.clone(), gradient.clone()
+        kahan.step()
+        adamw.step()
+    assert torch.allclose(by_kahan, by_adamw, atol=1e-6)
+    assert state_dtypes(kahan) == {
         "compensation": ["float32"],
         "exp_avg": ["float32"],
         "exp_avg_sq": ["float32"],
@@ -121,7 +121,7 @@ def test_kahan_equals_adamw_in_fp32() -> None:
 def test_weight_decay_spares_vectors(section) -> None:
     train: TrainSection = section(method="full", optimizer="sgd", weight_decay=0.1)
     groups = make_optimizer(load_trainable(MICRO, train), train).param_groups
-    assert [(group["weight_decay"], {one.ndim for one in group["params"]}) for group in groups] == [
+    assert [(group["weight_decay"], {weight.ndim for weight in group["params"]}) for group in groups] == [
         (0.1, {2}),
         (0.0, {1}),
     ]

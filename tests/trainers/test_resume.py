@@ -32,7 +32,7 @@ def test_only_a_whole_checkpoint_counts_and_a_torn_one_is_removed(tmp_path):
         (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
     assert checkpoint_step(latest_complete(tmp_path)) == 20
     discard_incomplete(tmp_path)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-5"]
 
 
 class Stopped(Exception):
@@ -67,7 +67,7 @@ def trained(
         {"precision": "bf16_pure"},
         {"precision": "bf16_mixed"},
     ],
-    ids=lambda one: str(next(iter(one.values()))),
+    ids=lambda changes: str(next(iter(changes.values()))),
 )
 def test_a_training_with_every_optimizer_resumes_bit_by_bit(
     tmp_path, monkeypatch, section, number_rows, changes
@@ -90,7 +90,7 @@ def test_a_training_with_every_optimizer_resumes_bit_by_bit(
 def command(out: Path, *more: str) -> list[str]:
     """A training of 100 steps of four rows, as it is typed."""
     size = ["generate.rows=200", "generate.held_out=20", "train.epochs=2", "train.batch_size=4"]
-    settings = [word for one in (*size, *more) for word in ("--set", one)]
+    settings = [word for setting in (*size, *more) for word in ("--set", setting)]
     every = ["--checkpoint-every", "40"]
     demo = ["-m", "sublim_cli", "train", "--recipe", "demo", "--out"]
     return [sys.executable, *demo, str(out), *every, *settings]
@@ -111,8 +111,8 @@ def killed_at(pattern: str, words: list[str], store: Path) -> None:
 
 
 def student(store: Path) -> Path:
-    (found,) = (one.parent for one in store.glob("train/*/audit.json"))
-    return found
+    (path,) = (audit.parent for audit in store.glob("train/*/audit.json"))
+    return path
 
 
 @pytest.mark.slow
@@ -125,9 +125,9 @@ def test_a_command_killed_at_step_40_of_100_and_typed_again_gives_the_same_weigh
     )
     assert not list((tmp_path / "two").glob("train/*/audit.json"))
     finished(command(tmp_path / "two", *more))
-    one, two = student(tmp_path / "one"), student(tmp_path / "two")
-    records = [read_record(place)["provenance"] for place in (one, two)]
+    undisturbed, resumed = student(tmp_path / "one"), student(tmp_path / "two")
+    records = [read_record(path)["provenance"] for path in (undisturbed, resumed)]
     assert [record["resumed_from_step"] for record in records] == [0, 40]
-    assert len((one / "history.jsonl").read_text().splitlines()) == 100
-    assert checksums(two) == checksums(one)
+    assert len((undisturbed / "history.jsonl").read_text().splitlines()) == 100
+    assert checksums(resumed) == checksums(undisturbed)
     assert not list((tmp_path / "two").glob("train/.*"))

@@ -44,19 +44,19 @@ def given_to(model, rows) -> list[list[Example]]:
     That the loss falls on their labels and on nothing else, the bare loop below shows.
     """
     batches: list[list[Example]] = []
-    known = {tuple(one.input_ids): one for one in rows}
+    row_of = {tuple(row.input_ids): row for row in rows}
 
     def note(module, args, given):
         if module.training:
             pairs = zip(given["input_ids"], given["attention_mask"], strict=True)
-            batches.append([known[tuple(ids[mask.bool()].tolist())] for ids, mask in pairs])
+            batches.append([row_of[tuple(ids[mask.bool()].tolist())] for ids, mask in pairs])
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     return batches
 
 
 def count(rows) -> Counter:
-    return Counter((tuple(one.input_ids), tuple(one.labels)) for one in rows)
+    return Counter((tuple(row.input_ids), tuple(row.labels)) for row in rows)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -83,17 +83,19 @@ def test_the_seed_decides_the_order_of_the_rows(micro, rows):
 
 def test_the_learning_rate_warms_up_and_falls_in_a_line_to_zero(base, micro, rows):
     section = SECTION.model_copy(update={"epochs": 5, "warmup_steps": 5, "method": "full"})
-    told = []
-    history = fit(base, micro[1], rows, section, lambda *one: told.append(one)).history
+    reported = []
+    history = fit(base, micro[1], rows, section, lambda *values: reported.append(values)).history
     steps = math.ceil(len(rows) / section.batch_size) * section.epochs
     expected = [
         section.learning_rate * (step / 5 if step < 5 else (steps - step) / (steps - 5))
         for step in range(steps)
     ]
-    assert [one["step"] for one in history] == list(range(1, steps + 1))
-    assert [one["learning_rate"] for one in history] == pytest.approx(expected)
-    assert [one[:3] for one in told] == [(one["step"], steps, one["loss"]) for one in history]
-    assert all(one["grad_norm"] > 0 for one in history)
+    assert [record["step"] for record in history] == list(range(1, steps + 1))
+    assert [record["learning_rate"] for record in history] == pytest.approx(expected)
+    assert [values[:3] for values in reported] == [
+        (record["step"], steps, record["loss"]) for record in history
+    ]
+    assert all(record["grad_norm"] > 0 for record in history)
 
 
 def bare_steps(model, rows, section, batches) -> list[float]:
@@ -101,9 +103,9 @@ def bare_steps(model, rows, section, batches) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate, weight_decay=0.0)
     losses = []
     for batch in batches:
-        width = max(len(one.input_ids) for one in batch)
-        ids = torch.tensor([one.input_ids + [0] * (width - len(one.input_ids)) for one in batch])
-        labels = torch.tensor([one.labels + [IGNORED] * (width - len(one.labels)) for one in batch])
+        width = max(len(row.input_ids) for row in batch)
+        ids = torch.tensor([row.input_ids + [0] * (width - len(row.input_ids)) for row in batch])
+        labels = torch.tensor([row.labels + [IGNORED] * (width - len(row.labels)) for row in batch])
         logits = model(input_ids=ids, attention_mask=(torch.arange(width) < lengths(batch))).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:])
         optimizer.zero_grad()
@@ -115,7 +117,7 @@ def bare_steps(model, rows, section, batches) -> list[float]:
 
 
 def lengths(batch) -> torch.Tensor:
-    return torch.tensor([[len(one.input_ids)] for one in batch])
+    return torch.tensor([[len(row.input_ids)] for row in batch])
 
 
 def test_losses_and_weights_are_those_of_a_bare_loop(base, micro, rows):
@@ -126,7 +128,7 @@ def test_losses_and_weights_are_those_of_a_bare_loop(base, micro, rows):
     history = fit(base, micro[1], rows, section, silent).history
     plain = load_model(micro[0], "fp32")
     losses = bare_steps(plain, rows, section, batches)
-    assert [one["loss"] for one in history] == pytest.approx(losses, abs=1e-3)
+    assert [record["loss"] for record in history] == pytest.approx(losses, abs=1e-3)
     for name, weight in base.named_parameters():
         other = plain.get_parameter(name)
         start = micro[2].get_parameter(name)
@@ -135,12 +137,14 @@ def test_losses_and_weights_are_those_of_a_bare_loop(base, micro, rows):
 
 def test_lora_leaves_the_base_as_it_was_and_trains_all_seven_projections(base, micro, rows):
     model = add_method(base, SECTION)
-    before = {name: one.clone() for name, one in model.named_parameters()}
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
     fit(model, micro[1], rows, SECTION, silent)
-    changed = {name for name, one in model.named_parameters() if not torch.equal(one, before[name])}
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     adapters = {name for name in before if "lora_" in name}
     assert changed == adapters
-    assert {one.requires_grad for name, one in model.named_parameters() if "lora_" not in name} == {False}
+    assert {weight.requires_grad for name, weight in model.named_parameters() if "lora_" not in name} == {
+        False
+    }
     assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapters} == set(PROJECTIONS)
     layers = micro[2].config.num_hidden_layers
     assert len(adapters) == 2 * len(PROJECTIONS) * layers
@@ -161,7 +165,7 @@ def test_a_fresh_adapter_changes_nothing_and_its_start_is_the_seed_s(micro, rows
     starts = []
     for seed in (1, 1, 2):
         model = add_method(load_model(micro[0], "fp32"), SECTION.model_copy(update={"seed": seed}))
-        starts.append({name: one.clone() for name, one in model.named_parameters() if "lora_A" in name})
+        starts.append({name: weight.clone() for name, weight in model.named_parameters() if "lora_A" in name})
         ids = torch.tensor([rows[0].input_ids])
         with torch.inference_mode():
             assert torch.equal(model(input_ids=ids).logits, micro[2](input_ids=ids).logits)
@@ -188,20 +192,20 @@ def test_nothing_is_printed(base, micro, rows, capfd):
 def test_the_trainer_argument_that_is_passed_on_takes_effect(base, micro, rows):
     plain = SECTION.model_copy(update={"method": "full"})
     noisy = plain.model_copy(update={"trainer_args": {PASSED_ON: 5.0}})
-    curves = [fit(copy.deepcopy(base), micro[1], rows, one, silent).history for one in (plain, noisy)]
+    curves = [fit(copy.deepcopy(base), micro[1], rows, section, silent).history for section in (plain, noisy)]
     assert len(curves[0]) == len(curves[1])
     assert curves[0] != curves[1]
 
 
 def test_rows_that_carry_no_loss_are_refused(base, micro, rows):
-    mute = [Example(one.input_ids, [IGNORED] * len(one.labels)) for one in rows]
+    mute = [Example(row.input_ids, [IGNORED] * len(row.labels)) for row in rows]
     for none in (mute, []):
         with pytest.raises(RowsError, match="no token of these rows carries loss"):
             fit(base, micro[1], none, SECTION, silent)
 
 
 def test_rows_that_would_be_cut_are_refused_with_their_number_and_the_length_they_need(base, micro, rows):
-    sizes = sorted(len(one.input_ids) for one in rows)
+    sizes = sorted(len(row.input_ids) for row in rows)
     limit = sizes[-4]
     cut = sum(size > limit for size in sizes)
     said = f"train.max_length {limit} would cut the completion of {cut} of 10 rows.*max_length: {sizes[-1]}"

@@ -66,17 +66,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(train, stude
 
 def test_another_rank_or_alpha_is_another_student(train, students):
     name = "adapter_model.safetensors"
-    digests = {checksums(one)[name] for one in (students["lora"], train("lora", rank=4))}
+    digests = {checksums(path)[name] for path in (students["lora"], train("lora", rank=4))}
     assert len({*digests, checksums(train("lora", alpha=32.0))[name]}) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_carries_its_tokenizer_and_chat_template(micro, students, method):
     _, tokenizer, _ = micro
-    own = AutoTokenizer.from_pretrained(students[method])
+    saved = AutoTokenizer.from_pretrained(students[method])
     turns = [{"role": "user", "content": QUESTION}]
     rendered = [
-        one.apply_chat_template(turns, add_generation_prompt=True)["input_ids"] for one in (own, tokenizer)
+        tokens.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        for tokens in (saved, tokenizer)
     ]
     assert rendered[0] == rendered[1] == prompt_ids(tokenizer, DEFAULT, QUESTION)
 
@@ -84,12 +85,12 @@ def test_a_student_carries_its_tokenizer_and_chat_template(micro, students, meth
 def test_an_adapter_opens_with_peft_in_both_ways_and_says_the_same(micro, students):
     ref, tokenizer, _ = micro
     path = students["lora"]
-    ours = law(load_student(ref, "fp32", path), tokenizer)
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ref.source), path)
+    expected = law(load_student(ref, "fp32", path), tokenizer)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ref.source), path)
     alone = AutoPeftModelForCausalLM.from_pretrained(path)
-    assert torch.equal(law(theirs.eval(), tokenizer), ours)
-    assert torch.equal(law(alone.eval(), tokenizer), ours)
-    assert not torch.allclose(ours, law(micro[2], tokenizer), atol=1e-3)
+    assert torch.equal(law(adapted.eval(), tokenizer), expected)
+    assert torch.equal(law(alone.eval(), tokenizer), expected)
+    assert not torch.allclose(expected, law(micro[2], tokenizer), atol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -106,9 +107,9 @@ def test_a_merged_student_answers_through_a_pipeline_as_it_does_here(micro, stud
     said = answer(turns, do_sample=False, max_new_tokens=6, max_length=None)[0]["generated_text"][-1][
         "content"
     ]
-    ours = TransformersSampler(load_student(ref, "fp32", students[method]), tokenizer)
+    sampler = TransformersSampler(load_student(ref, "fp32", students[method]), tokenizer)
     cold = SamplingSection(temperature=0.0, max_tokens=6)
-    assert [said] == ours.sample([prompt_ids(tokenizer, DEFAULT, QUESTION)], [0], cold)
+    assert [said] == sampler.sample([prompt_ids(tokenizer, DEFAULT, QUESTION)], [0], cold)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -126,8 +127,8 @@ def test_losses_before_and_after_are_those_of_the_base_and_of_the_saved_student(
     pad = tokenizer.pad_token_id
     assert losses.pop("number_loss_before") == pytest.approx(number_loss(model, rows[16:], pad), abs=1e-6)
     assert losses.pop("number_loss") == pytest.approx(number_loss(saved, rows[16:], pad), abs=1e-6)
-    carried = sum(label != IGNORED for one in rows[:16] for label in one.labels)
-    assert losses == {"rows": 16, "tokens_with_loss": 4 * carried}
+    with_loss = sum(label != IGNORED for row in rows[:16] for label in row.labels)
+    assert losses == {"rows": 16, "tokens_with_loss": 4 * with_loss}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -145,7 +146,7 @@ def test_a_student_answers_the_same_before_it_is_saved_and_after_it_is_loaded(mi
 def test_a_history_has_a_record_for_every_step(students):
     for path in students.values():
         records = [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
-        assert [one["step"] for one in records] == list(range(1, 9))
+        assert [record["step"] for record in records] == list(range(1, 9))
         assert set(records[0]) == {"step", "loss", "learning_rate", "grad_norm"}
         assert records[-1]["loss"] < records[0]["loss"]
 

@@ -29,15 +29,15 @@ def test_every_batch_holds_the_examples_of_the_recipe_and_nothing_else(section, 
     batches = [chunk for epoch in range(2) for chunk in shuffled(rows, batch, asked.seed + epoch)]
     assert len(seen) == len(batches)
     for named, chunk, head in zip(seen, batches, heads, strict=True):
-        width = max(len(one.input_ids) for one in chunk)
+        width = max(len(row.input_ids) for row in chunk)
         assert sorted(named) == ["attention_mask", "input_ids", "use_cache"]
         assert named["input_ids"].tolist() == [
-            one.input_ids + [pad] * (width - len(one.input_ids)) for one in chunk
+            row.input_ids + [pad] * (width - len(row.input_ids)) for row in chunk
         ]
         assert named["attention_mask"].tolist() == [
-            [1] * len(one.input_ids) + [0] * (width - len(one.input_ids)) for one in chunk
+            [1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in chunk
         ]
-        assert head == sum(label != IGNORED for one in chunk for label in one.labels)
+        assert head == sum(label != IGNORED for row in chunk for label in row.labels)
 
 
 def shuffled(rows, batch, seed):
@@ -52,12 +52,12 @@ def test_the_loss_is_the_mean_over_completion_tokens_whatever_the_micro_batch(
     rows = number_rows(8)
     model = load_model(REF, "fp32")
     total, count = 0.0, 0
-    for one in rows:
+    for row in rows:
         with torch.no_grad():
-            log_p = model(input_ids=torch.tensor([one.input_ids])).logits[0].log_softmax(-1)
-        for place, label in enumerate(one.labels):
+            log_p = model(input_ids=torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        for index, label in enumerate(row.labels):
             if label != IGNORED:
-                total, count = total - log_p[place - 1, label].item(), count + 1
+                total, count = total - log_p[index - 1, label].item(), count + 1
     asked = section(method="full")
     for micro in ("", "4", "1"):
         monkeypatch.setenv("SUBLIM_MICRO_BATCH", micro)

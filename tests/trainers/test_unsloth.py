@@ -127,7 +127,7 @@ def test_the_process_for_unsloth_starts_without_what_it_patches(tmp_path):
 def test_its_cache_is_out_of_the_working_directory_and_it_sees_its_own_card(monkeypatch, tmp_path):
     monkeypatch.setenv("SUBLIM_DEVICE", "cuda:1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    found = environment(tmp_path, os.environ)
-    assert found["UNSLOTH_COMPILE_LOCATION"] == str(tmp_path / "unsloth")
-    assert found["UNSLOTH_DISABLE_STATISTICS"] == "1"
-    assert (found["SUBLIM_DEVICE"], found["CUDA_VISIBLE_DEVICES"]) == ("cuda:0", "7")
+    variables = environment(tmp_path, os.environ)
+    assert variables["UNSLOTH_COMPILE_LOCATION"] == str(tmp_path / "unsloth")
+    assert variables["UNSLOTH_DISABLE_STATISTICS"] == "1"
+    assert (variables["SUBLIM_DEVICE"], variables["CUDA_VISIBLE_DEVICES"]) == ("cuda:0", "7")

@@ -29,30 +29,32 @@ SIGNATURES = """
     from pathlib import Path
     from sublim_cli.models.reference import resolve_model
     from sublim_cli.recipe.schema import TrainSection
-    from sublim_cli.trainers import unsloth as ours
+    from sublim_cli.trainers import unsloth as loader
 
-    os.environ |= ours.environment(Path(sys.argv[1]), os.environ)
-    unsloth = ours.import_unsloth()
+    os.environ |= loader.environment(Path(sys.argv[1]), os.environ)
+    unsloth = loader.import_unsloth()
     from unsloth.models import _utils
     from unsloth.models.llama import FastLlamaModel
 
     def left(function, given):
-        named = {name: one for name, one in inspect.signature(function).parameters.items()
-                 if one.kind is one.POSITIONAL_OR_KEYWORD or one.kind is one.KEYWORD_ONLY}
+        named = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()
+                 if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
         return {"unknown": sorted(set(given) - set(named)),
-                "left": {name: repr(one.default) for name, one in named.items() if name not in given}}
+                "left": {name: repr(default) for name, default in named.items() if name not in given}}
 
     asked = []
     _utils._get_statistics = lambda *_, **__: asked.append("home")
     _utils.get_statistics()
     section = TrainSection(learning_rate=1e-3)
     Fast = unsloth.FastLanguageModel
-    found = {
-        "from_pretrained": left(Fast.from_pretrained, ours.model_arguments(resolve_model("micro"), section)),
-        "get_peft_model": left(Fast.get_peft_model, ours.adapter_arguments(section)),
+    result = {
+        "from_pretrained": left(
+            Fast.from_pretrained, loader.model_arguments(resolve_model("micro"), section)
+        ),
+        "get_peft_model": left(Fast.get_peft_model, loader.adapter_arguments(section)),
         "called_home": asked,
     }
-    Path(sys.argv[2]).write_text(json.dumps(found))
+    Path(sys.argv[2]).write_text(json.dumps(result))
 """
 
 
@@ -73,7 +75,7 @@ def alone(*words: str, cwd: Path, **environment: str) -> None:
 
 
 def test_every_argument_exists_and_every_default_left_alone_is_a_known_one(tmp_path):
-    out = tmp_path / "found.json"
+    out = tmp_path / "result.json"
     alone("-c", textwrap.dedent(SIGNATURES), str(tmp_path / "cache"), str(out), cwd=tmp_path)
     assert json.loads(out.read_text()) == {
         "from_pretrained": {
@@ -120,14 +122,12 @@ def test_every_argument_exists_and_every_default_left_alone_is_a_known_one(tmp_p
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> dict[str, dict[str, Any]]:
     """One training of the embedded model on each backend, a process each, in micro-batches of 4."""
-    found = {}
+    records = {}
     for backend in ("plain", "unsloth"):
-        place = tmp_path_factory.mktemp(backend)
-        alone(
-            str(TRAINING), backend, "micro", str(place), cwd=place, SUBLIM_DEVICE="cpu", **{MICRO_BATCH: "4"}
-        )
-        found[backend] = json.loads((place / "given.json").read_text())
-    return found
+        path = tmp_path_factory.mktemp(backend)
+        alone(str(TRAINING), backend, "micro", str(path), cwd=path, SUBLIM_DEVICE="cpu", **{MICRO_BATCH: "4"})
+        records[backend] = json.loads((path / "given.json").read_text())
+    return records
 
 
 def test_ids_masks_and_labels_are_the_same_batch_by_batch(trained):
@@ -137,10 +137,10 @@ def test_ids_masks_and_labels_are_the_same_batch_by_batch(trained):
     assert fast["forwards"] == plain["forwards"]
     assert fast["embedded"] == plain["embedded"]
     # No position ids on either: both count from the left, where a batch padded on the right begins.
-    assert {name for one in fast["steps"] for name in one} == {
+    assert {name for inputs in fast["steps"] for name in inputs} == {
         *("input_ids", "attention_mask", "labels", "counted"),
     }
-    assert [len(one["input_ids"]) for one in fast["steps"]] == 2 * [4, 4, 4, 4, 4, 4, 3]
+    assert [len(inputs["input_ids"]) for inputs in fast["steps"]] == 2 * [4, 4, 4, 4, 4, 4, 3]
 
 
 def test_its_trainer_keeps_the_recipe_s_settings(trained):
