@@ -94,8 +94,8 @@ def test_the_peak_of_an_unknown_card_is_unknown(gpu_training, name, peak):
 def test_what_the_weights_alone_make_too_big_is_not_tried(gpu_training):
     too_big = {
         way.name
-        for way in gpu_training.ways("7B", 66)
-        if gpu_training.hindrance(way, "cuda", 24.0) and way.section.backend == "plain"
+        for way in gpu_training.trainings("7B", 66)
+        if gpu_training.obstacle(way, "cuda", 24.0) and way.section.backend == "plain"
     }
     assert too_big == {
         f"sublim plain, full {one}" for one in ("fp32", "bf16_mixed", "bf16_pure", "bf16_kahan")
