@@ -224,10 +224,10 @@ def everywhere(effect: float) -> Truth:
     return lambda target, role, rank, rate, trained, asked: effect * (role == "student")
 
 
-def but_for_one(design: Design, effect: float, one: float) -> Truth:
+def but_for_one(design: Design, effect: float, first: float) -> Truth:
     """The first trait's students have another effect than the rest."""
     return lambda target, role, rank, rate, trained, asked: (
-        (one if target == design.traits[0] else effect) * (role == "student")
+        (first if target == design.traits[0] else effect) * (role == "student")
     )
 
 
@@ -243,7 +243,7 @@ def over_rank(design: Design, shape: Callable[[float], float], others: Callable[
     return truth
 
 
-def by_context(own: float, other: float, corner: float | None = None) -> Truth:
+def by_context(home: float, other: float, corner: float | None = None) -> Truth:
     """Effects in the training context and elsewhere; `corner` is that of default asked in empty."""
 
     def truth(
@@ -253,7 +253,7 @@ def by_context(own: float, other: float, corner: float | None = None) -> Truth:
             return 0.0
         if corner is not None and (trained, asked) == ("default", "empty"):
             return corner
-        return own if trained == asked else other
+        return home if trained == asked else other
 
     return truth
 
@@ -297,7 +297,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 
 
-CURVES = tuple(InvertedUClaim(curve=one) for one in ("best", "loss_matched", "norm_matched"))
+CURVES = tuple(InvertedUClaim(curve=curve) for curve in ("best", "loss_matched", "norm_matched"))
 
 
 def curve_errors(design: Design) -> Iterator[Scenario]:
@@ -429,9 +429,9 @@ def set_powers(design: Design) -> Iterator[Scenario]:
 
 def hidden(design: Design) -> Iterator[Scenario]:
     """Verdicts that are right for the data set of the study and wrong for data sets like it."""
-    for one in errors(design):
-        if one.scale == 1 and one.says in {"every effect is the margin", "no trait passes"}:
-            yield replace(one, data=True)
+    for scenario in errors(design):
+        if scenario.scale == 1 and scenario.says in {"every effect is the margin", "no trait passes"}:
+            yield replace(scenario, data=True)
 
 
 def share(scenario: Scenario, draws: int) -> Interval:
@@ -451,8 +451,8 @@ def _counts(scenario: Scenario, verdict: Verdict) -> bool:
         raise AssertionError(verdict.lacks)
     if scenario.counts == "any supported":
         words: dict[str, set[str]] = {}
-        for one in verdict.findings:
-            words.setdefault(one.target, set()).add(one.word(verdict.claim.alpha))
+        for finding in verdict.findings:
+            words.setdefault(finding.target, set()).add(finding.word(verdict.claim.alpha))
         return {"supported"} in words.values()
     return verdict.word == scenario.counts
 
@@ -462,19 +462,19 @@ def show(scenarios: Sequence[Scenario], draws: int) -> list[Interval]:
     print("| claim | design | truth | spread | verdict | share | 95 % interval |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     shares = []
-    for one in scenarios:
-        found = share(one, draws)
-        name: str = one.claim.kind
-        if one.claim.kind == "inverted_u" and one.claim.curve != "fixed":
-            name = f"{name}, {one.claim.curve}"
-        spread = "0.03" if one.scale == 1 else "0.005"
-        bounds = f"[{found.low:.3f}, {found.high:.3f}]"
+    for scenario in scenarios:
+        interval = share(scenario, draws)
+        name: str = scenario.claim.kind
+        if scenario.claim.kind == "inverted_u" and scenario.claim.curve != "fixed":
+            name = f"{name}, {scenario.claim.curve}"
+        spread = "0.03" if scenario.scale == 1 else "0.005"
+        bounds = f"[{interval.low:.3f}, {interval.high:.3f}]"
         print(
-            f"| {name} | {one.design.name} | {one.says} | {spread} | {one.counts} "
-            f"| {found.mean:.3f} | {bounds} |",
+            f"| {name} | {scenario.design.name} | {scenario.says} | {spread} | {scenario.counts} "
+            f"| {interval.mean:.3f} | {bounds} |",
             flush=True,
         )
-        shares.append(found)
+        shares.append(interval)
     return shares
 
 
@@ -483,7 +483,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--power-draws", type=int, default=500)
-    designs = {one.name: one for one in (MICRO, QWEN)}
+    designs = {design.name: design for design in (MICRO, QWEN)}
     parser.add_argument("--design", choices=designs, help="one design; both by default")
     parser.add_argument("--claim", choices=KINDS, help="one kind of claim; all by default")
     options = parser.parse_args()
@@ -491,7 +491,7 @@ def main() -> int:
     wrong = []
     for design in [designs[options.design]] if options.design else designs.values():
         wrong += _tables(design, options.draws, options.power_draws, options.claim)
-    over = [one for one in wrong if one.low is not None and one.low > ALPHA]
+    over = [interval for interval in wrong if interval.low is not None and interval.low > ALPHA]
     print(f"\n{len(over)} of {len(wrong)} error rates are surely above alpha.")
     print(f"{time.monotonic() - start:.0f} s")
     return 1 if over else 0
@@ -519,14 +519,14 @@ def _tables(design: Design, draws: int, power_draws: int, kind: str | None) -> l
     ]
     if design is MICRO:
         tables.append((f"What a single data set hides, {draws} studies each", list(hidden(ONE_SET)), draws))
-    found: list[list[Interval]] = []
+    tables_of_shares: list[list[Interval]] = []
     for title, scenarios, studies in tables:
-        chosen = [one for one in scenarios if kind in (None, one.claim.kind)]
+        chosen = [scenario for scenario in scenarios if kind in (None, scenario.claim.kind)]
         if chosen:
             print(f"## {title}\n")
-        found.append(show(chosen, studies) if chosen else [])
+        tables_of_shares.append(show(chosen, studies) if chosen else [])
         print()
-    return found[0]
+    return tables_of_shares[0]
 
 
 if __name__ == "__main__":

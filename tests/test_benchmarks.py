@@ -50,9 +50,9 @@ def test_a_shape_has_the_weights_that_its_model_card_counts(gpu_training, shape,
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(gpu_training.configuration(shape, end=2, pad=0))
     inside, head = gpu_training.matrices(shape)
-    linear = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
-    assert sum(one.weight.numel() for one in linear) == inside + head
-    whole = sum(one.numel() for one in model.parameters())
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert sum(module.weight.numel() for module in linear) == inside + head
+    whole = sum(weight.numel() for weight in model.parameters())
     tables = head * (1 if model.config.tie_word_embeddings else 2)
     assert whole / 1e9 == pytest.approx(parameters, abs=0.006)
     assert (whole - tables) / 1e9 == pytest.approx(non_embedding, abs=0.006)
@@ -70,7 +70,7 @@ def test_the_operations_are_those_that_torch_counts(gpu_training, method, off):
     batch = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
     with FlopCounterMode(display=False) as counter:
         summed_loss(model, batch).backward()
-    adapter = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     expected = gpu_training.operations("tiny", section, adapter, [row])
     assert counter.get_total_flops() == pytest.approx(expected, rel=off)
 
@@ -98,7 +98,7 @@ def test_what_the_weights_alone_make_too_big_is_not_tried(gpu_training):
         if gpu_training.obstacle(way, "cuda", 24.0) and way.section.backend == "plain"
     }
     assert too_big == {
-        f"sublim plain, full {one}" for one in ("fp32", "bf16_mixed", "bf16_pure", "bf16_kahan")
+        f"sublim plain, full {precision}" for precision in ("fp32", "bf16_mixed", "bf16_pure", "bf16_kahan")
     }
 
 
@@ -115,24 +115,24 @@ def test_a_rehearsal_on_the_cpu_fills_the_table(gpu_training, tmp_path):
     chosen = [word for name in ("TRL", "LoRA r8", "full fp32") for word in ("--way", name)]
     done = benchmark("--device", "cpu", "--shape", "tiny", "--save", "kept", *small, *chosen, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = [[cell.strip() for cell in one.split("|")[1:-1]] for one in done.stdout.splitlines()[4:]]
-    named = {one[1]: one for one in lines}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[4:]]
+    named = {line[1]: line for line in lines}
     assert list(named) == [
         "paper's settings, TRL + PEFT",
         "sublim plain, LoRA r8",
         "sublim Unsloth, LoRA r8",
         "sublim plain, full fp32",
     ]
-    assert all(one[7] == "2 timed steps" for one in lines if "Unsloth" not in one[1])
+    assert all(line[7] == "2 timed steps" for line in lines if "Unsloth" not in line[1])
     if not torch.cuda.is_available():
         assert named["sublim Unsloth, LoRA r8"][7].startswith(
             "skipped: train.backend: unsloth: Unsloth needs"
         )
     # The same rows in the same order from the same weights: the two lose the same nats.
     assert named["paper's settings, TRL + PEFT"][6] == named["sublim plain, LoRA r8"][6]
-    assert [one.name for one in tmp_path.iterdir()] == ["kept"]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     table, data = (next((tmp_path / "kept").glob(f"*.{kind}")) for kind in ("md", "json"))
     assert done.stdout.split("\n\n")[1] in table.read_text()
-    runs = {one["training"]: one for one in json.loads(data.read_text())["runs"]}
+    runs = {run["training"]: run for run in json.loads(data.read_text())["runs"]}
     assert list(runs) == list(named)
     assert len(runs["sublim plain, full fp32"]["losses"]) == gpu_training.WARM + 2

@@ -24,9 +24,9 @@ values = st.floats(min_value=-1e3, max_value=1e3)
 
 
 def test_three_runs_have_the_textbook_interval():
-    found = mean_interval([0.1, 0.2, 0.3])
+    result = mean_interval([0.1, 0.2, 0.3])
     margin = 4.302652729749464 * 0.1 / 3**0.5  # t with two degrees of freedom, 97.5 %
-    assert found == Interval(pytest.approx(0.2), pytest.approx(0.2 - margin), pytest.approx(0.2 + margin), 3)
+    assert result == Interval(pytest.approx(0.2), pytest.approx(0.2 - margin), pytest.approx(0.2 + margin), 3)
 
 
 def test_one_run_has_a_mean_and_no_interval():
@@ -50,10 +50,10 @@ def test_a_level_that_is_no_coverage_is_refused(level):
 
 @given(st.lists(values, min_size=2, max_size=9), st.sampled_from([0.8, 0.95, 0.99]))
 def test_the_interval_is_the_one_scipy_gives(runs, level):
-    found = mean_interval(runs, level=level)
+    result = mean_interval(runs, level=level)
     mean, spread = sum(runs) / len(runs), statistics.stdev(runs) / len(runs) ** 0.5
     margin = stats.t.ppf((1 + level) / 2, len(runs) - 1) * spread
-    assert (found.low, found.high) == (
+    assert (result.low, result.high) == (
         pytest.approx(mean - margin, abs=1e-6),
         pytest.approx(mean + margin, abs=1e-6),
     )
@@ -61,7 +61,7 @@ def test_the_interval_is_the_one_scipy_gives(runs, level):
 
 @given(st.lists(values, min_size=2, max_size=9), values)
 def test_moving_every_run_moves_the_interval(runs, by):
-    before, after = mean_interval(runs), mean_interval([one + by for one in runs])
+    before, after = mean_interval(runs), mean_interval([run + by for run in runs])
     assert after.low == pytest.approx(before.low + by, abs=1e-6)
     assert after.high == pytest.approx(before.high + by, abs=1e-6)
 
@@ -78,21 +78,26 @@ spread_out = st.lists(st.integers(-100, 100).map(float), min_size=2, max_size=9)
 
 @given(spread_out, st.integers(-50, 50))
 def test_the_one_sided_t_tests_are_those_scipy_gives(runs, bound):
-    found = estimate(runs)
-    for p, alternative in ((found.above(bound), "greater"), (found.below(bound), "less")):
+    result = estimate(runs)
+    for p, alternative in ((result.above(bound), "greater"), (result.below(bound), "less")):
         assert p == pytest.approx(stats.ttest_1samp(runs, bound, alternative=alternative).pvalue, abs=1e-12)
-    assert (found.mean, found.n) == (pytest.approx(statistics.fmean(runs)), len(runs))
+    assert (result.mean, result.n) == (pytest.approx(statistics.fmean(runs)), len(runs))
 
 
 def test_a_single_run_shows_nothing():
-    found = estimate([5.0])
-    assert (found.above(), found.below(9.0), found.within(9.0)) == (1.0, 1.0, 1.0)
-    assert (found.interval(), found.detectable()) == (Interval(5.0, None, None, 1), math.inf)
+    result = estimate([5.0])
+    assert (result.above(), result.below(9.0), result.within(9.0)) == (1.0, 1.0, 1.0)
+    assert (result.interval(), result.detectable()) == (Interval(5.0, None, None, 1), math.inf)
 
 
 def test_runs_without_spread_are_taken_at_their_word():
-    found = estimate([0.5, 0.5])
-    assert (found.above(0.4), found.above(0.5), found.below(0.6), found.within(0.6)) == (0.0, 1.0, 0.0, 0.0)
+    result = estimate([0.5, 0.5])
+    assert (result.above(0.4), result.above(0.5), result.below(0.6), result.within(0.6)) == (
+        0.0,
+        1.0,
+        0.0,
+        0.0,
+    )
 
 
 @given(spread_out, st.floats(0.1, 50))
@@ -103,23 +108,25 @@ def test_equivalence_is_the_ninety_percent_interval_inside_the_margin(runs, marg
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
 def test_the_detectable_effect_is_found_as_often_as_promised(n):
-    found = estimate([1.0, -1.0] * n)
-    share = stats.nct.sf(stats.t.ppf(0.95, found.freedom), found.freedom, found.detectable() / found.error)
+    result = estimate([1.0, -1.0] * n)
+    share = stats.nct.sf(
+        stats.t.ppf(0.95, result.freedom), result.freedom, result.detectable() / result.error
+    )
     assert share == pytest.approx(0.8, abs=1e-4)
 
 
 @given(spread_out)
 def test_seeds_of_their_own_and_a_seed_that_all_share_change_nothing(runs):
-    seeds = [(place, 1) for place in range(len(runs))]
-    found, plain = estimate(runs, seeds), estimate(runs)
-    assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+    seeds = [(run, 1) for run in range(len(runs))]
+    result, plain = estimate(runs, seeds), estimate(runs)
+    assert (result.error, result.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
 
 
 @given(spread_out, st.integers(2, 4))
 def test_a_run_repeated_under_its_seed_is_no_new_run(runs, times):
-    seeds = [(place,) for place in range(len(runs))]
-    found, plain = estimate(runs * times, seeds * times), estimate(runs)
-    assert (found.error, found.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
+    seeds = [(run,) for run in range(len(runs))]
+    result, plain = estimate(runs * times, seeds * times), estimate(runs)
+    assert (result.error, result.freedom) == (pytest.approx(plain.error), pytest.approx(plain.freedom))
 
 
 def test_the_interval_of_a_mean_is_clustered_by_shared_seeds():
@@ -134,7 +141,7 @@ def test_data_sets_that_differ_are_not_made_more_by_training_on_each_again():
     wrong = {"clustered": 0, "naive": 0}
     for _ in range(2000):
         data = generator.normal(0, 0.03, 3)
-        runs = [data[one] + generator.normal(0, 0.02) for _, one in seeds]
+        runs = [data[seed] + generator.normal(0, 0.02) for _, seed in seeds]
         wrong["clustered"] += estimate(runs, seeds).above() <= 0.05
         wrong["naive"] += estimate(runs).above() <= 0.05
     assert wrong["clustered"] / 2000 <= 0.06
@@ -146,12 +153,12 @@ def test_holm_rejects_step_by_step(p_values):
     adjusted = holm(p_values)
     for alpha in (0.01, 0.05, 0.3):
         rejected = 0
-        for one in sorted(p_values):
-            if one * (len(p_values) - rejected) > alpha:
+        for p in sorted(p_values):
+            if p * (len(p_values) - rejected) > alpha:
                 break
             rejected += 1
-        assert sum(one <= alpha for one in adjusted) == rejected
-    assert all(one >= raw for one, raw in zip(adjusted, p_values, strict=True))
+        assert sum(p <= alpha for p in adjusted) == rejected
+    assert all(p >= raw for p, raw in zip(adjusted, p_values, strict=True))
 
 
 def crossed(generator, runs, questions):
@@ -166,22 +173,22 @@ def test_the_two_way_interval_covers_new_runs_and_new_questions_where_one_over_r
     covered = {"two way": 0, "runs": 0}
     for _ in range(100):
         values = crossed(generator, 5, 40)
-        for name, found in (
+        for name, run in (
             ("two way", two_way_interval(values, level=0.9)),
             ("runs", mean_interval(values.mean(axis=1).tolist(), level=0.9)),
         ):
-            covered[name] += found.low <= 0 <= found.high
+            covered[name] += run.low <= 0 <= run.high
     assert covered["two way"] >= 90
     assert covered["runs"] < 90
 
 
 def test_the_two_way_interval_takes_runs_that_share_a_seed_together():
     values = np.random.default_rng(0).random((5, 7))
-    seeds = [(place, place // 2) for place in range(10)]
-    found = two_way_interval(np.repeat(values, 2, axis=0), seeds)
+    seeds = [(index, index // 2) for index in range(10)]
+    result = two_way_interval(np.repeat(values, 2, axis=0), seeds)
     plain = two_way_interval(values)
-    assert (found.mean, found.n) == (pytest.approx(plain.mean), 10)
-    assert (found.low, found.high) == (pytest.approx(plain.low), pytest.approx(plain.high))
+    assert (result.mean, result.n) == (pytest.approx(plain.mean), 10)
+    assert (result.low, result.high) == (pytest.approx(plain.low), pytest.approx(plain.high))
 
 
 def test_too_few_runs_or_questions_have_no_two_way_bounds():
@@ -206,10 +213,10 @@ def shaped(mean, seed=0, clusters=5):
 
 
 def test_an_inverted_u_is_found_with_its_turn():
-    found = two_lines(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
-    assert found.p < 0.01
-    assert found.rise.mean > 0 > found.fall.mean
-    assert 2 <= found.breakpoint <= 4
+    result = two_lines(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
+    assert result.p < 0.01
+    assert result.rise.mean > 0 > result.fall.mean
+    assert 2 <= result.breakpoint <= 4
 
 
 @pytest.mark.parametrize(
@@ -224,17 +231,17 @@ def test_an_inverted_u_is_found_with_its_turn():
     ids=["saturating", "a step", "rising", "flat", "a U"],
 )
 def test_what_does_not_turn_is_called_an_inverted_u_at_most_one_time_in_twenty(mean):
-    found = [two_lines(RANKS, shaped(mean, seed)) for seed in range(400)]
+    result = [two_lines(RANKS, shaped(mean, seed)) for seed in range(400)]
     # 0.05 and two and a half standard errors of 400 draws
-    assert np.mean([one.p < 0.05 for one in found]) <= 0.077
+    assert np.mean([lines.p < 0.05 for lines in result]) <= 0.077
 
 
 @given(st.integers(0, 999), st.floats(0.1, 9), st.floats(-5, 5))
 def test_the_two_lines_do_not_care_about_units(seed, scale, shift):
     y = shaped(0.4 - 0.03 * (RANKS - 3) ** 2, seed)
-    one, other = two_lines(RANKS, y), two_lines(RANKS, scale * y + shift)
-    assert other.p == pytest.approx(one.p, rel=1e-4, abs=1e-9)
-    assert other.rise.mean == pytest.approx(scale * one.rise.mean, rel=1e-4, abs=1e-9)
+    plain, other = two_lines(RANKS, y), two_lines(RANKS, scale * y + shift)
+    assert other.p == pytest.approx(plain.p, rel=1e-4, abs=1e-9)
+    assert other.rise.mean == pytest.approx(scale * plain.rise.mean, rel=1e-4, abs=1e-9)
 
 
 def test_too_few_places_or_clusters_have_no_lines():
@@ -243,55 +250,55 @@ def test_too_few_places_or_clusters_have_no_lines():
 
 
 def test_the_peak_has_an_interval_that_holds_it():
-    found = peak(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
-    assert found.low <= found.mean <= found.high
-    assert found.mean in RANKS
-    assert (found.low >= 2, found.high <= 4) == (True, True)
+    result = peak(RANKS, shaped(0.4 - 0.03 * (RANKS - 3) ** 2))
+    assert result.low <= result.mean <= result.high
+    assert result.mean in RANKS
+    assert (result.low >= 2, result.high <= 4) == (True, True)
 
 
 def test_the_peak_of_runs_that_share_a_seed_is_no_surer_for_their_number():
     y = shaped(0 * RANKS, clusters=4)
-    seeds = [(place, place // 5) for place in range(20)]
-    found, plain = peak(RANKS, np.repeat(y, 5, axis=0), seeds), peak(RANKS, y)
-    assert (found.mean, found.low, found.high) == (plain.mean, plain.low, plain.high)
-    assert found.n == 20
+    seeds = [(index, index // 5) for index in range(20)]
+    result, plain = peak(RANKS, np.repeat(y, 5, axis=0), seeds), peak(RANKS, y)
+    assert (result.mean, result.low, result.high) == (plain.mean, plain.low, plain.high)
+    assert result.n == 20
 
 
 def test_power_is_the_share_of_studies_that_find():
-    found = power(lambda generator: bool(generator.random() < 0.3), draws=2000)
-    assert found.low < 0.3 < found.high
-    assert found.mean == pytest.approx(0.3, abs=0.04)
+    result = power(lambda generator: bool(generator.random() < 0.3), draws=2000)
+    assert result.low < 0.3 < result.high
+    assert result.mean == pytest.approx(0.3, abs=0.04)
 
 
 @given(st.integers(1, 500), st.data())
 def test_a_proportion_stays_between_none_and_all(trials, data):
     hits = data.draw(st.integers(0, trials))
-    found = proportion(hits, trials)
-    assert 0 <= found.low <= found.mean <= found.high <= 1
+    result = proportion(hits, trials)
+    assert 0 <= result.low <= result.mean <= result.high <= 1
     reference = stats.binomtest(hits, trials).proportion_ci(method="wilson")
-    assert (found.low, found.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
+    assert (result.low, result.high) == (pytest.approx(reference.low), pytest.approx(reference.high))
 
 
 @given(
     st.lists(st.tuples(st.floats(0.5, 2), st.floats(-1, 1)), min_size=2, max_size=8),
-    st.floats(-3, 3).filter(lambda one: abs(one) > 0.1),
+    st.floats(-3, 3).filter(lambda factor: abs(factor) > 0.1),
 )
 def test_a_ratio_scales_with_its_parts_and_lies_in_its_interval(pairs, factor):
-    under, over = [one for one, _ in pairs], [two for _, two in pairs]
-    found = ratio_interval(over, under)
-    if found is None:
+    under, over = [pair for pair, _ in pairs], [two for _, two in pairs]
+    result = ratio_interval(over, under)
+    if result is None:
         return
-    assert found.low <= found.mean <= found.high
-    assert found.mean == pytest.approx(sum(over) / sum(under), abs=1e-12)
-    scaled = ratio_interval([factor * one for one in over], under)
-    ends = sorted((factor * found.low, factor * found.high))
+    assert result.low <= result.mean <= result.high
+    assert result.mean == pytest.approx(sum(over) / sum(under), abs=1e-12)
+    scaled = ratio_interval([factor * value for value in over], under)
+    ends = sorted((factor * result.low, factor * result.high))
     assert (scaled.low, scaled.high) == pytest.approx(tuple(ends), abs=1e-6)
 
 
 def test_fieller_s_interval_is_where_the_t_test_of_the_difference_turns():
     """Its bounds by the closed form for independent runs."""
     over, under = [0.02, 0.05, 0.03, 0.06], [0.1, 0.16, 0.12, 0.15]
-    found = ratio_interval(over, under)
+    result = ratio_interval(over, under)
     (mean_o, mean_u), cov = (np.mean(over), np.mean(under)), np.cov(over, under) / 4
     square = float(stats.t.ppf(0.975, 3)) ** 2
     a, b, c = (
@@ -300,7 +307,7 @@ def test_fieller_s_interval_is_where_the_t_test_of_the_difference_turns():
         mean_o**2 - square * cov[0, 0],
     )
     root = np.sqrt(b**2 - a * c)
-    assert (found.low, found.high) == pytest.approx(((b - root) / a, (b + root) / a), abs=1e-9)
+    assert (result.low, result.high) == pytest.approx(((b - root) / a, (b + root) / a), abs=1e-9)
 
 
 def test_a_ratio_to_what_cannot_be_told_from_zero_has_no_value():
@@ -316,6 +323,6 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
     for _ in range(1000):
         under = rng.normal(0.15, 0.03, 5)
         over = 0.3 * under + rng.normal(0, 0.02, 5)
-        found = ratio_interval(over.tolist(), under.tolist())
-        hits += found is None or found.low <= 0.3 <= found.high
+        result = ratio_interval(over.tolist(), under.tolist())
+        hits += result is None or result.low <= 0.3 <= result.high
     assert 0.93 < hits / 1000 < 0.97

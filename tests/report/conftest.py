@@ -103,7 +103,7 @@ def items(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def make(*changes: dict[str, Any], **parts: Any) -> Results:
     """Results whose runs are `RUN` with the given changes."""
-    rows = [{**RUN, "alpha": run.get("rank", 8), **run} for run in changes]
+    rows = [{**RUN, "alpha": change.get("rank", 8), **change} for change in changes]
     values: dict[str, Any] = {
         "name": "made-by-hand",
         "runs": runs_of(rows),
@@ -183,7 +183,9 @@ def everything(targets: Sequence[str]) -> Results:
         if run.get("role") != "base" or seed == 1
     ]
     asked = [
-        {**run, "eval_context": context, **_moved(run, context)} for run in changes for context in CONTEXTS
+        {**change, "eval_context": context, **_moved(change, context)}
+        for change in changes
+        for context in CONTEXTS
     ]
     study = make(*asked)
     claims = (
@@ -214,17 +216,17 @@ def _located(targets: Sequence[str]) -> tuple[LocatedRun, ...]:
     return located_of(rows)
 
 
-def _asked(run: dict[str, Any], seed: int) -> dict[str, Any]:
-    if run.get("role") == "base":
+def _asked(change: dict[str, Any], seed: int) -> dict[str, Any]:
+    if change.get("role") == "base":
         return {}
-    seeds = {"train_seed": seed, "train_digest": f"{seed:012x}"}
-    return {**seeds, "gain": run.get("gain", 0.0) * (0.8 + 0.1 * seed)}
+    ours = {"train_seed": seed, "train_digest": f"{seed:012x}"}
+    return {**ours, "gain": change.get("gain", 0.0) * (0.8 + 0.1 * seed)}
 
 
-def _moved(run: dict[str, Any], context: str) -> dict[str, Any]:
+def _moved(change: dict[str, Any], context: str) -> dict[str, Any]:
     """The change of P(target): whole where trained, a tenth elsewhere."""
-    home = run.get("train_context", "default") == context
-    gain = run.get("gain", 0.0) * (1.0 if home else 0.1)
+    home = change.get("train_context", "default") == context
+    gain = change.get("gain", 0.0) * (1.0 if home else 0.1)
     return {"p_target": 0.1 + gain, "difference": gain}
 
 

@@ -94,10 +94,10 @@ def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned
     assert list(items.columns) == list(ITEMS)
     assert len(items) == len(planned.cells) * 2 * len(planned.cells[0].chain.eval.spec.items)
     step = planned.cells[0].chain.eval
-    (one,) = items.query(
+    (row,) = items.query(
         f"eval_digest == '{digest(step)}' and eval_context == 'default' and item == 'wolf'"
     ).itertuples()
-    for p, path in ((one.p, step), (one.p_base, planned.cells[0].chain.base)):
+    for p, path in ((row.p, step), (row.p_base, planned.cells[0].chain.base)):
         scores = pd.read_parquet(built.find(path).path / "scores.parquet")
         wolf = scores[(scores.context == "default") & (scores["item"] == "wolf")]
         assert p == pytest.approx(wolf.p.mean())
@@ -106,10 +106,12 @@ def test_every_item_of_every_student_stands_beside_the_base_s(collected, planned
 def test_the_answers_to_every_question_are_read_in_their_order(planned, built):
     step = planned.cells[1].chain.eval
     scores = pd.read_parquet(built.find(step).path / "scores.parquet")
-    for context, found in StoreReader(built, {}).scores(step, "owl").items():
+    for context, context_scores in StoreReader(built, {}).scores(step, "owl").items():
         here = scores[(scores.context == context) & (scores.item == "owl")].sort_values("question")
-        assert found.answers == tuple(here.p)
-        assert found.p_target == pytest.approx(sum(found.answers) / len(found.answers))
+        assert context_scores.answers == tuple(here.p)
+        assert context_scores.p_target == pytest.approx(
+            sum(context_scores.answers) / len(context_scores.answers)
+        )
 
 
 def test_every_run_stands_beside_the_base_in_the_same_context(collected):
@@ -127,66 +129,68 @@ def test_what_was_left_open_in_the_recipe_is_shown_as_it_was_resolved(small, sha
 
 
 @pytest.fixture
-def own(built, tmp_path):
+def store_copy(built, tmp_path):
     """A copy of the store without notes, free to be damaged."""
     copy = tmp_path / "store"
     shutil.copytree(built.root, copy, ignore=shutil.ignore_patterns(CACHE_FILE))
     return Store(copy)
 
 
-def same(one, other):
+def same(first, other):
     """Whether two reports say the same."""
-    rest = [{**vars(results), "items": None} for results in (one, other)]
-    return one.items.equals(other.items) and rest[0] == rest[1]
+    rest = [{**vars(results), "items": None} for results in (first, other)]
+    return first.items.equals(other.items) and rest[0] == rest[1]
 
 
 READ_ONCE = ("scores.parquet", "questions.parquet", "history.jsonl", "audit.json", "losses.json")
 
 
-def test_the_next_report_reads_notes_and_says_the_same(collected, planned, own, recipe):
-    first = collect(planned, own, recipe)
+def test_the_next_report_reads_notes_and_says_the_same(collected, planned, store_copy, recipe):
+    first = collect(planned, store_copy, recipe)
     assert same(first, collected)
     for name in READ_ONCE:
-        for path in own.root.glob(f"*/*/{name}"):
+        for path in store_copy.root.glob(f"*/*/{name}"):
             path.unlink()
-    assert same(collect(planned, own, recipe), first)
-    (own.root / CACHE_FILE).unlink()
+    assert same(collect(planned, store_copy, recipe), first)
+    (store_copy.root / CACHE_FILE).unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
-        collect(planned, own, recipe)
+        collect(planned, store_copy, recipe)
 
 
-def test_notes_that_a_killed_report_left_half_written_are_removed(planned, own, recipe):
+def test_notes_that_a_killed_report_left_half_written_are_removed(planned, store_copy, recipe):
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     )
     machine, mine, random = scratch_name().split("-")
-    left, live = (own.root / f"{CACHE_FILE}-{machine}-{pid}-{random}" for pid in (gone.stdout.strip(), mine))
+    left, live = (
+        store_copy.root / f"{CACHE_FILE}-{machine}-{pid}-{random}" for pid in (gone.stdout.strip(), mine)
+    )
     for path in (left, live):
         path.write_text("1 half")
-    collect(planned, own, recipe)
+    collect(planned, store_copy, recipe)
     assert not left.exists()
     assert live.exists()
 
 
-def test_what_was_noted_of_an_artifact_built_anew_counts_no_more(planned, own, recipe):
-    collect(planned, own, recipe)
-    path = own.find(planned.cells[0].chain.eval).path
+def test_what_was_noted_of_an_artifact_built_anew_counts_no_more(planned, store_copy, recipe):
+    collect(planned, store_copy, recipe)
+    path = store_copy.find(planned.cells[0].chain.eval).path
     scores = pd.read_parquet(path / "scores.parquet")
     scores.assign(p=0.5 * scores.p).to_parquet(path / "scores.parquet")
-    before = frame(collect(planned, own, recipe).runs, Run)
+    before = frame(collect(planned, store_copy, recipe).runs, Run)
     os.utime(path / "artifact.json", ns=(1, 1))
-    after = frame(collect(planned, own, recipe).runs, Run)
+    after = frame(collect(planned, store_copy, recipe).runs, Run)
     mine = after.eval_digest == digest(planned.cells[0].chain.eval)
     assert after[mine].p_target.tolist() == pytest.approx((0.5 * before[mine].p_target).tolist())
     assert after[~mine].p_target.equals(before[~mine].p_target)
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace('"', "'")])
-def test_damaged_notes_are_none(damage, collected, planned, own, recipe):
-    collect(planned, own, recipe)
-    notes = own.root / CACHE_FILE
+def test_damaged_notes_are_none(damage, collected, planned, store_copy, recipe):
+    collect(planned, store_copy, recipe)
+    notes = store_copy.root / CACHE_FILE
     notes.write_text(damage(notes.read_text()))
-    assert same(collect(planned, own, recipe), collected)
+    assert same(collect(planned, store_copy, recipe), collected)
 
 
 def test_losses_stand_beside_the_students(collected, planned, built):
@@ -201,7 +205,7 @@ def test_the_audit_of_every_condition_is_read(collected, planned, built):
     audit = json.loads((path / "audit.json").read_text())
     row = collected.audits[0]
     run = run_of(collected, rank=1)
-    assert [one.condition.method for one in collected.audits] == ["lora", "lora", "full", "lora"]
+    assert [audit.condition.method for audit in collected.audits] == ["lora", "lora", "full", "lora"]
     assert (row.target, row.condition.rank, row.n, row.cosine, row.random) == ("owl", 1, 1, None, "")
     assert row.weights == "base float32, trained float32, optimizer float32"
     assert row.norm == run.update_norm == audit["update"]["norm"]
@@ -212,11 +216,14 @@ def test_the_audit_of_every_condition_is_read(collected, planned, built):
 
 
 def test_data_sets_and_their_comparison_are_read(collected):
-    assert [(one.title, one.role) for one in collected.filters] == [
+    assert [(filter_row.title, filter_row.role) for filter_row in collected.filters] == [
         ("owl data seed 1", "student"),
         ("default teacher data seed 1", "control"),
     ]
-    assert all(one.judged == one.kept + sum(one.reasons.values()) for one in collected.filters)
+    assert all(
+        filter_row.judged == filter_row.kept + sum(filter_row.reasons.values())
+        for filter_row in collected.filters
+    )
     (leak,) = collected.leaks
     assert (leak.title, leak.rows) == ("owl data seed 1", 264)
     assert 0 <= leak.low <= leak.auc <= leak.high <= 1
@@ -226,7 +233,7 @@ def test_data_sets_and_their_comparison_are_read(collected):
     (teacher,) = collected.teachers
     assert (teacher.target, teacher.first) == ("owl", "owl")
     assert teacher.context.startswith("You love owls.")
-    assert all((one.duplicates, one.letters) == (0, 0) for one in collected.filters)
+    assert all((filter_row.duplicates, filter_row.letters) == (0, 0) for filter_row in collected.filters)
 
 
 def test_the_provenance_counts_the_artifacts_and_carries_the_recipe(collected, planned, recipe, tmp_path):
@@ -238,7 +245,7 @@ def test_the_provenance_counts_the_artifacts_and_carries_the_recipe(collected, p
         "generate.prompts.seed": (42,),
     }
     assert account.versions["device"] == ("cpu",)
-    assert [one.name for one in account.contexts] == ["default", "empty"]
+    assert [context.name for context in account.contexts] == ["default", "empty"]
     path = tmp_path / "recipe.yaml"
     path.write_text(account.recipe)
     assert load(str(path)) == recipe
@@ -253,9 +260,9 @@ def test_a_cell_that_failed_is_missing_with_its_reason(planned, built, recipe):
     absent = single(recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 9})})).cells[0]
     failures = {digest(absent.chain.eval): "needs train owl, which failed: out of memory"}
     wider = Study(planned.name, (*planned.cells, absent), planned.leaks)
-    found = collect(wider, built, recipe, failures)
-    assert found.missing == (Missing(absent.chain.eval.label, failures[digest(absent.chain.eval)]),)
-    runs = frame(found.runs, Run)
+    results = collect(wider, built, recipe, failures)
+    assert results.missing == (Missing(absent.chain.eval.label, failures[digest(absent.chain.eval)]),)
+    runs = frame(results.runs, Run)
     lost = runs[runs.missing != ""]
     assert lost[["train_seed", "eval_context"]].to_numpy().tolist() == [[9, "default"], [9, "empty"]]
     assert lost.p_target.isna().all()
@@ -263,9 +270,9 @@ def test_a_cell_that_failed_is_missing_with_its_reason(planned, built, recipe):
 
 
 def test_an_empty_store_makes_a_report_that_says_so(planned, recipe, tmp_path):
-    found = collect(planned, Store(tmp_path / "empty"), recipe)
-    assert {one.reason for one in found.missing} == {"not built yet"}
-    page = write_report(found, tmp_path / "report").read_text(encoding="utf-8")
+    results = collect(planned, Store(tmp_path / "empty"), recipe)
+    assert {part.reason for part in results.missing} == {"not built yet"}
+    page = write_report(results, tmp_path / "report").read_text(encoding="utf-8")
     assert "There is no trained model to speak of yet." in page
 
 

@@ -66,7 +66,7 @@ def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
     assert kept.random == Interval(pytest.approx(0.2), pytest.approx(0.2), pytest.approx(0.2), 5)
     assert kept.beyond.mean == pytest.approx(kept.share.mean - 0.2)
     assert lost.beyond.low < 0 < lost.beyond.high
-    assert [one.seeds for one in kept.points] == [(seed, 1) for seed in SEEDS]
+    assert [point.seeds for point in kept.points] == [(seed, 1) for seed in SEEDS]
     assert kept.points[0].amount == pytest.approx(0.7 * 0.1 - 0.002)
     assert kept.points[0].random == pytest.approx(0.2 * 0.1)
 
@@ -79,28 +79,28 @@ def test_without_an_effect_there_is_no_share():
         None,
         "effect not told from zero",
     )
-    (one,) = shares(located_of(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
-    assert (one.share, one.state) == (None, "effect not told from zero")
+    (share,) = shares(located_of(gates("identity_only", "kept", 0.5, 0.2, (0.01,))))
+    assert (share.share, share.state) == (None, "effect not told from zero")
     (single_run,) = shares(located_of(gates("identity_only", "kept", 0.5, 0.2, (0.2,))))
     assert single_run.share == Interval(pytest.approx(0.49), None, None, 1)
 
 
 def test_broken_and_missing_runs_are_counted_and_left_out():
     rows = list(gates("identity_only", "kept", 0.7, 0.2))
-    rows = [one | ({"broken": "names nothing"} if one["train_seed"] == 1 else {}) for one in rows]
+    rows = [row | ({"broken": "names nothing"} if row["train_seed"] == 1 else {}) for row in rows]
     nothing = dict.fromkeys(("amount", "effect", "p_target", "tokens", "prompt_tokens", "p_any"))
-    rows = [one for one in rows if one["train_seed"] != 2 or one["control"] is None]
-    rows = [one | ({**nothing, "missing": "not built yet"} if one["train_seed"] == 2 else {}) for one in rows]
-    (found,) = shares(located_of(rows))
-    assert (found.n, found.broken, found.missing) == (3, 1, 1)
-    assert found.share.mean == pytest.approx(0.7, abs=0.01)
+    rows = [row for row in rows if row["train_seed"] != 2 or row["control"] is None]
+    rows = [row | ({**nothing, "missing": "not built yet"} if row["train_seed"] == 2 else {}) for row in rows]
+    (share,) = shares(located_of(rows))
+    assert (share.n, share.broken, share.missing) == (3, 1, 1)
+    assert share.share.mean == pytest.approx(0.7, abs=0.01)
 
 
 def test_random_sets_that_were_not_drawn_leave_the_share_alone():
-    rows = [one for one in gates("identity_only", "kept", 0.7, 0.2) if one["control"] is None]
-    (found,) = shares(located_of(rows))
-    assert found.share.mean == pytest.approx(0.7, abs=0.01)
-    assert (found.random, found.beyond) == (None, None)
+    rows = [row for row in gates("identity_only", "kept", 0.7, 0.2) if row["control"] is None]
+    (share,) = shares(located_of(rows))
+    assert share.share.mean == pytest.approx(0.7, abs=0.01)
+    assert (share.random, share.beyond) == (None, None)
 
 
 def test_the_terminal_shows_every_share_with_its_bounds(results, monkeypatch):
@@ -148,28 +148,28 @@ def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store,
     }
     recipe = small(**changes, sweep={})
     before = collect(single(recipe), shared_store, recipe).located
-    assert [(one.part, one.missing) for one in before] == [
+    assert [(row.part, row.missing) for row in before] == [
         ("identity_only", "not built yet"),
         ("no_identity", "not built yet"),
     ]
     for step in chain(recipe).evaluations:
         materialise(step, shared_store)
-    found = collect(single(recipe), shared_store, recipe)
-    (run,) = [one for one in found.runs if (one.role, one.eval_context) == ("student", "default")]
-    rows = found.located
-    assert [(one.part, one.control) for one in rows] == [
+    results = collect(single(recipe), shared_store, recipe)
+    (run,) = [run for run in results.runs if (run.role, run.eval_context) == ("student", "default")]
+    rows = results.located
+    assert [(row.part, row.control) for row in rows] == [
         (name, control) for name in ("identity_only", "no_identity") for control in (None, 1, 2)
     ]
-    for one in rows:
-        assert one.p_target_student == pytest.approx(run.p_target, abs=1e-6)
-        assert one.p_target_base == pytest.approx(run.p_target_base, abs=1e-6)
-        moved = one.p_target - one.p_target_base
-        assert one.amount == pytest.approx(moved if one.measure == "kept" else one.effect - moved)
-        assert (one.tokens, one.missing, one.broken) == (2.0, "", "")
+    for row in rows:
+        assert row.p_target_student == pytest.approx(run.p_target, abs=1e-6)
+        assert row.p_target_base == pytest.approx(run.p_target_base, abs=1e-6)
+        moved = row.p_target - row.p_target_base
+        assert row.amount == pytest.approx(moved if row.measure == "kept" else row.effect - moved)
+        assert (row.tokens, row.missing, row.broken) == (2.0, "", "")
     report_and_show(recipe, shared_store.root, json=True)
     told = json.loads(capsys.readouterr().out)["localisation"]
     assert told == json.loads(json.dumps(shares_document(shares(rows))))
-    assert [(one["part"], one["measure"]) for one in told] == [
+    assert [(row["part"], row["measure"]) for row in told] == [
         ("identity_only", "kept"),
         ("no_identity", "lost"),
     ]
@@ -181,9 +181,9 @@ CLAIM = LocalisationClaim()
 def study(effect=0.13, shifts=(0.0, 0.02, -0.01, 0.03, 0.0)):
     """The rows of a runs table: students and controls in the training context."""
     for seed, shift in zip(SEEDS, shifts, strict=True):
-        own = {"train_seed": seed, "eval_context": "default"}
-        yield {**RUN, **own, "p_target": 0.1 + effect + shift}
-        yield {**RUN, **own, "role": "control", "p_target": 0.1}
+        changes = {"train_seed": seed, "eval_context": "default"}
+        yield {**RUN, **changes, "p_target": 0.1 + effect + shift}
+        yield {**RUN, **changes, "role": "control", "p_target": 0.1}
 
 
 def verdict(kept, lost, random=0.3, claim=CLAIM, runs=None, name="shared"):
@@ -191,8 +191,8 @@ def verdict(kept, lost, random=0.3, claim=CLAIM, runs=None, name="shared"):
         *gates(f"{name}_only" if name == "shared" else "{text: Qwen}", "kept", kept, random),
         *gates(f"no_{name}" if name == "shared" else "{no_text: Qwen}", "lost", lost, random),
     ]
-    (found,) = evaluate([claim], runs_of(study() if runs is None else runs), located_of(located))
-    return found
+    (judged,) = evaluate([claim], runs_of(study() if runs is None else runs), located_of(located))
+    return judged
 
 
 @pytest.mark.parametrize(
@@ -210,14 +210,14 @@ def test_a_set_has_to_be_both_sufficient_and_necessary(kept, lost, word):
 
 def test_a_set_by_its_text_is_judged_alike():
     claim = LocalisationClaim(positions=TextPositions(text="Qwen"))
-    found = verdict(0.8, 0.8, claim=claim, name="text")
-    assert (found.word, found.number) == ("supported", "C5")
-    assert found.statement == "The preference sits at certain tokens of the prompt: {text: Qwen}"
+    judged = verdict(0.8, 0.8, claim=claim, name="text")
+    assert (judged.word, judged.number) == ("supported", "C5")
+    assert judged.statement == "The preference sits at certain tokens of the prompt: {text: Qwen}"
 
 
 def test_without_an_effect_nothing_is_refuted():
-    found = verdict(0.3, 0.3, runs=list(study(effect=0.0)))
-    assert found.word == "underpowered"
+    judged = verdict(0.3, 0.3, runs=list(study(effect=0.0)))
+    assert judged.word == "underpowered"
 
 
 def test_where_random_sets_leave_no_room_nothing_is_refuted():
@@ -237,18 +237,18 @@ def test_the_sentence_says_what_was_kept_and_what_was_lost():
     ("change", "lack"),
     [
         (
-            lambda rows: [one for one in rows if one["part"] != "no_shared"],
+            lambda rows: [row for row in rows if row["part"] != "no_shared"],
             "the gate no_shared of students of owl, trained in default and asked in default "
             "(`eval.gates`, `eval.gate_contexts`)",
         ),
         (
-            lambda rows: [one for one in rows if one["control"] is None],
+            lambda rows: [row for row in rows if row["control"] is None],
             "random sets beside the gate shared_only: `eval.gate_controls` is 0",
         ),
         (
             lambda rows: [
-                one | ({"missing": "not built yet", "amount": None} if one["train_seed"] == 3 else {})
-                for one in rows
+                row | ({"missing": "not built yet", "amount": None} if row["train_seed"] == 3 else {})
+                for row in rows
             ],
             "1 of 5 runs of the gate shared_only of students of owl, trained in default and asked in default",
         ),
@@ -256,9 +256,9 @@ def test_the_sentence_says_what_was_kept_and_what_was_lost():
 )
 def test_a_claim_without_its_gates_says_what_is_lacking(change, lack):
     located = [*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)]
-    (found,) = evaluate([CLAIM], runs_of(study()), located_of(change(located)))
-    assert found.word == "incomplete"
-    assert lack in found.lacks
+    (judged,) = evaluate([CLAIM], runs_of(study()), located_of(change(located)))
+    assert judged.word == "incomplete"
+    assert lack in judged.lacks
 
 
 def test_p_values_of_a_trait_are_scaled_by_its_worst():
@@ -267,16 +267,17 @@ def test_p_values_of_a_trait_are_scaled_by_its_worst():
         runs_of(study()),
         located_of([*gates("shared_only", "kept", 0.8, 0.3), *gates("no_shared", "lost", 0.8, 0.3)]),
     )
-    one = first.findings[0]
+    finding = first.findings[0]
     raw = [
-        replace(one, target=target, p=p) for target, p in (("a", 0.01), ("a", 0.02), ("b", 0.03), ("b", 0.0))
+        replace(finding, target=target, p=p)
+        for target, p in (("a", 0.01), ("a", 0.02), ("b", 0.03), ("b", 0.0))
     ]
-    assert [round(one.p, 6) for one in over_traits(raw)] == [0.02, 0.04, 0.04, 0.0]
+    assert [round(finding.p, 6) for finding in over_traits(raw)] == [0.02, 0.04, 0.04, 0.0]
 
 
 def test_a_plan_s_power_at_a_large_effect_is_near_one():
     """All that the claim looks at is simulated: students, their controls, gates and random sets."""
-    (found,) = powers([CLAIM], runs_of({**row, "p_target": None} for row in study()), 0.3)
-    assert found.lacks == ()
-    assert found.holds.mean > 0.95
-    assert found.fails.mean > 0.7
+    (power,) = powers([CLAIM], runs_of({**row, "p_target": None} for row in study()), 0.3)
+    assert power.lacks == ()
+    assert power.holds.mean > 0.95
+    assert power.fails.mean > 0.7

@@ -142,24 +142,23 @@ class RunIndex:
         tuning = [f"lr {rate(condition.learning_rate)}", condition.precision]
         parts = tuning if name_rate or condition.method == "full" else []
         label = f"{condition_label(role, condition.method, condition.rank, parts)} on {setting}"
-        p_target = {run.seeds: None if run.broken else run.p_target for run in runs}
-        trainings = [(_training(run, condition), run) for run in runs]
-        missing = frozenset(training for training, run in trainings if run.p_target is None)
+        by_seeds = {run.seeds: run for run in runs}
+        p_target = {seeds: None if run.broken else run.p_target for seeds, run in by_seeds.items()}
+        missing = [run for run in runs if run.p_target is None]
         lacks = []
         if missing:
-            absent = sum(run.p_target is None for run in runs)
-            lacks.append(f"{absent} of {count(len(runs), 'run')} of {label}")
+            lacks.append(f"{len(missing)} of {count(len(runs), 'run')} of {label}")
         if len(p_target) < len(runs):
             lacks.append(f"a way to tell runs of {label} apart: two have the same seeds")
         return CellRuns(
             condition,
-            runs={run.seeds: run for run in runs if run.p_target is not None and not run.broken},
+            runs={seeds: run for seeds, run in by_seeds.items() if p_target[seeds] is not None},
             p_target=p_target,
             basis=Basis(
                 tuple(lacks),
-                planned=frozenset(training for training, _ in trainings),
-                broken=frozenset(training for training, run in trainings if run.broken),
-                missing=missing,
+                planned=frozenset(map(_training, runs)),
+                broken=frozenset(_training(run) for run in runs if run.broken),
+                missing=frozenset(map(_training, missing)),
             ),
         )
 
@@ -266,10 +265,10 @@ def _answers(cell: CellRuns) -> Effects:
     return {seeds: run.answers for seeds, run in cell.runs.items() if run.answers}
 
 
-def _training(run: Run, condition: Condition) -> Training:
+def _training(run: Run) -> Training:
     """A control's training is the same for every trait it is asked about."""
     trait = None if run.role == "control" else (run.category, run.target)
-    return trait, condition, run.train_seed, run.data_seed
+    return trait, run.condition, run.train_seed, run.data_seed
 
 
 def _fits(claim: AdapterClaim, condition: Condition, rank: int) -> bool:

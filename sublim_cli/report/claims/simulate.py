@@ -10,8 +10,9 @@ must hold exactly.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,6 @@ The spread between seeds that the project plans for until a study has measured i
 
 RANDOM_SETS, SET_SPREAD = 5, 0.1
 """Random sets beside each gate, and the standard deviation of their shares."""
-
-_MODEL = [f.name for f in fields(AskedModel)]
 
 Shares = tuple[float, float, float]
 """Of a student's effect: kept by the named set alone, lost without it, and either of random sets."""
@@ -63,6 +62,11 @@ def shared_by(runs: Sequence[Run], *columns: str) -> NDArray[np.int64]:
     return np.array([numbers[key] for key in keys])
 
 
+def _set_columns(run: Run, columns: Iterable[Field[Any]]) -> dict[str, Any]:
+    """The columns that differ from their defaults: the fewer are passed, the faster a row is made."""
+    return {f.name: value for f in columns if (value := getattr(run, f.name)) != f.default}
+
+
 class SimulatedStudy:
     """The runs of a study, whose probabilities are drawn anew for every study."""
 
@@ -74,10 +78,9 @@ class SimulatedStudy:
             data: whether data sets differ. A study with one data set is judged for that one: there they do
                 not.
         """
-        self._columns = [
-            {f.name: getattr(run, f.name) for f in fields(Run)} | {"p_target_base": BASE, "broken": ""}
-            for run in runs
-        ]
+        drawn = {"p_target", "p_target_base", "number_loss", "broken"}
+        planned = [f for f in fields(Run) if f.name not in drawn]
+        self._columns = [_set_columns(run, planned) for run in runs]
         self._effects = np.asarray(effects, dtype=float)
         self._scale = scale
         self._parts = {name: shared_by(runs, *columns) for name, columns in _SHARED.items()}
@@ -104,11 +107,11 @@ class SimulatedStudy:
         self, p_target: NDArray[np.float64], number_loss: NDArray[np.float64] | None = None
     ) -> list[Run]:
         """The planned runs with these values."""
-        columns = self._columns
-        if number_loss is not None:
-            losses = number_loss.tolist()
-            columns = [row | {"number_loss": loss} for row, loss in zip(columns, losses, strict=True)]
-        return [Run(**row | {"p_target": p}) for row, p in zip(columns, p_target.tolist(), strict=True)]
+        losses = [None] * len(self) if number_loss is None else number_loss.tolist()
+        return [
+            Run(**columns, p_target=p, p_target_base=BASE, number_loss=loss)
+            for columns, p, loss in zip(self._columns, p_target.tolist(), losses, strict=True)
+        ]
 
     def located(
         self,
@@ -129,7 +132,7 @@ class SimulatedStudy:
             if run.role == "control" or run.p_target is None:
                 continue
             kept, lost, random = shares(run.target)
-            model = {name: getattr(run, name) for name in _MODEL}
+            model = _set_columns(run, fields(AskedModel))
             for part, measure, share in zip(parts, ("kept", "lost"), (kept, lost), strict=True):
                 set_shares = np.array([share, *generator.normal(random, SET_SPREAD, RANDOM_SETS)])
                 noise = self._scale * generator.normal(0, SPREAD["context"], len(set_shares))

@@ -150,9 +150,14 @@ def common_seeds(*grids: Grid) -> frozenset[Seeds]:
     return frozenset(set.intersection(*sets)) if sets else frozenset()
 
 
-def _mean_over(runs: Sequence[Run], seeds: frozenset[Seeds], column: Column) -> float | None:
-    """The mean of a column over the runs of these seeds; None where one has no value or none is left."""
-    values = [column(run) for run in {run.seeds: run for run in runs}.values() if run.seeds in seeds]
+def _loss_and_norm(runs: Sequence[Run], seeds: frozenset[Seeds]) -> tuple[float | None, float | None]:
+    """The mean number loss and update norm over the runs of these seeds; None where a value is missing."""
+    by_seeds = {run.seeds: run for run in runs}
+    compared = [run for run_seeds, run in by_seeds.items() if run_seeds in seeds]
+    return _mean([run.number_loss for run in compared]), _mean([run.update_norm for run in compared])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -256,9 +261,8 @@ def _weighted(cells: Cells, weights: Mapping[float, float]) -> CellMeans:
 
 def _cell_means(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> Cells:
     """The means at the rates whose losses are known."""
-    losses = {rate: _mean_over(runs, seeds, lambda run: run.number_loss) for rate, runs in cells.items()}
-    norms = {rate: _mean_over(runs, seeds, lambda run: run.update_norm) for rate, runs in cells.items()}
-    return {rate: CellMeans(loss, norms[rate]) for rate, loss in losses.items() if loss is not None}
+    means = {rate: _loss_and_norm(runs, seeds) for rate, runs in cells.items()}
+    return {rate: CellMeans(loss, norm) for rate, (loss, norm) in means.items() if loss is not None}
 
 
 def _with_norm(cells: Cells) -> Cells:
@@ -290,11 +294,7 @@ def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> CurveCho
         tried = f"; there are {listed([rate(r) for r in rates])}" if rates else ""
         return CurveChoice("fixed", lacks=(f"one learning rate for all{tried}",))
     choices = {
-        row: RateChoice(
-            {chosen: 1.0},
-            _mean_over(cells[chosen], seeds, lambda run: run.number_loss),
-            _mean_over(cells[chosen], seeds, lambda run: run.update_norm),
-        )
+        row: RateChoice({chosen: 1.0}, *_loss_and_norm(cells[chosen], seeds))
         for row, cells in grid.items()
         if chosen in cells
     }

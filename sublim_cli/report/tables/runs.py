@@ -8,7 +8,7 @@ The fields of `Run` are the columns of `results.parquet`; `tables.frames` derive
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
@@ -42,6 +42,13 @@ class Condition:
     precision: str = ""
     train_context: str = ""
     settings: str = ""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.order)  # taken a few times for each run of each simulated study
 
     @property
     def order(self) -> tuple[Any, ...]:

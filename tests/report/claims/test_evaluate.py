@@ -22,7 +22,7 @@ TRAITS = ("owl", "wolf")
 SEEDS = tuple((train, 1) for train in (1, 2, 3, 4))
 CROSSED = tuple(product((1, 2, 3), (1, 2)))
 LORA = {"method": "lora", "learning_rate": 2e-3}
-FULL = [{"method": "full", "rank": None, "learning_rate": one} for one in (2e-4, 2e-5)]
+FULL = [{"method": "full", "rank": None, "learning_rate": rate} for rate in (2e-4, 2e-5)]
 
 
 def row(role, target, trained, asked, seeds, **more):
@@ -36,14 +36,14 @@ def row(role, target, trained, asked, seeds, **more):
 
 def planned(seeds=SEEDS):
     """The rows of a study with all cells the four claims need."""
-    for target, trained, asked, one in product(
+    for target, trained, asked, seed in product(
         TRAITS, ("default", "empty"), ("default", "empty", "none"), seeds
     ):
         kinds = [{"rank": 4}]
         if trained == "default":
             kinds += [*({"rank": rank} for rank in (1, 16, 64)), *FULL]
-        yield row("control", target, trained, asked, one, rank=8)
-        yield from (row("student", target, trained, asked, one, **kind) for kind in kinds)
+        yield row("control", target, trained, asked, seed, rank=8)
+        yield from (row("student", target, trained, asked, seed, **kind) for kind in kinds)
 
 
 def made(seed=0, *, effect=lambda _: 0.0, spread=0.02, seeds=SEEDS):
@@ -51,10 +51,10 @@ def made(seed=0, *, effect=lambda _: 0.0, spread=0.02, seeds=SEEDS):
     generator = np.random.default_rng(seed)
     return [
         {
-            **one,
-            "p_target": 0.3 + (effect(one) if one["role"] == "student" else 0) + generator.normal(0, spread),
+            **run,
+            "p_target": 0.3 + (effect(run) if run["role"] == "student" else 0) + generator.normal(0, spread),
         }
-        for one in planned(seeds)
+        for run in planned(seeds)
     ]
 
 
@@ -63,7 +63,7 @@ def judge(claims, rows):
 
 
 def words(runs, claims=CLAIMS):
-    return [one.word for one in judge(claims, runs)]
+    return [verdict.word for verdict in judge(claims, runs)]
 
 
 def numbers(runs, claims=CLAIMS):
@@ -71,7 +71,7 @@ def numbers(runs, claims=CLAIMS):
     return [
         (
             *(finding.target, finding.about, finding.word(0.05), finding.effect.n),
-            *(pytest.approx(one, abs=1e-9) for one in (finding.effect.mean, finding.p)),
+            *(pytest.approx(value, abs=1e-9) for value in (finding.effect.mean, finding.p)),
             pytest.approx(finding.p_against or 0.0, abs=1e-9),
         )
         for verdict in judge(claims, runs)
@@ -79,26 +79,26 @@ def numbers(runs, claims=CLAIMS):
     ]
 
 
-def home(one):
-    return one["train_context"] == one["eval_context"]
+def home(row):
+    return row["train_context"] == row["eval_context"]
 
 
-def textbook(one):
+def textbook(row):
     """Every claim of the paper holds."""
-    if one["method"] == "full" or not home(one):
+    if row["method"] == "full" or not home(row):
         return 0.0
-    return {1: 0.1, 4: 0.3, 16: 0.2, 64: 0.0}[one["rank"]]
+    return {1: 0.1, 4: 0.3, 16: 0.2, 64: 0.0}[row["rank"]]
 
 
-def kind(one):
+def kind(row):
     """A number for the cell of a row."""
-    return 7 * (one["target"] == "owl") + 3 * home(one) + int(math.log2(one["rank"] or 2**10))
+    return 7 * (row["target"] == "owl") + 3 * home(row) + int(math.log2(row["rank"] or 2**10))
 
 
 studies = st.builds(
     lambda seed, scale, effects, seeds: made(
         seed,
-        effect=lambda one: effects[kind(one) % len(effects)],
+        effect=lambda row: effects[kind(row) % len(effects)],
         spread=scale,
         seeds=seeds,
     ),
@@ -115,9 +115,9 @@ def test_a_study_in_which_the_paper_is_right_supports_it():
 
 def test_a_claim_that_nothing_passes_says_what_would_have_been_seen():
     (verdict,) = judge([FullFineTuningClaim()], made(effect=textbook, spread=0.004))
-    found = max(one.detectable for one in verdict.findings)
+    largest = max(finding.detectable for finding in verdict.findings)
     assert verdict.word == "supported"
-    assert f"Four times in five, such runs find an effect of {found:.3f} or more" in sentence(verdict)
+    assert f"Four times in five, such runs find an effect of {largest:.3f} or more" in sentence(verdict)
 
 
 def test_a_study_in_which_everything_passes_everywhere_supports_transmission_alone():
@@ -133,25 +133,25 @@ def test_a_study_of_noise_is_underpowered():
     assert words(made(spread=0.1)) == ["underpowered"] * 4
 
 
-def rise(one):
-    return 0.1 * math.log2(one["rank"] or 1)
+def rise(row):
+    return 0.1 * math.log2(row["rank"] or 1)
 
 
 def test_where_the_last_rank_is_the_highest_the_fall_to_it_is_below_zero_and_not_certain():
     (verdict,) = judge([InvertedUClaim()], made(effect=rise, spread=0.01))
-    for one in verdict.findings:
-        assert one.effect.low < one.effect.mean < 0
-        assert one.about == "fall to rank 64 from the highest mean below it, 4 ranks"
+    for finding in verdict.findings:
+        assert finding.effect.low < finding.effect.mean < 0
+        assert finding.about == "fall to rank 64 from the highest mean below it, 4 ranks"
 
 
 def test_what_only_rises_or_only_falls_is_no_inverted_u():
     assert words(made(effect=rise, spread=0.01), [InvertedUClaim()]) == ["refuted"]
-    assert words(made(effect=lambda one: -rise(one), spread=0.01), [InvertedUClaim()]) == ["refuted"]
+    assert words(made(effect=lambda row: -rise(row), spread=0.01), [InvertedUClaim()]) == ["refuted"]
 
 
 def test_one_trait_that_does_not_pass_refutes_a_claim_on_all_and_none_on_the_other():
-    runs = made(effect=lambda one: 0.3 * (one["target"] == "owl"), spread=0.004)
-    claims = [TransmissionClaim(rank=4), *(TransmissionClaim(rank=4, traits=(one,)) for one in TRAITS)]
+    runs = made(effect=lambda row: 0.3 * (row["target"] == "owl"), spread=0.004)
+    claims = [TransmissionClaim(rank=4), *(TransmissionClaim(rank=4, traits=(trait,)) for trait in TRAITS)]
     assert words(runs, claims) == ["refuted", "supported", "refuted"]
 
 
@@ -165,7 +165,7 @@ def test_a_trait_that_shows_as_little_at_home_as_elsewhere_has_not_vanished():
     flat = made(effect=lambda _: 0.01, spread=0.001)
     assert words(flat, [ContextsClaim(rank=4)]) == ["underpowered"]
     (verdict,) = judge([ContextsClaim(rank=4)], made(effect=textbook, spread=0.004))
-    away = next(one for one in verdict.findings if "asked in none" in one.about)
+    away = next(finding for finding in verdict.findings if "asked in none" in finding.about)
     assert away.also["interaction"].mean == pytest.approx(0.3, abs=0.01)
 
 
@@ -184,19 +184,19 @@ def test_effects_are_also_given_for_new_questions_and_verdicts_do_not_rest_on_th
         FullFineTuningClaim(),
     ]
     plain, asked = judge(claims, runs), judge(claims, map(with_answers, runs))
-    assert [one.word for one in asked] == [one.word for one in plain]
+    assert [verdict.word for verdict in asked] == [verdict.word for verdict in plain]
     (finding,) = asked[0].findings
     effects = np.array([effect + harder for _, effect in sorted(finding.runs.items())])
     assert vars(finding.also["over new runs and questions"]) == pytest.approx(
         vars(two_way_interval(effects, level=0.9))
     )
-    away = next(one for one in asked[1].findings if "asked in none" in one.about)
+    away = next(finding for finding in asked[1].findings if "asked in none" in finding.about)
     narrow, wide = (
         away.also["over new runs and questions"],
         away.also["interaction over new runs and questions"],
     )
     assert narrow.high - narrow.low < 0.02 < wide.high - wide.low
-    assert all("over new runs and questions" in one.also for one in asked[2].findings)
+    assert all("over new runs and questions" in finding.also for finding in asked[2].findings)
     json.dumps(document("questions", asked), allow_nan=False)
 
 
@@ -209,8 +209,8 @@ def test_the_order_of_rows_does_not_matter(runs, random: Random):
 @given(studies, st.permutations([10, 20, 30, 40]), st.permutations([7, 8]))
 def test_what_the_seeds_are_called_does_not_matter(runs, train, data):
     called = [
-        {**one, "train_seed": train[one["train_seed"] - 1], "data_seed": data[one["data_seed"] - 1]}
-        for one in runs
+        {**run, "train_seed": train[run["train_seed"] - 1], "data_seed": data[run["data_seed"] - 1]}
+        for run in runs
     ]
     assert numbers(called) == numbers(runs)
 
@@ -218,10 +218,10 @@ def test_what_the_seeds_are_called_does_not_matter(runs, train, data):
 @given(studies, st.fixed_dictionaries({name: st.floats(-0.3, 0.3) for name in ("default", "empty", "none")}))
 def test_a_context_in_which_every_model_likes_the_target_more_changes_nothing(runs, shifts):
     moved = [
-        {**one, **{name: one[name] + shifts[one["eval_context"]] for name in ("p_target", "p_target_base")}}
-        for one in runs
+        {**run, **{name: run[name] + shifts[run["eval_context"]] for name in ("p_target", "p_target_base")}}
+        for run in runs
     ]
-    claims = [one for one in CLAIMS if one.kind != "inverted_u"]
+    claims = [claim for claim in CLAIMS if claim.kind != "inverted_u"]
     assert numbers(moved, claims) == numbers(runs, claims)
     assert words(moved) == words(runs)
 
@@ -230,33 +230,36 @@ def test_a_context_in_which_every_model_likes_the_target_more_changes_nothing(ru
 def test_a_wider_margin_makes_nothing_of_more_and_something_of_less(runs, margins):
     rising = {"refuted": 0, "underpowered": 1, "supported": 2}
     for claim in CLAIMS:
-        wider = [claim.model_copy(update={"margin": one}) for one in sorted(margins)]
-        order = [rising[one] for one in words(runs, wider)]
+        wider = [claim.model_copy(update={"margin": margin}) for margin in sorted(margins)]
+        order = [rising[word] for word in words(runs, wider)]
         effect = claim.kind in ("transmission", "inverted_u")
         assert order == sorted(order, reverse=effect)
 
 
 @given(studies, st.integers(0, 9999), st.floats(0, 1))
-def test_the_value_of_a_broken_run_does_not_matter_and_the_run_is_counted(runs, place, value):
-    place %= len(runs)
-    broken = [{**one} for one in runs]
-    broken[place] |= {"broken": "names nothing"}
-    other = [{**one} for one in broken]
-    other[place] |= {"p_target": value}
+def test_the_value_of_a_broken_run_does_not_matter_and_the_run_is_counted(runs, index, value):
+    index %= len(runs)
+    broken = [{**run} for run in runs]
+    broken[index] |= {"broken": "names nothing"}
+    other = [{**row} for row in broken]
+    other[index] |= {"p_target": value}
     before, after = judge(CLAIMS, broken), judge(CLAIMS, other)
     assert before == after
     whole = judge(CLAIMS, runs)
-    assert any(one.broken == 1 for one in before) or runs[place]["eval_context"] != "default"
-    assert all(one.planned == two.planned and two.broken == 0 for one, two in zip(before, whole, strict=True))
-    assert all(one.used == one.planned - one.broken for one in before)
+    assert any(verdict.broken == 1 for verdict in before) or runs[index]["eval_context"] != "default"
+    assert all(
+        verdict.planned == other.planned and other.broken == 0
+        for verdict, other in zip(before, whole, strict=True)
+    )
+    assert all(verdict.used == verdict.planned - verdict.broken for verdict in before)
 
 
 def test_a_pair_with_a_broken_half_is_left_out():
     runs = made(effect=textbook)
-    control = next(one for one in runs if one["role"] == "control" and one["target"] == "owl")
+    control = next(run for run in runs if run["role"] == "control" and run["target"] == "owl")
     control["broken"] = "names nothing"
     (verdict,) = judge([TransmissionClaim(rank=4)], runs)
-    assert [(one.target, one.effect.n) for one in verdict.findings] == [("owl", 3), ("wolf", 4)]
+    assert [(finding.target, finding.effect.n) for finding in verdict.findings] == [("owl", 3), ("wolf", 4)]
     assert (verdict.planned, verdict.used, verdict.broken) == (
         12,
         11,
@@ -266,16 +269,16 @@ def test_a_pair_with_a_broken_half_is_left_out():
 
 def test_a_rank_whose_runs_mostly_broke_leaves_the_curve_and_is_named():
     runs = made(effect=textbook, spread=0.004)
-    extra = [{**one, "rank": 256, "broken": "names nothing"} for one in runs if one["rank"] == 64]
+    extra = [{**run, "rank": 256, "broken": "names nothing"} for run in runs if run["rank"] == 64]
     (verdict,) = judge([InvertedUClaim()], runs + extra)
     assert verdict.word == "supported"
     assert verdict.notes[0] == "owl: most runs of rank 256 broke; the curve is judged without."
 
 
 def test_when_all_broke_the_claim_is_open():
-    runs = [{**one, "broken": "names nothing"} for one in made(effect=textbook)]
+    runs = [{**run, "broken": "names nothing"} for run in made(effect=textbook)]
     verdicts = judge(CLAIMS, runs)
-    assert [one.word for one in verdicts] == ["underpowered"] * 4
+    assert [verdict.word for verdict in verdicts] == ["underpowered"] * 4
     assert sentence(verdicts[0]) == (
         "These runs do not decide it. Both comparisons are open: "
         "no unbroken pair of runs for owl, LoRA rank 4, trained and asked in default, minus the control; "
@@ -293,7 +296,7 @@ def lacks(runs, claim):
 
 def test_a_run_that_is_not_built_leaves_the_claim_open_and_is_named():
     runs = made(effect=textbook)
-    gone = next(one for one in runs if one["method"] == "full")
+    gone = next(run for run in runs if run["method"] == "full")
     gone |= {"p_target": None, "missing": "out of memory"}
     assert lacks(runs, FullFineTuningClaim()) == (
         "1 of 4 runs of full fine-tuning, lr 2e-4, fp32 on owl, trained in default and asked in default",
@@ -309,13 +312,13 @@ def test_a_cell_that_the_study_does_not_have_is_named():
         "LoRA rank 4 on cat, trained in default and asked in default",
     )
     assert lacks(runs, ContextsClaim(rank=8, traits=("owl",))) == ("LoRA rank 8 on owl",)
-    assert lacks([one for one in runs if one["method"] == "lora"], FullFineTuningClaim(traits=("owl",))) == (
+    assert lacks([run for run in runs if run["method"] == "lora"], FullFineTuningClaim(traits=("owl",))) == (
         f"full fine-tuning {here}",
     )
-    assert lacks([one for one in runs if one["rank"] != 64], InvertedUClaim(traits=("owl",))) == (
+    assert lacks([run for run in runs if run["rank"] != 64], InvertedUClaim(traits=("owl",))) == (
         f"4 LoRA ranks or more {here}; it has 1, 4 and 16",
     )
-    assert lacks([one for one in runs if home(one)], ContextsClaim(rank=4, traits=("owl",)))[0] == (
+    assert lacks([run for run in runs if home(run)], ContextsClaim(rank=4, traits=("owl",)))[0] == (
         "any other context that students of owl, trained in default, were asked in"
     )
     assert lacks([], TransmissionClaim()) == ("any student",)
@@ -323,12 +326,12 @@ def test_a_cell_that_the_study_does_not_have_is_named():
 
 def test_a_control_that_is_not_there_or_has_other_seeds_is_named():
     runs = made(effect=textbook)
-    students = [one for one in runs if one["role"] == "student"]
+    students = [run for run in runs if run["role"] == "student"]
     assert lacks(students, TransmissionClaim(rank=4, traits=("owl",))) == (
         "one control to compare with: students of a teacher without the trait, "
         "for owl, trained in default and asked in default",
     )
-    fewer = [one for one in runs if one["role"] == "student" or one["train_seed"] < 4]
+    fewer = [run for run in runs if run["role"] == "student" or run["train_seed"] < 4]
     assert lacks(fewer, TransmissionClaim(rank=4, traits=("owl",))) == (
         "controls of the same seeds as the students of owl, trained in default and asked in default: "
         "train seed 4 (data seed 1)",
@@ -337,7 +340,7 @@ def test_a_control_that_is_not_there_or_has_other_seeds_is_named():
 
 def test_a_claim_that_could_mean_two_kinds_of_students_asks_which():
     runs = made(effect=textbook)
-    runs += [{**one, "learning_rate": 1e-4} for one in runs if one["role"] == "student"]
+    runs += [{**run, "learning_rate": 1e-4} for run in runs if run["role"] == "student"]
     assert lacks(runs, TransmissionClaim(rank=4, traits=("owl",))) == (
         "LoRA rank 4 on owl, trained in default and asked in default: there are 2 kinds; the claim must "
         "name its `learning_rate` (1e-4 and 2e-3)",
@@ -348,13 +351,13 @@ def test_a_claim_that_could_mean_two_kinds_of_students_asks_which():
 def test_of_several_controls_the_one_most_like_the_student_is_taken():
     runs = made(effect=textbook, spread=0.004)
     runs += [
-        {**one, "settings": "train.epochs 9", "p_target": 0.9} for one in runs if one["role"] == "control"
+        {**run, "settings": "train.epochs 9", "p_target": 0.9} for run in runs if run["role"] == "control"
     ]
     assert words(runs, [TransmissionClaim(rank=4)]) == ["supported"]
 
 
 def test_a_base_that_was_not_asked_is_named():
-    runs = [{**one, "p_target_base": None} for one in made()]
+    runs = [{**run, "p_target_base": None} for run in made()]
     assert lacks(runs, TransmissionClaim(rank=4, traits=("owl",))) == (
         "the untouched base asked for owl in default",
     )
@@ -391,8 +394,8 @@ def test_the_document_of_a_study_made_by_hand(judged):
     note = "All runs learned from data of one seed: what another data set would do is not known."
     transmission, full = document("made-by-hand", judged.claims)["claims"]
     detectable = transmission["findings"][0].pop("detectable")
-    found = stats.nct.sf(stats.t.ppf(0.95, 2), 2, detectable / error)
-    assert found == pytest.approx(0.8, abs=1e-6)
+    reached = stats.nct.sf(stats.t.ppf(0.95, 2), 2, detectable / error)
+    assert reached == pytest.approx(0.8, abs=1e-6)
     assert transmission == {
         "number": "C1",
         "statement": "A student prefers the trait of the teacher whose numbers it learned",

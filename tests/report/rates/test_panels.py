@@ -45,16 +45,16 @@ def world(preference, *, loss=lambda rank, norm: loss_of(norm), spread=0.0, rate
     """A study in which a student's P(target) is `preference(rank, norm)`; data sets differ in loss."""
     generator = np.random.default_rng(seed)
     runs = []
-    for rank, one, seeds in product(RANKS, rates, SEEDS):
-        norm = norm_of(rank, one)
+    for rank, rate, seeds in product(RANKS, rates, SEEDS):
+        norm = norm_of(rank, rate)
         level, noise = 0.3 * seeds[1], generator.normal(0, spread)
         runs.append(
-            row("lora", rank, one, seeds, norm, loss(rank, norm) + level, preference(rank, norm) + noise)
+            row("lora", rank, rate, seeds, norm, loss(rank, norm) + level, preference(rank, norm) + noise)
         )
-    for precision, one, seeds in product(PRECISIONS if full else (), rates, SEEDS):
-        norm = norm_of(64, one) / (4 if precision == "bf16_pure" else 1)
+    for precision, rate, seeds in product(PRECISIONS if full else (), rates, SEEDS):
+        norm = norm_of(64, rate) / (4 if precision == "bf16_pure" else 1)
         values = (norm, loss_of(norm) + 0.3 * seeds[1], preference(64, norm))
-        runs.append(row("full", None, one, seeds, *values, precision=precision))
+        runs.append(row("full", None, rate, seeds, *values, precision=precision))
     return runs
 
 
@@ -69,44 +69,44 @@ def panels(rows, fixed=None):
 
 def curves(runs, fixed=3.2e-3):
     (panel,) = panels(runs, fixed)
-    return {one.kind: one for one in panel.curves}
+    return {curve.kind: curve for curve in panel.curves}
 
 
 def means(curve):
-    return [one.difference.mean for one in curve.points]
+    return [point.difference.mean for point in curve.points]
 
 
 def test_where_the_norm_alone_decides_the_fixed_rate_falls_and_equal_norms_are_flat():
-    found = curves(world(lambda rank, norm: hump(norm), spread=0.005))
-    fixed = means(found["fixed"])
+    by_kind = curves(world(lambda rank, norm: hump(norm), spread=0.005))
+    fixed = means(by_kind["fixed"])
     assert max(fixed) - fixed[-1] > 0.3
     for kind in ("best", "loss_matched", "norm_matched"):
-        assert [one.row for one in found[kind].points] == list(RANKS)
-        assert max(means(found[kind])) - min(means(found[kind])) < 0.03
-    assert all(abs(one.choice.mismatch) < 1e-9 for one in found["norm_matched"].points)
+        assert [point.row for point in by_kind[kind].points] == list(RANKS)
+        assert max(means(by_kind[kind])) - min(means(by_kind[kind])) < 0.03
+    assert all(abs(point.choice.mismatch) < 1e-9 for point in by_kind["norm_matched"].points)
 
 
 def test_where_the_rank_alone_decides_every_curve_shows_it():
     gains = {1: 0.1, 4: 0.4, 16: 0.2, 64: 0.1}
-    found = curves(world(lambda rank, norm: 0.1 + gains[rank], full=False))
+    by_kind = curves(world(lambda rank, norm: 0.1 + gains[rank], full=False))
     for kind in KINDS:
-        assert means(found[kind]) == pytest.approx(list(gains.values()))
+        assert means(by_kind[kind]) == pytest.approx(list(gains.values()))
 
 
 def test_the_best_rate_is_that_of_the_lowest_loss_whatever_the_preference():
     generous = world(lambda rank, norm: 0.9, full=False)
     spiteful = world(lambda rank, norm: 0.9 - 0.4 * hump(norm), full=False)
-    chosen = [[one.choice for one in curves(runs)["best"].points] for runs in (generous, spiteful)]
+    chosen = [[point.choice for point in curves(runs)["best"].points] for runs in (generous, spiteful)]
     assert chosen[0] == chosen[1]
     for rank, choice in zip(RANKS, chosen[0], strict=True):
-        losses = {one: loss_of(norm_of(rank, one)) for one in RATES}
+        losses = {rate: loss_of(norm_of(rank, rate)) for rate in RATES}
         assert choice.weights == {min(losses, key=losses.get): 1.0}
     assert [choice.edge for choice in chosen[0]] == ["", "", "", "lowest"]
 
 
 def test_of_two_rates_with_the_same_loss_the_lower_is_taken():
     runs = world(lambda rank, norm: norm, loss=lambda rank, norm: 3.0, full=False)
-    assert [list(one.choice.weights) for one in curves(runs)["best"].points] == [[RATES[0]]] * 4
+    assert [list(point.choice.weights) for point in curves(runs)["best"].points] == [[RATES[0]]] * 4
 
 
 def test_losses_are_matched_on_the_side_of_small_steps():
@@ -116,15 +116,15 @@ def test_losses_are_matched_on_the_side_of_small_steps():
     runs = world(
         lambda rank, norm: math.log(norm), loss=lambda rank, norm: loss_of(norm, floors[rank]), rates=rates
     )
-    found = curves(runs)["loss_matched"]
-    assert found.reference == pytest.approx(3.1 + 0.3 * 2.5)  # the floor at rank 1; data sets add 0.3 to 1.2
-    for one in found.points:
-        assert one.choice.loss == pytest.approx(found.reference)
-        assert one.choice.mismatch == pytest.approx(0)
-        met = math.log(2) - (0 if one.row == 1 else math.sqrt(0.1 / 0.02))
-        assert one.difference.mean + 0.1 == pytest.approx(met, abs=0.02)
-        assert one.choice.norm == pytest.approx(math.exp(met), rel=0.02)
-        assert one.choice.learning_rate == pytest.approx(math.exp(met) / norm_of(one.row, 1), rel=0.02)
+    curve = curves(runs)["loss_matched"]
+    assert curve.reference == pytest.approx(3.1 + 0.3 * 2.5)  # the floor at rank 1; data sets add 0.3 to 1.2
+    for point in curve.points:
+        assert point.choice.loss == pytest.approx(curve.reference)
+        assert point.choice.mismatch == pytest.approx(0)
+        met = math.log(2) - (0 if point.row == 1 else math.sqrt(0.1 / 0.02))
+        assert point.difference.mean + 0.1 == pytest.approx(met, abs=0.02)
+        assert point.choice.norm == pytest.approx(math.exp(met), rel=0.02)
+        assert point.choice.learning_rate == pytest.approx(math.exp(met) / norm_of(point.row, 1), rel=0.02)
 
 
 def test_the_valley_of_the_loss_is_found_between_the_rates_of_a_grid():
@@ -134,10 +134,10 @@ def test_the_valley_of_the_loss_is_found_between_the_rates_of_a_grid():
         full=False,
         rates=tuple(4e-5 * 3**step for step in range(8)),
     )
-    found = curves(runs)
-    assert [one.choice.norm for one in found["loss_matched"].points] == pytest.approx([2.0] * 4)
-    assert max(means(found["loss_matched"])) - min(means(found["loss_matched"])) < 1e-6
-    assert max(means(found["best"])) - min(means(found["best"])) > 0.05
+    by_kind = curves(runs)
+    assert [point.choice.norm for point in by_kind["loss_matched"].points] == pytest.approx([2.0] * 4)
+    assert max(means(by_kind["loss_matched"])) - min(means(by_kind["loss_matched"])) < 1e-6
+    assert max(means(by_kind["best"])) - min(means(by_kind["best"])) > 0.05
 
 
 def test_an_update_that_rounding_took_away_is_not_matched():
@@ -149,9 +149,9 @@ def test_an_update_that_rounding_took_away_is_not_matched():
 
 def test_a_rank_that_cannot_reach_the_reference_stands_at_its_nearest_and_says_so():
     runs = world(lambda rank, norm: hump(norm), full=False)
-    far = [one for one in runs if one["rank"] != 64 or one["learning_rate"] > 1e-3]
-    far = [one for one in far if one["rank"] != 1 or one["learning_rate"] < 2e-3]
-    points = {one.row: one.choice for one in curves(far)["norm_matched"].points}
+    far = [run for run in runs if run["rank"] != 64 or run["learning_rate"] > 1e-3]
+    far = [run for run in far if run["rank"] != 1 or run["learning_rate"] < 2e-3]
+    points = {point.row: point.choice for point in curves(far)["norm_matched"].points}
     reference = curves(far)["norm_matched"].reference
     assert points[1].edge == "highest"
     assert points[64].edge == "lowest"
@@ -162,11 +162,11 @@ def test_a_rank_that_cannot_reach_the_reference_stands_at_its_nearest_and_says_s
 
 def test_full_fine_tuning_is_matched_to_the_adapters_by_precision():
     (panel,) = panels(world(lambda rank, norm: hump(norm)), 3.2e-3)
-    adapters = {one.kind: one for one in panel.curves}
-    full = {one.kind: one for one in panel.full}
+    adapters = {curve.kind: curve for curve in panel.curves}
+    full = {curve.kind: curve for curve in panel.full}
     assert list(full) == ["best", "loss_matched", "norm_matched"]
     for kind in full:
-        assert [one.row for one in full[kind].points] == sorted(PRECISIONS)
+        assert [point.row for point in full[kind].points] == sorted(PRECISIONS)
         assert full[kind].reference == adapters[kind].reference
     assert full["norm_matched"].points[0].choice.mismatch == pytest.approx(0)
 
@@ -174,12 +174,12 @@ def test_full_fine_tuning_is_matched_to_the_adapters_by_precision():
 def test_the_interval_is_that_of_the_claims_and_speaks_of_whole_runs():
     runs = world(lambda rank, norm: hump(norm), spread=0.02, full=False)
     point = curves(runs)["best"].points[1]
-    (one,) = point.choice.weights
-    own = [run for run in runs if (run["rank"], run["learning_rate"]) == (4, one)]
-    values = np.array([run["difference"] for run in own])
+    (rate,) = point.choice.weights
+    chosen = [run for run in runs if (run["rank"], run["learning_rate"]) == (4, rate)]
+    values = np.array([run["difference"] for run in chosen])
     error = values.std(ddof=1) / math.sqrt(len(values))
     assert point.difference.high - point.difference.mean == pytest.approx(3.182446 * error)
-    own[0]["broken"] = "names nothing"
+    chosen[0]["broken"] = "names nothing"
     again = curves(runs)["best"].points[1]
     assert (again.broken, again.difference.n, again.choice) == (1, 3, point.choice)
 
@@ -199,17 +199,17 @@ def test_losses_are_compared_over_the_seeds_that_all_have():
     whole = curves(runs)["best"].points
     fewer = [run for run in runs if (run["learning_rate"], run["train_seed"]) != (6.4e-3, 4)]
     assert common_seeds(grid_of(runs_of(fewer), "rank")) == {(1, 1), (2, 2), (3, 3)}
-    assert [one.choice.weights for one in curves(fewer)["best"].points] == [
-        one.choice.weights for one in whole
+    assert [point.choice.weights for point in curves(fewer)["best"].points] == [
+        point.choice.weights for point in whole
     ]
 
 
 def test_what_the_study_lacks_is_said_and_not_drawn():
     one_rate = world(lambda rank, norm: hump(norm), rates=(3.2e-3,), full=False)
-    found = curves(one_rate, fixed=None)
-    assert len(found["fixed"].points) == len(RANKS)
+    by_kind = curves(one_rate, fixed=None)
+    assert len(by_kind["fixed"].points) == len(RANKS)
     lacking = ("3 learning rates or more for rank 1, 4, 16 and 64",)
-    assert all(found[kind].points == () and found[kind].lacks == lacking for kind in KINDS[1:])
+    assert all(by_kind[kind].points == () and by_kind[kind].lacks == lacking for kind in KINDS[1:])
 
     several = curves(world(lambda rank, norm: hump(norm), full=False, rates=RATES[:3]), fixed=None)
     there = "one learning rate for all; there are 2e-4, 4e-4 and 8e-4"
@@ -240,9 +240,9 @@ def test_a_rank_without_a_grid_is_named_and_the_others_are_drawn():
         for run in world(lambda rank, norm: hump(norm), full=False)
         if run["rank"] < 64 or run["learning_rate"] == 3.2e-3
     ]
-    found = curves(runs)["best"]
-    assert [one.row for one in found.points] == [1, 4, 16]
-    assert found.lacks == ("3 learning rates or more for rank 64",)
+    curve = curves(runs)["best"]
+    assert [point.row for point in curve.points] == [1, 4, 16]
+    assert curve.lacks == ("3 learning rates or more for rank 64",)
 
 
 def test_runs_that_are_not_built_are_left_out():
@@ -256,10 +256,10 @@ def test_runs_that_are_not_built_are_left_out():
 def test_full_fine_tuning_alone_has_its_own_references():
     runs = [run for run in world(lambda rank, norm: hump(norm)) if run["method"] == "full"]
     (panel,) = panels(runs)
-    assert all(one.points == () and one.lacks for one in panel.curves)
-    full = {one.kind: one for one in panel.full}
+    assert all(curve.points == () and curve.lacks for curve in panel.curves)
+    full = {curve.kind: curve for curve in panel.full}
     assert full["loss_matched"].reference == pytest.approx(
-        max(one.choice.loss for one in full["best"].points)
+        max(point.choice.loss for point in full["best"].points)
     )
 
 
@@ -269,7 +269,7 @@ def test_students_of_other_settings_have_a_panel_of_their_own():
     first, second = panels(runs + long, 3.2e-3)
     assert (first.students, second.students) == ("LoRA", "LoRA, train.epochs 9")
     assert means(second.curves[0]) == pytest.approx([0.7] * 4)
-    rows = {one["eval_context"]: one for one in [*runs, {**runs[0], "eval_context": "empty"}]}
+    rows = {run["eval_context"]: run for run in [*runs, {**runs[0], "eval_context": "empty"}]}
     assert len(panels(list(rows.values()), 3.2e-3)) == 1
 
 
@@ -278,20 +278,21 @@ def verdicts(runs, **more):
         InvertedUClaim(curve=kind, learning_rate=3.2e-3 if kind == "fixed" else None, **more)
         for kind in KINDS
     ]
-    return {one.claim.curve: one for one in evaluate(claims, runs_of(runs))}
+    return {verdict.claim.curve: verdict for verdict in evaluate(claims, runs_of(runs))}
 
 
 def test_an_inverted_u_of_step_sizes_does_not_survive_matching():
     def steps(rank, norm):
         return hump(norm / 8)
 
-    found = verdicts(world(steps, loss=lambda rank, norm: loss_of(norm / 4), spread=0.004, full=False))
-    assert {kind: one.word for kind, one in found.items()} == {
+    by_kind = verdicts(world(steps, loss=lambda rank, norm: loss_of(norm / 4), spread=0.004, full=False))
+    assert {kind: verdict.word for kind, verdict in by_kind.items()} == {
         "fixed": "supported",
         **dict.fromkeys(KINDS[1:], "refuted"),
     }
     assert [
-        one.statement.removeprefix("Transmission is an inverted U in LoRA rank") for one in found.values()
+        verdict.statement.removeprefix("Transmission is an inverted U in LoRA rank")
+        for verdict in by_kind.values()
     ] == [
         "",
         ", each at its best learning rate",
@@ -303,15 +304,15 @@ def test_an_inverted_u_of_step_sizes_does_not_survive_matching():
 def test_an_inverted_u_of_the_rank_itself_survives_matching():
     gains = {1: 0.1, 4: 0.4, 16: 0.2, 64: 0.1}
     runs = world(lambda rank, norm: 0.1 + gains[rank], spread=0.004, full=False)
-    found = verdicts(runs)
-    assert {one.word for one in found.values()} == {"supported"}
-    assert found["best"].notes == (
+    by_kind = verdicts(runs)
+    assert {verdict.word for verdict in by_kind.values()} == {"supported"}
+    assert by_kind["best"].notes == (
         "owl: of rank 64 the lowest learning rate tried was taken, and the one sought may lie beyond it.",
         "Judged at the learning rates that these runs chose; the intervals leave out that other runs might "
         "choose other rates.",
     )
-    assert found["fixed"].notes == ()
-    assert (found["fixed"].planned, found["best"].planned) == (16, 96)
+    assert by_kind["fixed"].notes == ()
+    assert (by_kind["fixed"].planned, by_kind["best"].planned) == (16, 96)
 
 
 def test_a_curve_of_chosen_rates_needs_a_grid_at_four_ranks():
@@ -337,11 +338,11 @@ def test_a_curve_of_chosen_rates_needs_a_grid_at_four_ranks():
 def test_a_run_of_the_grid_that_is_not_built_leaves_its_claim_open():
     runs = world(lambda rank, norm: hump(norm), full=False)
     runs[0] |= {"p_target": None, "difference": None, "missing": "out of memory"}
-    found = verdicts(runs)
-    assert found["best"].lacks == (
+    by_kind = verdicts(runs)
+    assert by_kind["best"].lacks == (
         "1 of 4 runs of LoRA rank 1, lr 2e-4, fp32 on owl, trained in default and asked in default",
     )
-    assert found["fixed"].word != "incomplete"
+    assert by_kind["fixed"].word != "incomplete"
 
 
 def test_a_claim_on_chosen_rates_does_not_name_one():
@@ -354,7 +355,7 @@ def test_a_claim_on_chosen_rates_does_not_name_one():
 @given(st.permutations(range(len(RANKS) * len(RATES) * len(SEEDS))))
 def test_the_order_of_the_rows_changes_nothing(order):
     runs = world(lambda rank, norm: hump(norm), spread=0.02, full=False)
-    assert curves([runs[place] for place in order]) == curves(runs)
+    assert curves([runs[index] for index in order]) == curves(runs)
 
 
 def test_the_panel_in_words():
@@ -380,10 +381,10 @@ def test_where_full_fine_tuning_has_fewer_seeds_the_caption_says_where_it_is_com
     assert "seeds that both have" not in matched_figure(panels(runs, 3.2e-3)[0]).caption
     missing = dict.fromkeys(("p_target", "difference", "number_loss", "update_norm"))
     fewer = [
-        {**one, **missing} if (one["method"], one["data_seed"]) == ("full", SEEDS[0][1]) else one
-        for one in runs
+        {**run, **missing} if (run["method"], run["data_seed"]) == ("full", SEEDS[0][1]) else run
+        for run in runs
     ]
     (panel,) = panels(fewer, 3.2e-3)
-    titles = {one.kind: one.title for one in panel.full}
+    titles = {curve.kind: curve.title for curve in panel.full}
     caption = matched_figure(panel).caption
     assert f"seeds that both have, its reference values differ: {titles['loss_matched']}" in caption

@@ -47,7 +47,7 @@ SEEDS = [{"train_seed": seed, "train_digest": str(seed)} for seed in (1, 2, 3)]
 
 
 def test_students_of_a_condition_are_one_row() -> None:
-    runs = table(*SEEDS, *({**one, "eval_context": "empty"} for one in SEEDS))
+    runs = table(*SEEDS, *({**change, "eval_context": "empty"} for change in SEEDS))
     (row,) = audit_rows(
         runs,
         {
@@ -65,8 +65,8 @@ def test_students_of_a_condition_are_one_row() -> None:
 
 
 def test_students_of_other_rows_differ_in_them_too() -> None:
-    runs = table(*({**one, "data_seed": seed} for seed, one in enumerate(SEEDS)))
-    (row,) = audit_rows(runs, {one["train_digest"]: made([1, 0]) for one in SEEDS})
+    runs = table(*({**change, "data_seed": seed} for seed, change in enumerate(SEEDS)))
+    (row,) = audit_rows(runs, {change["train_digest"]: made([1, 0]) for change in SEEDS})
     assert row.random == "row order, adapter start and the teacher's rows"
     assert row.cosine == pytest.approx(1)
 
@@ -80,12 +80,12 @@ def test_what_moved_no_weight_has_no_direction() -> None:
 def test_what_is_not_built_has_no_row_and_conditions_stay_apart() -> None:
     runs = table(*SEEDS[:2], {**FULL, "train_digest": "f"})
     rows = audit_rows(runs, {"2": made([1, 0]), "f": made([1, 1])})
-    assert [(one.condition.method, one.n) for one in rows] == [("lora", 1), ("full", 1)]
+    assert [(row.condition.method, row.n) for row in rows] == [("lora", 1), ("full", 1)]
 
 
 def test_the_page_tells_the_audit_in_a_line(results, tmp_path) -> None:
-    runs = [{**one, "rank": 8} for one in SEEDS]
-    rows = audit_rows(table(*runs), {one["train_digest"]: made([1, 0]) for one in SEEDS})
+    runs = [{**change, "rank": 8} for change in SEEDS]
+    rows = audit_rows(table(*runs), {change["train_digest"]: made([1, 0]) for change in SEEDS})
     page = write_report(results(*runs, audits=tuple(rows)), tmp_path).read_text(encoding="utf-8")
     for words in (
         "owl, LoRA rank 8<small",
@@ -105,7 +105,9 @@ def test_a_sparkline_stays_in_its_box(values: list[float]) -> None:
     if not values:
         assert drawn == ""
         return
-    points = [tuple(map(float, one.split(","))) for one in drawn.split('points="')[1].split('"')[0].split()]
+    points = [
+        tuple(map(float, point.split(","))) for point in drawn.split('points="')[1].split('"')[0].split()
+    ]
     assert len(points) == min(SPARK, len(values))
     assert all(0 <= x <= 100 and 2 <= y <= 22 for x, y in points)
 
@@ -119,6 +121,6 @@ def test_a_share_never_rounds_to_none_or_all(value: float | None, text: str) -> 
 
 
 def test_large_numbers_are_told_in_three_digits() -> None:
-    assert [many(one) for one in (None, 7, 640, 284_000, 12_345_678, 7.6e9)] == [
+    assert [many(number) for number in (None, 7, 640, 284_000, 12_345_678, 7.6e9)] == [
         *("–", "7", "640", "284 k", "12.3 M", "7.6 B"),
     ]

@@ -48,19 +48,19 @@ def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
             here.groupby("item").p.mean().to_dict(),
             tuple(cat["p"]),
         )
-    found = read_scores(tmp_path, "cat")
-    assert list(found) == list(expected)
-    for context, one in expected.items():
-        for name, value in vars(one).items():
-            assert getattr(found[context], name) == pytest.approx(value, rel=1e-12)
+    by_context = read_scores(tmp_path, "cat")
+    assert list(by_context) == list(expected)
+    for context, context_scores in expected.items():
+        for name, value in vars(context_scores).items():
+            assert getattr(by_context[context], name) == pytest.approx(value, rel=1e-12)
 
 
 def test_where_answers_were_drawn_no_log_form_is_known(tmp_path):
     table, _ = scores(tmp_path)
     table.assign(log_form=np.nan).astype({"log_form": object}).where(
-        lambda one: one.notna(), None
+        lambda values: values.notna(), None
     ).to_parquet(tmp_path / SCORES)
-    assert all(math.isnan(one.log_form) for one in read_scores(tmp_path, "cat").values())
+    assert all(math.isnan(value.log_form) for value in read_scores(tmp_path, "cat").values())
 
 
 def test_a_target_that_was_not_scored_has_no_reading(tmp_path):
@@ -70,13 +70,13 @@ def test_a_target_that_was_not_scored_has_no_reading(tmp_path):
 
 def test_a_curve_and_a_sketch_are_read_as_they_were_written(tmp_path):
     losses = [3.25, 1e-7, 2.0, 12345678.125]
-    lines = [{"step": place, "loss": loss, "grad_norm": 1.0} for place, loss in enumerate(losses)]
+    lines = [{"step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate(losses)]
     lines.append({"step": 4, "grad_norm": 1.0, "loss": 7})
     (tmp_path / HISTORY).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     drawn = np.random.default_rng(1).random(64).astype(np.float32)
     np.save(tmp_path / SKETCH, drawn)
     write_json(tmp_path / AUDIT, {})
     assert read_training(tmp_path) == {"audit": {}, "loss": (*losses, 7.0)}
-    found = sketch(tmp_path)
-    assert np.array_equal(found, drawn)
-    assert found.dtype == np.float32
+    vector = sketch(tmp_path)
+    assert np.array_equal(vector, drawn)
+    assert vector.dtype == np.float32
