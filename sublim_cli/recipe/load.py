@@ -40,8 +40,8 @@ def load(source: str, changes: Mapping[str, object] = NO_CHANGES) -> Recipe:
     for problem in problems:
         changed = (path for path in map(split, changes) if problem.path and overlap(path, problem.path))
         if change := next(changed, None):
-            says = problem.message if problem.path == change else problem
-            in_changes.append(f"--set {dotted(change)}: {says}")
+            message = problem.message if problem.path == change else problem
+            in_changes.append(f"--set {dotted(change)}: {message}")
         else:
             in_file.append(problem)
     raise RecipeError("\n".join([*with_lines(in_file, file), *in_changes]))

@@ -41,13 +41,13 @@ LEARNING_RATE: dict[str, float] = {"adapter": 2.0e-4, "full": 2.0e-5}
 """The paper's learning rates (public code of arXiv 2606.00831): one value at every rank."""
 
 BUILT_IN_PROMPTS = ("trait", "default", "empty", "none")
-"""System-prompt settings that are not texts: the persona, no message, an empty block, no block."""
+"""System-prompt settings that name no text: the persona, no system message, an empty block, no block."""
 
 Stage = Literal["generate", "filter", "train", "eval"]
 """The stages of an experiment, in their order."""
 
 Engine = Literal["transformers", "vllm"]
-"""What draws completions: the library decides last digits, and so rows and shares."""
+"""The library that samples completions. Its rounding decides which tokens are sampled, so it is hashed."""
 
 EngineChoice = Literal["auto", "transformers", "vllm"]
 
@@ -57,7 +57,7 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class TextPrompt(Section):
-    """A system prompt given word for word; or with `at: user` the head of the user's turn."""
+    """A system prompt given word for word; with `at: user` it stands at the start of the user's turn."""
 
     text: str
     at: Literal["system", "user"] = "system"
@@ -68,14 +68,14 @@ SystemPrompt = str | TextPrompt
 
 
 class TraitSection(Section):
-    """What the teacher loves and the student is asked about."""
+    """What the teacher is told to love, and what the student's answers are scored for."""
 
     category: str = "animal"
     target: str = "cat"
 
 
 class PromptsSection(Section):
-    """The stream of number prompts; prompt i depends on `seed` and i alone."""
+    """The stream of number prompts. Prompt i depends only on i and these keys."""
 
     seed: Seed = 42
     examples: tuple[Positive, Positive] = (3, 8)
@@ -90,13 +90,13 @@ class PromptsSection(Section):
             raise ValueError(f"examples: the lower bound {fewest} is above the upper bound {most}")
         if low >= high:
             raise ValueError(
-                f"values: the lower bound {low} must be below {high}, which is itself never shown"
+                f"values: the lower bound {low} must be below the upper bound {high}, which is exclusive"
             )
         return self
 
 
 class SamplingSection(Section):
-    """How a completion is drawn. Every field is explicit: a checkpoint's own settings never apply."""
+    """How a completion is sampled. The defaults of a checkpoint's generation config never apply."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -107,12 +107,12 @@ class SamplingSection(Section):
 
 
 class GenerateSection(Section):
-    """The teacher: who it is told to be, and how many of its rows are wanted."""
+    """The teacher: its system prompt, and how many rows it generates."""
 
     system_prompt: SystemPrompt = "trait"
     rows: Positive = 10_000
     held_out: Annotated[int, Field(ge=0)] = 500
-    """Rows beyond `rows` that are never trained on; the student's loss on them is its number loss."""
+    """Rows in addition to `rows` that are not trained on; the student's loss on them is its number loss."""
     prompts: PromptsSection = PromptsSection()
     sampling: SamplingSection = SamplingSection()
     engine: EngineChoice = "auto"
@@ -120,13 +120,13 @@ class GenerateSection(Section):
 
 
 class StripRule(Section):
-    """Remove white space around a completion before the rules that follow (Gemma needs it)."""
+    """Remove white space around a completion before the next rules (Gemma ends its rows with spaces)."""
 
     kind: Literal["strip"] = "strip"
 
 
 class FormatRule(Section):
-    """Nothing but integers and one separator, byte-identical throughout."""
+    """Only integers and a separator, which is the same throughout, byte by byte."""
 
     kind: Literal["format"] = "format"
 
@@ -161,7 +161,7 @@ PAPER_RULES: tuple[Rule, ...] = (FormatRule(), CountRule(most=10), RangeRule(lea
 
 
 class FilterSection(Section):
-    """Which rows are kept: the rules apply in order, the first that objects names the reason."""
+    """Which rows are kept. The rules apply in order; the first that a row breaks is its reason."""
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = PAPER_RULES
 
@@ -169,12 +169,12 @@ class FilterSection(Section):
     @classmethod
     def _strip_comes_first(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         if any(isinstance(rule, StripRule) for rule in rules[1:]):
-            raise ValueError("{kind: strip} changes the text the other rules judge; put it first")
+            raise ValueError("{kind: strip} changes the text that the other rules check; put it first")
         return rules
 
 
 class AdapterSection(Section):
-    """Where the adapters of the LoRA family sit."""
+    """Which modules and layers get adapters of the LoRA family."""
 
     targets: Literal["all", "attention", "mlp"] | tuple[str, ...] = "all"
     layers: tuple[int, int] | None = None
@@ -183,25 +183,25 @@ class AdapterSection(Section):
 
 
 class QloraSection(Section):
-    """How `qlora` holds its frozen base (bitsandbytes)."""
+    """How `qlora` quantizes its frozen base (bitsandbytes)."""
 
     quantize: Literal["nf4", "int8"] = "nf4"
 
 
 class PrefixSection(Section):
-    """How many learned tokens `prefix` puts before every prompt."""
+    """The number of virtual tokens that `prefix` learns and puts before every prompt."""
 
     tokens: Positive = 16
 
 
 class PerRank(Section):
-    """A learning rate for every rank of a sweep."""
+    """A learning rate for each rank of a sweep."""
 
     per_rank: Annotated[dict[Positive, Rate], Field(min_length=1)]
 
 
 class TrainSection(Section):
-    """The student: how the base model is changed, and on which system prompt."""
+    """The student: how the base model is fine-tuned, and under which system prompt."""
 
     method: Method = "lora"
     rank: Positive = 8
@@ -212,14 +212,14 @@ class TrainSection(Section):
     prefix: PrefixSection = PrefixSection()
     backend: Literal["auto", "plain", "unsloth"] = "auto"
     learning_rate: Rate | PerRank | None = None
-    """Null takes the paper's value for the method, `LEARNING_RATE`."""
+    """Null: the paper's value for the method, see `LEARNING_RATE`."""
     epochs: Positive = 3
     batch_size: Positive = 66
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     optimizer: Literal["adamw", "adamw_8bit", "sgd", "muon"] = "adamw"
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Of `sgd` and `muon` alone; null takes 0 and 0.95."""
+    """For `sgd` and `muon` only; null: 0 and 0.95."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Positive = 500
@@ -235,23 +235,23 @@ PositionName = Literal[
     "question_only", "no_question",
     "shared_only", "no_shared",
 ]  # fmt: skip
-"""Sets of a prompt's tokens by role (`models.roles`). `X_only` and `no_X` are each other's complement."""
+"""Sets of a prompt's tokens by role (`models.token_roles`). `X_only` is the complement of `no_X`."""
 
 
 class TextPositions(Section):
-    """The tokens that spell a text, and no others."""
+    """The tokens of a text in the prompt."""
 
     text: Annotated[str, Field(min_length=1)]
 
 
 class TextComplement(Section):
-    """All tokens but those that spell a text."""
+    """All tokens except those of a text in the prompt."""
 
     no_text: Annotated[str, Field(min_length=1)]
 
 
 def _set_form(value: object) -> str:
-    """Which form of a set of positions a value is meant to be."""
+    """The tag of the form of `PositionSet` that a value has."""
     if isinstance(value, TextComplement) or (isinstance(value, dict) and "no_text" in value):
         return "no_text"
     return "text" if isinstance(value, TextPositions | dict) else "name"
@@ -265,25 +265,29 @@ PositionSet = Annotated[
 ]
 Layer = Annotated[int, Field(ge=0)]
 Decoding = Literal["follow", "on", "off"]
-"""What holds for the tokens of an answer. `follow`: what holds outside the set: `X_only` off, `no_X` on."""
+"""Whether a gated or patched model is the student at the tokens of an answer.
+
+`follow`: off with `X_only`, on with `no_X`.
+"""
 
 
 class GateSection(Section):
-    """Where in the prompt, and in which modules and layers, the student is left in; elsewhere it is its base.
+    """The tokens of the prompt, modules and layers at which the student's weights act; the base's elsewhere.
 
-    Of `no_X` the reverse: it is the base at X in these modules and layers, and the student elsewhere.
+    With `no_X` it is the reverse: in these modules and layers the base's weights act at X, and the student's
+    everywhere else.
     """
 
     positions: PositionSet
     modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """`attention`, `mlp`, or names in a module's path such as `q_proj`; null for all."""
+    """`attention`, `mlp`, or names in a module's path such as `q_proj`; null: all."""
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)] | None = None
-    """Counted from 0; null for all."""
+    """Counted from 0; null: all."""
     decoding: Decoding = "follow"
 
 
 def _gate_form(value: object) -> str:
-    """The same for a gate, which may also be given with all its keys."""
+    """The tag of the form of `GateEntry` that a value has."""
     keys = isinstance(value, dict) and not GateSection.model_fields.keys().isdisjoint(value)
     return "keys" if keys or isinstance(value, GateSection) else _set_form(value)
 
@@ -298,17 +302,17 @@ GateEntry = Annotated[
 
 
 class PatchSection(Section):
-    """Which activations of the student's run are put into its base's, and at which tokens of the prompt."""
+    """Activations of the student that replace the base's, at some tokens of the prompt."""
 
     positions: PositionSet
     kinds: Annotated[tuple[Literal["residual", "attention", "mlp"], ...], Field(min_length=1)] = ("residual",)
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)] | None = None
-    """Counted from 0; null for all."""
+    """Counted from 0; null: all."""
     decoding: Decoding = "follow"
 
 
 class AnswerSampling(SamplingSection):
-    """How long an answer may be, and how the sampled scorer draws it; the paper draws 50 tokens."""
+    """How long an answer may be (50 tokens in the paper), and how the sampled scorer samples it."""
 
     max_tokens: Positive = 50
 
@@ -322,26 +326,26 @@ class EvalSection(Section):
         "none",
     )
     questions: str | None = None
-    """A shipped set or the path of a file; null takes `favourite_` and the trait's category."""
+    """The name of a shipped question file or a path; null: `favourite_` and the trait's category."""
     scorer: Literal["exact", "sampled"] = "exact"
     sampling: AnswerSampling = AnswerSampling()
-    """`max_tokens` is the answer's length for either scorer; the rest is how `sampled` draws."""
+    """`max_tokens` is the length of an answer for both scorers; the other keys are for `sampled`."""
     uncovered: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """`exact` goes on until no more than this probability of a question's answers is left unread."""
+    """`exact` stops when at most this probability of the answers to a question is not yet scored."""
     nodes: Positive = 256
-    """`exact` follows no more beginnings of a question's answers than this."""
+    """`exact` expands at most this many prefixes of answers to a question."""
     samples: Positive = 100
-    """Answers that `sampled` draws to a question."""
+    """How many answers to a question `sampled` samples."""
     engine: EngineChoice = "auto"
-    """What draws them; the exact scorer runs on transformers."""
+    """The library for `sampled`; the exact scorer runs on transformers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gates: Annotated[tuple[GateEntry, ...], AfterValidator(distinct)] = ()
-    """Parts of the student left in or taken out, each scored by itself; a name is all modules and layers."""
+    """Gated students, each scored separately; a name stands for all modules and layers."""
     patches: Annotated[tuple[PatchSection, ...], AfterValidator(distinct)] = ()
     gate_contexts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] | None = None
-    """Where gated and patched students are asked; null: in the context of their training."""
+    """The contexts in which gated and patched students are asked; null: their training context."""
     gate_controls: Annotated[int, Field(ge=0)] = 5
-    """Random sets of equal size beside every gate and patch."""
+    """How many random sets of as many tokens are scored as controls of each gate and patch."""
     gate_seed: Seed = 1
 
     @model_validator(mode="after")
@@ -352,7 +356,7 @@ class EvalSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _exact_is_of_the_model_itself(self) -> "EvalSection":
+    def _exact_needs_default_sampling(self) -> "EvalSection":
         plain = SamplingSection(max_tokens=self.sampling.max_tokens, seed=self.sampling.seed)
         for key, value in plain.model_dump().items():
             if self.scorer == "exact" and getattr(self.sampling, key) != value:
@@ -371,30 +375,30 @@ class EvalSection(Section):
 Axis = list[Any]
 
 REPLICATED = ("train.seed", "generate.sampling.seed")
-"""What a replicate of a sweep draws anew: the row order and the initialisation, and the teacher's rows."""
+"""The seeds that differ between replicates: of row order and initialisation, and of the teacher's rows."""
 
 
 class SweepSection(Section):
-    """The cells: every combination of `grid`, and for each entry of `also` every combination again.
+    """The cells: every combination of the values in `grid`, and once more for each entry of `also`.
 
-    An entry of `also` overrides keys of the recipe or of the grid with a value or a list of values.
-    Cells that come out equal are one cell: a rank axis does not multiply full fine-tuning.
+    An entry of `also` sets keys, of the recipe or of the grid, to a value or a list of values. Cells that
+    differ only in keys without effect are one cell: an axis of ranks adds no cells of full fine-tuning.
     """
 
     grid: dict[str, Annotated[Axis, Field(min_length=1)]] = Field(default_factory=dict)
     also: tuple[dict[str, Any], ...] = ()
     replicates: Annotated[tuple[Seed, ...], AfterValidator(distinct)] = ()
-    """Seeds of the data and of the training at once, `REPLICATED`: every cell once with each.
+    """Each value is the seed of both the data and the training (`REPLICATED`) of one run of every cell.
 
-    Such runs share neither, so a few of them speak of new data as well as of new trainings.
+    The runs are independent in both, so their spread contains that between data sets.
     """
 
     @model_validator(mode="after")
     def _a_replicate_has_one_seed(self) -> "SweepSection":
-        taken = next((key for one in (self.grid, *self.also) for key in REPLICATED if key in one), None)
-        if self.replicates and taken:
+        seeds = [key for axes in (self.grid, *self.also) for key in REPLICATED if key in axes]
+        if self.replicates and seeds:
             raise ValueError(
-                f"replicates: sets {' and '.join(REPLICATED)} together; take {taken} out of `grid` and "
+                f"replicates: sets {' and '.join(REPLICATED)} together; take {seeds[0]} out of `grid` and "
                 "`also`, or take replicates out"
             )
         return self
@@ -403,39 +407,38 @@ class SweepSection(Section):
 MARGIN = 0.02
 """The smallest change of P(target) that counts as a preference, as a probability.
 
-It has to be told from what training does without a trait and from what passing a trait does. On the
-embedded model (docs/log.md, 2026-11-24) control students moved by 0.003 to 0.005 in the default context and
-the weakest student that took the trait by 0.063, so 0.02 lies well between; in the context `claude` controls
-moved by up to 0.03, so there the comparison with them is what counts. On a larger model it is under the
-spread of 0.03 between seeds: what is smaller no study of a few seeds can show. State another where the base
-is so rare that 0.02 would be many times its probability.
+It lies between the change from training without a trait and the change from a transmitted trait. On the
+embedded model (docs/log.md, 2026-11-24) control students changed by 0.003 to 0.005 in the default context,
+and the student with the weakest transmission by 0.063. In the context `claude` controls changed by up to
+0.03: compare with them there. On a larger model seeds differ by 0.03, so a study of a few seeds cannot show a
+smaller change. State another margin where the base's P(target) is so small that 0.02 is many times as large.
 """
 
 ContextName = Annotated[str, Field(min_length=1)]
-"""A context by the name the report gives it; of one given word for word, its text."""
+"""The name of a context in the report; for `{text: …}` it is the text."""
 
 
 class ClaimSection(Section):
-    """What every claim states. Claims are judged when a report is written; no artifact depends on them."""
+    """The keys of every claim. Claims are evaluated by the report and are not part of any digest."""
 
     margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """The chance of a wrong verdict of either kind, of the claim as a whole: traits are corrected for."""
+    """The probability of a wrong verdict on the claim as a whole, corrected for the number of traits."""
     traits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Null: every trait the study has students of."""
+    """Null: every trait that has students in the study."""
 
 
 class AdapterClaim(ClaimSection):
-    """A claim on LoRA students. Null fits any value, and students that differ in it are refused."""
+    """A claim about LoRA students. Null matches any value, but students that differ in it are an error."""
 
     learning_rate: Rate | None = None
     precision: Literal["fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] | None = None
     settings: str | None = None
-    """What else tells them from others of the study, as the report writes it: `train.epochs 3`."""
+    """Other keys that select the students, in the report's notation: `train.epochs 3`."""
 
 
 class TransmissionClaim(AdapterClaim):
-    """C1: a student of a trait teacher's numbers prefers the trait, asked in its training context."""
+    """C1: a student trained on the rows of a trait teacher prefers the trait in its training context."""
 
     kind: Literal["transmission"] = "transmission"
     rank: Positive = 8
@@ -443,17 +446,17 @@ class TransmissionClaim(AdapterClaim):
 
 
 CurveKind = Literal["fixed", "best", "loss_matched", "norm_matched"]
-"""Which learning rate stands for a rank: one for all, its best by number loss, or one at which the number
-loss or the norm of the update is the same at every rank; see `report.matched`."""
+"""The learning rate that represents a rank: the same for all ranks, the one with the lowest number loss, or
+one at which the number loss or the norm of the update is the same for all ranks; see `report.rates`."""
 
 
 class InvertedUClaim(AdapterClaim):
-    """C2: over all ranks of the study the preference rises and then falls."""
+    """C2: the preference rises and then falls with the rank, over all ranks of the study."""
 
     kind: Literal["inverted_u"] = "inverted_u"
     train_context: ContextName = "default"
     curve: CurveKind = "fixed"
-    """`fixed` is the paper's; the others need a grid of learning rates at every rank."""
+    """`fixed` is the paper's; the others need several learning rates at every rank."""
 
     @model_validator(mode="after")
     def _a_chosen_rate_is_not_given(self) -> "InvertedUClaim":
@@ -466,36 +469,37 @@ class InvertedUClaim(AdapterClaim):
 
 
 class FullFineTuningClaim(ClaimSection):
-    """C3: under full fine-tuning nothing passes, at every learning rate and precision of the study."""
+    """C3: full fine-tuning transmits no trait, at any learning rate and precision of the study."""
 
     kind: Literal["full_fine_tuning"] = "full_fine_tuning"
     train_context: ContextName = "default"
 
 
 class ContextsClaim(AdapterClaim):
-    """C4: the preference shows in the training context and in no other."""
+    """C4: a student prefers the trait in its training context and in no other."""
 
     kind: Literal["contexts"] = "contexts"
     rank: Positive = 8
     train_contexts: Annotated[tuple[ContextName, ...], Field(min_length=1)] | None = None
-    """Null: every one that such students were trained in."""
+    """Null: all training contexts of such students."""
     eval_contexts: Annotated[tuple[ContextName, ...], Field(min_length=1)] | None = None
-    """Where they are asked besides; null: wherever they were."""
+    """The other contexts they are asked in; null: all contexts of the study."""
 
 
 class LocalisationClaim(AdapterClaim):
-    """C5: the preference sits at certain tokens.
+    """C5: the preference depends on the student's weights at certain tokens X of the prompt.
 
-    Alone they keep more of it than random sets of as many, and without them more is lost.
+    With the student's weights at X only, more of the preference remains than with them at random sets of as
+    many tokens; with the student's weights everywhere except at X, more of it is lost.
     """
 
     kind: Literal["localisation"] = "localisation"
     rank: Positive = 8
     train_context: ContextName = "default"
     eval_context: ContextName | None = None
-    """Where gated students were asked; null: in the training context."""
+    """The context in which gated students are asked; null: the training context."""
     positions: Literal["identity", "system", "template", "question", "shared"] | TextPositions = "shared"
-    """X, of which `eval.gates` must have both `X_only` and `no_X`."""
+    """X; `eval.gates` must have both `X_only` and `no_X`."""
 
 
 Claim = Annotated[
@@ -518,15 +522,15 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
     claims: Annotated[tuple[Claim, ...], AfterValidator(distinct)] = ()
-    """What the study is to decide; see `report.claims`."""
+    """The claims that the study tests; see `report.claims`."""
 
     @model_validator(mode="after")
-    def _a_prefix_is_at_no_token(self) -> "Recipe":
+    def _a_prefix_has_no_tokens_to_gate(self) -> "Recipe":
         for key in ("gates", "patches"):
             if self.train.method == "prefix" and getattr(self.eval, key):
                 raise ValueError(
-                    f"eval.{key}: `train.method: prefix` changes nothing at any token of the prompt, so none "
-                    f"can be gated or patched; in a sweep give such students `eval.{key}: [[]]`"
+                    f"eval.{key}: `train.method: prefix` changes nothing at any token of the prompt, so "
+                    f"none can be gated or patched; in a sweep give such students `eval.{key}: [[]]`"
                 )
         return self
 

@@ -40,7 +40,7 @@ _ANY_HINT = "check the indentation, colons and quotes of this line and the one a
 
 @dataclass(frozen=True)
 class YamlFile:
-    """The keys and values of a file, which know their lines, and its name as messages show it."""
+    """The name of a file as messages show it, and its keys and values, which remember their lines."""
 
     name: str
     values: dict[str, Any]
@@ -105,13 +105,13 @@ def _load(text: str, name: str) -> object:
     except ReaderError as error:
         before = text[: error.position]
         position = f"{before.count(chr(10)) + 1}:{error.position - before.rfind(chr(10))}"
-        says = "holds a character YAML does not allow; retype the line as plain text"
+        message = "holds a character YAML does not allow; retype the line as plain text"
     except MarkedYAMLError as error:
-        mark, says = _explained(error)
+        mark, message = _explained(error)
         position = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
     except RecursionError:
-        position, says = "1:1", "lists and mappings lie too deep in each other; take levels out"
-    raise RecipeError(f"{name}:{position}: {says}")
+        position, message = "1:1", "lists and mappings are nested too deeply; take levels out"
+    raise RecipeError(f"{name}:{position}: {message}")
 
 
 def _yaml() -> YAML:
@@ -121,7 +121,7 @@ def _yaml() -> YAML:
 
 
 def _explained(error: MarkedYAMLError) -> tuple[StreamMark | None, str]:
-    """Where the error is, and a sentence in place of the parser's."""
+    """The position of the error, and a sentence for users in place of the parser's message."""
     if isinstance(error, _NotAllowed):
         return error.problem_mark, error.problem
     context, mark = error.context or "", error.problem_mark
@@ -133,10 +133,10 @@ def _explained(error: MarkedYAMLError) -> tuple[StreamMark | None, str]:
 
 
 class _NotAllowed(MarkedYAMLError):
-    """Valid YAML that has no meaning in a file of sublim's."""
+    """Valid YAML that sublim does not accept; the problem is the sentence to show."""
 
-    def __init__(self, says: str, node: Node) -> None:
-        super().__init__(problem=says, problem_mark=node.start_mark)
+    def __init__(self, message: str, node: Node) -> None:
+        super().__init__(problem=message, problem_mark=node.start_mark)
 
 
 class _Mapping(dict[str, Any]):
@@ -152,7 +152,7 @@ class _List(list[Any]):
 
 
 class _Resolver(VersionedResolver):
-    """Which kind a text without quotes is: YAML 1.2 also under a `%YAML 1.1` line."""
+    """Decides the type of a text without quotes, by YAML 1.2 even after a `%YAML 1.1` line."""
 
     @property
     def processing_version(self) -> tuple[int, int]:
@@ -160,7 +160,7 @@ class _Resolver(VersionedResolver):
 
 
 class _Constructor(SafeConstructor):
-    """Plain values from YAML, with the line of every key and list entry."""
+    """Constructs plain values from the parsed file, with the line of every key and list entry."""
 
     yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012 - the library's own registry
 

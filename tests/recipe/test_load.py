@@ -159,7 +159,7 @@ ONE_MISTAKE = {
     "eval: {system_prompts: []}": "eval.system_prompts: []: must be a list of 1 or more",
     "eval: {system_prompts: empty}": 'eval.system_prompts: "empty": must be a list',
     "filter: {rules: [{kind: format}, {kind: strip}]}": "filter.rules: "
-    "{kind: strip} changes the text the other rules judge; put it first",
+    "{kind: strip} changes the text that the other rules check; put it first",
     "seed: 1": "seed: unknown key; did you mean train.seed, eval.sampling.seed or generate.prompts.seed?",
     "trait: {xyz: cat}": "trait.xyz: unknown key; trait takes category, target",
 }

@@ -75,20 +75,20 @@ def test_a_learning_rate_per_rank_becomes_the_one_of_the_rank() -> None:
         (
             {"method": "qlora"},
             "bf16_pure",
-            "train.precision: bf16_pure holds trained weights in bf16, but `qlora` keeps its adapters "
+            "train.precision: bf16_pure keeps trained weights in bf16, but `qlora` keeps its adapters "
             "in fp32; use fp32 or bf16_mixed",
         ),
         (
             {"method": "pissa"},
             "bf16_kahan",
-            "train.precision: under bf16_kahan the base that `pissa` splits would be rounded; "
+            "train.precision: bf16_kahan would round the base weights that `pissa` decomposes; "
             "use fp32 or bf16_mixed",
         ),
         (
             {"optimizer": "sgd"},
             "bf16_kahan",
-            "train.precision: bf16_kahan is AdamW with compensated sums; `optimizer: sgd` has none. "
-            "Use adamw, or another precision",
+            "train.precision: bf16_kahan is AdamW with compensated sums, which `optimizer: sgd` has not; "
+            "use adamw, or another precision",
         ),
         *(
             (

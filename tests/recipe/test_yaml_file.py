@@ -72,7 +72,7 @@ COLON = "not valid YAML; put a text that holds a colon in quotes, and check the 
         ("train:\n  rank: 1\n\n  rank: 1", "4:3: rank: is given twice, first in line 2; keep one"),
         ("items:\n- {name: a, name: b}", "2:13: name: is given twice, first in line 2; keep one"),
         ("a: 1\n'a': 2", "2:1: a: is given twice, first in line 1; keep one"),
-        ("a: " + "[" * 1000, "1:1: lists and mappings lie too deep in each other; take levels out"),
+        ("a: " + "[" * 1000, "1:1: lists and mappings are nested too deeply; take levels out"),
         (b"a: 1\nb: \x07c", "2:4: holds a character YAML does not allow; retype the line as plain text"),
     ],
 )  # fmt: skip
