@@ -96,9 +96,9 @@ def is_key(path: KeyPath, root: type[Section] = Recipe) -> bool:
     return bool(_types_at(path, root))
 
 
-def overlap(path: KeyPath, other: KeyPath) -> bool:
-    """Whether the two paths are equal or one leads into the other."""
-    return all(a == b for a, b in zip(path, other, strict=False))
+def overlap(a: KeyPath, b: KeyPath) -> bool:
+    """Whether two paths are equal or one leads into the other."""
+    return all(part == part_b for part, part_b in zip(a, b, strict=False))
 
 
 def is_list(path: KeyPath) -> bool:
