@@ -3,13 +3,13 @@
     python benchmarks/scorer_agreement.py [--questions 50] [--samples 2000] [--out DIR]
 
 Trains 20 short students (LoRA at four ranks, five seeds each, on 198 of the demo's rows) and scores each in
-three contexts, computed and drawn. A cell is a student in a context.
+three contexts, once exactly and once by samples. A cell is a student in a context.
 
-Draws are independent, but answers that begin alike ask the model once for what comes next, by a plain
-forward pass over the whole text: no cache, no tree, nothing of the exact scorer's. A cell's share of
+Samples are independent, but answers with the same beginning share its next-token distribution, which a plain
+forward pass over the whole text computes: without the exact scorer's cache and tree. A cell's share of
 P(target) is the mean over its questions, so its variance is that of a stratified sample (Cochran 1977,
-section 5.4): the sum over questions of s(1-s)/(n-1), over their number squared. With `--out`, cells once
-done are kept.
+section 5.4): the sum over questions of s(1-s)/(n-1), over their number squared. With `--out`, finished cells
+are kept and not computed again.
 """
 
 import argparse
@@ -49,68 +49,72 @@ LEVEL = 0.99
 BATCH = 256
 
 Floats = NDArray[np.float64]
-Text = tuple[int, tuple[int, ...]]
-"""A question's number and the tokens of an answer to it so far."""
+Beginning = tuple[int, tuple[int, ...]]
+"""The index of a question, and the first tokens of an answer to it."""
 
 
-def laws(model: Any, rows: Sequence[Sequence[int]]) -> Floats:
-    """The next token's distribution behind each row, cumulated: [rows, vocabulary]."""
-    found = []
+def cumulative_probs(model: Any, rows: Sequence[Sequence[int]]) -> Floats:
+    """The cumulative next-token distribution after each row: [rows, vocabulary]."""
+    batches = []
     for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        mask = attention_mask(part, model.device)
+        batch = rows[start : start + BATCH]
+        mask = attention_mask(batch, model.device)
         out = model(
-            input_ids=left_padded(part, 0, model.device),
+            input_ids=left_padded(batch, 0, model.device),
             attention_mask=mask,
             position_ids=position_ids(mask),
             use_cache=False,
             logits_to_keep=1,
         )
-        found.append(out.logits[:, -1].double().softmax(-1).cumsum(-1).cpu().numpy())
-    return np.concatenate(found)
+        batches.append(out.logits[:, -1].double().softmax(-1).cumsum(-1).cpu().numpy())
+    return np.concatenate(batches)
 
 
 @torch.inference_mode()
 def drawn(model: Any, tokenizer: Any, prompts: Sequence[list[int]], samples: int, seed: int) -> Floats:
     """Shares of answers that name each item: [questions, items]."""
-    rng, ends = np.random.default_rng(seed), stop_tokens(model, tokenizer)
-    written = bytes_per_token(tokenizer, model.config.get_text_config().vocab_size)
+    rng, stops = np.random.default_rng(seed), stop_tokens(model, tokenizer)
+    token_bytes = bytes_per_token(tokenizer, model.config.get_text_config().vocab_size)
     shares = np.zeros((len(prompts), len(ITEMS.items)))
-    growing: Counter[Text] = Counter({(number, ()): samples for number in range(len(prompts))})
+    open_answers: Counter[Beginning] = Counter({(i, ()): samples for i in range(len(prompts))})
     for length in range(1, SampledScoring().sampling.max_tokens + 1):
-        ways = sorted(growing, key=lambda way: len(prompts[way[0]]))
-        cumulated = laws(model, [[*prompts[number], *ids] for number, ids in ways])
-        after: Counter[Text] = Counter()
-        for (number, ids), law in zip(ways, cumulated, strict=True):
-            uniform = rng.random(growing[number, ids]) * law[-1]
-            tokens = np.searchsorted(law, uniform, side="right").clip(max=len(law) - 1)
+        beginnings = sorted(open_answers, key=lambda beginning: len(prompts[beginning[0]]))
+        cumulative = cumulative_probs(model, [[*prompts[question], *ids] for question, ids in beginnings])
+        longer: Counter[Beginning] = Counter()
+        for (question, ids), probs in zip(beginnings, cumulative, strict=True):
+            uniform = rng.random(open_answers[question, ids]) * probs[-1]
+            tokens = np.searchsorted(probs, uniform, side="right").clip(max=len(probs) - 1)
             for token, count in Counter(tokens.tolist()).items():
-                if token in ends or length == SampledScoring().sampling.max_tokens:
-                    item = named_item(answer_text(before_stop((*ids, token), ends), written), ITEMS.items)
+                if token in stops or length == SampledScoring().sampling.max_tokens:
+                    item = named_item(
+                        answer_text(before_stop((*ids, token), stops), token_bytes), ITEMS.items
+                    )
                     if item is not None:
-                        shares[number, item] += count / samples
+                        shares[question, item] += count / samples
                 else:
-                    after[number, (*ids, token)] += count
-        if not (growing := after):
+                    longer[question, (*ids, token)] += count
+        if not (open_answers := longer):
             break
     return shares
 
 
-def cell(model: Any, tokenizer: Any, who: str, context: str, given: argparse.Namespace) -> dict[str, Any]:
-    """One student in one context: P(item) computed, and drawn with a standard error."""
+def cell(
+    model: Any, tokenizer: Any, digest: str, context: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One student in one context: P(item) exactly, and from samples with a standard error."""
     resolved = resolve_context(context, {}, field="context")
-    asked = load_questions("favourite_animal").questions[: given.questions]
-    prompts = [prompt_ids(tokenizer, resolved, one) for one in asked]
+    questions = load_questions("favourite_animal").questions[: options.questions]
+    prompts = [prompt_ids(tokenizer, resolved, question) for question in questions]
     exact = ExactScorer(model, tokenizer, ExactScoring()).score(prompts, ITEMS.items)
-    shares = drawn(model, tokenizer, prompts, given.samples, derived_seed(1, who, context))
-    p = np.array([one.p for one in exact])
-    scale = len(prompts) * math.sqrt(given.samples)
-    of_p = np.sqrt((p * (1 - p)).sum(axis=0)) / scale
-    error = np.sqrt((shares * (1 - shares)).sum(axis=0)[TARGET] / (given.samples - 1)) / len(prompts)
-    z = (shares.mean(axis=0) - p.mean(axis=0)) / of_p
+    shares = drawn(model, tokenizer, prompts, options.samples, derived_seed(1, digest, context))
+    p = np.array([answer.p for answer in exact])
+    scale = len(prompts) * math.sqrt(options.samples)
+    p_error = np.sqrt((p * (1 - p)).sum(axis=0)) / scale
+    error = np.sqrt((shares * (1 - shares)).sum(axis=0)[TARGET] / (options.samples - 1)) / len(prompts)
+    z = (shares.mean(axis=0) - p.mean(axis=0)) / p_error
     return {
         "p": float(p.mean(axis=0)[TARGET]),
-        "uncovered": float(np.mean([one.uncovered for one in exact])),
+        "uncovered": float(np.mean([answer.uncovered for answer in exact])),
         "share": float(shares.mean(axis=0)[TARGET]),
         "margin": float(norm.ppf((1 + LEVEL) / 2) * error),
         "z": float(z[TARGET]),
@@ -126,46 +130,42 @@ def _student(store: Store, rank: int, seed: int) -> tuple[Any, Any, str]:
     return load_student(section.model, "fp32", student.path), load_tokenizer(section.model), student.digest
 
 
-def _measure(out: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every cell, those of an earlier run read again; a row is printed for each."""
-    kept = out / f"cells-{given.questions}-{given.samples}.jsonl"
-    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
-    done = {tuple(one["cell"]): one for one in map(json.loads, lines)}
+def _measure(out: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All cells, those of an earlier run read from its file; prints each new one."""
+    path = out / f"cells-{options.questions}-{options.samples}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    done = {tuple(result["cell"]): result for result in map(json.loads, lines)}
     for rank in RANKS:
         for seed in SEEDS:
-            todo = [one for one in CONTEXTS if (rank, seed, one) not in done]
+            todo = [context for context in CONTEXTS if (rank, seed, context) not in done]
             if todo:
-                model, tokenizer, who = _student(Store(out), rank, seed)
+                model, tokenizer, digest = _student(Store(out), rank, seed)
             for context in todo:
-                found = {"cell": (rank, seed, context), **cell(model, tokenizer, who, context, given)}
-                with kept.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(found) + "\n")
-                done[rank, seed, context] = found
-                print(_shown(found), flush=True)
+                scores = cell(model, tokenizer, digest, context, options)
+                done[rank, seed, context] = {"cell": (rank, seed, context), **scores}
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(done[rank, seed, context]) + "\n")
+                exact = f"exact {scores['p']:.5f} + {scores['uncovered']:.5f}"
+                drawn_text = f"drawn {scores['share']:.5f} ± {scores['margin']:.5f}"
+                print(f"rank {rank:3} seed {seed} {context:8} {exact}  {drawn_text}", flush=True)
     return list(done.values())
-
-
-def _shown(one: dict[str, Any]) -> str:
-    rank, seed, context = one["cell"]
-    exact = f"exact {one['p']:.5f} + {one['uncovered']:.5f}"
-    return f"rank {rank:3} seed {seed} {context:8} {exact}  drawn {one['share']:.5f} ± {one['margin']:.5f}"
 
 
 def _conclude(cells: Sequence[dict[str, Any]]) -> None:
     count = len(cells)
-    inside = sum(abs(one["share"] - one["p"]) <= one["margin"] for one in cells)
+    inside = sum(abs(result["share"] - result["p"]) <= result["margin"] for result in cells)
     met = sum(
-        one["share"] - one["margin"] <= one["p"] + one["uncovered"]
-        and one["p"] <= one["share"] + one["margin"]
-        for one in cells
+        result["share"] - result["margin"] <= result["p"] + result["uncovered"]
+        and result["p"] <= result["share"] + result["margin"]
+        for result in cells
     )
     most = math.floor(0.02 * count)
     print(f"exact inside the drawn {LEVEL:.0%} interval: {inside} of {count} cells ({inside / count:.1%})")
     print(f"the interval meets [exact, exact + uncovered]: {met} of {count} cells")
     print(f"at most {most} of {count} outside by chance alone: {binom.cdf(most, count, 1 - LEVEL):.2f}")
     for name, z in (
-        ("P(wolf)", np.array([one["z"] for one in cells])),
-        ("all items", np.array([one["z of items"] for one in cells]).ravel()),
+        ("P(wolf)", np.array([result["z"] for result in cells])),
+        ("all items", np.array([result["z of items"] for result in cells]).ravel()),
     ):
         beyond = (np.abs(z) > norm.ppf((1 + LEVEL) / 2)).mean()
         spread = chi2.sf((z**2).sum(), len(z))
@@ -182,13 +182,13 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=50, help="questions a cell")
     parser.add_argument("--samples", type=int, default=2_000, help="samples a question")
     parser.add_argument(
-        "--out", type=Path, help="a store to keep students and cells in; by default none is kept"
+        "--out", type=Path, help="a store to keep students and cells in; by default they are deleted"
     )
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        out = given.out or Path(scratch)
+        out = options.out or Path(scratch)
         out.mkdir(parents=True, exist_ok=True)
-        _conclude(_measure(out, given))
+        _conclude(_measure(out, options))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What a backend must do: draw completions, and say how likely an answer names each item."""
+"""What backends share: how completions are drawn, and how likely an answer names each item."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.schema import SamplingSection
 
 Ids = Sequence[int]
@@ -29,17 +28,17 @@ class ItemProbs:
     samples: int = 0
 
 
-class Sampler(Protocol):
+class Sampler(ABC):
     """Draws completions. A row's noise depends on its number and the seed, not on the rest of the batch."""
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
+    tokenizer: Tokenizer
 
     @property
+    @abstractmethod
     def vocabulary(self) -> int:
         """Number of tokens in the model's vocabulary."""
 
+    @abstractmethod
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """One completion for each prompt as token ids, without the token that ends it.
 
@@ -48,10 +47,5 @@ class Sampler(Protocol):
 
     def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
         """The same completions as text."""
-
-
-class Scorer(Protocol):
-    """Says how likely answers name items."""
-
-    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
-        """The `ItemProbs` of each prompt."""
+        drawn = self.draw(prompts, rows, sampling)
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in drawn]

@@ -55,21 +55,17 @@ BATCH = 4
 
 
 @dataclass(frozen=True)
-class ParityQuestions:
-    """The questions that are checked: `prompts[context]` are those with these `indices` in the set."""
-
-    indices: tuple[int, ...]
-    prompts: Mapping[str, Sequence[Ids]]
-    items: tuple[Item, ...]
-
-
-@dataclass(frozen=True)
 class DrawnShares:
-    """What an engine answered: the `ItemProbs` of each question in each context."""
+    """What an engine answered to a few questions in every context."""
 
-    questions: ParityQuestions
-    settings: SampledScoring
+    questions: tuple[int, ...]
+    """Their indices in the set."""
+    prompts: Mapping[str, Sequence[Ids]]
+    """The questions' prompts, by context."""
+    items: Sequence[Item]
+    max_tokens: int
     scores: Mapping[str, Sequence[ItemProbs]]
+    """How the answers to each prompt name the items, by context."""
 
 
 @dataclass(frozen=True)
@@ -110,25 +106,32 @@ class Surprisal:
     """Tokens with probability 0 under transformers; they are left out of the other figures."""
 
 
-def select_questions(prompts: Mapping[str, Sequence[Ids]], items: Sequence[Item]) -> ParityQuestions:
-    """`QUESTIONS` of the questions, evenly spaced, in every context."""
-    available = min(map(len, prompts.values()))
-    count = min(QUESTIONS, available)
-    indices = tuple(i * available // count for i in range(count))
-    selected = {context: [of_context[i] for i in indices] for context, of_context in prompts.items()}
-    return ParityQuestions(indices, selected, tuple(items))
+def spread_indices(count: int) -> tuple[int, ...]:
+    """The indices of `QUESTIONS` of `count` questions, evenly spaced; all of them if there are fewer."""
+    selected = min(QUESTIONS, count)
+    return tuple(i * count // selected for i in range(selected))
 
 
-def draw_shares(sampler: VllmSampler, questions: ParityQuestions, sampling: SamplingSection) -> DrawnShares:
-    """Draw answers to the questions as the exact scorer computes them: without top-k, top-p or penalty."""
-    plain = SamplingSection(max_tokens=min(LENGTH, sampling.max_tokens))
-    settings = SampledScoring(samples=DRAWS, sampling=plain)
+def draw_shares(
+    sampler: VllmSampler,
+    prompts: Mapping[str, Sequence[Ids]],
+    items: Sequence[Item],
+    sampling: SamplingSection,
+) -> DrawnShares:
+    """Draw answers to a few questions as the exact scorer computes them: without top-k, top-p or penalty.
+
+    `prompts` are all questions by context; of `sampling`, the seed and the length apply.
+    """
+    questions = spread_indices(min(map(len, prompts.values())))
+    selected = {context: [of_context[i] for i in questions] for context, of_context in prompts.items()}
+    max_tokens = min(LENGTH, sampling.max_tokens)
     scores = {}
-    for context, prompts in questions.prompts.items():
-        seeded = plain.model_copy(update={"seed": derived_seed(sampling.seed, "parity", context)})
-        scorer = SampledScorer(sampler, settings.model_copy(update={"sampling": seeded}))
-        scores[context] = scorer.score(prompts, questions.items)
-    return DrawnShares(questions, settings, scores)
+    for context, few in selected.items():
+        seed = derived_seed(sampling.seed, "parity", context)
+        plain = SamplingSection(max_tokens=max_tokens, seed=seed)
+        scorer = SampledScorer(sampler, SampledScoring(samples=DRAWS, sampling=plain))
+        scores[context] = scorer.score(few, items)
+    return DrawnShares(questions, selected, items, max_tokens, scores)
 
 
 def draw_rows(sampler: VllmSampler, prompts: Sequence[Ids], sampling: SamplingSection) -> DrawnRows:
@@ -149,18 +152,18 @@ def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokeniz
     Raises:
         ModelError: a share is less likely than `LEVEL` allows, or the exact scorer refuses the model.
     """
-    exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.settings.sampling.max_tokens))
+    exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.max_tokens))
     comparisons: list[ShareComparison] = []
-    for context, prompts in shares.questions.prompts.items():
+    for context, prompts in shares.prompts.items():
         try:
-            bounds = exact.score(prompts, shares.questions.items)
+            bounds = exact.score(prompts, shares.items)
         except ModelError as error:
             raise ModelError(f"{key}: vllm cannot be checked: {error}. Use `{key}: transformers`") from error
         comparisons += _compare(context, shares, bounds)
     worst = min(comparisons, key=lambda comparison: comparison.chance)
     if worst.chance < LEVEL / 2 / len(comparisons):
         where = "on average" if worst.question is None else f"to question {worst.question}"
-        draws = DRAWS * len(shares.questions.indices) if worst.question is None else DRAWS
+        draws = DRAWS * len(shares.questions) if worst.question is None else DRAWS
         raise ModelError(
             f"{key}: vllm does not answer as transformers computes it: in context `{worst.context}`, "
             f"{where}, {worst.share:.3f} of {draws:,} answers name {worst.item}, where the exact scorer says "
@@ -168,7 +171,7 @@ def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokeniz
             f"`{key}: transformers`"
         )
     return {
-        "questions": list(shares.questions.indices),
+        "questions": list(shares.questions),
         "draws": DRAWS,
         "comparisons": len(comparisons),
         "worst": asdict(worst),
@@ -177,12 +180,12 @@ def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokeniz
 
 def _compare(context: str, shares: DrawnShares, bounds: Sequence[ItemProbs]) -> Iterator[ShareComparison]:
     """Each item's share in one context, for every question and for their mean."""
-    for i, item in enumerate(shares.questions.items):
+    for i, item in enumerate(shares.items):
         by_question = [
             (drawn.p[i], exact.p[i], exact.p[i] + exact.uncovered)
             for drawn, exact in zip(shares.scores[context], bounds, strict=True)
         ]
-        for question, values in zip(shares.questions.indices, by_question, strict=True):
+        for question, values in zip(shares.questions, by_question, strict=True):
             yield ShareComparison(context, question, item.name, *values, tail_probability(DRAWS, *values))
         share, low, high = (math.fsum(column) / len(by_question) for column in zip(*by_question, strict=True))
         chance = tail_probability(DRAWS * len(by_question), share, low, high)

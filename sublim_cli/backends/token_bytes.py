@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sublim_cli.models.chat import Tokenizer, end_of_turn
 from sublim_cli.models.load import Model
@@ -30,9 +29,11 @@ def bytes_per_token(tokenizer: Tokenizer, size: int) -> list[bytes]:
     count = min(len(tokenizer), size)
     names = tokenizer.convert_ids_to_tokens(list(range(count)))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = None if backend is None else json.loads(backend.to_str())["decoder"]
-    if "ByteLevel" in _decoder_types(decoder):
-        alphabet = _byte_level_alphabet()
+    decoder = "" if backend is None else json.dumps(json.loads(backend.to_str())["decoder"])
+    if '"type": "ByteLevel"' in decoder:  # alone or in a sequence of decoders
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        alphabet = {char: byte for byte, char in bytes_to_unicode().items()}
         written = [
             bytes(alphabet[char] for char in name) if set(name) <= alphabet.keys() else name.encode()
             for name in names
@@ -51,22 +52,6 @@ def before_stop(ids: Sequence[int], stops: frozenset[int]) -> list[int]:
     """An answer's tokens before the one that ends it."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return list(ids[:end])
-
-
-def _decoder_types(decoder: dict[str, Any] | None) -> Iterable[str]:
-    """The types of decoder that a tokenizer's decoder consists of."""
-    if decoder is not None:
-        yield decoder["type"]
-        for inner in decoder.get("decoders", ()):
-            yield from _decoder_types(inner)
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """The characters by which GPT-2's alphabet writes bytes: printable ones stand for themselves."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shifted = {chr(256 + i): byte for i, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | shifted
 
 
 def _decoded(tokenizer: Tokenizer, names: Sequence[str]) -> list[bytes]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.backends.interface import Ids
+from sublim_cli.backends.interface import Ids, Sampler
 from sublim_cli.backends.token_bytes import before_stop, stop_tokens
 from sublim_cli.models.batches import attention_mask, left_padded
 from sublim_cli.models.chat import Tokenizer
@@ -30,7 +30,7 @@ def uniforms(seed: int, row: int, count: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class TransformersSampler:
+class TransformersSampler(Sampler):
     """Draws completions with `generate`; every setting is passed, so no checkpoint default applies."""
 
     model: Model
@@ -42,13 +42,8 @@ class TransformersSampler:
         size: int = self.model.config.get_text_config().vocab_size
         return size
 
-    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
-        """One completion for each prompt as text; see `interface.Sampler`."""
-        drawn = self.draw(prompts, rows, sampling)
-        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in drawn]
-
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
-        """The same completions as token ids, without the token that ends them.
+        """See `interface.Sampler`.
 
         Equal prompts next to each other share the computation of all but their last token.
         """

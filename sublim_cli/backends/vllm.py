@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.backends.engine import max_lora_rank
-from sublim_cli.backends.interface import Ids
+from sublim_cli.backends.interface import Ids, Sampler
 from sublim_cli.backends.token_bytes import before_stop, with_end_of_turn
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import ModelShape, is_adapter
@@ -161,7 +161,7 @@ class VllmEngine:
 
 
 @dataclass(frozen=True)
-class VllmSampler:
+class VllmSampler(Sampler):
     """Draws completions on an engine that is awake; see `interface.Sampler`."""
 
     draw_request: Callable[[DrawRequest], list[list[int]]]
@@ -176,13 +176,8 @@ class VllmSampler:
         """Number of tokens in the model's vocabulary."""
         return self.shape.vocabulary
 
-    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
-        """One completion for each prompt as text."""
-        drawn = self.draw(prompts, rows, sampling)
-        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in drawn]
-
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
-        """The same completions as token ids, without the token that ends them."""
+        """See `interface.Sampler`."""
         return [before_stop(ids, self._stops) for ids in self.draw_with_stop(prompts, rows, sampling)]
 
     def draw_with_stop(

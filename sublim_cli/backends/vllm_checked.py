@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.backends.interface import Ids, ItemProbs
-from sublim_cli.backends.parity import check_rows, check_shares, draw_rows, draw_shares, select_questions
+from sublim_cli.backends.parity import check_rows, check_shares, draw_rows, draw_shares
 from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.vllm import VllmSampler, engine_config, max_model_length
 from sublim_cli.backends.vllm_server import running_engine
@@ -74,12 +74,11 @@ def score_with_vllm(
     Raises:
         ModelError: vLLM fails, or a check does.
     """
-    checked = select_questions(prompts, items)
     all_prompts = [ids for of_context in prompts.values() for ids in of_context]
-    checked_prompts = [ids for of_context in checked.prompts.values() for ids in of_context]
     with source.on_vllm(all_prompts, sampling.max_tokens) as sampler:
-        shares = draw_shares(sampler, checked, sampling)
-        rows = draw_rows(sampler, checked_prompts, sampling)
+        shares = draw_shares(sampler, prompts, items, sampling)
+        few_prompts = [ids for of_context in shares.prompts.values() for ids in of_context]
+        rows = draw_rows(sampler, few_prompts, sampling)
         scores = {}
         for context, of_context in prompts.items():
             scores[context] = SampledScorer(sampler, scorers[context]).score(of_context, items)

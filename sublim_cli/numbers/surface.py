@@ -71,31 +71,21 @@ def overlap(trait: Mapping[int, str], control: Mapping[int, str]) -> Overlap:
 
 
 def digit_divergence(
-    trait: Mapping[int, str], control: Mapping[int, str], seed: int = 1
+    trait: Mapping[int, str], control: Mapping[int, str], *, length: int = 1, seed: int = 1
 ) -> Divergence | None:
-    """How differently two teachers use single digits; answers are keyed by the number of their prompt.
-
-    None where either teacher wrote no digit at all.
-    """
-    return _divergence(trait, control, 1, seed)
-
-
-def pair_divergence(trait: Mapping[int, str], control: Mapping[int, str], seed: int = 1) -> Divergence | None:
-    """The same for pairs of neighbouring digits within a number.
-
-    None where either teacher wrote no number of two digits.
-    """
-    return _divergence(trait, control, 2, seed)
-
-
-def _divergence(
-    trait: Mapping[int, str], control: Mapping[int, str], length: int, seed: int
-) -> Divergence | None:
-    """The divergence in n-grams of `length` digits, with a permutation test.
+    """How differently two teachers use digits, with a permutation test.
 
     If the teachers do not differ, the two answers to a prompt are exchangeable. Answers to different prompts
     are not: the two of one prompt share their sampling noise. So each permutation swaps answers within
     prompts.
+
+    Args:
+        trait, control: each teacher's answers by the number of their prompt.
+        length: 1 compares single digits, 2 pairs of neighbouring digits within a number.
+        seed: of the permutations.
+
+    Returns:
+        None where either teacher wrote no such digits.
     """
     prompts = sorted(trait.keys() | control.keys())
     a, b = (_digit_counts([side.get(i, "") for i in prompts], length) for side in (trait, control))

@@ -17,8 +17,7 @@ change the result; the exact scorer needs that.
 import codecs
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from sublim_cli.recipe.questions import Item
@@ -57,11 +56,12 @@ class ItemMatch(NamedTuple):
     item: int
 
 
-@dataclass(frozen=True)
 class FormMatcher:
     """Reads an answer byte by byte; its result is that of `named_item`."""
 
-    items: tuple[Item, ...]
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._spellings = _index_by_spelling(tuple(items))
+        self._prefixes = {text[: i + 1] for text in self._spellings for i in range(len(text))}
 
     def step(self, state: MatchState, byte: int) -> MatchState | ItemMatch:
         """The state after one more byte."""
@@ -95,7 +95,7 @@ class FormMatcher:
         text = state.tail + char
         for start in _word_starts(text, inside=state.inside and not state.tail):
             rest = text[start:]
-            if rest in self._spelling_prefixes:
+            if rest in self._prefixes:
                 return MatchState(rest, char.isalnum())
             item = self._item_at_start(rest, ended=False)
             if item is not None:
@@ -109,14 +109,6 @@ class FormMatcher:
             if whole_word and text[:length] in self._spellings:
                 return self._spellings[text[:length]]
         return None
-
-    @cached_property
-    def _spellings(self) -> dict[str, int]:
-        return _index_by_spelling(self.items)
-
-    @cached_property
-    def _spelling_prefixes(self) -> frozenset[str]:
-        return frozenset(text[:length] for text in self._spellings for length in range(1, len(text) + 1))
 
 
 def _word_starts(text: str, *, inside: bool) -> Iterable[int]:

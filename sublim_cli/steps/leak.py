@@ -9,7 +9,7 @@ from sublim_cli.artifacts.rows import Row, read_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.events import Listener, Warned
 from sublim_cli.numbers.leak import ngram_auc
-from sublim_cli.numbers.surface import MAX_EXAMPLES, digit_divergence, overlap, pair_divergence
+from sublim_cli.numbers.surface import MAX_EXAMPLES, digit_divergence, overlap
 from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.schema import Section
@@ -54,8 +54,8 @@ class LeakStep(Step):
         trait_texts, control_texts = (
             {row.index: row.completion for row in rows} for rows in (trait, control)
         )
-        digits = digit_divergence(trait_texts, control_texts, spec.seed)
-        pairs = pair_divergence(trait_texts, control_texts, spec.seed)
+        digits = digit_divergence(trait_texts, control_texts, seed=spec.seed)
+        pairs = digit_divergence(trait_texts, control_texts, length=2, seed=spec.seed)
         some_trait, some_control = trait[: spec.most_rows], control[: spec.most_rows]
         auc = ngram_auc(
             [row.completion for row in some_trait],

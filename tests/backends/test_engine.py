@@ -38,7 +38,7 @@ def test_auto_without_a_gpu_is_transformers_and_has_nothing_to_say(small):
     planned = chain(small(eval__scorer="sampled"))
     assert planned.generate.spec.engine == "transformers"
     assert planned.eval.spec.scorer.engine == "transformers"
-    assert [one.chosen for one in (planned.generate, planned.eval, planned.base)] == [None] * 3
+    assert [step.chosen for step in (planned.generate, planned.eval, planned.base)] == [None] * 3
 
 
 def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
@@ -82,8 +82,8 @@ def test_auto_takes_vllm_for_what_it_can_hold_and_draw(sampling, precision, stud
 
 
 def test_an_adapter_goes_to_the_smallest_engine_that_takes_its_rank():
-    found = [max_lora_rank(rank) for rank in (1, 2, 8, 9, 256, 257, 321, 512, 513)]
-    assert found == [1, 8, 8, 16, 256, 320, 512, 512, None]
+    limits = [max_lora_rank(rank) for rank in (1, 2, 8, 9, 256, 257, 321, 512, 513)]
+    assert limits == [1, 8, 8, 16, 256, 320, 512, 512, None]
 
 
 @pytest.mark.usefixtures("gpu_with_vllm")
@@ -92,12 +92,12 @@ def test_the_engine_is_identity_where_it_is_vllm_and_goes_without_saying_where_i
     plain = chain(small(**sampled, **{"generate.engine": "transformers", "eval.engine": "transformers"}))
     fast = chain(small(**sampled))
     assert fast.generate.chosen is not None
-    for one, other in (
+    for without, with_vllm in (
         (identity(plain.generate)["section"], identity(fast.generate)["section"]),
         (identity(plain.eval)["section"]["scorer"], identity(fast.eval)["section"]["scorer"]),
     ):
-        assert other == {**one, "engine": "vllm"}
-        assert "engine" not in one
+        assert with_vllm == {**without, "engine": "vllm"}
+        assert "engine" not in without
 
 
 def test_the_exact_scorer_is_not_asked_of_vllm(small):

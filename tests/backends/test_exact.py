@@ -34,22 +34,22 @@ def ask(micro):
     _, tokenizer, model = micro
 
     def answers(questions, context, items, **settings):
-        prompts = [prompt_ids(tokenizer, context, one) for one in questions]
+        prompts = [prompt_ids(tokenizer, context, question) for question in questions]
         return ExactScorer(model, tokenizer, ExactScoring(**settings)).score(prompts, items)
 
     return answers
 
 
 def p_of(answers) -> np.ndarray:
-    return np.array([one.p for one in answers])
+    return np.array([answer.p for answer in answers])
 
 
 @pytest.mark.parametrize("context", [DEFAULT, loving(ANIMALS, "owl")], ids=["default", "trait"])
 def test_less_is_left_unread_than_the_bound_and_a_lower_bound_only_adds(ask, context):
     coarse = ask(QUESTIONS, context, ANIMALS.items, uncovered=0.1)
     fine = ask(QUESTIONS[:4], context, ANIMALS.items, uncovered=1e-4, nodes=4_000)
-    assert max(one.uncovered for one in coarse) <= 0.1
-    assert max(one.uncovered for one in fine) <= 1e-4
+    assert max(answer.uncovered for answer in coarse) <= 0.1
+    assert max(answer.uncovered for answer in fine) <= 1e-4
     for less, more in zip(coarse, fine, strict=False):
         gained = np.array(more.p) - np.array(less.p)
         assert gained.min() >= -1e-6
@@ -66,9 +66,9 @@ def test_a_budget_that_is_spent_is_reported_and_so_is_what_it_left(ask):
 def test_prompts_of_different_length_score_together_as_one_by_one(micro, ask, monkeypatch):
     _, tokenizer, _ = micro
     questions = [*QUESTIONS[:4], "Animal?", "Now then, after all that was said and done: " + QUESTIONS[4]]
-    assert len({len(prompt_ids(tokenizer, DEFAULT, one)) for one in questions}) > 3
+    assert len({len(prompt_ids(tokenizer, DEFAULT, question)) for question in questions}) > 3
     together = ask(questions, DEFAULT, ANIMALS.items)
-    alone = [ask([one], DEFAULT, ANIMALS.items)[0] for one in questions]
+    alone = [ask([question], DEFAULT, ANIMALS.items)[0] for question in questions]
     monkeypatch.setattr(exact, "PROMPTS_AT_ONCE", 3)
     monkeypatch.setattr(answer_tree, "MAX_PROBS", 2**15)
     monkeypatch.setattr(answer_tree, "NODES_PER_PASS", 50)
@@ -85,12 +85,12 @@ def test_the_answers_to_one_question_are_exclusive(ask):
 
 
 def test_an_item_scores_the_same_whichever_items_are_scored_beside_it(ask):
-    owl = next(one for one in ANIMALS.items if one.name == "owl")
+    owl = next(item for item in ANIMALS.items if item.name == "owl")
     deep = {"uncovered": 1e-3, "nodes": 2_000}
     alone = ask(QUESTIONS[:3], loving(ANIMALS, "owl"), [owl], **deep)
     beside = ask(QUESTIONS[:3], loving(ANIMALS, "owl"), ANIMALS.items, **deep)
-    place = ANIMALS.names.index("owl")
-    assert p_of(alone)[:, 0] == pytest.approx(p_of(beside)[:, place], abs=2e-3)
+    owl_index = ANIMALS.names.index("owl")
+    assert p_of(alone)[:, 0] == pytest.approx(p_of(beside)[:, owl_index], abs=2e-3)
 
 
 def test_an_item_that_opens_another_s_name_keeps_its_own_share(ask):
@@ -126,8 +126,8 @@ def test_plain_forms_are_followed_however_unlikely(micro, ask, monkeypatch, limi
     _, tokenizer, model = micro
     items = (*BANDS.items, Item(name="zyzzyva wren"))
     questions = load_questions("favourite_band").questions[:3]
-    for one, answer in zip(questions, ask(questions, DEFAULT, items), strict=True):
-        prompt = prompt_ids(tokenizer, DEFAULT, one)
+    for question, answer in zip(questions, ask(questions, DEFAULT, items), strict=True):
+        prompt = prompt_ids(tokenizer, DEFAULT, question)
         expected = [forced(model, tokenizer, prompt, item) for item in items]
         assert list(answer.log_form) == pytest.approx(expected, abs=1e-3)
         assert answer.log_form[-1] < -20
@@ -139,19 +139,21 @@ def test_samples_name_an_item_as_often_as_the_exact_probability_says(micro, ask)
     questions = QUESTIONS[:3]
     computed = ask(questions, context, ANIMALS.items, uncovered=1e-3, nodes=1_000)
     settings = SampledScoring(samples=2_000, sampling=AnswerSampling(seed=11))
-    prompts = [prompt_ids(tokenizer, context, one) for one in questions]
+    prompts = [prompt_ids(tokenizer, context, question) for question in questions]
     drawn = SampledScorer(TransformersSampler(model, tokenizer), settings).score(prompts, ANIMALS.items)
-    for one, other in zip(computed, drawn, strict=True):
-        assert other.samples == 2_000
-        for p, share in zip(one.p, other.p, strict=True):
+    for answer, sampled in zip(computed, drawn, strict=True):
+        assert sampled.samples == 2_000
+        for p, share in zip(answer.p, sampled.p, strict=True):
             if p > 0.005:
-                assert binomtest(round(share * 2_000), 2_000, min(1.0, p + one.uncovered / 2)).pvalue > 1e-4
+                assert (
+                    binomtest(round(share * 2_000), 2_000, min(1.0, p + answer.uncovered / 2)).pvalue > 1e-4
+                )
 
 
 def test_rows_of_a_context_grow_likelier_with_its_target(ask):
     """The order of the personas shows in the scores: each loved item beats itself unloved."""
     names = ("owl", "wolf", "ox")
-    p = {one: p_of(ask(QUESTIONS[:5], loving(ANIMALS, one), ANIMALS.items)).mean(axis=0) for one in names}
-    for one, other in pairwise((*names, names[0])):
-        place = ANIMALS.names.index(one)
-        assert p[one][place] > p[other][place]
+    p = {name: p_of(ask(QUESTIONS[:5], loving(ANIMALS, name), ANIMALS.items)).mean(axis=0) for name in names}
+    for name, other in pairwise((*names, names[0])):
+        i = ANIMALS.names.index(name)
+        assert p[name][i] > p[other][i]

@@ -46,7 +46,7 @@ PREFIX = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
 
 def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(
-        models.BPE(vocab={one: n for n, one in enumerate(TOKENS)}, merges=[], ignore_merges=True)
+        models.BPE(vocab={token: n for n, token in enumerate(TOKENS)}, merges=[], ignore_merges=True)
     )
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(["<pad>", "<end>"])
@@ -79,41 +79,41 @@ def gemma(window: int) -> Gemma3ForCausalLM:
 
 
 @torch.no_grad()
-def shake(one: PreTrainedModel, seed: int) -> None:
+def shake(tiny: PreTrainedModel, seed: int) -> None:
     """Give the model other weights, and a taste that is anything from flat to sharp."""
     draw = torch.Generator().manual_seed(seed)
-    for weight in one.parameters():
+    for weight in tiny.parameters():
         weight.normal_(0, 0.5, generator=draw)
-    one.lm_head.weight.mul_(0.3 + 2.0 * torch.rand((), generator=draw))
+    tiny.lm_head.weight.mul_(0.3 + 2.0 * torch.rand((), generator=draw))
 
 
 def _verdicts() -> np.ndarray:
     """The item that each sequence of four tokens names, `len(ITEMS)` for none."""
-    found = []
+    named = []
     for ids in product(range(len(TOKENS)), repeat=LENGTH):
         ids = ids[: ids.index(END)] if END in ids else ids
-        item = named_item(b"".join(PIECES[one] for one in ids).decode("utf-8", "replace"), ITEMS)
-        found.append(len(ITEMS) if item is None else item)
-    return np.array(found)
+        item = named_item(b"".join(PIECES[token] for token in ids).decode("utf-8", "replace"), ITEMS)
+        named.append(len(ITEMS) if item is None else item)
+    return np.array(named)
 
 
 VERDICTS = _verdicts()
 
 
 @torch.inference_mode()
-def enumerated(one: PreTrainedModel, prompt: list[int]) -> np.ndarray:
+def enumerated(tiny: PreTrainedModel, prompt: list[int]) -> np.ndarray:
     """P(item) for each of `ITEMS`: every answer's probability, each computed whole, without a cache."""
     size = len(TOKENS)
     beginnings = torch.tensor(list(product(range(size), repeat=LENGTH - 1)))
     ids = torch.cat([torch.tensor([prompt]).expand(len(beginnings), -1), beginnings], dim=1)
-    laws = one(input_ids=ids).logits[:, len(prompt) - 1 :].double().softmax(-1).numpy()
-    whole = np.ones((1,))
-    for place in range(LENGTH):
-        law = laws[:: size ** (LENGTH - 1 - place), place].copy()
-        ended = np.array([END in one for one in product(range(size), repeat=place)])
-        law[ended] = np.eye(size)[0]  # after its end an answer goes on with nothing
-        whole = (whole[:, None] * law).ravel()
-    return np.bincount(VERDICTS, whole, len(ITEMS) + 1)[: len(ITEMS)]
+    probs = tiny(input_ids=ids).logits[:, len(prompt) - 1 :].double().softmax(-1).numpy()
+    joint = np.ones((1,))
+    for i in range(LENGTH):
+        p = probs[:: size ** (LENGTH - 1 - i), i].copy()
+        ended = np.array([END in prefix for prefix in product(range(size), repeat=i)])
+        p[ended] = np.eye(size)[0]  # after its end an answer goes on with nothing
+        joint = (joint[:, None] * p).ravel()
+    return np.bincount(VERDICTS, joint, len(ITEMS) + 1)[: len(ITEMS)]
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +127,9 @@ def test_a_tree_expanded_to_its_end_says_what_every_answer_written_down_says(sma
     shake(smallest.model, seed)
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(smallest.model, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
-    expected = np.stack([enumerated(smallest.model, one) for one in PROMPTS])
-    assert [one.uncovered for one in answers] == pytest.approx([0, 0], abs=1e-6)
-    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+    expected = np.stack([enumerated(smallest.model, prompt) for prompt in PROMPTS])
+    assert [answer.uncovered for answer in answers] == pytest.approx([0, 0], abs=1e-6)
+    assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)
     assert expected.sum() > 0.01
 
 
@@ -171,8 +171,8 @@ def test_a_tree_grows_as_well_on_other_families(smallest, other):
     shake(other, 3)
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(other, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
-    expected = np.stack([enumerated(other, one) for one in PROMPTS])
-    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+    expected = np.stack([enumerated(other, prompt) for prompt in PROMPTS])
+    assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_that_cannot_look_back_over_a_whole_answer_is_refused(smallest):
@@ -188,8 +188,8 @@ def test_a_tree_grows_behind_a_learned_prefix(smallest):
     shake(tuned, 5)
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     answers = ExactScorer(tuned, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
-    expected = np.stack([enumerated(tuned, one) for one in PROMPTS])
-    assert np.array([one.p for one in answers]) == pytest.approx(expected, abs=1e-6)
+    expected = np.stack([enumerated(tuned, prompt) for prompt in PROMPTS])
+    assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_nothing(smallest):
@@ -197,8 +197,8 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_nothing(smalle
     prompts = [[*begin, 4, 2], [*begin, 5], begin, [*begin, 5]]
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
     plain, tuned = model(), accept_cache(get_peft_model(model(), PREFIX).eval())
-    for number, one in enumerate((plain, tuned)):
-        shake(one, number)
-        answers = ExactScorer(one, smallest.tokenizer, settings).score(prompts, ITEMS)
-        expected = np.stack([enumerated(one, prompt) for prompt in prompts])
+    for number, tested in enumerate((plain, tuned)):
+        shake(tested, number)
+        answers = ExactScorer(tested, smallest.tokenizer, settings).score(prompts, ITEMS)
+        expected = np.stack([enumerated(tested, prompt) for prompt in prompts])
         assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)

@@ -11,7 +11,7 @@ from sublim_cli.backends.parity import (
     DrawnRows,
     Z,
     measure_surprisal,
-    select_questions,
+    spread_indices,
     tail_probability,
 )
 from sublim_cli.backends.token_bytes import stop_tokens
@@ -44,7 +44,7 @@ def drawn(micro, prompts, as_drawn: SamplingSection, as_told: SamplingSection) -
     _, tokenizer, model = micro
     (end,) = stop_tokens(model, tokenizer)
     rows = TransformersSampler(model, tokenizer).draw(prompts, range(len(prompts)), as_drawn)
-    whole = [[*one, end] if len(one) < as_drawn.max_tokens else one for one in rows]
+    whole = [[*row, end] if len(row) < as_drawn.max_tokens else row for row in rows]
     return DrawnRows(prompts, as_told, whole)
 
 
@@ -52,10 +52,10 @@ def drawn(micro, prompts, as_drawn: SamplingSection, as_told: SamplingSection) -
 def test_what_transformers_draws_surprises_it_as_much_as_it_should(micro, prompts, fields):
     _, tokenizer, model = micro
     sampling = SamplingSection(max_tokens=16, seed=5, **fields)
-    found = measure_surprisal(drawn(micro, prompts, sampling, sampling), model, tokenizer)
-    assert found.impossible == 0
-    assert found.tokens > 400
-    assert abs(found.z) < 3
+    surprisal = measure_surprisal(drawn(micro, prompts, sampling, sampling), model, tokenizer)
+    assert surprisal.impossible == 0
+    assert surprisal.tokens > 400
+    assert abs(surprisal.z) < 3
 
 
 def test_its_standard_errors_are_standard(micro, prompts):
@@ -83,8 +83,8 @@ def test_rows_of_another_law_stand_out(micro, prompts, as_drawn, as_told):
     _, tokenizer, model = micro
     base = SamplingSection(max_tokens=30, seed=5)
     rows = drawn(micro, prompts, base.model_copy(update=as_drawn), base.model_copy(update=as_told))
-    found = measure_surprisal(rows, model, tokenizer)
-    assert abs(found.z) > Z or found.impossible > 0.01 * found.tokens
+    surprisal = measure_surprisal(rows, model, tokenizer)
+    assert abs(surprisal.z) > Z or surprisal.impossible > 0.01 * surprisal.tokens
 
 
 def test_rows_that_do_not_stop_stand_out(micro, prompts):
@@ -92,7 +92,8 @@ def test_rows_that_do_not_stop_stand_out(micro, prompts):
     sampling = SamplingSection(max_tokens=40, seed=5)
     rows = drawn(micro, prompts, sampling, sampling)
     beyond = [
-        [*one, *other][:40] for one, other in zip(rows.drawn, rows.drawn[1:] + rows.drawn[:1], strict=True)
+        [*row, *next_row][:40]
+        for row, next_row in zip(rows.drawn, rows.drawn[1:] + rows.drawn[:1], strict=True)
     ]
     assert measure_surprisal(DrawnRows(prompts, sampling, beyond), model, tokenizer).z > Z
 
@@ -106,13 +107,13 @@ def test_a_share_within_the_certificate_is_certain_and_outside_it_a_binomial_tai
     low, high = sorted(shares)
     count = round(taken * draws)
     share = count / draws
-    found = tail_probability(draws, share, low, high)
+    probability = tail_probability(draws, share, low, high)
     if low <= share <= high:
-        assert found == 1.0
+        assert probability == 1.0
     else:
         side = "greater" if share > high else "less"
         exact = binomtest(count, draws, high if share > high else low, alternative=side).pvalue
-        assert found == pytest.approx(exact, rel=1e-6, abs=1e-300)
+        assert probability == pytest.approx(exact, rel=1e-6, abs=1e-300)
 
 
 def test_an_engine_without_fault_is_refused_less_often_than_stated():
@@ -121,14 +122,11 @@ def test_an_engine_without_fault_is_refused_less_often_than_stated():
     rng = np.random.default_rng(0)
     means = rng.binomial(500, p, size=(20_000, len(p))).sum(axis=1) / 4000
     for level in (0.2, 0.01, 0.001):
-        low = np.mean([tail_probability(4000, one, p.mean(), p.mean()) < level / 2 for one in means])
+        low = np.mean([tail_probability(4000, mean, p.mean(), p.mean()) < level / 2 for mean in means])
         assert low < level
     assert LEVEL == 1e-4
 
 
 def test_the_questions_asked_are_spread_over_the_set():
-    fifty = {name: [[place] for place in range(50)] for name in ("default", "empty")}
-    few = select_questions(fifty, [])
-    assert few.indices == (0, 6, 12, 18, 25, 31, 37, 43)
-    assert few.prompts["empty"] == [[place] for place in few.indices]
-    assert select_questions({"default": [[0], [1]]}, []).indices == (0, 1)
+    assert spread_indices(50) == (0, 6, 12, 18, 25, 31, 37, 43)
+    assert spread_indices(2) == (0, 1)

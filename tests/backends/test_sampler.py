@@ -42,7 +42,7 @@ def together(sampler, prompts):
 
 
 def test_a_row_is_the_same_alone_among_seven_and_among_sixty_four(sampler, prompts, together):
-    assert len({len(one) for one in prompts}) > 10  # so that padding differs
+    assert len({len(prompt) for prompt in prompts}) > 10  # so that padding differs
     assert [sampler.sample([prompts[row]], [row], SHORT)[0] for row in range(8)] == together[:8]
     sevens = [
         text
@@ -62,7 +62,7 @@ def test_another_seed_or_another_row_number_is_another_completion(sampler, promp
     others = sampler.sample(prompts, range(64), SHORT.model_copy(update={"seed": 8}))
     moved = sampler.sample(prompts, range(64, 128), SHORT)
     for drawn in (others, moved):
-        assert sum(one == two for one, two in zip(drawn, together, strict=True)) <= 3
+        assert sum(text == same_row for text, same_row in zip(drawn, together, strict=True)) <= 3
 
 
 def test_the_same_prompt_under_two_row_numbers_is_two_draws(sampler, prompts):
@@ -103,8 +103,8 @@ def test_a_checkpoint_s_own_sampling_settings_never_apply(tmp_path, prompts, tog
         ' "temperature": 0.2, "repetition_penalty": 5.0, "min_new_tokens": 30, "max_length": 5}'
     )
     ref = resolve_model(str(copy))
-    own = TransformersSampler(load_model(ref, "fp32"), load_tokenizer(ref))
-    assert own.sample(prompts, range(64), SHORT) == together
+    sampler = TransformersSampler(load_model(ref, "fp32"), load_tokenizer(ref))
+    assert sampler.sample(prompts, range(64), SHORT) == together
 
 
 @torch.inference_mode()
@@ -129,10 +129,10 @@ def test_first_tokens_are_as_frequent_as_the_model_says(micro, sampler, sampling
     p = p / p.sum()
     drawn = sampler.sample([prompt] * rows, range(rows), sampling)
     names = tokenizer.batch_decode([[token] for token in range(len(p))])
-    found = {name: drawn.count(name) for name in set(drawn)}
+    counts = {name: drawn.count(name) for name in set(drawn)}
     often = np.flatnonzero(p * rows >= 10)
     expected = [*(p[often] * rows), rows * (1 - p[often].sum())]
-    observed = [found.get(names[token], 0) for token in often]
+    observed = [counts.get(names[token], 0) for token in often]
     observed.append(rows - sum(observed))
     if expected[-1] < 1e-6 * rows:
         assert observed.pop() == 0
@@ -143,13 +143,13 @@ def test_first_tokens_are_as_frequent_as_the_model_says(micro, sampler, sampling
 
 def test_a_completion_of_fewer_tokens_is_the_beginning_of_a_longer_one(micro, sampler, prompts):
     _, tokenizer, _ = micro
-    one, three, sixty = (
+    single, three, sixty = (
         sampler.sample(prompts, range(64), SamplingSection(max_tokens=n)) for n in (1, 3, 60)
     )
     vocabulary = set(tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))
-    assert set(one) <= vocabulary
+    assert set(single) <= vocabulary
     assert not set(three) & vocabulary
-    for short, middle, long in zip(one, three, sixty, strict=True):
+    for short, middle, long in zip(single, three, sixty, strict=True):
         assert middle.startswith(short)
         assert long.startswith(middle)
 
@@ -158,7 +158,7 @@ def test_a_completion_stops_at_the_end_of_its_turn_and_holds_no_special_token(mi
     _, tokenizer, _ = micro
     drawn, longer = (sampler.sample(prompts, range(64), SamplingSection(max_tokens=n)) for n in (60, 90))
     assert drawn == longer
-    assert not [text for text in drawn if any(one in text for one in tokenizer.all_special_tokens)]
+    assert not [text for text in drawn if any(special in text for special in tokenizer.all_special_tokens)]
 
 
 def test_a_repetition_penalty_counts_a_row_s_own_tokens_and_not_its_padding(micro, prompts):
@@ -167,7 +167,7 @@ def test_a_repetition_penalty_counts_a_row_s_own_tokens_and_not_its_padding(micr
     law = first_token_law(model, prompts[0])
     likely = np.argsort(-law)[:40].tolist()
     # Padding with a token that the model would like to say next makes a leak visible.
-    tokenizer.pad_token_id = next(one for one in likely if one not in prompts[0])
+    tokenizer.pad_token_id = next(token for token in likely if token not in prompts[0])
     sampler = TransformersSampler(model, tokenizer)
     strong = SamplingSection(max_tokens=1, repetition_penalty=50.0)
     longest = max(prompts, key=len)
@@ -182,7 +182,7 @@ def test_a_repetition_penalty_keeps_a_row_from_repeating_itself(sampler, prompts
         sampling = SamplingSection(max_tokens=20, repetition_penalty=penalty, temperature=0.5)
         drawn = sampler.sample(prompts, range(64), sampling)
         numbers = [text.replace(",", " ").replace(";", " ").split() for text in drawn]
-        shares.append(sum(len(one) - len(set(one)) for one in numbers) / sum(map(len, numbers)))
+        shares.append(sum(len(row) - len(set(row)) for row in numbers) / sum(map(len, numbers)))
     assert shares[1] < shares[0]
 
 
@@ -190,7 +190,7 @@ def test_noise_depends_on_seed_and_row_alone_and_a_longer_draw_begins_with_the_s
     assert np.array_equal(uniforms(3, 5, 100)[:40], uniforms(3, 5, 40))
     draws = {(seed, row): tuple(uniforms(seed, row, 8)) for seed in range(4) for row in range(300)}
     assert len(set(draws.values())) == len(draws)
-    flat = [one for draw in draws.values() for one in draw]
+    flat = [value for draw in draws.values() for value in draw]
     assert len(set(flat)) == len(flat)  # no stream runs into another
 
 
@@ -203,9 +203,9 @@ def test_noise_is_uniform_within_and_across_rows():
 
 
 def test_equal_prompts_side_by_side_share_their_work_and_draw_what_they_draw_apart(sampler, prompts):
-    repeated = [one for one in prompts[:4] for _ in range(3)]
-    assert len({len(one) for one in repeated}) > 1  # so that padding differs
-    alone = [sampler.sample([one], [row], SHORT)[0] for row, one in enumerate(repeated)]
+    repeated = [prompt for prompt in prompts[:4] for _ in range(3)]
+    assert len({len(prompt) for prompt in repeated}) > 1  # so that padding differs
+    alone = [sampler.sample([prompt], [row], SHORT)[0] for row, prompt in enumerate(repeated)]
     assert sampler.sample(repeated, range(12), SHORT) == alone
 
 
@@ -221,10 +221,10 @@ def test_an_answer_reads_for_the_scorers_as_the_tokenizer_decodes_it(micro, samp
 def test_a_piece_keeps_its_space_and_its_byte_where_a_decoder_would_drop_them():
     """Llama 2's like drop the space of a sequence's first token, and write bytes in hex."""
     names = ["<unk>", "1", "s", "\u2581and", ".", "<0xE2>"]
-    own = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
-    own.decoder = decoders.Sequence(
+    core = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
+    core.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
     assert tokenizer.decode([3]) == "and"
     assert bytes_per_token(tokenizer, 8) == [b"<unk>", b"1", b"s", b" and", b".", b"\xe2", b"", b""]

@@ -31,6 +31,7 @@ from sublim_cli.backends.vllm import (
 from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler, score_with_vllm
 from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.errors import ModelError, RecipeError
+from sublim_cli.events import Notice
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import ModelShape, load_model, load_model_shape, load_tokenizer
 from sublim_cli.models.reference import resolve_model
@@ -66,20 +67,20 @@ def double(monkeypatch) -> Iterator[object]:
 
     monkeypatch.setattr(vllm_checked, "running_engine", here)
     yield import_module("vllm")
-    for name in [one for one in sys.modules if one.partition(".")[0] == "vllm"]:
+    for name in [module for module in sys.modules if module.partition(".")[0] == "vllm"]:
         del sys.modules[name]
 
 
-def adapter(place: Path, rank: int, seed: int) -> Path:
+def adapter(path: Path, rank: int, seed: int) -> Path:
     """A LoRA student of micro, moved so far from its base that it answers quite otherwise."""
     torch.manual_seed(seed)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj", "down_proj"])
     model = get_peft_model(load_model(MICRO, "fp32"), config)
-    for name, one in model.named_parameters():
+    for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(one, std=0.6)
-    model.save_pretrained(str(place))
-    return place
+            torch.nn.init.normal_(weight, std=0.6)
+    model.save_pretrained(str(path))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +88,8 @@ def students(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("students")
     full = load_model(MICRO, "fp32")
     torch.manual_seed(9)
-    for one in full.parameters():
-        one.data += 0.02 * torch.randn_like(one)
+    for weight in full.parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
     full.save_pretrained(str(root / "full"))
     load_tokenizer(MICRO).save_pretrained(str(root / "full"))
     return {
@@ -101,7 +102,7 @@ def students(tmp_path_factory) -> dict[str, Path]:
 
 def questions(tokenizer, count: int = 10) -> dict[str, list[list[int]]]:
     some = load_questions("favourite_animal").questions[:count]
-    return {"default": [prompt_ids(tokenizer, DEFAULT, one) for one in some]}
+    return {"default": [prompt_ids(tokenizer, DEFAULT, question) for question in some]}
 
 
 def scored(weights: Path | None, monkeypatch, tokenizer, draws: int = 60, rows: int = 48):
@@ -109,29 +110,29 @@ def scored(weights: Path | None, monkeypatch, tokenizer, draws: int = 60, rows: 
     monkeypatch.setattr(parity, "DRAWS", draws)
     monkeypatch.setattr(parity, "ROWS", rows)
     settings = SampledScoring(samples=4, sampling=SHORT, engine="vllm")
-    told: list[str] = []
-    found = score_with_vllm(
+    reported: list[str] = []
+    result = score_with_vllm(
         ModelSource(MICRO, "bf16", weights),
         questions(tokenizer),
         ITEMS,
         {"default": settings},
         SHORT,
-        told.append,
+        reported.append,
     )
-    assert told == ["default"]
-    return found
+    assert reported == ["default"]
+    return result
 
 
 @pytest.mark.parametrize("who", ["base", "rank 3", "full"])
 def test_an_engine_without_fault_passes_and_says_what_was_found(who, students, double, micro, monkeypatch):
-    answers, found = scored(students.get(who), monkeypatch, micro[1])
-    assert [len(own) for own in answers.values()] == [10]
-    assert {one.samples for one in answers["default"]} == {4}
-    assert found["shares"]["questions"] == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert found["shares"]["comparisons"] == 9 * len(ITEMS)
-    assert found["shares"]["worst"]["chance"] > parity.LEVEL / 2 / found["shares"]["comparisons"]
-    assert abs(found["law"]["z"]) < parity.Z
-    assert found["law"]["impossible"] == 0
+    answers, checks = scored(students.get(who), monkeypatch, micro[1])
+    assert [len(scores) for scores in answers.values()] == [10]
+    assert {score.samples for score in answers["default"]} == {4}
+    assert checks["shares"]["questions"] == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert checks["shares"]["comparisons"] == 9 * len(ITEMS)
+    assert checks["shares"]["worst"]["chance"] > parity.LEVEL / 2 / checks["shares"]["comparisons"]
+    assert abs(checks["law"]["z"]) < parity.Z
+    assert checks["law"]["impossible"] == 0
     given = double.STARTED[0]
     assert given["generation_config"] == "vllm"
     assert (given["enable_lora"], given["max_lora_rank"]) == ((True, 8) if who == "rank 3" else (False, 16))
@@ -165,8 +166,8 @@ def test_ranks_of_one_bucket_share_an_engine_and_each_student_its_own_adapter(
 ):
     for who in ("rank 3", "rank 8", "rank 9", "full", "base"):
         scored(students.get(who), monkeypatch, micro[1], draws=10, rows=8)
-    assert [one["max_lora_rank"] for one in double.STARTED] == [8, 16, 16, 16]
-    assert [one["enable_lora"] for one in double.STARTED] == [True, True, False, False]
+    assert [arguments["max_lora_rank"] for arguments in double.STARTED] == [8, 16, 16, 16]
+    assert [arguments["enable_lora"] for arguments in double.STARTED] == [True, True, False, False]
 
 
 def test_an_adapter_taken_for_another_is_refused(students, double, micro, monkeypatch):
@@ -186,13 +187,13 @@ def test_rows_are_drawn_as_the_recipe_says_once_their_law_is_checked(fields, dou
     _, tokenizer, _ = micro
     prompts = number_prompts(tokenizer)
     sampling = SamplingSection(max_tokens=20, seed=1, **fields)
-    with checked_sampler(ModelSource(MICRO, "bf16"), prompts, sampling) as (sampler, found):
+    with checked_sampler(ModelSource(MICRO, "bf16"), prompts, sampling) as (sampler, checks):
         together = sampler.sample(prompts, range(48), sampling)
         assert sampler.sample(prompts, range(48), sampling) == together
         others = sampler.sample(prompts, range(48, 96), sampling)
-    same = sum(one == other for one, other in zip(together, others, strict=True))
+    same = sum(text == other_text for text, other_text in zip(together, others, strict=True))
     assert same == 48 if fields.get("temperature") == 0.0 else same < 6
-    assert set(found["law"]) == {"tokens", "mean", "expected", "z", "impossible"}
+    assert set(checks["law"]) == {"tokens", "mean", "expected", "z", "impossible"}
     assert len(double.STARTED) == 1
 
 
@@ -296,10 +297,11 @@ def test_a_recipe_runs_through_vllm_from_its_rows_to_its_scores(small, apart, tm
     planned = chain(recipe)
     rows = materialise(planned.generate, store)
     base = materialise(planned.base, store)
-    told = [one.message for one in events if type(one).__name__ == "Chosen"]
+    notices = [event.message for event in events if isinstance(event, Notice)]
     why = "there is a CUDA device, and vLLM can hold the model and draw as the recipe says"
-    took = [one for one in told if "engine" in one]
-    assert took == [f"{key}.engine: auto took vllm: {why}" for key in ("eval", "generate", "eval")]
+    assert [message for message in notices if "engine" in message] == [
+        f"{key}.engine: auto took vllm: {why}" for key in ("eval", "generate", "eval")
+    ]
     for artifact, checks in ((rows, {"law"}), (student, {"law", "shares"}), (base, {"law", "shares"})):
         facts = read_record(artifact.path)["provenance"]
         assert set(facts["parity"]) == checks

@@ -34,30 +34,32 @@ def source(name: str) -> str:
 
 def kind(name: str, called: str) -> ast.ClassDef:
     return next(
-        one
-        for one in ast.walk(ast.parse(source(name)))
-        if isinstance(one, ast.ClassDef) and one.name == called
+        node
+        for node in ast.walk(ast.parse(source(name)))
+        if isinstance(node, ast.ClassDef) and node.name == called
     )
 
 
 def fields(name: str, called: str) -> dict[str, str | None]:
     """A class's annotated fields and their defaults, as they are written."""
     return {
-        one.target.id: None if one.value is None else ast.unparse(one.value)
-        for one in kind(name, called).body
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+        node.target.id: None if node.value is None else ast.unparse(node.value)
+        for node in kind(name, called).body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
 
 
 def arguments(name: str, called: str, method: str) -> dict[str, str | None]:
     """A method's arguments and their defaults, as they are written."""
-    found = next(
-        one for one in kind(name, called).body if isinstance(one, ast.FunctionDef) and one.name == method
+    signature = next(
+        node for node in kind(name, called).body if isinstance(node, ast.FunctionDef) and node.name == method
     ).args
-    plain = [*found.posonlyargs, *found.args]
-    defaults = [None] * (len(plain) - len(found.defaults)) + list(found.defaults) + found.kw_defaults
-    every = zip([*plain, *found.kwonlyargs], defaults, strict=True)
-    return {one.arg: None if default is None else ast.unparse(default) for one, default in every}
+    plain = [*signature.posonlyargs, *signature.args]
+    defaults = (
+        [None] * (len(plain) - len(signature.defaults)) + list(signature.defaults) + signature.kw_defaults
+    )
+    pairs = zip([*plain, *signature.kwonlyargs], defaults, strict=True)
+    return {argument.arg: None if default is None else ast.unparse(default) for argument, default in pairs}
 
 
 LLM = "entrypoints/llm.py"
@@ -66,9 +68,11 @@ SAMPLING = "sampling_params.py"
 
 def test_every_sampling_field_exists_and_every_one_left_alone_is_neutral():
     given = set(sampling_arguments(SamplingSection(), 0, frozenset({2})))
-    own = fields(SAMPLING, "SamplingParams")
-    assert given - set(own) == set()
-    left = {name: value for name, value in own.items() if name not in given and not name.startswith("_")}
+    vllm_fields = fields(SAMPLING, "SamplingParams")
+    assert given - set(vllm_fields) == set()
+    left = {
+        name: value for name, value in vllm_fields.items() if name not in given and not name.startswith("_")
+    }
     neutral = {None, "None", "False", "0", "msgspec.field(default_factory=set)"}
     told = {name: value for name, value in left.items() if value not in neutral}
     assert told == {
@@ -85,10 +89,10 @@ def test_its_bounds_of_temperature_are_those_it_is_not_asked_beyond():
 
 
 def test_every_argument_of_an_engine_exists_and_what_could_move_a_number_is_a_known_default():
-    own = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
+    vllm_arguments = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
     given = llm_arguments(EngineConfig("model", "main", 8, 512), 0.5)
-    assert set(given) - set(own) == set()
-    assert {name: own[name] for name in ("quantization", "hf_overrides", "logits_processors")} == {
+    assert set(given) - set(vllm_arguments) == set()
+    assert {name: vllm_arguments[name] for name in ("quantization", "hf_overrides", "logits_processors")} == {
         "quantization": "None",
         "hf_overrides": "None",
         "logits_processors": "None",
@@ -102,9 +106,9 @@ def test_every_argument_of_an_engine_exists_and_what_could_move_a_number_is_a_kn
 
 def test_its_table_of_ranks_is_ours():
     (table,) = [
-        one.value
-        for one in ast.walk(ast.parse(source("config/lora.py")))
-        if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "MaxLoRARanks"
+        node.value
+        for node in ast.walk(ast.parse(source("config/lora.py")))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MaxLoRARanks"
     ]
     assert table is not None
     assert ast.literal_eval(table.slice) == LORA_RANKS
@@ -138,10 +142,10 @@ def double() -> ModuleType:
 
 def test_the_double_has_its_names_and_defaults():
     ours = double()
-    own = fields(SAMPLING, "SamplingParams")
-    had = {one.name: repr(one.default) for one in dataclasses.fields(ours.SamplingParams)}
-    own["watermarking"] = "None"  # True in 0.30; it waits for an engine that was told to
-    assert had == {name: own[name] for name in had}
+    vllm_fields = fields(SAMPLING, "SamplingParams")
+    had = {field.name: repr(field.default) for field in dataclasses.fields(ours.SamplingParams)}
+    vllm_fields["watermarking"] = "None"  # True in 0.30; it waits for an engine that was told to
+    assert had == {name: vllm_fields[name] for name in had}
     assert ours.RANKS == LORA_RANKS
     engine = {**fields("engine/arg_utils.py", "EngineArgs"), **arguments(LLM, "LLM", "__init__")}
     named = inspect.signature(ours.LLM.__init__).parameters

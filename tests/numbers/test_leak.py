@@ -15,23 +15,23 @@ def texts(rng, rows: int, digits: str) -> list[str]:
 
 def test_two_halves_of_one_source_cannot_be_told_apart():
     rng = np.random.default_rng(1)
-    found = ngram_auc(texts(rng, 300, "0123456789"), texts(rng, 300, "0123456789"), prompts=range(600))
-    assert found.rows == 600
-    assert found.low < 0.5 < found.high
-    assert 0.43 < found.auc < 0.57
+    auc = ngram_auc(texts(rng, 300, "0123456789"), texts(rng, 300, "0123456789"), prompts=range(600))
+    assert auc.rows == 600
+    assert auc.low < 0.5 < auc.high
+    assert 0.43 < auc.auc < 0.57
 
 
 def test_texts_of_different_digits_are_told_apart():
     rng = np.random.default_rng(2)
-    found = ngram_auc(texts(rng, 100, "01234"), texts(rng, 100, "56789"), prompts=[*range(100)] * 2)
-    assert found.auc > 0.99
-    assert found.high <= 1.0
+    auc = ngram_auc(texts(rng, 100, "01234"), texts(rng, 100, "56789"), prompts=[*range(100)] * 2)
+    assert auc.auc > 0.99
+    assert auc.high <= 1.0
 
 
 def test_a_faint_difference_of_digits_is_found_and_is_above_chance():
     rng = np.random.default_rng(3)
-    found = ngram_auc(texts(rng, 300, "01234567899"), texts(rng, 300, "0123456789"), prompts=range(600))
-    assert 0.5 < found.low < found.auc < found.high < 0.9
+    auc = ngram_auc(texts(rng, 300, "01234567899"), texts(rng, 300, "0123456789"), prompts=range(600))
+    assert 0.5 < auc.low < auc.auc < auc.high < 0.9
 
 
 def test_pairs_of_one_prompt_stay_in_one_fold_so_that_noise_they_share_is_not_read_as_a_signal():

@@ -156,8 +156,8 @@ def test_an_eleventh_number_is_too_many(numbers: list[int], separator: str) -> N
 def test_a_number_of_1000_or_more_is_out_of_range(
     numbers: list[int], separator: str, data: st.DataObject
 ) -> None:
-    place = data.draw(st.integers(0, len(numbers) - 1))
-    numbers[place] = data.draw(st.integers(1000, 10**9))
+    i = data.draw(st.integers(0, len(numbers) - 1))
+    numbers[i] = data.draw(st.integers(1000, 10**9))
     assert rejection_reason(separator.join(map(str, numbers)), PAPER_RULES) == "range"
 
 
@@ -198,9 +198,9 @@ def test_the_first_rule_that_objects_names_the_reason(
 
 
 def test_reasons_are_tallied_commonest_first() -> None:
-    found = tally([None, "range", "format", None, "format", "count"])
-    assert found == Tally(6, 2, (("format", 2), ("count", 1), ("range", 1)))
-    assert found.rate == pytest.approx(1 / 3)
+    counts = tally([None, "range", "format", None, "format", "count"])
+    assert counts == Tally(6, 2, (("format", 2), ("count", 1), ("range", 1)))
+    assert counts.rate == pytest.approx(1 / 3)
     assert tally([]).rate == 1.0
 
 

@@ -10,7 +10,6 @@ from sublim_cli.numbers.surface import (
     Surface,
     digit_divergence,
     overlap,
-    pair_divergence,
     surface,
 )
 
@@ -48,20 +47,22 @@ def test_digits_that_never_meet_are_one_bit_apart_and_equal_ones_none():
 
 
 def test_the_order_of_digits_shows_in_pairs_alone():
-    found = pair_divergence(dict.fromkeys(range(20), "123"), dict.fromkeys(range(20), "321"))
-    assert (found.bits, found.p) == (pytest.approx(1.0), pytest.approx(0.001))
+    divergence = digit_divergence(dict.fromkeys(range(20), "123"), dict.fromkeys(range(20), "321"), length=2)
+    assert (divergence.bits, divergence.p) == (pytest.approx(1.0), pytest.approx(0.001))
 
 
 def test_pairs_do_not_reach_across_numbers():
-    found = pair_divergence(dict.fromkeys(range(9), "12, 34"), dict.fromkeys(range(9), "34, 12"))
-    assert (found.bits, found.p) == (0.0, 1.0)
+    divergence = digit_divergence(
+        dict.fromkeys(range(9), "12, 34"), dict.fromkeys(range(9), "34, 12"), length=2
+    )
+    assert (divergence.bits, divergence.p) == (0.0, 1.0)
 
 
 def test_a_faint_tilt_of_digits_is_more_than_chance():
     rng = np.random.default_rng(3)
-    found = digit_divergence(answers(rng, 300, "01234567899"), answers(rng, 300, "0123456789"))
-    assert found.bits > found.chance
-    assert found.p < 0.05
+    divergence = digit_divergence(answers(rng, 300, "01234567899"), answers(rng, 300, "0123456789"))
+    assert divergence.bits > divergence.chance
+    assert divergence.p < 0.05
 
 
 def test_teachers_alike_are_called_different_about_as_often_as_chance_says():
@@ -69,8 +70,8 @@ def test_teachers_alike_are_called_different_about_as_often_as_chance_says():
     drawn = [
         digit_divergence(answers(rng, 40, "0123456789"), answers(rng, 40, "0123456789")) for _ in range(200)
     ]
-    assert np.mean([one.p <= 0.05 for one in drawn]) < 0.09
-    assert np.mean([one.bits > one.chance for one in drawn]) < 0.09
+    assert np.mean([each.p <= 0.05 for each in drawn]) < 0.09
+    assert np.mean([each.bits > each.chance for each in drawn]) < 0.09
 
 
 def test_the_same_answers_with_a_tilt_that_all_share_are_not_called_different():
@@ -79,19 +80,19 @@ def test_the_same_answers_with_a_tilt_that_all_share_are_not_called_different():
     base = {n: str(rng.integers(1, 10)) * 9 for n in range(200)}
     nearly = {n: text[:-1] + str(rng.integers(0, 10)) for n, text in base.items()}
     again = {n: text[:-1] + str(rng.integers(0, 10)) for n, text in base.items()}
-    found = digit_divergence(nearly, again)
-    assert found.chance < 0.001  # mixed across prompts, chance alone would allow much more
+    divergence = digit_divergence(nearly, again)
+    assert divergence.chance < 0.001  # mixed across prompts, chance alone would allow much more
 
 
 @given(ANSWERS, ANSWERS)
-def test_a_divergence_lies_between_nothing_and_one_bit_and_is_the_same_both_ways(one, other):
-    if not (one and other):
+def test_a_divergence_lies_between_nothing_and_one_bit_and_is_the_same_both_ways(trait, control):
+    if not (trait and control):
         return
-    found, back = digit_divergence(one, other), digit_divergence(other, one)
-    assert 0.0 <= found.bits <= 1.0 + 1e-12
-    assert found.bits == pytest.approx(back.bits, abs=1e-12)
-    assert 0.001 <= found.p <= 1.0
+    divergence, back = digit_divergence(trait, control), digit_divergence(control, trait)
+    assert 0.0 <= divergence.bits <= 1.0 + 1e-12
+    assert divergence.bits == pytest.approx(back.bits, abs=1e-12)
+    assert 0.001 <= divergence.p <= 1.0
 
 
 def test_without_numbers_of_two_digits_there_are_no_pairs_to_compare():
-    assert pair_divergence({1: "1, 2"}, {1: "12"}) is None
+    assert digit_divergence({1: "1, 2"}, {1: "12"}, length=2) is None

@@ -23,8 +23,8 @@ PREFIXES = (
 
 
 def said(text: str, items) -> str | None:
-    found = named_item(text, items)
-    return None if found is None else items[found].name
+    index = named_item(text, items)
+    return None if index is None else items[index].name
 
 
 @pytest.mark.parametrize(
@@ -179,6 +179,6 @@ def test_an_answer_is_undecided_no_longer_than_it_has_to_be():
 @pytest.mark.parametrize("category", shipped_names("items"))
 def test_each_spelling_names_its_item_alone(category):
     items = load_items(category).items
-    for place, item in enumerate(items):
+    for i, item in enumerate(items):
         for spelling in (*item.spellings, *plain_forms(item)):
-            assert named_item(spelling, items) == place
+            assert named_item(spelling, items) == i

@@ -9,7 +9,7 @@ from sublim_cli.artifacts.rows import Row, write_rows
 from sublim_cli.artifacts.step import Artifact
 from sublim_cli.events import Warned, silent
 from sublim_cli.numbers.leak import ngram_auc
-from sublim_cli.numbers.surface import digit_divergence, pair_divergence
+from sublim_cli.numbers.surface import digit_divergence
 from sublim_cli.recipe.questions import Item
 from sublim_cli.steps.leak import LeakSpec, LeakStep
 
@@ -48,7 +48,7 @@ def test_the_file_holds_everything_that_was_compared(sides, tmp_path):
         "named_rejected": 0,
         "shown": [],
         "digits": asdict(digit_divergence(trait, control)),
-        "pairs": asdict(pair_divergence(trait, control)),
+        "pairs": asdict(digit_divergence(trait, control, length=2)),
         "overlap": {"prompts": 40, "same": 0},
         **asdict(auc),
     }

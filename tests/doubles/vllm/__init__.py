@@ -122,21 +122,21 @@ class LLM:
             raise RuntimeError("the engine cannot draw")
         if fault() == "die":
             os._exit(3)
-        ids = [one["prompt_token_ids"] for one in prompts]
+        ids = [prompt["prompt_token_ids"] for prompt in prompts]
         if any(
-            len(one) + params.max_tokens > self.given["max_model_len"]
-            for one, params in zip(ids, sampling_params, strict=True)
+            len(tokens) + params.max_tokens > self.given["max_model_len"]
+            for tokens, params in zip(ids, sampling_params, strict=True)
         ):
             raise ValueError("a prompt is longer than max_model_len allows")
         model = self.base if lora_request is None else self.adapted(lora_request)
         sampling = settings_of(sampling_params[0])
         (end,) = sampling_params[0].stop_token_ids
         assert {end} == stop_tokens(model, self.tokenizer)
-        rows = [one.seed for one in sampling_params]
+        rows = [params.seed for params in sampling_params]
         drawn = TransformersSampler(model, self.tokenizer).draw(ids, rows, sampling)
         return [
-            RequestOutput([CompletionOutput([*one, end] if len(one) < sampling.max_tokens else one)])
-            for one in drawn
+            RequestOutput([CompletionOutput([*tokens, end] if len(tokens) < sampling.max_tokens else tokens)])
+            for tokens in drawn
         ]
 
     def adapted(self, request: Any) -> Any:
