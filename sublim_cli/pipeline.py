@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.backends.engine import auto_reason, resolve_engine
+from sublim_cli.backends.engine import resolve_engine
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
 from sublim_cli.models.device import on_cuda
@@ -193,7 +193,7 @@ def _generate_spec(recipe: Recipe, model: ModelRef, persona: str) -> tuple[Gener
         rules=recipe.filter.rules,
         engine=engine,
     )
-    return spec, auto_reason(section.engine, reason)
+    return spec, reason
 
 
 def _train_spec(recipe: Recipe, model: ModelRef) -> tuple[TrainSpec, str | None]:
@@ -220,10 +220,9 @@ def _eval_spec(
         raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
     precision = _precision(section.precision, on_gpu="bf16")
     engine: Engine = "transformers"
-    engine_reason = None
+    reason = None
     if section.scorer != "exact":
         engine, reason = resolve_engine("eval.engine", section.engine, section.sampling, precision, train)
-        engine_reason = auto_reason(section.engine, reason)
     spec = EvalSpec(
         model=model,
         contexts=contexts,
@@ -233,7 +232,7 @@ def _eval_spec(
         precision=precision,
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
-    return spec, engine_reason
+    return spec, reason
 
 
 def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> list[LocateSpec]:

@@ -30,8 +30,8 @@ def resolve_engine(
     sampling: SamplingSection,
     precision: str,
     student: TrainSection | None = None,
-) -> tuple[Engine, str]:
-    """The engine that draws on this machine, and why, in one clause.
+) -> tuple[Engine, str | None]:
+    """The engine that draws on this machine, and why `auto` chose it.
 
     Args:
         key: the recipe's key, for messages.
@@ -40,12 +40,16 @@ def resolve_engine(
         precision: of the weights, `auto` resolved.
         student: the model that answers; None for an untrained one.
 
+    Returns:
+        The engine, and a reason of one clause; no reason where the recipe names the engine, or where there
+        was no choice for want of a CUDA device.
+
     Raises:
         RecipeError: `vllm` is asked for, and not possible on this machine or with these settings.
         MissingExtra: `vllm` is asked for, and not installed.
     """
     if choice == "transformers":
-        return "transformers", "the recipe says so"
+        return "transformers", None
     if not on_cuda():
         obstacle: str | None = "vLLM needs a CUDA device and none is in use here"
     elif find_spec("vllm") is None:
@@ -53,18 +57,14 @@ def resolve_engine(
     else:
         obstacle = _obstacle(sampling, precision, student)
     if obstacle is None:
-        return "vllm", "there is a CUDA device, and vLLM can hold the model and draw as the recipe says"
+        reason = "there is a CUDA device, and vLLM can hold the model and draw as the recipe says"
+        return "vllm", reason if choice == "auto" else None
     if choice == "auto":
-        return "transformers", obstacle
+        return "transformers", obstacle if on_cuda() else None
     message = f"{key}: vllm: {obstacle}. `{key}: transformers` works here"
     if obstacle == _NOT_INSTALLED:
         raise MissingExtra(f"{message}; `pip install 'sublim[vllm]'` adds vLLM")
     raise RecipeError(message)
-
-
-def auto_reason(choice: EngineChoice, why: str) -> str | None:
-    """Why `auto` chose an engine; None where the recipe names one, or without a CUDA device."""
-    return why if choice == "auto" and on_cuda() else None
 
 
 def _obstacle(sampling: SamplingSection, precision: str, student: TrainSection | None) -> str | None:

@@ -19,7 +19,6 @@ from sublim_cli.backends.vllm import DrawRequest, EngineConfig, VllmEngine
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.device import single_gpu_environment
 
-MODULE = "sublim_cli.backends.vllm_server"
 MEMORY = "SUBLIM_VLLM_MEMORY"
 """The environment variable for the share of GPU memory that vLLM may use while it draws."""
 
@@ -36,7 +35,7 @@ class VllmProcess:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self._process = subprocess.Popen(
-            [sys.executable, "-m", MODULE],
+            [sys.executable, "-c", "from sublim_cli.backends.vllm_server import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=process_environment(os.environ),
@@ -171,10 +170,3 @@ def main() -> None:
             with suppress(BrokenPipeError):
                 pickle.dump((failure, result), replies)
                 replies.flush()
-
-
-if __name__ == "__main__":
-    # Imported by its full name, under which requests are pickled.
-    from sublim_cli.backends.vllm_server import main as named_main
-
-    named_main()

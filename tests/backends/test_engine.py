@@ -38,7 +38,7 @@ def test_auto_without_a_gpu_is_transformers_and_has_nothing_to_say(small):
     planned = chain(small(eval__scorer="sampled"))
     assert planned.generate.spec.engine == "transformers"
     assert planned.eval.spec.scorer.engine == "transformers"
-    assert [step.chosen for step in (planned.generate, planned.eval, planned.base)] == [None] * 3
+    assert [step.auto_reason for step in (planned.generate, planned.eval, planned.base)] == [None] * 3
 
 
 def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
@@ -91,7 +91,7 @@ def test_the_engine_is_identity_where_it_is_vllm_and_goes_without_saying_where_i
     sampled = {"eval.scorer": "sampled", "eval.precision": "bf16", "generate.precision": "bf16"}
     plain = chain(small(**sampled, **{"generate.engine": "transformers", "eval.engine": "transformers"}))
     fast = chain(small(**sampled))
-    assert fast.generate.chosen is not None
+    assert fast.generate.auto_reason is not None
     for without, with_vllm in (
         (identity(plain.generate)["section"], identity(fast.generate)["section"]),
         (identity(plain.eval)["section"]["scorer"], identity(fast.eval)["section"]["scorer"]),
