@@ -56,7 +56,7 @@ class TreeNodes:
     token: Ints
     """The last token."""
     state: Ints
-    """A number by which the caller knows the node's text."""
+    """A number that the caller chooses to identify the node's text."""
     prob: Floats
     """Probability of the node's tokens after the prompt."""
     depth: Ints
@@ -244,10 +244,9 @@ class AnswerTrees:
     def _row_ancestors(
         self, nodes: TreeNodes, rows: list[Ints], width: int
     ) -> tuple[Ints, NDArray[np.bool_]]:
-        """The ancestors of each row's nodes [rows, ancestors], and which node has which.
+        """The cache indices of each row's ancestors [rows, ancestors], and which node has which.
 
-        Returns:
-            Cache indices [rows, ancestors], and a mask [rows, width, ancestors].
+        The second is a mask [rows, width, ancestors].
         """
         by_node = [self.ancestors[nodes.parent[indices]] for indices in rows]
         by_row = [np.unique(indices[indices >= 0]) for indices in by_node]

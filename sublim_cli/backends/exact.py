@@ -89,7 +89,7 @@ class _TreeSearch:
         """Probability of nodes that are too unlikely to be kept open."""
         self.used = np.zeros(len(prompts), dtype=np.int64)
         """Nodes expanded."""
-        # If every node of the budget were as unlikely, they would hold a quarter of the bound.
+        # Less likely nodes are not kept: even a whole budget of them would hold under a quarter of the bound.
         self.min_prob = min(MIN_FORM_PROB, self.settings.uncovered / (4 * self.settings.nodes))
         root = self.trees.root()
         self.open = root.nodes[:0]
