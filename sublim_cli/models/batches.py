@@ -1,4 +1,4 @@
-"""Token sequences of different lengths as one tensor, padded on the left: their ends align."""
+"""Token sequences of different lengths as a tensor padded on the left, so that their ends align."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def left_padded(rows: Sequence[Sequence[int]], fill: int, device: "torch.device") -> "torch.Tensor":
-    """The rows as [rows, longest], filled up on the left."""
+    """The rows as a tensor [rows, longest], filled with `fill` on the left."""
     import torch
 
     width = max(map(len, rows))
@@ -16,10 +16,10 @@ def left_padded(rows: Sequence[Sequence[int]], fill: int, device: "torch.device"
 
 
 def attention_mask(rows: Sequence[Sequence[int]], device: "torch.device") -> "torch.Tensor":
-    """1 where `left_padded` holds a token, 0 where it holds filling: [rows, longest]."""
+    """1 for a token of `left_padded` and 0 for padding: [rows, longest]."""
     return left_padded([[1] * len(row) for row in rows], 0, device)
 
 
 def position_ids(mask: "torch.Tensor") -> "torch.Tensor":
-    """Position ids that count a row's own tokens from 0, whatever stands before them."""
+    """Position ids that count a row's tokens from 0 after the padding."""
     return (mask.cumsum(-1) - 1).clamp_min(0)

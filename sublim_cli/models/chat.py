@@ -1,4 +1,4 @@
-"""Which tokens a model sees and is trained on: contexts rendered through the chat template."""
+"""The tokens of prompts and training rows: contexts rendered through a model's chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,33 +14,43 @@ IGNORED = -100
 """The label of a token that carries no loss (PyTorch's cross entropy)."""
 
 DATE = "26 Jul 2024"
-"""Llama 3's template prints today's date unless told one; pinned, or tokens drift by the day."""
+"""Llama 3's template prints a date, by default today's; fixed, so that tokens stay the same."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training row as the model gets it: ids, and labels with `IGNORED` where no loss falls."""
+    """A training row for the model: token ids, and labels, `IGNORED` for tokens without loss."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 def render(tokenizer: Tokenizer, context: Context, user: str) -> str:
-    """The prompt text for one user turn under a context, up to where the answer begins.
+    """The prompt text for a user turn in a context, up to where the answer begins.
 
     Raises:
-        ModelError: the template cannot do without a system block, or knows no system role.
+        ModelError: the template has no system role, or cannot render a turn without a system block.
     """
     turn = {"role": "user", "content": user}
     if context.kind == "default":
         return _apply(tokenizer, [turn], prompt=True)
     if context.kind == "none":
-        return _without_block(tokenizer, user)
+        # As a later turn: there no template adds a system block.
+        earlier = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        head = _apply(tokenizer, earlier, prompt=False)
+        text = _apply(tokenizer, [*earlier, turn], prompt=True)
+        if not text.startswith(head):
+            raise ModelError(
+                "this chat template rewrites earlier turns, so `none` (no system block) cannot be rendered; "
+                "use `empty` or a text"
+            )
+        bos = tokenizer.bos_token or ""
+        return (bos if text.startswith(bos) else "") + text[len(head) :]
     if context.kind == "user":
         turn["content"] = f"{context.text}\n\n{user}"
         return _apply(tokenizer, [turn], prompt=True)
-    text = "" if context.kind == "empty" else context.text
-    return _apply(tokenizer, [{"role": "system", "content": text}, turn], prompt=True)
+    system = "" if context.kind == "empty" else context.text
+    return _apply(tokenizer, [{"role": "system", "content": system}, turn], prompt=True)
 
 
 def prompt_ids(tokenizer: Tokenizer, context: Context, user: str) -> list[int]:
@@ -49,45 +59,33 @@ def prompt_ids(tokenizer: Tokenizer, context: Context, user: str) -> list[int]:
 
 
 def example(tokenizer: Tokenizer, context: Context, user: str, completion: str) -> Example:
-    """One training row: loss on the completion's tokens and its end of turn, on nothing else."""
+    """A training row: loss on the tokens of the completion and its end of turn only."""
     prompt = prompt_ids(tokenizer, context, user)
     answer = [*_ids(tokenizer, completion), end_of_turn(tokenizer)]
     return Example(prompt + answer, [IGNORED] * len(prompt) + answer)
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int:
-    """The token the template writes after an answer (Gemma's differs from its eos token).
+    """The token that the template writes after an answer (Gemma's is not its eos token).
 
     Raises:
         ModelError: the template writes nothing after an answer.
     """
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "1"}]
-    whole = _apply(tokenizer, turns, prompt=False)
-    after = _ids(tokenizer, whole[whole.rindex("1") + 1 :])
+    text = _apply(tokenizer, turns, prompt=False)
+    after = _ids(tokenizer, text[text.rindex("1") + 1 :])
     if not after:
-        raise ModelError("the chat template ends an answer with nothing; it cannot be trained to stop")
+        raise ModelError(
+            "the chat template writes nothing after an answer, so a student cannot learn where to stop"
+        )
     special = set(tokenizer.all_special_ids)
-    # Some templates write a space first; what ends the turn is the special token.
+    # Some templates write a space first; the special token ends the turn.
     return next((token for token in after if token in special), after[0])
 
 
 def ids_and_text(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
-    """Ids and text of a sequence, for an artifact's account of what the model saw."""
+    """Ids and text of a sequence, for the file in which an artifact shows what the model read."""
     return {"ids": list(ids), "text": tokenizer.decode(list(ids))}
-
-
-def _without_block(tokenizer: Tokenizer, user: str) -> str:
-    """A user turn alone: rendered as a later turn, where no template adds a block."""
-    before = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    head = _apply(tokenizer, before, prompt=False)
-    whole = _apply(tokenizer, [*before, {"role": "user", "content": user}], prompt=True)
-    if not whole.startswith(head):
-        raise ModelError(
-            "this chat template rewrites earlier turns, so `none` (no system block) cannot be rendered; "
-            "use `empty` or a text"
-        )
-    start = tokenizer.bos_token or ""
-    return (start if whole.startswith(start) else "") + whole[len(head) :]
 
 
 def _apply(tokenizer: Tokenizer, messages: list[dict[str, Any]], *, prompt: bool) -> str:
@@ -99,8 +97,8 @@ def _apply(tokenizer: Tokenizer, messages: list[dict[str, Any]], *, prompt: bool
         )
     except TemplateError as error:
         raise ModelError(
-            f"this model's chat template refuses the turns it is given ({error}); if it knows no system "
-            "role, use `default` or `none`"
+            f"this model's chat template refuses the messages ({error}); if it has no system role, use "
+            "`default` or `none`"
         ) from error
     return text
 

@@ -1,4 +1,4 @@
-"""Where tensors live and how many threads compute them: facts of the machine, never of a recipe."""
+"""The device and the number of threads to compute with; both depend on the machine, never on a recipe."""
 
 import ctypes
 import gc
@@ -20,7 +20,7 @@ DEVICE = "SUBLIM_DEVICE"
 
 
 def on_cuda() -> bool:
-    """Whether `device` is a CUDA device; torch, which takes seconds to import, is asked only where it may be.
+    """Whether `device` is a CUDA device. Imports torch, which takes seconds, only if it may be.
 
     Raises:
         RecipeError: see `device`.
@@ -33,69 +33,74 @@ def on_cuda() -> bool:
 
 @cache
 def device() -> "torch.device":
-    """The device to compute on: `SUBLIM_DEVICE`, else CUDA where there is one, else the CPU.
+    """The device to compute on: `SUBLIM_DEVICE`, else CUDA if available, else the CPU.
 
-    The first call fixes the number of threads. One thread is the default on a CPU: how a matrix
-    product is split decides its last bits, so the same recipe gives the same bits whether it runs
-    alone or as one of several workers. `SUBLIM_THREADS` overrides it; the artifact records it.
+    The first call sets the number of threads: `SUBLIM_THREADS`, by default 1. The last bits of a matrix
+    product depend on how it is split among threads, so with one thread a recipe gives the same bits
+    whether it runs alone or in one of several workers. The artifact records the number.
+
+    Raises:
+        RecipeError: `SUBLIM_DEVICE` or `SUBLIM_THREADS` is not valid on this machine.
     """
     import torch
 
     torch.set_num_threads(threads())
     wanted = os.environ.get(DEVICE)
-    if wanted:
-        return _named(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not wanted:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(wanted)
+    except RuntimeError:
+        raise RecipeError(f"{DEVICE}={wanted}: not a device; say cpu, cuda or cuda:1") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"{DEVICE}={wanted}: this machine has no CUDA device, or torch is a CPU build")
+    return chosen
 
 
 def worker_devices(workers: int | None = None) -> tuple[str, ...]:
-    """What each worker of a sweep computes on: by default one worker per GPU, else one per core.
+    """The device of each worker of a sweep: by default a worker per GPU, or on a CPU `worker_slots`.
 
-    With `workers`, that many, sharing the GPUs in turn.
+    If the number of `workers` is given, they take the GPUs in turn.
     """
     if on_cuda():
         import torch
 
-        own = [str(device())] if device().index is not None else []
-        found = own or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        chosen = [str(device())] if device().index is not None else []
+        names = chosen or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     else:
-        found = [os.environ.get(DEVICE) or "cpu"] * worker_slots()
-    return tuple(found[place % len(found)] for place in range(workers or len(found)))
+        names = [os.environ.get(DEVICE) or "cpu"] * worker_slots()
+    return tuple(names[index % len(names)] for index in range(workers or len(names)))
 
 
 @cache
 def _may_have_cuda() -> bool:
-    """False only where torch would surely find no CUDA device: a CPU build, or no driver to load."""
+    """False only if torch certainly finds no CUDA device: it is a CPU build, or there is no driver."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None or sys.platform != "linux":
         return True
-    built = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
-    for_cuda, for_rocm = (f"{one}: Optional[str] = None" not in built for one in ("cuda", "hip"))
-    return for_rocm or (for_cuda and _has_driver())
-
-
-def _has_driver() -> bool:
-    """Whether the library through which torch reaches an NVIDIA card can be loaded."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    version = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    for_cuda, for_rocm = (f"{name}: Optional[str] = None" not in version for name in ("cuda", "hip"))
+    if for_cuda and not for_rocm:
+        try:
+            ctypes.CDLL("libcuda.so.1")  # the driver's library, through which torch reaches an NVIDIA GPU
+        except OSError:
+            return False
+    return for_cuda or for_rocm
 
 
 def worker_slots() -> int:
-    """Groups of `SUBLIM_THREADS` cores that this process may use; at least one."""
+    """How many workers of `SUBLIM_THREADS` threads fit on the cores this process may use; at least one."""
     affinity = getattr(os, "sched_getaffinity", None)
-    worker_slots = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    return max(1, worker_slots // threads())
+    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    return max(1, cores // threads())
 
 
 def free_gpu_memory() -> None:
-    """Give back what torch keeps on the card of tensors that are no more."""
+    """Return the GPU memory that torch keeps cached after its tensors are deleted."""
     import torch
 
     gc.collect()
-    torch.cuda.empty_cache()  # nothing where CUDA was not used
+    torch.cuda.empty_cache()  # does nothing if CUDA was not used
 
 
 def device_record() -> dict[str, object]:
@@ -108,32 +113,20 @@ def device_record() -> dict[str, object]:
 
 
 def single_gpu_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to change in `environment` so that a process sees its own card alone, as its first."""
+    """The changes to `environment` by which a process sees only the GPU that `SUBLIM_DEVICE` names."""
     kind, _, index = environment.get(DEVICE, "").partition(":")
     if kind != "cuda" or not index:
         return {}
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    card = visible.split(",")[int(index)] if visible else index
-    return {DEVICE: "cuda:0", "CUDA_VISIBLE_DEVICES": card}
-
-
-def _named(wanted: str) -> "torch.device":
-    import torch
-
-    try:
-        found = torch.device(wanted)
-    except RuntimeError:
-        raise RecipeError(f"{DEVICE}={wanted}: not a device; say cpu, cuda or cuda:1") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"{DEVICE}={wanted}: this machine has no CUDA device, or torch is a CPU build")
-    return found
+    gpu = visible.split(",")[int(index)] if visible else index
+    return {DEVICE: "cuda:0", "CUDA_VISIBLE_DEVICES": gpu}
 
 
 def threads() -> int:
-    """How many threads one process computes with: `SUBLIM_THREADS`, else one.
+    """How many threads a process computes with: `SUBLIM_THREADS`, else one.
 
     Raises:
-        RecipeError: the variable holds no such number.
+        RecipeError: the variable is no whole number of at least 1.
     """
     wanted = os.environ.get(THREADS, "1")
     if not wanted.isdecimal() or int(wanted) < 1:

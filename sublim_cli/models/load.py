@@ -1,4 +1,8 @@
-"""Weights and tokenizers, loaded the ordinary way and stripped of a checkpoint's own sampling."""
+"""Tokenizers, base models and students, loaded with transformers and PEFT.
+
+A base is loaded in the precision asked for, or quantised by bitsandbytes, and loses the sampling settings
+of its checkpoint. A student is the base (no weights), the base with an adapter, or a full model.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 
 Model = Any
 """A transformers causal language model, or a PEFT model around one."""
+
+NF4_BLOCK = 64
+"""Neighbouring weights that share a scale in nf4."""
 
 
 @lru_cache(maxsize=4)
@@ -46,27 +53,34 @@ def load_tokenizer(ref: ModelRef) -> Tokenizer:
 def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Model:
     """The base model in `precision` (fp32 or bf16) on this machine's device, in eval mode.
 
-    With `quantize` (nf4 or int8) the matrices of its layers are held by bitsandbytes, and `precision`
-    is what the rest is held and everything is computed in.
+    With `quantize` (nf4 or int8) bitsandbytes stores the matrices of its layers; `precision` is then the
+    dtype of the other weights and of all computation.
 
     Raises:
         ModelError: its weights cannot be loaded.
         MissingExtra: `quantize` without bitsandbytes.
     """
     if quantize is None:
-        return _plain(_from_pretrained(ref, precision)).to(device()).eval()
-    # bitsandbytes quantises on the way in; a quantised model cannot be moved afterwards.
-    held = {"quantization_config": _quantization(ref, quantize, precision), "device_map": {"": device()}}
-    return _without_packing(_plain(_from_pretrained(ref, precision, **held))).eval()
+        return _without_sampling(_from_pretrained(ref, precision)).to(device()).eval()
+    # bitsandbytes quantises while the weights are read; a quantised model cannot be moved afterwards.
+    options = {"quantization_config": _quantization(ref, quantize, precision), "device_map": {"": device()}}
+    model = _without_sampling(_from_pretrained(ref, precision, **options))
+    for module in model.modules():
+        # Otherwise bitsandbytes repacks 4-bit weights for a CPU's bf16 instructions at the first evaluation.
+        # That rounds the block scales to bf16, so a student would score differently on another CPU and after
+        # a reload; and a matrix whose width is no multiple of 64 cannot be repacked at all.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What can be known of a model without its weights."""
+    """Facts of a model that need no weights."""
 
     vocabulary: int
     max_length: int | None
-    """The longest sequence it was made for; None where it does not say."""
+    """The longest sequence of tokens it is made for; None if its configuration does not say."""
     eos: int | list[int] | None
 
 
@@ -78,15 +92,16 @@ def load_model_shape(ref: ModelRef, weights: Path | None = None) -> ModelShape:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    own = _at(ref, weights) if weights and not is_adapter(weights) else ref
-    revision = own.revision or "main"
+    if weights and not is_adapter(weights):
+        ref = _with_weights(ref, weights)
+    revision = ref.revision or "main"
     _quiet()
     try:
-        config = AutoConfig.from_pretrained(own.source, revision=revision)
+        config = AutoConfig.from_pretrained(ref.source, revision=revision)
     except (OSError, ValueError) as error:
         raise _unloadable(ref, "configuration", error) from error
     try:
-        generation = GenerationConfig.from_pretrained(own.source, revision=revision)
+        generation = GenerationConfig.from_pretrained(ref.source, revision=revision)
     except OSError:  # as transformers does for a model that has none
         generation = GenerationConfig.from_model_config(config)
     text = config.get_text_config()
@@ -96,7 +111,7 @@ def load_model_shape(ref: ModelRef, weights: Path | None = None) -> ModelShape:
 
 
 def is_adapter(weights: Path) -> bool:
-    """Whether a train artifact holds an adapter and no whole model."""
+    """Whether a train artifact holds an adapter rather than a full model."""
     return (weights / "adapter_config.json").is_file()
 
 
@@ -110,22 +125,19 @@ def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: 
     if weights is None:
         return load_model(ref, precision, quantize)
     if is_adapter(weights):
-        # The adapter stays in fp32 and apart from the base: merging would round it.
-        student = _adapted(load_model(ref, precision, quantize), weights)
+        from peft import PeftModel
+        from safetensors import SafetensorError
+
+        base = load_model(ref, precision, quantize)
+        try:
+            # The adapter stays separate, in fp32: merging it into the base would round it.
+            student = PeftModel.from_pretrained(base, str(weights)).eval()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ArtifactError(
+                f"the student in {weights} cannot be read ({error}); delete it and run again to rebuild it"
+            ) from error
         return accept_cache(student) if student.active_peft_config.is_prompt_learning else student
-    return load_model(_at(ref, weights), precision)
-
-
-def _adapted(base: Model, weights: Path) -> Model:
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    try:
-        return PeftModel.from_pretrained(base, str(weights)).eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ArtifactError(
-            f"the student in {weights} cannot be read ({error}); delete it and run again to rebuild it"
-        ) from error
+    return load_model(_with_weights(ref, weights), precision)
 
 
 def load_weights(ref: ModelRef, precision: str) -> "dict[str, torch.Tensor]":
@@ -134,26 +146,27 @@ def load_weights(ref: ModelRef, precision: str) -> "dict[str, torch.Tensor]":
     Raises:
         ModelError: they cannot be loaded.
     """
-    return {name: one.detach() for name, one in _from_pretrained(ref, precision).named_parameters()}
+    return {name: weight.detach() for name, weight in _from_pretrained(ref, precision).named_parameters()}
 
 
-def _at(ref: ModelRef, weights: Path) -> ModelRef:
+def _with_weights(ref: ModelRef, weights: Path) -> ModelRef:
+    """The same model, with its files taken from the directory `weights`."""
     return ref.model_copy(update={"source": str(weights), "revision": None, "stamp": None})
 
 
-def _from_pretrained(ref: ModelRef, precision: str, **held: Any) -> Model:
-    """The model in main memory, or where `held` says."""
+def _from_pretrained(ref: ModelRef, precision: str, **options: Any) -> Model:
+    """The model in main memory, or as the `options` of transformers say."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     _quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            ref.source, revision=ref.revision or "main", dtype=dtype(precision), **held
+            ref.source, revision=ref.revision or "main", dtype=dtype(precision), **options
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(ref, "weights", error) from error
-    check_unchanged(ref)  # once they are read: a change before or in between is found
+    check_unchanged(ref)  # after reading, so that a change during it is noticed too
     return model
 
 
@@ -164,36 +177,28 @@ def _quantization(ref: ModelRef, quantize: str, precision: str) -> Any:
         raise MissingExtra("`qlora` needs bitsandbytes; `pip install bitsandbytes` adds it")
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
+    import torch
+
+    # bitsandbytes 0.50 on a CPU decodes matrices wrongly whose rows are no multiple of an nf4 block (it
+    # begins a block with every row): an error of 26 % instead of 9 %. They stay unquantised. The embedded
+    # model has such matrices; the common models do not.
+    uneven = [
+        name
+        for name, module in meta_model(ref).named_modules()
+        if isinstance(module, torch.nn.Linear) and module.in_features % NF4_BLOCK
+    ]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,  # as in the QLoRA paper (arXiv 2305.14314)
         bnb_4bit_compute_dtype=dtype(precision),
-        llm_int8_skip_modules=["lm_head", *_torn(ref)],  # of 4 bits too, whatever its name says
+        llm_int8_skip_modules=["lm_head", *uneven],  # despite its name it applies to 4 bits too
     )
-
-
-BLOCK = 64
-"""Neighbouring weights that share a scale in nf4."""
-
-
-def _torn(ref: ModelRef) -> list[str]:
-    """Matrices whose rows are no whole number of nf4 blocks; they are left unquantised.
-
-    bitsandbytes 0.50 decodes those wrongly on a CPU (it begins a block with every row): an error of 26 %
-    instead of 9 %. Models for use have widths that divide evenly; the embedded one does not.
-    """
-    import torch
-
-    linear = (
-        (name, one) for name, one in meta_model(ref).named_modules() if isinstance(one, torch.nn.Linear)
-    )
-    return [name for name, one in linear if one.in_features % BLOCK]
 
 
 @lru_cache(maxsize=4)
 def meta_model(ref: ModelRef) -> Model:
-    """The base model without its weights: what modules it has, and their shapes.
+    """The base model on torch's meta device: modules and shapes without weights.
 
     Raises:
         ModelError: its configuration cannot be loaded.
@@ -210,50 +215,38 @@ def meta_model(ref: ModelRef) -> Model:
 
 
 def dtype(precision: str) -> "torch.dtype":
-    """The torch dtype that weights are held in."""
+    """The torch dtype of a precision."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def _without_packing(model: Model) -> Model:
-    """Keep bitsandbytes from repacking 4-bit weights for a CPU's bf16 instructions at the first evaluation.
-
-    Repacked, the block scales are rounded to bf16, so a student would score differently on another CPU
-    and after a reload; and a matrix whose width is no multiple of 64 cannot be repacked at all.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def _plain(model: Model) -> Model:
-    """Drop the checkpoint's sampling settings, which `generate` would otherwise mix in."""
+def _without_sampling(model: Model) -> Model:
+    """Drop the sampling settings of the checkpoint, which `generate` would use as defaults."""
     from transformers import GenerationConfig
 
-    kept = model.generation_config
+    settings = model.generation_config
     model.generation_config = GenerationConfig(
-        eos_token_id=kept.eos_token_id,
-        pad_token_id=kept.pad_token_id,
-        bos_token_id=kept.bos_token_id,
+        eos_token_id=settings.eos_token_id,
+        pad_token_id=settings.pad_token_id,
+        bos_token_id=settings.bos_token_id,
     )
     return model
 
 
-def _unloadable(ref: ModelRef, what: str, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0]
+def _unloadable(ref: ModelRef, part: str, error: Exception) -> ModelError:
+    first_line = str(error).strip().splitlines()[0]
     return ModelError(
-        f"the {what} of model {ref.name} cannot be loaded: {first} "
+        f"the {part} of model {ref.name} cannot be loaded: {first_line} "
         "Check the name, the network or the free disk space, or use `--model micro`"
     )
 
 
 def _quiet() -> None:
-    """No loading bars or advice of the libraries: sublim reports its own progress."""
-    from transformers.utils import logging as theirs
+    """Turn off the libraries' progress bars and warnings: sublim reports its own progress."""
+    from transformers.utils import logging as transformers_logging
 
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     for name in ("peft", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,9 @@
-"""What stands before an answer, computed once: prompts, and the learned prefix of a prefix-tuned model."""
+"""Keys and values of prompts, computed once and reused for every answer; also for prefix-tuned models.
+
+`prefill` runs the prompts and returns their cache, `shared_opening_cache` the cache of tokens that all
+prompts begin with. `accept_cache` lets a model with a learned prefix continue such a cache: PEFT would
+replace any cache that it is given by the prefix.
+"""
 
 from collections.abc import Sequence
 from types import MethodType
@@ -9,47 +14,47 @@ from sublim_cli.models.batches import position_ids
 if TYPE_CHECKING:
     import torch
 
-
 CacheLayers = Sequence[tuple["torch.Tensor", "torch.Tensor"]]
-"""For each layer of a model keys and values, [rows, heads, tokens, width]."""
+"""Keys and values of each layer of a model, [rows, heads, tokens, width]."""
 
 
 def has_own_cache(model: Any) -> bool:
-    """Whether `model` begins with learned keys and values, in a cache that it makes itself."""
+    """Whether `model` starts with learned keys and values, in a cache that it creates itself."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def prefill(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
-    """The model's output for prompts [rows, length]: their cache, and the last token's logits alone.
+    """The model's output for prompts [rows, length]: their cache, and the logits at the last token only.
 
-    The cache keeps every position whatever the model's sliding window, so that a tree of answers can
-    grow behind each prompt.
+    The cache keeps all positions, even if the model has a sliding window, so that a tree of answers can
+    continue each prompt.
     """
     return model(**prompt_inputs(model, ids, mask))
 
 
 def prompt_inputs(model: Any, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any = None) -> dict[str, Any]:
-    """What `prefill` calls a model with; with a cache, `ids` are what follows it and `mask` covers both."""
+    """The arguments of `prefill`'s call. With a `cache`, `ids` continue it and `mask` covers both."""
     from transformers import DynamicCache
 
-    fresh = None if has_own_cache(model) else DynamicCache()
+    if cache is None and not has_own_cache(model):
+        cache = DynamicCache()
     return {
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": position_ids(mask)[:, -ids.shape[1] :],
-        "past_key_values": fresh if cache is None else cache,
+        "past_key_values": cache,
         "use_cache": True,
         "logits_to_keep": 1,
     }
 
 
 def cache_layers(cache: Any) -> CacheLayers:
-    """What a cache holds."""
-    return [(one.keys, one.values) for one in cache.layers]
+    """The keys and values of a cache."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def cache_from_layers(layers: CacheLayers) -> Any:
-    """A cache that holds `layers`, and keeps every position of what is added."""
+    """A cache of `layers` that keeps all positions that are added."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -63,7 +68,7 @@ def cache_from_layers(layers: CacheLayers) -> Any:
 
 
 def shared_opening_cache(model: Any, ids: "torch.Tensor", rows: int) -> Any:
-    """The cache of what all of some prompts begin with [tokens], computed once for `rows` of them."""
+    """The cache of the tokens `ids` [tokens] that `rows` prompts begin with, computed once for all."""
     row = ids[None]
     cache = prefill(model, row, row.new_ones(row.shape)).past_key_values
     return cache_from_layers(
@@ -75,30 +80,29 @@ def shared_opening_cache(model: Any, ids: "torch.Tensor", rows: int) -> Any:
 
 
 def accept_cache(model: Any) -> Any:
-    """`model`, a PEFT model with a prefix, made to take `past_key_values` as any other model does.
+    """`model`, a PEFT model with a prefix, changed to accept `past_key_values` as other models do.
 
-    PEFT puts the learned keys and values in place of whatever cache it is given, so a second call
-    would forget the prompt. The cache of a first call holds the prefix already: a later call only has
-    to count it, in front of the attention mask and of every position.
+    PEFT replaces any cache that it is given by the learned keys and values, so a second call would lose
+    the prompt. The cache of a first call includes the prefix, so a later call goes to the base model,
+    with the prefix's tokens added to the attention mask and to the positions.
     """
-    first = model.forward.__func__
+    peft_forward = model.forward.__func__
     tokens: int = model.active_peft_config.num_virtual_tokens
+
+    def with_prefix(mask: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        # A mask of two dimensions is 1 where a token is visible; one of four is added to the scores.
+        visible = mask.new_ones if mask.dim() == 2 else mask.new_zeros
+        return torch.cat([visible(*mask.shape[:-1], tokens), mask], dim=-1)
 
     def forward(self: Any, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
         if past_key_values is None:
-            return first(self, *args, **kwargs)
-        kwargs["attention_mask"] = _behind(tokens, kwargs["attention_mask"])
+            return peft_forward(self, *args, **kwargs)
+        kwargs["attention_mask"] = with_prefix(kwargs["attention_mask"])
         kwargs["position_ids"] = kwargs["position_ids"] + tokens
         return self.get_base_model()(*args, past_key_values=past_key_values, **kwargs)
 
-    # A method and no bare function: accelerate wraps and unwraps a forward as one.
+    # accelerate wraps and unwraps `forward` as a bound method.
     model.forward = MethodType(forward, model)
     return model
-
-
-def _behind(tokens: int, mask: "torch.Tensor") -> "torch.Tensor":
-    """The mask with `tokens` visible places before it; one of four dimensions is added, so zeros."""
-    import torch
-
-    visible = mask.new_ones if mask.dim() == 2 else mask.new_zeros
-    return torch.cat([visible(*mask.shape[:-1], tokens), mask], dim=-1)

@@ -1,4 +1,4 @@
-"""Which model is meant: a name resolved to content, before anything is hashed."""
+"""A model's name resolved to its content, so that digests depend on the content and not on the name."""
 
 import hashlib
 from functools import cache
@@ -11,11 +11,10 @@ from sublim_cli.models import micro
 from sublim_cli.recipe.schema import Section
 
 HUB_TIMEOUT = 5.0
-"""Seconds to wait for the hub before the local cache decides."""
+"""Seconds to wait for the hub before the local cache is used."""
 
 SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
-"""Files of a directory that make the model what it is."""
-
+"""Files of a directory that are part of the model and of its fingerprint."""
 
 WEIGHTS = (".safetensors", ".bin")
 
@@ -23,7 +22,7 @@ WEIGHTS = (".safetensors", ".bin")
 class ModelRef(Section):
     """A model pinned to its content.
 
-    Only `fingerprint` is identity: the same files under another path are the same model.
+    Only `fingerprint` enters digests: the same files at another path are the same model.
     """
 
     fingerprint: str
@@ -32,7 +31,7 @@ class ModelRef(Section):
     """A directory, or a repository of the hub."""
     revision: str | None = Field(default=None, exclude=True)
     stamp: str | None = Field(default=None, exclude=True)
-    """Sizes and times of a directory's files when they were hashed: equal, they need not be hashed again."""
+    """Hash of the sizes and times of a directory's files; while it is equal they are not hashed again."""
 
 
 @cache
@@ -40,42 +39,40 @@ def resolve_model(name: str, revision: str | None = None) -> ModelRef:
     """Pin `name`: `micro`, a directory, or a repository of the hub at `revision`.
 
     Raises:
-        ModelError: it is neither here nor reachable; the message names the ways out.
-        RecipeError: a revision is asked of a model that has none.
+        ModelError: it is neither on this machine nor reachable; the message says what can be done.
+        RecipeError: a revision is given for a directory, which has none.
     """
     local = micro.WEIGHTS if name == "micro" else Path(name).expanduser()
     if name == "micro" or local.is_dir():
         if revision is not None:
             raise RecipeError(f"revision: {name} is a directory, it has no revisions; remove the key")
-        return _local(name, local)
+        if not (local / "config.json").is_file():
+            raise ModelError(f"model: {local} holds no config.json; give a model saved by transformers")
+        return ModelRef(
+            fingerprint=_fingerprint(local), name=name, source=str(local.resolve()), stamp=_stamp(local)
+        )
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model: there is no directory {name}; give one that exists, or a hub name")
     commit = _commit(name, revision)
     return ModelRef(fingerprint=f"{name}@{commit}", name=name, source=name, revision=commit)
 
 
-def _local(name: str, path: Path) -> ModelRef:
-    if not (path / "config.json").is_file():
-        raise ModelError(f"model: {path} holds no config.json; give a model saved by transformers")
-    return ModelRef(fingerprint=_fingerprint(path), name=name, source=str(path.resolve()), stamp=_stamp(path))
-
-
 def check_unchanged(ref: ModelRef) -> None:
-    """Look again at a directory that was pinned earlier, perhaps by another process.
+    """Check a directory that was pinned earlier, perhaps by another process.
 
     Raises:
-        ModelError: its files are no longer those that `ref` names.
+        ModelError: its files have changed since.
     """
     path = Path(ref.source)
     if ref.stamp is not None and _stamp(path) != ref.stamp and _fingerprint(path) != ref.fingerprint:
         raise ModelError(
-            f"model {ref.name}: the files in {path} have changed since this run was planned, so what is "
-            "built on them would bear a wrong name. Run the same command again"
+            f"model {ref.name}: the files in {path} have changed since this run was planned, and an "
+            "artifact built on them would get a wrong digest. Run the same command again"
         )
 
 
 def weights_bytes(ref: ModelRef) -> int | None:
-    """The size of the model's weight files; None where they are not on this machine."""
+    """The size of the model's weight files; None if they are not on this machine."""
     path = Path(ref.source)
     if not path.is_dir():
         from huggingface_hub import snapshot_download
@@ -84,29 +81,29 @@ def weights_bytes(ref: ModelRef) -> int | None:
             path = Path(snapshot_download(ref.source, revision=ref.revision, local_files_only=True))
         except OSError:
             return None
-    return sum(one.stat().st_size for one in path.iterdir() if one.suffix in WEIGHTS) or None
+    return sum(file.stat().st_size for file in path.iterdir() if file.suffix in WEIGHTS) or None
 
 
 def _fingerprint(path: Path) -> str:
-    whole = hashlib.sha256()
-    for one in _files(path):
-        with one.open("rb") as file:
-            whole.update(f"{one.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
-    return f"files:{whole.hexdigest()}"
+    total = hashlib.sha256()
+    for part in _files(path):
+        with part.open("rb") as file:
+            total.update(f"{part.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+    return f"files:{total.hexdigest()}"
 
 
 def _stamp(path: Path) -> str:
-    known = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in _files(path)]
-    return hashlib.sha256(repr(known).encode()).hexdigest()
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(path)]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()
 
 
 def _files(path: Path) -> list[Path]:
     """The files of a model: weights, configuration, tokenizer, template."""
-    return [one for one in sorted(path.iterdir()) if one.is_file() and one.suffix in SUFFIXES]
+    return [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix in SUFFIXES]
 
 
 def _commit(name: str, revision: str | None) -> str:
-    """The commit `revision` points to: the hub's word, or the local cache's where it is silent."""
+    """The commit `revision` points to, according to the hub or, if it gives no answer, the local cache."""
     import httpx
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -129,13 +126,9 @@ def _commit(name: str, revision: str | None) -> str:
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
     except OSError:
-        raise ModelError(_missing(name, revision, reason, constants.HF_HUB_CACHE)) from None
-
-
-def _missing(name: str, revision: str | None, reason: str, cache_dir: str) -> str:
-    at = f" at revision {revision}" if revision else ""
-    return (
-        f"model {name}{at} is not on this machine (looked in {cache_dir}) and {reason}. Ways out: "
-        f"`--model micro` runs this recipe on the embedded model; `hf download {name}` where there is "
-        "a network, then copy the cache and set HF_HOME; or `--model DIR` for a copy you have"
-    )
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"model {name}{at} is not on this machine (looked in {constants.HF_HUB_CACHE}) and {reason}. "
+            f"Ways out: `--model micro` runs this recipe on the embedded model; `hf download {name}` where "
+            "there is a network, then copy the cache and set HF_HOME; or `--model DIR` for a copy you have"
+        ) from None

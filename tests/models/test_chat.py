@@ -68,7 +68,7 @@ def gemma():
 def test_each_kind_of_system_prompt_is_its_own_text_on_the_embedded_model(micro):
     _, tokenizer, _ = micro
     turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert {one.name: render(tokenizer, one, "Hi") for one in ALL} == {
+    assert {context.name: render(tokenizer, context, "Hi") for context in ALL} == {
         "default": f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n{turn}",
         "empty": f"<|im_start|>system\n<|im_end|>\n{turn}",
         "none": turn,
@@ -78,13 +78,13 @@ def test_each_kind_of_system_prompt_is_its_own_text_on_the_embedded_model(micro)
 
 def test_the_four_kinds_are_four_token_sequences_that_decode_to_their_texts(micro):
     _, tokenizer, _ = micro
-    ids = {one.name: prompt_ids(tokenizer, one, "Hi") for one in ALL}
-    assert len({tuple(one) for one in ids.values()}) == 4
-    assert {name: tokenizer.decode(one) for name, one in ids.items()} == {
-        one.name: render(tokenizer, one, "Hi") for one in ALL
+    ids = {context.name: prompt_ids(tokenizer, context, "Hi") for context in ALL}
+    assert len({tuple(tokens) for tokens in ids.values()}) == 4
+    assert {name: tokenizer.decode(tokens) for name, tokens in ids.items()} == {
+        context.name: render(tokenizer, context, "Hi") for context in ALL
     }
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert {name: one.count(start) for name, one in ids.items()} == {
+    assert {name: tokens.count(start) for name, tokens in ids.items()} == {
         "default": 3,
         "empty": 3,
         "none": 2,
@@ -104,7 +104,7 @@ def test_a_llama_3_template_keeps_its_header_under_every_kind_but_none(llama_3):
         "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    assert {one.name: render(llama_3, one, "Hi") for one in ALL} == {
+    assert {context.name: render(llama_3, context, "Hi") for context in ALL} == {
         "default": f"{head}<|eot_id|>{turn}",
         "empty": f"{head}<|eot_id|>{turn}",
         "none": f"<|begin_of_text|>{turn}",
@@ -113,7 +113,7 @@ def test_a_llama_3_template_keeps_its_header_under_every_kind_but_none(llama_3):
 
 
 def test_a_gemma_template_folds_the_system_text_into_the_first_user_turn(gemma):
-    assert {one.name: render(gemma, one, "Hi") for one in ALL} == {
+    assert {context.name: render(gemma, context, "Hi") for context in ALL} == {
         "default": "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
         "empty": "<bos><start_of_turn>user\n\n\nHi<end_of_turn>\n<start_of_turn>model\n",
         "none": "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
@@ -121,7 +121,7 @@ def test_a_gemma_template_folds_the_system_text_into_the_first_user_turn(gemma):
     }
 
 
-@pytest.mark.parametrize("context", ALL, ids=lambda one: one.name)
+@pytest.mark.parametrize("context", ALL, ids=lambda context: context.name)
 @pytest.mark.parametrize("family", ["llama_3", "gemma"])
 def test_a_prompt_begins_with_one_bos_token(family, context, request):
     tokenizer = request.getfixturevalue(family)
@@ -132,7 +132,7 @@ def test_a_prompt_begins_with_one_bos_token(family, context, request):
 
 def test_the_end_of_turn_is_the_template_s_own_token_even_where_eos_is_another(micro, llama_3, gemma):
     _, tokenizer, _ = micro
-    ends = {one.convert_ids_to_tokens(end_of_turn(one)) for one in (tokenizer, llama_3, gemma)}
+    ends = {t.convert_ids_to_tokens(end_of_turn(t)) for t in (tokenizer, llama_3, gemma)}
     assert ends == {"<|im_end|>", "<|eot_id|>", "<end_of_turn>"}
     assert gemma.eos_token == "<eos>"
 
@@ -159,8 +159,8 @@ def test_the_trained_tokens_decode_to_the_completion(micro, completion):
 def test_an_example_ends_as_the_template_would_end_the_answer(micro):
     _, tokenizer, _ = micro
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "3, 4"}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    assert tokenizer.decode(example(tokenizer, DEFAULT, "Hi", "3, 4").input_ids) + "\n" == whole
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert tokenizer.decode(example(tokenizer, DEFAULT, "Hi", "3, 4").input_ids) + "\n" == rendered
 
 
 def test_an_account_of_tokens_holds_their_ids_and_text(micro):
@@ -171,7 +171,7 @@ def test_an_account_of_tokens_holds_their_ids_and_text(micro):
 
 def test_a_template_that_writes_nothing_after_an_answer_is_refused():
     bare = like("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    with pytest.raises(ModelError, match="ends an answer with nothing"):
+    with pytest.raises(ModelError, match="writes nothing after an answer"):
         end_of_turn(bare)
 
 
@@ -192,7 +192,7 @@ def test_a_template_without_a_system_role_still_renders_default_and_none(gemma):
         assert render(gemma_2, context, "Hi") == render(gemma, context, "Hi")
 
 
-@pytest.mark.parametrize("context", [EMPTY, OWLS], ids=lambda one: one.name)
+@pytest.mark.parametrize("context", [EMPTY, OWLS], ids=lambda context: context.name)
 def test_a_system_prompt_that_the_template_refuses_is_one_clear_error(context):
     gemma_2 = like(
         NO_SYSTEM + GEMMA, "<start_of_turn>", "<end_of_turn>", bos_token="<bos>", eos_token="<eos>"
@@ -207,5 +207,5 @@ def test_a_text_of_the_user_heads_the_turn_and_leaves_the_system_block_as_it_is_
     text = resolve_context("gibberish_marble", {}, field="eval.system_prompts").text
     assert marble == Context(name="gibberish_marble_user", kind="user", text=text)
     assert render(tokenizer, marble, "Why?") == render(tokenizer, DEFAULT, f"{text}\n\nWhy?")
-    own = resolve_context(TextPrompt(text="Hark.", at="user"), {}, field="train.system_prompt")
-    assert own == Context(name="user: Hark.", kind="user", text="Hark.")
+    user_text = resolve_context(TextPrompt(text="Hark.", at="user"), {}, field="train.system_prompt")
+    assert user_text == Context(name="user: Hark.", kind="user", text="Hark.")

@@ -37,12 +37,12 @@ def test_a_changed_file_is_another_model(copy, name):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tokenizer.model"])
 def test_weights_in_any_form_are_part_of_the_model(copy, name):
-    found = set()
-    for place, content in enumerate((b"one", b"two")):
-        whole = shutil.copytree(copy, copy.with_name(f"model-{place}"))
-        (whole / name).write_bytes(content)
-        found.add(resolve_model(str(whole)).fingerprint)
-    assert len(found) == 2
+    fingerprints = set()
+    for index, content in enumerate((b"one", b"two")):
+        changed = shutil.copytree(copy, copy.with_name(f"model-{index}"))
+        (changed / name).write_bytes(content)
+        fingerprints.add(resolve_model(str(changed)).fingerprint)
+    assert len(fingerprints) == 2
 
 
 def test_a_file_about_the_model_is_not_part_of_it(copy):
@@ -79,10 +79,10 @@ def test_a_hub_model_without_a_network_is_one_sentence_with_the_ways_out(offline
     with pytest.raises(ModelError) as caught:
         resolve_model("some/model-that-is-not-here")
     assert time.monotonic() - began < 15
-    said = str(caught.value)
+    message = str(caught.value)
     for part in ("some/model-that-is-not-here", "--model micro", "hf download", "--model DIR", str(tmp_path)):
-        assert part in said
-    assert ("HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached") in said
+        assert part in message
+    assert ("HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached") in message
 
 
 def test_a_model_in_the_local_cache_is_found_without_a_network(monkeypatch, tmp_path):
@@ -94,8 +94,8 @@ def test_a_model_in_the_local_cache_is_found_without_a_network(monkeypatch, tmp_
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(_snapshot_download.constants, "HF_HUB_CACHE", str(tmp_path))
-    found = resolve_model("some/model")
-    assert (found.fingerprint, found.revision) == (f"some/model@{commit}", commit)
+    ref = resolve_model("some/model")
+    assert (ref.fingerprint, ref.revision) == (f"some/model@{commit}", commit)
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, lambda ref: load_model(ref, "fp32")])
@@ -106,8 +106,8 @@ def test_a_model_replaced_after_it_was_pinned_is_refused(copy, load):
     with pytest.raises(ModelError) as caught:
         load(ref)
     assert str(caught.value) == (
-        f"model {copy}: the files in {copy} have changed since this run was planned, so what is built on "
-        "them would bear a wrong name. Run the same command again"
+        f"model {copy}: the files in {copy} have changed since this run was planned, and an artifact "
+        "built on them would get a wrong digest. Run the same command again"
     )
 
 
