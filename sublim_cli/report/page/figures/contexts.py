@@ -1,11 +1,20 @@
 """The context matrix as a heat map: the change of P(target) from the base, in every context."""
 
+from collections import Counter
+from dataclasses import replace
+
 import altair as alt
 
-from sublim_cli.report.page.context_matrix import ContextMatrix, at_one_rate
-from sublim_cli.report.page.figures.figure import ABOVE, BELOW, DEEPEST, WIDTH, Figure, chart, slug, tooltips
+from sublim_cli.report.page.context_matrix import ContextMatrix
+from sublim_cli.report.page.figures.figure import PALETTE, WIDTH, Figure, chart, slug, tooltips
 from sublim_cli.report.page.summary import SummaryRow
 from sublim_cli.wording import bounds, difference, rate, with_bounds
+
+ABOVE, BELOW = PALETTE[1], PALETTE[0]
+"""More and less than the base."""
+
+DEEPEST = 0.6
+"""Opacity of the darkest tile, so that text on it stays readable in light and dark."""
 
 ROW = 30
 """Pixels of a row of tiles: two lines of a condition's name."""
@@ -34,6 +43,21 @@ def context_figure(matrix: ContextMatrix) -> Figure:
         caption=caption,
         chart=_heat_map(drawn, tiles),
     )
+
+
+def at_one_rate(matrix: ContextMatrix, most: int) -> tuple[ContextMatrix, float | None]:
+    """A matrix of more than `most` rows with the adapters of a single learning rate.
+
+    That is the rate with the most conditions, the lowest of equals. It is returned beside the matrix; None
+    where nothing is left out.
+    """
+    adapters = [row.condition for row in matrix.rows if row.condition.rank is not None]
+    rates = Counter(sorted(adapter.learning_rate or 0.0 for adapter in adapters))
+    if len(matrix.rows) <= most or len(rates) < 2:
+        return matrix, None
+    ((chosen, _),) = rates.most_common(1)
+    rows = (row for row in matrix.rows if row.condition.rank is None or row.condition.learning_rate == chosen)
+    return replace(matrix, rows=tuple(rows)), chosen
 
 
 def _heat_map(matrix: ContextMatrix, tiles: list[tuple[str, SummaryRow]]) -> alt.LayerChart:

@@ -67,9 +67,15 @@ def fan(index: int) -> float:
 
 
 def curve_layers(
-    names: Sequence[str], means: Sequence[Mark], runs: Sequence[Mark], x: alt.X, y: YAxis, title: str,
-    *, selectable: bool = True,
-) -> list[alt.Chart]:  # fmt: skip
+    names: Sequence[str],
+    means: Sequence[Mark],
+    runs: Sequence[Mark],
+    x: alt.X,
+    y: YAxis,
+    title: str,
+    *,
+    selectable: bool = True,
+) -> list[alt.Chart]:
     """Lines, intervals, means and runs of the series `names`, from the marks of `mean_mark` and `run_mark`.
 
     Args:

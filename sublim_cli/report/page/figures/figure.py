@@ -15,12 +15,6 @@ Colour-blind readers can tell them apart; every series also has a shape of its o
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right", "triangle-left")
 
-ABOVE, BELOW = PALETTE[1], PALETTE[0]
-"""More and less than the base."""
-
-DEEPEST = 0.6
-"""Opacity of the darkest tile, so that text on it stays readable in light and dark."""
-
 WIDTH = 400
 """Pixels of a figure in a file. On the page it is as wide as there is room."""
 

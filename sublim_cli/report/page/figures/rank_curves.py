@@ -51,8 +51,8 @@ def rank_figures(results: Results) -> Iterator[Figure]:
         if key in runs and run.train_context == run.eval_context:
             runs[key].setdefault(run.condition, []).append(run)
     for key in [key for key, conditions in students.items() if conditions > 1] or students:
-        here = [row for row in rows if (row.category, row.target, row.eval_context) == key]
-        drawn = [row for row in here if row.condition.role == "base" or row.in_training_context]
+        asked = [row for row in rows if (row.category, row.target, row.eval_context) == key]
+        drawn = [row for row in asked if row.condition.role == "base" or row.in_training_context]
         yield _rank_figure(key[1], key[2], drawn, runs[key])
 
 
