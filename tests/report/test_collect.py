@@ -273,7 +273,7 @@ def test_an_empty_store_makes_a_report_that_says_so(planned, recipe, tmp_path):
     results = collect(planned, Store(tmp_path / "empty"), recipe)
     assert {part.reason for part in results.missing} == {"not built yet"}
     page = write_report(results, tmp_path / "report").read_text(encoding="utf-8")
-    assert "There is no trained model to speak of yet." in page
+    assert "No trained model has been evaluated yet." in page
 
 
 def test_runs_that_differ_in_an_unnamed_key_are_not_replicates(small, tmp_path):
