@@ -15,8 +15,8 @@ def condition_label(role: str, method: str, rank: int | None, parts: Sequence[st
     if role == "base":
         return ", ".join(["untouched base", *parts])
     name = _METHOD.get(method, method) + (f" rank {rank}" if rank is not None else "")
-    whole = ", ".join([name, *parts])
-    return f"control, {whole}" if role == "control" else whole
+    label = ", ".join([name, *parts])
+    return f"control, {label}" if role == "control" else label
 
 
 def probability(value: float | None) -> str:

@@ -179,11 +179,11 @@ def _inverted_u(claim: InvertedUClaim, index: RunIndex) -> _Judged:
         notes += curve.notes
         if any(basis.lacks for basis in bases):
             continue  # the claim is incomplete
-        kept = {rank: p for rank, p in curve.p_target.items() if 2 * _unbroken(p) >= len(p)}
-        if dropped := [str(rank) for rank in curve.p_target if rank not in kept]:
+        usable = {rank: p for rank, p in curve.p_target.items() if 2 * _unbroken(p) >= len(p)}
+        if dropped := [str(rank) for rank in curve.p_target if rank not in usable]:
             ranks = listed(dropped)
             notes.append(f"{target}: most runs of rank {ranks} broke; the curve is judged without.")
-        findings.append(_curve_finding(claim, setting, kept))
+        findings.append(_curve_finding(claim, setting, usable))
     if claim.curve != "fixed":
         notes.append(GIVEN_THE_CHOICE)
     return _Judged(corrected(findings, support=True), bases, notes)

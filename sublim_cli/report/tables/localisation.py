@@ -162,9 +162,9 @@ def shares_document(rows: Iterable[Share]) -> list[dict[str, Any]]:
 
 
 def _cell_rows(cell: Cell, keys: VariedKeys, reader: StoreReader) -> Iterator[LocatedRun]:
-    whole_step, *part_steps = cell.chain.locate
+    student_step, *part_steps = cell.chain.locate
     target = cell.recipe.trait.target
-    whole = _means(whole_step, reader, target)
+    ends = _means(student_step, reader, target)
     losses = reader.losses(cell.chain.train)
     for step in part_steps:
         part = step.spec.part
@@ -175,12 +175,12 @@ def _cell_rows(cell: Cell, keys: VariedKeys, reader: StoreReader) -> Iterator[Lo
             "measure": "kept" if kept else "lost",
             "locate_digest": digest(step),
         }
-        if missing := reader.missing(step) or reader.missing(whole_step):
+        if missing := reader.missing(step) or reader.missing(student_step):
             for context in step.spec.contexts:
                 yield LocatedRun(**row, eval_context=context.name, missing=missing)
             continue
         for (context_name, _, control), mean in _means(step, reader, target).items():
-            student, base = whole[context_name, ALL_TOKENS, None], whole[context_name, NO_TOKENS, None]
+            student, base = ends[context_name, ALL_TOKENS, None], ends[context_name, NO_TOKENS, None]
             p_student, p_base = student["p_target"], base["p_target"]
             yield LocatedRun(
                 **(row | mean),
@@ -234,8 +234,8 @@ def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
     first, condition = rows[0], rows[0].condition
     named = [row for row in rows if row.control is None]
     built = [row for row in named if not row.missing]
-    whole = [row for row in built if not row.broken]
-    points = sorted(_amounts(rows, whole), key=lambda point: point.seeds)
+    unbroken = [row for row in built if not row.broken]
+    points = sorted(_amounts(rows, unbroken), key=lambda point: point.seeds)
     effects, seeds = [point.effect for point in points], [point.seeds for point in points]
     amounts = [point.amount for point in points]
     random = [point.random for point in points if point.random is not None]
@@ -253,12 +253,12 @@ def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
         measure=first.measure,
         tokens=_mean(row.tokens for row in built),
         prompt_tokens=_mean(row.prompt_tokens for row in built),
-        n=len(whole),
-        broken=len(built) - len(whole),
+        n=len(unbroken),
+        broken=len(built) - len(unbroken),
         missing=len(named) - len(built),
         effect=estimate(effects, seeds).interval() if points else None,
-        p_target=_mean(row.p_target for row in whole),
-        p_any=_mean(row.p_any for row in whole),
+        p_target=_mean(row.p_target for row in unbroken),
+        p_any=_mean(row.p_any for row in unbroken),
         share=_ratio(amounts, effects, seeds),
         random=_ratio(random, effects, seeds) if all_drawn else None,
         beyond=_ratio(beyond, effects, seeds) if all_drawn else None,
@@ -266,12 +266,12 @@ def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
     )
 
 
-def _amounts(rows: Sequence[LocatedRun], whole: Sequence[LocatedRun]) -> Iterator[RunAmount]:
+def _amounts(rows: Sequence[LocatedRun], unbroken: Sequence[LocatedRun]) -> Iterator[RunAmount]:
     drawn: dict[str, list[float]] = {}
     for row in rows:
         if row.control is not None and row.amount is not None:
             drawn.setdefault(row.locate_digest, []).append(row.amount)
-    for row in whole:
+    for row in unbroken:
         if row.effect is not None and row.amount is not None:
             yield RunAmount(row.seeds, row.effect, row.amount, _mean(drawn.get(row.locate_digest, [])))
 
