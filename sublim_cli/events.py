@@ -6,7 +6,12 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class SweepPlanned:
+class Event:
+    """The base of all events."""
+
+
+@dataclass(frozen=True)
+class SweepPlanned(Event):
     """A launcher is about to start: digests of the steps it will build, and the number already built."""
 
     missing: tuple[str, ...]
@@ -14,51 +19,45 @@ class SweepPlanned:
 
 
 @dataclass(frozen=True)
-class StepStarted:
+class StepEvent(Event):
+    """Something happened to the step of this label and digest."""
+
+    label: str
+    digest: str
+
+
+class StepStarted(StepEvent):
     """A step began to build."""
 
-    label: str
-    digest: str
 
-
-@dataclass(frozen=True)
-class StepWaiting:
+class StepWaiting(StepEvent):
     """Another process is building this step; its artifact will be used."""
 
-    label: str
-    digest: str
-
 
 @dataclass(frozen=True)
-class StepReused:
+class StepReused(StepEvent):
     """A step was already built."""
 
-    label: str
-    digest: str
     path: Path
 
 
 @dataclass(frozen=True)
-class StepFinished:
+class StepFinished(StepEvent):
     """A step was built."""
 
-    label: str
-    digest: str
     path: Path
     seconds: float
 
 
 @dataclass(frozen=True)
-class StepFailed:
+class StepFailed(StepEvent):
     """A step could not be built; `reason` is one sentence."""
 
-    label: str
-    digest: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Event):
     """A long step advanced. `note` is a short reading such as the current loss."""
 
     label: str
@@ -70,30 +69,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Warned:
+class Warned(Event):
     """Something the user should know that does not stop the work."""
 
     message: str
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notice(Event):
     """Something that was decided for the user, such as what `auto` was resolved to and why."""
 
     message: str
 
-
-Event = (
-    SweepPlanned
-    | StepStarted
-    | StepWaiting
-    | StepReused
-    | StepFinished
-    | StepFailed
-    | Progress
-    | Warned
-    | Notice
-)
 
 Listener = Callable[[Event], None]
 """Called with each event, in order, on the thread that does the work."""

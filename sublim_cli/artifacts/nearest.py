@@ -4,12 +4,11 @@ nearest_artifacts(missing_steps, artifact_records(store.root), study_digests)
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sublim_cli.artifacts.record import ArtifactRecord
 from sublim_cli.artifacts.step import Step, digest, identity
@@ -72,12 +71,21 @@ def nearest_artifacts(
         if not old:
             continue
         fields = [_fields(identity(step)) for step in new] + [_fields(record.identity) for record in old]
-        codes = _codes(fields)
+        names = dict.fromkeys(name for row in fields for name in row)  # the inputs first
+        # Numbers, since they are compared many times; [new and old, fields].
+        values = np.array(
+            [[hash(json.dumps(row.get(name), sort_keys=True)) for name in names] for row in fields]
+        )
         in_study = np.array([record.digest in study_digests for record in old])
         for i, step in enumerate(new):
-            differs = codes[len(new) :] != codes[i]  # [records, fields], the inputs first
+            differs = values[len(new) :] != values[i]
             best = int(np.argmin(4 * differs[:, 1:].sum(axis=1) + 2 * differs[:, 0] + in_study))
-            changes = tuple(_changes(kind, fields[len(new) + best], fields[i]))
+            was, now = fields[len(new) + best], fields[i]
+            changes = tuple(
+                FieldChange(name, was.get(name), now.get(name))
+                for name in dict.fromkeys([*was, *now])
+                if name != "inputs" and was.get(name) != now.get(name)
+            )
             if len(changes) <= MOST_CHANGES:
                 nearest[digest(step)] = NearestArtifact(
                     old[best].digest, changes, bool(differs[best, 0]), bool(in_study[best])
@@ -86,35 +94,20 @@ def nearest_artifacts(
 
 
 def _fields(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs, the version and, by dotted name, the fields of the spec. A context is one field."""
-    fields = {"inputs": identity["inputs"], "version": identity["version"]}
+    """The inputs, the version and the fields of the spec, by dotted recipe name. A context is one field."""
+    kind = identity["kind"]
+    fields = {"inputs": identity["inputs"], f"{kind}.version": identity["version"]}
 
     def add(values: Mapping[str, Any], prefix: str) -> None:
         for name, value in values.items():
             if isinstance(value, dict) and value and not {"name", "kind"} <= value.keys():
                 add(value, f"{prefix}{name}.")
             else:
-                fields[f"{prefix}{name}"] = value
+                field = f"{prefix}{name}"
+                fields[field if field.startswith(f"{kind}.") else f"{kind}.{field}"] = value
 
     add(identity["section"], "")
     return fields
-
-
-def _codes(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
-    """A number for each value of a field, equal where the values are equal: [rows, fields]."""
-    columns = []
-    for name in dict.fromkeys(name for row in rows for name in row):
-        numbers: dict[str, int] = {}
-        texts = [json.dumps(row.get(name), sort_keys=True) for row in rows]
-        columns.append([numbers.setdefault(text, len(numbers)) for text in texts])
-    return np.array(columns).T
-
-
-def _changes(kind: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[FieldChange]:
-    for name in dict.fromkeys([*was, *now]):
-        if name != "inputs" and was.get(name) != now.get(name):
-            field = name if name.startswith(f"{kind}.") else f"{kind}.{name}"
-            yield FieldChange(field, was.get(name), now.get(name))
 
 
 def _is_list_of_named(value: Any) -> bool:

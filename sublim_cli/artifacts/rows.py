@@ -11,7 +11,7 @@ its keys and leaves the others as they were. Errors name the file, the line and 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,18 @@ class JsonRow:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows` as a new file at `path`."""
-    write_json_rows(path, (_as_trl(row) for row in rows))
+    write_json_rows(
+        path,
+        (
+            {
+                PROMPT: [{"role": ROLES[PROMPT], "content": row.prompt}],
+                COMPLETION: [{"role": ROLES[COMPLETION], "content": row.completion}],
+                "index": row.index,
+                **({} if row.reason is None else {"reason": row.reason}),
+            }
+            for row in rows
+        ),
+    )
 
 
 def read_rows(path: Path, *, may_be_empty: bool = False) -> list[Row]:
@@ -86,9 +97,28 @@ def read_json_rows(path: Path) -> list[JsonRow]:
     Raises:
         RowsError: the file is missing, empty, not UTF-8, or has a line that is not a JSON object.
     """
-    rows = [
-        JsonRow(where, _parse(line, where)) for where, line in _lines(path) if line and not line.isspace()
-    ]
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except FileNotFoundError:
+        raise RowsError(f"{path}: no such file") from None
+    except OSError as error:
+        raise RowsError(f"{path}: cannot be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}:{number}"
+        try:
+            text = line.decode()
+            if not text.strip():
+                continue
+            values = json.loads(text)
+        except UnicodeDecodeError as error:
+            raise RowsError(f"{where}: not UTF-8; save the file as UTF-8") from error
+        except ValueError as error:  # also a number of more than 4,300 digits
+            at = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
+            raise RowsError(f"{where}: not valid JSON{at}; each line must be one object") from error
+        if not isinstance(values, dict):
+            raise RowsError(f"{where}: not a JSON object; each line must look like {{…}}")
+        rows.append(JsonRow(where, values))
     if not rows:
         raise RowsError(f"{path}: no rows; a row is a line of JSON with a prompt and a completion")
     return rows
@@ -121,36 +151,3 @@ def with_text(row: JsonRow, key: str, text: str) -> JsonRow:
     old = row.values[key]
     value = text if isinstance(old, str) else [{**old[0], "content": text}]
     return replace(row, values={**row.values, key: value})
-
-
-def _as_trl(row: Row) -> dict[str, object]:
-    texts = {PROMPT: row.prompt, COMPLETION: row.completion}
-    values: dict[str, object] = {key: [{"role": ROLES[key], "content": text}] for key, text in texts.items()}
-    values["index"] = row.index
-    return values if row.reason is None else {**values, "reason": row.reason}
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line of `path` with its position as `file:line`."""
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except FileNotFoundError:
-        raise RowsError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RowsError(f"{path}: cannot be read: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield f"{path}:{number}", line.decode()
-        except UnicodeDecodeError as error:
-            raise RowsError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from error
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:  # also a number of more than 4,300 digits
-        at = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-        raise RowsError(f"{where}: not valid JSON{at}; each line must be one object") from error
-    if not isinstance(value, dict):
-        raise RowsError(f"{where}: not a JSON object; each line must look like {{…}}")
-    return value

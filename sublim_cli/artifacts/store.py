@@ -6,17 +6,19 @@ A build writes into a scratch directory, the record last, and then renames the d
 import errno
 import os
 import shutil
+import socket
 import stat
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
 from sublim_cli.artifacts.record import RECORD, write_record
-from sublim_cli.artifacts.scratch import abandoned, scratch_name
 from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
 from sublim_cli.errors import ArtifactError
 from sublim_cli.events import (
@@ -36,6 +38,10 @@ LEASE = 120.0
 
 HEARTBEAT = 10.0
 """Seconds between a builder's heartbeats."""
+
+ABANDONED = 7 * 24 * 3600.0
+"""Seconds without a change after which a scratch directory of another machine counts as abandoned. No step
+takes as long."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -89,7 +95,7 @@ class Store:
         with explain_disk_errors(self.root):
             try:
                 scratch.mkdir(parents=True)
-                self.discard(step)
+                self.remove_abandoned([step])
                 measured = step.build(scratch, inputs, add_digest)
                 write_record(step, scratch, measured, time.monotonic() - started)
                 _move_into_place(scratch, path)
@@ -102,18 +108,20 @@ class Store:
         listener(StepFinished(step.label, digest(step), path, time.monotonic() - started))
         return artifact
 
-    def discard(self, step: Step) -> None:
-        """Remove the scratch directories of `step` whose builders no longer run, see `scratch.abandoned`."""
-        _remove_abandoned(self._path(step).parent, {digest(step)})
+    def remove_abandoned(self, steps: Sequence[Step]) -> None:
+        """Remove the scratch directories of `steps` whose builders no longer run, see `abandoned`."""
+        names = {f".{digest(step)}" for step in steps}
+        for directory in {self._path(step).parent for step in steps}:
+            for scratch in directory.glob(".*-*"):
+                if scratch.name.partition("-")[0] in names and abandoned(scratch):
+                    shutil.rmtree(scratch, ignore_errors=True)
 
     def tidy(self, steps: Sequence[Step]) -> None:
         """After work on other machines: show its artifacts here and remove abandoned scratch directories."""
-        digests: dict[Path, set[str]] = {}
-        for step in in_order(steps):
-            digests.setdefault(self._path(step).parent, set()).add(digest(step))
-        for directory, names in digests.items():
+        ordered = in_order(steps)
+        for directory in {self._path(step).parent for step in ordered}:
             _refresh_listing(directory)
-            _remove_abandoned(directory, names)
+        self.remove_abandoned(ordered)
 
     def _path(self, step: Step) -> Path:
         return Path(f"{self.root}/{step.kind}/{digest(step)}")
@@ -132,18 +140,45 @@ def materialise(step: Step, store: Store, listener: Listener = silent) -> Artifa
         return store.build(step, inputs, listener)
 
 
+def scratch_name() -> str:
+    """A unique name that identifies this machine and this process: `MACHINE-PID-RANDOM`."""
+    return f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def abandoned(scratch: Path) -> bool:
+    """Whether the builder of a directory named `…-MACHINE-PID-RANDOM` no longer runs.
+
+    On the builder's own machine this is certain. Processes of another machine cannot be seen, so there the
+    time of the last change decides.
+    """
+    match scratch.name.split("-"):
+        case [_, machine, pid, *_] if machine == _machine() and pid.isdecimal():
+            try:
+                os.kill(int(pid), 0)
+            except OSError as error:  # not permitted: the process runs, as another user
+                return isinstance(error, ProcessLookupError)
+            return False
+    with suppress(OSError):
+        return time.time() - scratch.stat().st_mtime > ABANDONED
+    return False
+
+
+@cache
+def _machine() -> str:
+    """A hash of host, boot and container: within them a process id belongs to one process."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # both files exist on Linux only
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return uuid.uuid5(uuid.NAMESPACE_DNS, " ".join(parts)).hex[:8]
+
+
 def checkpoint_dir(out: Path) -> Path:
     """The directory for checkpoints of a step whose scratch directory is `out`.
 
     It outlives a killed builder, so that the next one can resume, and is removed once the artifact exists.
     """
     return out.with_name(f"{out.name.partition('-')[0]}.checkpoint")
-
-
-def _remove_abandoned(directory: Path, digests: set[str]) -> None:
-    for scratch in directory.glob(".*-*"):
-        if scratch.name[1:].partition("-")[0] in digests and abandoned(scratch):
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _refresh_listing(directory: Path) -> None:
@@ -191,31 +226,26 @@ def explain_disk_errors(path: Path, *, makes_directory: bool = False) -> Iterato
     refusals = (*_NOT_WRITABLE, errno.ENOENT) if makes_directory else _NOT_WRITABLE
     try:
         yield
-    except OSError as error:
-        if error.errno not in (*_DISK_FULL, *refusals):
+    except Exception as error:
+        number, reason, filename = (getattr(error, name, None) for name in ("errno", "strerror", "filename"))
+        # safetensors and torch report a full disk in exceptions of their own.
+        message = "" if isinstance(error, OSError) else str(error)
+        disk_full = number in _DISK_FULL or "No space left" in message or "File too large" in message
+        if not disk_full and number not in refusals:
             raise
-        if isinstance(error.filename, str):
-            refused, root = Path(error.filename).absolute(), path.absolute()
+        if isinstance(filename, str):
+            refused, root = Path(filename).absolute(), path.absolute()
             if not (refused.is_relative_to(root) or root.is_relative_to(refused)):
                 raise ArtifactError(
-                    f"{error.filename}: {error.strerror}. It is not part of {path}; TMPDIR, HF_HOME or "
+                    f"{filename}: {reason}. It is not part of {path}; TMPDIR, HF_HOME or "
                     "another variable led there"
                 ) from error
-        if error.errno in _DISK_FULL:
-            raise _disk_full(path) from error
+        if disk_full:
+            raise ArtifactError(
+                f"no space left to write {path}; free some, or choose another disk with --out. "
+                "Nothing half-written was kept"
+            ) from error
         raise ArtifactError(
-            f"{path} cannot be written ({error.strerror}); choose a directory of yours: "
+            f"{path} cannot be written ({reason}); choose a directory of yours: "
             "--out or SUBLIM_OUT sets where artifacts go, --output where filtered rows go"
         ) from error
-    except Exception as error:
-        # safetensors and torch report a full disk in exceptions of their own.
-        if "No space left" in str(error) or "File too large" in str(error):
-            raise _disk_full(path) from error
-        raise
-
-
-def _disk_full(path: Path) -> ArtifactError:
-    return ArtifactError(
-        f"no space left to write {path}; free some, or choose another disk with --out. "
-        "Nothing half-written was kept"
-    )

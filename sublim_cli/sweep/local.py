@@ -100,7 +100,7 @@ class _Worker:
             self.process.kill()
         self.process.join()
         if self.step is not None:
-            self.store.discard(self.step)
+            self.store.remove_abandoned([self.step])
 
 
 def _cause_of_death(code: int | None) -> str:

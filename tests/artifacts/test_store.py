@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublim_cli.artifacts.record import RECORD, checksum, read_record
-from sublim_cli.artifacts.scratch import ABANDONED
 from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
-from sublim_cli.artifacts.store import CLAIMS, LEASE, Store, materialise
+from sublim_cli.artifacts.store import ABANDONED, CLAIMS, LEASE, Store, materialise
 from sublim_cli.errors import ArtifactError
 from sublim_cli.events import Event, Progress, StepFinished, StepReused, StepStarted, StepWaiting
 from sublim_cli.recipe.schema import Section

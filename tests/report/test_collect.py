@@ -10,9 +10,8 @@ import sys
 import pandas as pd
 import pytest
 
-from sublim_cli.artifacts.scratch import scratch_name
 from sublim_cli.artifacts.step import digest, in_order
-from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.artifacts.store import Store, materialise, scratch_name
 from sublim_cli.errors import ArtifactError
 from sublim_cli.pipeline import Study, single
 from sublim_cli.recipe.load import load

@@ -19,8 +19,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from sublim_cli.artifacts.record import RECORD, explain_read_errors
-from sublim_cli.artifacts.scratch import abandoned, scratch_name
 from sublim_cli.artifacts.step import Artifact
+from sublim_cli.artifacts.store import abandoned, scratch_name
 
 CACHE_FILE = ".notes.jsonl"
 """Under the store. It may be deleted at any time."""
