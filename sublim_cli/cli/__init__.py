@@ -1,19 +1,15 @@
-"""What is typed: one file per command. Nothing heavy is imported until a command runs."""
+"""What is typed: the commands and their flags. Nothing heavy is imported until a command runs."""
 
 import sys
 
 import typer
 
 from sublim_cli.cli.doctor import doctor
-from sublim_cli.cli.eval import evaluate
-from sublim_cli.cli.filter import filter_rows
-from sublim_cli.cli.generate import generate
 from sublim_cli.cli.inspect import inspect
 from sublim_cli.cli.plan import plan
 from sublim_cli.cli.recipes import recipes
-from sublim_cli.cli.report import report
-from sublim_cli.cli.sweep import sweep
-from sublim_cli.cli.train import train
+from sublim_cli.cli.stages import evaluate, filter_rows, generate, train
+from sublim_cli.cli.study import report, sweep
 from sublim_cli.errors import SublimError
 
 app = typer.Typer(

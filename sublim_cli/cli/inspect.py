@@ -1,11 +1,13 @@
 """`sublim inspect`: the exact tokens a model reads."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sublim_cli.cli import options as o
+from sublim_cli.errors import RecipeError
 
 WHAT = "What to look at (one of them; question 0 if none is given)"
 
@@ -73,10 +75,43 @@ def inspect(
 
     [bold]sublim inspect -r cats --prompt "Hi" -c default -c trait --html t.html[/]
     """
-    from sublim_cli.cli.inspect_command import inspect_and_show, rows_command
+    from sublim_cli.artifacts.store import Store
+    from sublim_cli.cli.inspect_tables import show_inspection
+    from sublim_cli.console import show_json, show_line
+    from sublim_cli.inspection.render import document, write_page
+    from sublim_cli.inspection.view import InspectedTurn, inspect_turn, question_turn, row_turn
 
     if sum(flag is not None for flag in (question, row, prompt)) > 1:
         raise typer.BadParameter("give one of --question, --row and --prompt")
-    loaded = o.load_recipe(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    command = rows_command(recipe, settings, out, model=model, trait=trait, rows=rows)
-    inspect_and_show(loaded, (question, row, prompt), context or (), out, command, html=html, json=json)
+    loaded = o.load_recipe(recipe, settings, model, trait, rows)
+    if row is not None:
+        turn = row_turn(loaded, row, Store(out))
+    elif prompt is not None:
+        turn = InspectedTurn("text", None, _checked(prompt))
+    else:
+        turn = question_turn(loaded, question or 0)
+    inspection = inspect_turn(loaded, turn, context or ())
+    flags = {"--model": model, "--trait": trait, "--rows": rows}
+    words = ["sublim", "filter", "--recipe", recipe]
+    for flag, value in flags.items():
+        words += [] if value is None else [flag, str(value)]
+    for setting in settings or []:
+        words += ["--set", setting]
+    command = shlex.join(words if out == o.STORE else [*words, "--out", str(out)])
+    if html is not None:
+        write_page(inspection, html, command)
+    if json:
+        page = {} if html is None else {"page": str(html)}
+        show_json({**document(inspection, command), **page})
+        return
+    show_inspection(inspection, command, tokens=html is None)
+    if html is not None:
+        show_line(f"page: {html}")
+
+
+def _checked(prompt: str) -> str:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
+    return prompt

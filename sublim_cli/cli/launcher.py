@@ -15,11 +15,11 @@ LIBRARIES = {"ray": "ray", "slurm": "submitit"}
 def open_launcher(
     name: str,
     *,
-    workers: int | None = None,
-    gpus: float | None = None,
-    memory: float | None = None,
-    ray_address: str | None = None,
-    slurm: Sequence[str] = (),
+    workers: int | None,
+    gpus: float | None,
+    memory: float | None,
+    ray_address: str | None,
+    slurm: Sequence[str],
 ) -> Launcher:
     """The launcher called `name`, set up as the flags say.
 
@@ -29,8 +29,18 @@ def open_launcher(
     """
     if name not in ("local", *LIBRARIES):
         raise RecipeError(f"--launcher {name}: there are local, {', '.join(LIBRARIES)}")
-    _check_flags(name, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm)
+    if name != "ray" and ray_address:
+        raise RecipeError(f"--ray-address is for --launcher ray, not {name}")
+    if name != "slurm" and slurm:
+        raise RecipeError(f"--slurm is for --launcher slurm, not {name}")
+    if name == "slurm" and gpus is not None and gpus != int(gpus):
+        raise RecipeError(f"--gpus {gpus:g}: Slurm hands out whole GPUs")
     if name == "local":
+        if gpus is not None or memory is not None:
+            raise RecipeError(
+                "--gpus and --memory are requests to ray and slurm; --launcher local shares this machine "
+                f"among --workers, and SUBLIM_DEVICE and {THREADS} say what each takes"
+            )
         from sublim_cli.sweep.local import LocalLauncher
 
         return LocalLauncher(worker_devices(workers))
@@ -43,7 +53,13 @@ def open_launcher(
     if name == "ray":
         from sublim_cli.sweep.ray import RayLauncher
 
-        return RayLauncher(_address(ray_address or os.environ.get("RAY_ADDRESS")), workers, resources)
+        address = ray_address or os.environ.get("RAY_ADDRESS")
+        if address and address.startswith("ray://"):
+            raise RecipeError(
+                f"--ray-address {address}: Ray's client cannot carry a sweep; "
+                "run sublim on a machine of the cluster, with --ray-address auto"
+            )
+        return RayLauncher(None if address == "local" else address or None, workers, resources)
     from sublim_cli.sweep.slurm import SlurmLauncher
 
     return SlurmLauncher(dict(map(_option, slurm)), workers, resources)
@@ -57,31 +73,6 @@ def caution(gpus: float | None) -> str | None:
         "this machine has no GPU, and `auto` was resolved here: precisions are fp32, the backend is plain. "
         "Name them in the recipe if the workers' GPUs should decide"
     )
-
-
-def _check_flags(
-    name: str, *, gpus: float | None, memory: float | None, ray_address: str | None, slurm: Sequence[str]
-) -> None:
-    if name == "local" and (gpus is not None or memory is not None):
-        raise RecipeError(
-            "--gpus and --memory are requests to ray and slurm; --launcher local shares this machine "
-            f"among --workers, and SUBLIM_DEVICE and {THREADS} say what each takes"
-        )
-    if name != "ray" and ray_address:
-        raise RecipeError(f"--ray-address is for --launcher ray, not {name}")
-    if name != "slurm" and slurm:
-        raise RecipeError(f"--slurm is for --launcher slurm, not {name}")
-    if name == "slurm" and gpus is not None and gpus != int(gpus):
-        raise RecipeError(f"--gpus {gpus:g}: Slurm hands out whole GPUs")
-
-
-def _address(address: str | None) -> str | None:
-    if address and address.startswith("ray://"):
-        raise RecipeError(
-            f"--ray-address {address}: Ray's client cannot carry a sweep; "
-            "run sublim on a machine of the cluster, with --ray-address auto"
-        )
-    return address if address and address != "local" else None
 
 
 def _option(text: str) -> tuple[str, str]:

@@ -38,8 +38,46 @@ def plan(
 
     [bold]sublim plan --recipe demo[/]
     """
-    from sublim_cli.cli.plan_command import plan_and_show
+    from sublim_cli.artifacts.record import artifact_records
+    from sublim_cli.artifacts.store import Store
+    from sublim_cli.cli.plan_tables import document, show_forecast
+    from sublim_cli.console import screen, show_json, show_warning
+    from sublim_cli.events import Notice
+    from sublim_cli.models.device import device_record, worker_devices
+    from sublim_cli.pipeline import check_buildable
+    from sublim_cli.report.claims.power import powers
+    from sublim_cli.report.tables.reader import StoreReader
+    from sublim_cli.report.tables.runs import planned_runs
+    from sublim_cli.sweep.cells import study
+    from sublim_cli.sweep.estimate import Costs
+    from sublim_cli.sweep.forecast import forecast
+    from sublim_cli.sweep.launch import missing_steps
+    from sublim_cli.sweep.probe import probed
 
     o.collect_garbage_rarely()
-    loaded = o.load_recipe(recipe, settings, model=model, trait__target=trait, generate__rows=rows)
-    plan_and_show(loaded, out, effect=effect, probe=probe, workers=workers, json=json, quiet=quiet)
+    loaded = o.load_recipe(recipe, settings, model, trait, rows)
+    planned, store, devices = study(loaded), Store(out), worker_devices(workers)
+    new = missing_steps(planned.steps, store)
+    check_buildable(new)
+    records = artifact_records(store.root) if new else []
+    sources = [Costs(records, device_record()) if new else Costs([], {})]
+    unknown = [step for step in new if sources[0].estimate(step) is None]
+    failures: tuple[str, ...] = ()
+    if not (probe and unknown):
+        estimate = forecast(planned, new, records, sources, len(devices))
+    else:
+        with screen(quiet=quiet) as progress:
+            progress(
+                Notice("measuring steps without a record in a temporary store; --no-probe leaves it out")
+            )
+            with probed(planned, unknown, devices[0], device_record(), progress) as measured:
+                failures = measured.failures
+                estimate = forecast(planned, new, records, [*sources, measured.costs], len(devices))
+    runs = planned_runs(planned, StoreReader(store, {})) if new else []
+    power = powers(loaded.claims, runs, effect) if new else []
+    if json:
+        show_json(document(loaded, estimate, power, effect, failures, out))
+        return
+    show_forecast(loaded, estimate, power, effect, out)
+    for failure in failures:
+        show_warning(f"not measured: {failure}")

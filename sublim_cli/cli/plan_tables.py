@@ -1,19 +1,19 @@
-"""The forecast of `plan` in words: tables for the terminal and one document for `--json`."""
+"""The forecast of `plan`: tables for the terminal and one document for `--json`."""
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
+from sublim_cli.console import show_line, show_table
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import TRUTHS, Power, RunSpread
 from sublim_cli.report.claims.simulate import TOTAL
 from sublim_cli.stats import Interval
-from sublim_cli.sweep.estimate import Cost
 from sublim_cli.sweep.forecast import Forecast, PlannedCell, PlannedStep
 from sublim_cli.wording import NOTHING, count, duration, listed
 
@@ -24,19 +24,10 @@ _SEED = re.compile(r"( data)? seed \d+$")
 _SOURCE_NOUN = {"like runs": "like run", "other settings": "other run"}
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table in words; with `numbers`, all columns but the first are aligned to the right."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    numbers: bool = True
-
-
-def headline(recipe: Recipe, forecast: Forecast) -> str:
-    """Such as `demo on micro: 8 students and 2 controls in 27 steps; 6 built, 21 to build`."""
+def show_forecast(
+    recipe: Recipe, forecast: Forecast, power: Sequence[Power], effect: float, out: Path
+) -> None:
+    """Show on the terminal what is to build, why, what it takes, and the power of the claims."""
     controls = sum(planned.cell.role == "control" for planned in forecast.cells)
     cells = [count(len(forecast.cells) - controls, "student")]
     if controls:
@@ -44,16 +35,26 @@ def headline(recipe: Recipe, forecast: Forecast) -> str:
     built = len(forecast.steps) - len(forecast.new)
     work = f"{len(forecast.new)} to build" if forecast.new else "nothing to do"
     steps = count(len(forecast.steps), "step")
-    return f"{recipe.name} on {recipe.model}: {listed(cells)} in {steps}; {built} built, {work}"
+    show_line(f"{recipe.name} on {recipe.model}: {listed(cells)} in {steps}; {built} built, {work}")
+    if forecast.new:
+        _show_steps(forecast.steps)
+        _show_cells(forecast.cells)
+        _show_changes(forecast.new)
+        _show_power(power, effect)
+    show_line("")
+    show_line(_total(forecast, out))
 
 
-def tables(forecast: Forecast, power: Sequence[Power], effect: float) -> Iterator[TextTable]:
-    """Steps, cells, changes and power; a table without rows is left out."""
-    sections = [_steps(forecast), _cells(forecast), _changes(forecast), _power(power, effect)]
-    yield from (table for table in sections if table.rows)
+def _show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, numbers: bool = True
+) -> None:
+    """A table below an empty line; nothing where there are no rows."""
+    if rows:
+        show_line("")
+        show_table(title, columns, rows, caption=caption, numbers=numbers)
 
 
-def caption(forecast: Forecast, out: Path) -> str:
+def _total(forecast: Forecast, out: Path) -> str:
     """The total time, memory and disk in a sentence or two."""
     if not forecast.new:
         return f"All of it is in {out}; `sublim report` shows it"
@@ -69,20 +70,17 @@ def caption(forecast: Forecast, out: Path) -> str:
     )
 
 
-def _steps(forecast: Forecast) -> TextTable:
+def _show_steps(planned_steps: Sequence[PlannedStep]) -> None:
     groups: dict[str, list[PlannedStep]] = {}
-    for planned in forecast.steps:
+    for planned in planned_steps:
         groups.setdefault(_kind(planned), []).append(planned)
     rows = []
     for name, steps in groups.items():
         cells = str(sum(planned.cells for planned in steps)) if steps[0].cells else ""
         built = sum(planned.built for planned in steps)
         rows.append((name, cells, str(built), str(len(steps) - built), *_cost(steps)))
-    return TextTable(
-        "Steps in their order",
-        ("", "for cells", "built", "new", "each", "memory", "disk", "known from"),
-        rows if forecast.new else [],
-    )
+    columns = ("", "for cells", "built", "new", "each", "memory", "disk", "known from")
+    _show_table("Steps in their order", columns, rows, caption="")
 
 
 def _kind(planned: PlannedStep) -> str:
@@ -114,9 +112,9 @@ def _cost(steps: Sequence[PlannedStep]) -> tuple[str, str, str, str]:
     )
 
 
-def _cells(forecast: Forecast) -> TextTable:
+def _show_cells(planned_cells: Sequence[PlannedCell]) -> None:
     groups: dict[str, list[PlannedCell]] = {}
-    for planned in forecast.cells:
+    for planned in planned_cells:
         # Cells of a condition differ only in seeds and trait.
         chain = planned.cell.chain
         teacher, student = (_SEED.sub("", step.title) for step in (chain.generate, chain.train))
@@ -125,30 +123,20 @@ def _cells(forecast: Forecast) -> TextTable:
     rows = []
     for condition, cells in groups.items():
         new = [planned for planned in cells if planned.new]
-        costs = [_own_costs(planned) for planned in new]
-        costs = [cell_costs for cell_costs in costs if cell_costs]
         each, memory = NOTHING if new else "", ""
-        if costs:
+        if costs := [planned.student_costs for planned in new if planned.student_costs]:
             each = duration(sum(cost.seconds for cell_costs in costs for cost in cell_costs) / len(costs))
             memory = _mib(max(cost.memory for cell_costs in costs for cost in cell_costs))
         rows.append((condition, str(len(cells)), str(len(cells) - len(new)), str(len(new)), each, memory))
-    return TextTable(
-        "Cells",
-        ("", "cells", "built", "new", "each", "memory"),
-        rows if forecast.new else [],
-        caption="each: its training and its scores",
-    )
+    columns = ("", "cells", "built", "new", "each", "memory")
+    _show_table("Cells", columns, rows, caption="each: its training and its scores")
 
 
-def _own_costs(planned: PlannedCell) -> list[Cost]:
-    return [step.cost for step in planned.student_steps if step.cost]
-
-
-def _changes(forecast: Forecast) -> TextTable:
+def _show_changes(new: Sequence[PlannedStep]) -> None:
     """The fields by which new steps differ from the nearest artifact of the store."""
     groups: dict[tuple[str, bool], list[str]] = {}
     only_inputs = 0
-    for planned in forecast.new:
+    for planned in new:
         difference = planned.difference
         if difference and difference.changes:
             text = ", ".join(map(str, difference.changes))
@@ -169,7 +157,7 @@ def _changes(forecast: Forecast) -> TextTable:
         notes.append(f"{count(len(rows) - CHANGES_SHOWN, 'other change')} (--json has all)")
     if only_inputs:
         notes.append(f"{count(only_inputs, 'new step')} only because of the steps before")
-    return TextTable(
+    _show_table(
         "What differs from the nearest artifact of the store",
         ("field", "new steps", "the old artifact"),
         rows[:CHANGES_SHOWN],
@@ -178,7 +166,7 @@ def _changes(forecast: Forecast) -> TextTable:
     )
 
 
-def _power(power: Sequence[Power], effect: float) -> TextTable:
+def _show_power(power: Sequence[Power], effect: float) -> None:
     rows: list[tuple[str, str, str, str]] = []
     notes: list[str] = []
     spreads: dict[RunSpread, list[str]] = {}
@@ -197,7 +185,7 @@ def _power(power: Sequence[Power], effect: float) -> TextTable:
             else f"measured in {spread.runs} runs of the store"
         )
         notes.append(f"{listed(numbers)}: SD between runs of a condition {spread.value:.3g} ({source})")
-    return TextTable(
+    _show_table(
         f"Power at an effect of {effect:g} in P(target)",
         ("claim", "what is true", "right verdict", "share of studies"),
         rows,
@@ -285,7 +273,7 @@ def _step_document(index: int, planned: PlannedStep) -> dict[str, Any]:
 
 
 def _cell_document(planned: PlannedCell) -> dict[str, Any]:
-    costs = _own_costs(planned)
+    costs = planned.student_costs
     return {
         "role": planned.cell.role,
         "name": planned.cell.chain.train.title,

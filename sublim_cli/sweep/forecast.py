@@ -46,10 +46,10 @@ class PlannedCell:
         return [step for step in self.steps if not step.built]
 
     @property
-    def student_steps(self) -> list[PlannedStep]:
-        """Its training and its scores, as far as they are not built."""
+    def student_costs(self) -> list[Cost]:
+        """The costs of its training and its scores, as far as they are known and not built."""
         names = {digest(self.cell.chain.train), digest(self.cell.chain.eval)}
-        return [step for step in self.new if step.digest in names]
+        return [step.cost for step in self.new if step.digest in names and step.cost]
 
 
 @dataclass(frozen=True)

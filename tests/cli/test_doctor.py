@@ -6,7 +6,8 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from sublim_cli.cli import app, doctor_checks
+from sublim_cli.cli import app
+from sublim_cli.cli.doctor import Check, _packages, _version
 from sublim_cli.trainers import backend
 
 
@@ -27,12 +28,10 @@ def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
 
 def test_a_package_out_of_its_range_is_wrong_and_the_remedy_installs_it():
     wanted = [Requirement("numpy>=1.26"), Requirement("pydantic<2"), Requirement("no-such-package>=1")]
-    assert list(doctor_checks._packages(wanted)) == [
-        doctor_checks.Check(
-            "pydantic", doctor_checks._version("pydantic"), "wrong", "`pip install 'pydantic<2'`"
-        ),
-        doctor_checks.Check("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
-        doctor_checks.Check("packages", "1 of 3 in a version that sublim supports"),
+    assert list(_packages(wanted)) == [
+        Check("pydantic", _version("pydantic"), "wrong", "`pip install 'pydantic<2'`"),
+        Check("no-such-package", "missing", "wrong", "`pip install 'no-such-package>=1'`"),
+        Check("packages", "1 of 3 in a version that sublim supports"),
     ]
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sublim_cli import console
 from sublim_cli.artifacts.store import materialise
-from sublim_cli.cli.study_command import report_and_show
+from sublim_cli.cli.study import report_and_show
 from sublim_cli.console import show_shares
 from sublim_cli.pipeline import chain, single
 from sublim_cli.recipe.schema import LocalisationClaim, TextPositions

@@ -1,0 +1,176 @@
+"""`sublim sweep` and `sublim report`: build or read a study, write its report and show its tables."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sublim_cli.cli import options as o
+from sublim_cli.errors import CellsFailed, RecipeError
+
+if TYPE_CHECKING:
+    from sublim_cli.artifacts.store import Store
+    from sublim_cli.recipe.schema import Recipe
+    from sublim_cli.report.collect import Results
+
+REPORTS = "reports"
+"""Directory in the store with one directory for each report, named by the recipe."""
+
+
+def sweep(
+    recipe: o.RecipeName,
+    model: o.Model = None,
+    trait: o.Trait = None,
+    rows: o.Rows = None,
+    settings: o.Settings = None,
+    launcher: o.LauncherName = "local",
+    workers: o.Workers = None,
+    gpus: o.Gpus = None,
+    memory: o.Memory = None,
+    ray_address: o.RayAddress = None,
+    slurm: o.Slurm = None,
+    checkpoint_every: o.CheckpointEvery = None,
+    micro_batch: o.MicroBatch = None,
+    report_to: o.ReportTo = None,
+    accelerate: o.Accelerate = None,
+    out: o.Out = o.STORE,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Run every cell of a recipe's sweep with its controls, and write the report.
+
+    Steps that cells share run once. A cell that fails is reported and the
+    rest goes on; a second run builds only what is missing.
+
+    [bold]sublim sweep --recipe demo[/]
+    """
+    from sublim_cli.artifacts.store import Store
+    from sublim_cli.cli.launcher import caution, open_launcher
+    from sublim_cli.console import screen, show_work
+    from sublim_cli.events import Warned
+    from sublim_cli.pipeline import check_buildable
+    from sublim_cli.report.collect import collect
+    from sublim_cli.sweep.cells import study
+    from sublim_cli.sweep.launch import missing_steps
+    from sublim_cli.sweep.status import sweep_status
+    from sublim_cli.trainers.runtime import set_runtime
+
+    set_runtime(checkpoint_every, micro_batch, report_to, accelerate)
+    o.collect_garbage_rarely()
+    loaded = o.load_recipe(recipe, settings, model, trait, rows)
+    opened = open_launcher(
+        launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []
+    )
+    planned, store = study(loaded), Store(out)
+    check_buildable(missing_steps(planned.steps, store))
+    with screen(sweep_status(planned), quiet=quiet) as progress:
+        if warning := caution(gpus):
+            progress(Warned(warning))
+        failures = opened.launch(planned.steps, store, progress)
+    show_work(progress)
+    _write_and_show(collect(planned, store, loaded, failures), store, json=json)
+    if failures:
+        raise CellsFailed(
+            f"{len(failures)} steps could not be built; the report marks the cells that lack them. "
+            "Mend the cause and run the same command again: it builds only what is missing"
+        )
+
+
+def report(
+    recipe: o.RecipeName,
+    model: o.Model = None,
+    trait: o.Trait = None,
+    rows: o.Rows = None,
+    settings: o.Settings = None,
+    out: o.Out = o.STORE,
+    json: o.Json = False,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Show the verdicts on the recipe's claims instead of its runs.")
+    ] = False,
+    figure: Annotated[
+        str | None,
+        typer.Option("--figure", help="Write this one figure alone, by the name of its files."),
+    ] = None,
+) -> None:
+    """Write the report of a sweep from what is built, without building anything.
+
+    Cells that are missing are named. Give the flags the sweep was run
+    with. Its claims are judged from the same runs: `report.html` begins
+    with the verdicts, and `claims.json` beside it holds them as data.
+    """
+    o.collect_garbage_rarely()
+    loaded = o.load_recipe(recipe, settings, model, trait, rows)
+    report_and_show(loaded, out, json=json, claims=claims, figure=figure)
+
+
+def report_and_show(
+    recipe: "Recipe", out: Path, *, json: bool, claims: bool = False, figure: str | None = None
+) -> None:
+    """Write the report of the part of a study that is built, and show its table or its verdicts.
+
+    With `figure`, only the files of the figure of that name are written.
+
+    Raises:
+        RecipeError: the report has no such figure, or the verdicts are asked for and there is no claim.
+    """
+    from sublim_cli.artifacts.store import Store
+    from sublim_cli.console import show_json, show_line
+    from sublim_cli.report.collect import collect
+    from sublim_cli.report.page.write import FORMATS, write_figure
+    from sublim_cli.sweep.cells import study
+
+    if figure is None and claims and not recipe.claims:
+        raise RecipeError(
+            f"claims: {recipe.name} states none; add some, such as `claims: [{{kind: transmission}}]`"
+        )
+    store = Store(out)
+    results = collect(study(recipe), store, recipe)
+    if figure is None:
+        _write_and_show(results, store, json=json, only_claims=claims)
+        return
+    paths = write_figure(results, store.root / REPORTS / results.name, figure)
+    if json:
+        show_json({"figure": figure, "files": list(map(str, paths))})
+    else:
+        show_line(f"figure: {paths[0].with_suffix('')}.{{{','.join(FORMATS)}}}")
+
+
+def results_document(results: "Results") -> dict[str, object]:
+    """A study's summary and the shares of its gates and patches as plain data."""
+    from sublim_cli.report.page.summary import summarise
+    from sublim_cli.report.tables.localisation import shares, shares_document
+
+    return {
+        "preferences": [asdict(row) for row in summarise(results)],
+        "localisation": shares_document(shares(results.located)),
+    }
+
+
+def show_results(results: "Results") -> None:
+    """A study's summary and the shares of its gates and patches as tables."""
+    from sublim_cli.console import show_shares, show_summary
+    from sublim_cli.report.page.summary import summarise
+    from sublim_cli.report.tables.localisation import share_tables
+
+    show_summary(summarise(results))
+    show_shares(share_tables(results.located))
+
+
+def _write_and_show(results: "Results", store: "Store", *, json: bool, only_claims: bool = False) -> None:
+    from sublim_cli.console import show_json, show_line, show_verdicts
+    from sublim_cli.report.claims.wording import document, verdict_row
+    from sublim_cli.report.page.write import write_report
+
+    page = write_report(results, store.root / REPORTS / results.name)
+    claims = document(results.name, results.claims)
+    if json and only_claims:
+        show_json({"report": str(page), **claims})
+    elif json:
+        show_json({"report": str(page), "claims": claims["claims"], **results_document(results)})
+    else:
+        if not only_claims:
+            show_results(results)
+        if results.claims:
+            show_verdicts([verdict_row(verdict) for verdict in results.claims])
+        show_line(f"report: {page}")
