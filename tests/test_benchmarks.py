@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import os
 import subprocess
 import sys
@@ -128,8 +129,13 @@ def test_a_rehearsal_on_the_cpu_fills_the_table(gpu_training, tmp_path):
         assert named["sublim Unsloth, LoRA r8"][7].startswith(
             "skipped: train.backend: unsloth: Unsloth needs"
         )
-    # The same rows in the same order from the same weights: the two lose the same nats.
-    assert named["paper's settings, TRL + PEFT"][6] == named["sublim plain, LoRA r8"][6]
+    # The same rows in the same order from the same weights: the losses differ by bf16 rounding at most.
+    losses = [
+        [float(loss) for loss in re.findall(r"\d\.\d{4}", named[name][6])]
+        for name in ("paper's settings, TRL + PEFT", "sublim plain, LoRA r8")
+    ]
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], abs=5e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     table, data = (next((tmp_path / "kept").glob(f"*.{kind}")) for kind in ("md", "json"))
     assert done.stdout.split("\n\n")[1] in table.read_text()
