@@ -4,7 +4,6 @@ from sublim_cli.pipeline import run
 artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path("runs")))
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -49,11 +48,6 @@ class Chain:
     base: EvalStep
     teacher: TeacherStep | None
     locate: tuple[LocateStep, ...] = ()
-
-    def step(self, stage: Stage) -> Step:
-        """The step of a stage."""
-        step: Step = getattr(self, stage)
-        return step
 
     @property
     def evaluations(self) -> tuple[Step, ...]:
@@ -108,24 +102,12 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
-    check_buildable(step for step in steps.evaluations if not store.find(step))
+    check_parts(step for step in steps.evaluations if not store.find(step))
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
     for step in steps.evaluations if until == "eval" else ():
         materialise(step, store, listener)
-    return materialise(steps.step(until), store, listener)
-
-
-def check_buildable(missing: Iterable[Step]) -> None:
-    """Refuse steps that cannot be built, as far as a tokenizer can tell. Call it before building starts.
-
-    It takes seconds, so `chain` leaves it out: a plan or a report of finished steps does not need it.
-
-    Raises:
-        RecipeError: a part of a student does not exist; the message lists the parts that do.
-        ModelError: a model is not there, or a context cannot be rendered.
-    """
-    check_parts(step for step in missing if isinstance(step, LocateStep))
+    return materialise(getattr(steps, until), store, listener)
 
 
 def chain(recipe: Recipe) -> Chain:
@@ -144,7 +126,13 @@ def chain(recipe: Recipe) -> Chain:
         rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
     )
     filter_step: FilterStep = _shared(FilterStep(filter_spec, data, (generate,)))
-    train_spec, backend_reason = _train_spec(recipe, model)
+    section = resolve_train(recipe.train, _precision(recipe.train.precision, on_gpu="bf16_mixed"))
+    backend, backend_reason = resolve_backend(section)
+    train_spec = TrainSpec(
+        model=model,
+        context=resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt"),
+        train=section.model_copy(update={"backend": backend}),
+    )
     title = f"{_teacher_name(recipe)} {_method(train_spec)} seed {recipe.train.seed}"
     train = TrainStep(train_spec, title, (filter_step,), backend_reason)
     eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train)
@@ -194,15 +182,6 @@ def _generate_spec(recipe: Recipe, model: ModelRef, persona: str) -> tuple[Gener
         engine=engine,
     )
     return spec, reason
-
-
-def _train_spec(recipe: Recipe, model: ModelRef) -> tuple[TrainSpec, str | None]:
-    """The spec, and why `auto` chose its backend."""
-    train = resolve_train(recipe.train, _precision(recipe.train.precision, on_gpu="bf16_mixed"))
-    backend, reason = resolve_backend(train)
-    context = resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt")
-    spec = TrainSpec(model=model, context=context, train=train.model_copy(update={"backend": backend}))
-    return spec, reason if recipe.train.backend == "auto" else None
 
 
 def _eval_spec(

@@ -67,7 +67,6 @@ ENVIRONMENT = {
     "SUBLIM_ACCELERATE": "fsdp.yaml",
     "SUBLIM_CHECKPOINT_EVERY": "7",
     "SUBLIM_DEVICE": "cpu",
-    "SUBLIM_KEEP_BASE": "1",
     "SUBLIM_LAUNCHER": "ray",
     "SUBLIM_MICRO_BATCH": "4",
     "SUBLIM_OUT": "elsewhere",

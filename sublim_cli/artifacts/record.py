@@ -120,19 +120,21 @@ def explain_read_errors(file: Path) -> Iterator[None]:
 
 @cache
 def _machine() -> dict[str, Any]:
-    packages: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = None
     return {
         "sublim": __version__,
         "git": _git(),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "packages": packages,
+        "packages": {name: package_version(name) for name in PACKAGES},
     }
+
+
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _git() -> dict[str, Any] | None:

@@ -44,10 +44,10 @@ def plan(
     from sublim_cli.console import screen, show_json, show_warning
     from sublim_cli.events import Notice
     from sublim_cli.models.device import device_record, worker_devices
-    from sublim_cli.pipeline import check_buildable
     from sublim_cli.report.claims.power import powers
     from sublim_cli.report.tables.reader import StoreReader
     from sublim_cli.report.tables.runs import planned_runs
+    from sublim_cli.steps.locate import check_parts
     from sublim_cli.sweep.cells import study
     from sublim_cli.sweep.estimate import Costs
     from sublim_cli.sweep.forecast import forecast
@@ -58,7 +58,7 @@ def plan(
     loaded = o.load_recipe(recipe, settings, model, trait, rows)
     planned, store, devices = study(loaded), Store(out), worker_devices(workers)
     new = missing_steps(planned.steps, store)
-    check_buildable(new)
+    check_parts(new)
     records = artifact_records(store.root) if new else []
     sources = [Costs(records, device_record()) if new else Costs([], {})]
     unknown = [step for step in new if sources[0].estimate(step) is None]

@@ -49,8 +49,8 @@ def sweep(
     from sublim_cli.cli.launcher import caution, open_launcher
     from sublim_cli.console import screen, show_work
     from sublim_cli.events import Warned
-    from sublim_cli.pipeline import check_buildable
     from sublim_cli.report.collect import collect
+    from sublim_cli.steps.locate import check_parts
     from sublim_cli.sweep.cells import study
     from sublim_cli.sweep.launch import missing_steps
     from sublim_cli.sweep.status import sweep_status
@@ -63,7 +63,7 @@ def sweep(
         launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []
     )
     planned, store = study(loaded), Store(out)
-    check_buildable(missing_steps(planned.steps, store))
+    check_parts(missing_steps(planned.steps, store))
     with screen(sweep_status(planned), quiet=quiet) as progress:
         if warning := caution(gpus):
             progress(Warned(warning))

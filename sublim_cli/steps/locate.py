@@ -38,17 +38,17 @@ ALL_TOKENS, NO_TOKENS = "all", "none"
 """How tables name the complete student and its base, which are scored for comparison with the parts."""
 
 _SCHEMA = pa.schema(
-    [
-        ("context", pa.string()),
-        ("set", pa.string()),
-        ("control", pa.int64()),
-        ("question", pa.int64()),
-        ("item", pa.string()),
-        ("p", pa.float64()),
-        ("uncovered", pa.float64()),
-        ("tokens", pa.int64()),
-        ("prompt_tokens", pa.int64()),
-    ]
+    {
+        "context": pa.string(),
+        "set": pa.string(),
+        "control": pa.int64(),
+        "question": pa.int64(),
+        "item": pa.string(),
+        "p": pa.float64(),
+        "uncovered": pa.float64(),
+        "tokens": pa.int64(),
+        "prompt_tokens": pa.int64(),
+    }
 )
 
 
@@ -129,8 +129,6 @@ class _TokenSet:
     """The number of a random set; None for the named set."""
     masks: Sequence[Sequence[bool]]
     """For each prompt, which of its tokens are in the set."""
-    student_inside: bool = True
-    """True: the student is on at the tokens of the set and off at all others. False: the reverse."""
 
 
 def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterator[_TokenSet]:
@@ -148,8 +146,7 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
         masks = [named_mask(positions, prompt, training) for prompt in prompts]
         if not any(map(any, masks)):
             continue
-        name, inside = part_name(spec.part), is_only_set(positions)
-        yield _TokenSet(context.name, ids, name, None, masks, inside)
+        yield _TokenSet(context.name, ids, part_name(spec.part), None, masks)
         for control in range(1, spec.controls + 1):
             # Random sets differ between students, so that the spread between runs includes their choice.
             seed = derived_seed(spec.seed, student, str(control))
@@ -157,14 +154,15 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
                 random_mask_like(mask, eligible, seed, question).tolist()
                 for question, (mask, eligible) in enumerate(zip(masks, all_tokens, strict=True))
             ]
-            yield _TokenSet(context.name, ids, name, control, random_masks, inside)
+            yield _TokenSet(context.name, ids, part_name(spec.part), control, random_masks)
 
 
 def _switched(
     model: Model, base: Model | None, part: Part | None, tokens: _TokenSet
 ) -> AbstractContextManager[Model]:
-    """The student, switched off outside (or inside) a set of tokens by a gate or a patch."""
-    student_on = [[in_set == tokens.student_inside for in_set in mask] for mask in tokens.masks]
+    """The student, switched off outside a set of tokens (inside for `no_…`) by a gate or a patch."""
+    on_inside = part is None or is_only_set(part.positions)
+    student_on = [[in_set == on_inside for in_set in mask] for mask in tokens.masks]
     masks = gate.masks_by_prompt(tokens.prompts, student_on)
     if part is None:
         decoding: gate.Policy = "on" if tokens.name == ALL_TOKENS else "off"
@@ -174,7 +172,7 @@ def _switched(
     if isinstance(part, PatchSection):
         return patch.patched(model, patch.Patch(masks, frozenset(part.kinds), decoding, layers), base)
     modules = frozenset(part.modules) if part.modules is not None else None
-    elsewhere: gate.Policy = "off" if tokens.student_inside else "on"
+    elsewhere: gate.Policy = "off" if on_inside else "on"
     return gate.gated(model, gate.Gate(masks, decoding, modules, layers, elsewhere), base)
 
 
@@ -207,19 +205,20 @@ def part_name(part: Part | None) -> str:
     return " · ".join(words)
 
 
-def check_parts(steps: Iterable[LocateStep]) -> None:
-    """Refuse parts that do not exist in their contexts or student, before a long run starts.
+def check_parts(missing: Iterable[Step]) -> None:
+    """Refuse parts that do not exist in their contexts or student. Call it before building starts.
 
-    Loads no more than a tokenizer and a model without weights, and neither if no step has a part.
+    Loads no more than a tokenizer and a model without weights, and neither if no step has a part. That takes
+    seconds, so `pipeline.chain` leaves it out: a plan or a report of finished steps does not need it.
 
     Raises:
         RecipeError: a set without tokens, an unknown module or layer; the message lists what exists.
         ModelError: the model is not there, or a context cannot be rendered.
     """
     by_spec: dict[LocateSpec, dict[tuple[Part, str], TrainSection]] = {}
-    for step in steps:
-        part, train = step.spec.part, step.inputs[0].spec.train
-        if part is not None:
+    for step in missing:
+        if isinstance(step, LocateStep) and (part := step.spec.part) is not None:
+            train = step.inputs[0].spec.train
             without_part = step.spec.model_copy(update={"part": None, "controls": 0, "seed": 0})
             trained = train.model_dump_json(include={"method", "adapter"})  # these decide the trained modules
             by_spec.setdefault(without_part, {})[part, trained] = train

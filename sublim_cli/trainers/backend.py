@@ -4,9 +4,9 @@ The backend is decided before anything is hashed, and without importing any of t
 """
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from sublim_cli.artifacts.record import package_version
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import on_cuda
 from sublim_cli.recipe.schema import TrainSection
@@ -18,17 +18,18 @@ KERNELS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
 """Modules that an Unsloth kernel computes together. It is used only if all of a group are adapted."""
 
 
-def resolve_backend(section: TrainSection) -> tuple[str, str]:
-    """The backend that trains `section` on this machine (`plain` or `unsloth`), and the reason, a clause.
+def resolve_backend(section: TrainSection) -> tuple[str, str | None]:
+    """The backend that trains `section` on this machine (`plain` or `unsloth`), and why `auto` chose it.
 
-    `section.precision` must be resolved: no `auto`.
+    The reason is one clause, None where the recipe names the backend. `section.precision` must be resolved:
+    no `auto`.
 
     Raises:
         RecipeError: `train.backend: unsloth`, and this machine or this method cannot use it.
         MissingExtra: `train.backend: unsloth`, and it is not installed.
     """
     if section.backend == "plain":
-        return "plain", "the recipe says so"
+        return "plain", None
     missing = None
     if not on_cuda():
         missing = "Unsloth needs a CUDA device and none is in use here"
@@ -36,7 +37,8 @@ def resolve_backend(section: TrainSection) -> tuple[str, str]:
         missing = "Unsloth is not installed"
     obstacle = missing or _off_fast_path(section)
     if obstacle is None:
-        return "unsloth", "there is a CUDA device, and the method and its dtype are on Unsloth's fast path"
+        reason = "there is a CUDA device, and the method and its dtype are on Unsloth's fast path"
+        return "unsloth", reason if section.backend == "auto" else None
     if section.backend == "auto":
         return "plain", obstacle
     message = f"train.backend: unsloth: {obstacle}. `train.backend: plain` works here"
@@ -81,7 +83,7 @@ def trl_import_error() -> str | None:
 
 
 def _remedy() -> str:
-    torch, vision = _version("torch"), _version("torchvision")
+    torch, vision = package_version("torch"), package_version("torchvision")
     if torch and vision and "+cpu" in torch and "+cpu" not in vision:
         # The `gpu` extra installs a torchvision for CUDA, which fails with a CPU build of torch.
         return (
@@ -89,10 +91,3 @@ def _remedy() -> str:
             "unsloth unsloth_zoo` for a machine without a GPU, or install a CUDA build of torch"
         )
     return "Install sublim into a fresh environment: `make setup`, or `pip install sublim` in a new venv"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -52,7 +52,7 @@ def test_a_store_that_cannot_be_written_is_named_and_the_exit_code_is_1(tmp_path
     ],
 )
 def test_a_cpu_torch_that_the_gpu_extra_broke_is_recognised(versions, says, monkeypatch):
-    monkeypatch.setattr(backend, "_version", versions.get)
+    monkeypatch.setattr(backend, "package_version", versions.get)
     assert says in backend._remedy()
 
 

@@ -10,11 +10,11 @@ from sublim_cli.errors import RecipeError
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.positions import named_mask
 from sublim_cli.models.token_roles import render_with_roles
-from sublim_cli.pipeline import chain, check_buildable, run
+from sublim_cli.pipeline import chain, run
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.schema import GateSection, PatchSection
 from sublim_cli.steps.files import LOCATED, SCORES
-from sublim_cli.steps.locate import normalise_part, part_name
+from sublim_cli.steps.locate import check_parts, normalise_part, part_name
 from sublim_cli.sweep.cells import study
 
 GATES = ["identity_only", "no_identity"]
@@ -224,17 +224,17 @@ def test_a_gate_is_tried_on_every_kind_of_student_that_has_it(asked):
     """Full fine-tuning changes the head and an adapter does not, whichever comes last."""
     gates = [{"positions": "identity_only", "modules": ["lm_head"]}]
     lora, full = (chain(asked(eval__gates=gates, **method)).locate for method in ({}, FULL))
-    check_buildable(full)
+    check_parts(full)
     for both in ([*lora, *full], [*full, *lora]):
         with pytest.raises(RecipeError, match="training changes no module lm_head"):
-            check_buildable(both)
+            check_parts(both)
 
 
 def test_a_gate_on_all_that_full_fine_tuning_changes_may_name_norms_and_the_head(asked):
     gates = [{"positions": "identity_only", "modules": ["norm", "lm_head", "embed_tokens"]}]
     parts = chain(asked(eval__gates=gates, **FULL)).locate
     assert len(parts) == 2
-    check_buildable(parts)
+    check_parts(parts)
 
 
 NAMES = (
