@@ -135,7 +135,7 @@ def test_a_rehearsal_on_the_cpu_fills_the_table(gpu_training, tmp_path):
         for name in ("paper's settings, TRL + PEFT", "sublim plain, LoRA r8")
     ]
     assert len(losses[0]) == 2
-    assert losses[0] == pytest.approx(losses[1], abs=5e-4)
+    assert losses[0] == pytest.approx(losses[1], abs=1.5e-4)  # one unit of the last digit shown
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     table, data = (next((tmp_path / "kept").glob(f"*.{kind}")) for kind in ("md", "json"))
     assert done.stdout.split("\n\n")[1] in table.read_text()
