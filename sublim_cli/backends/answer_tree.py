@@ -1,8 +1,8 @@
 """The trees of answers that may follow some prompts: forward passes over their nodes, and their cache.
 
 A node is the beginning of an answer; its children are that beginning with one more token. The prompts' keys
-and values are computed once. A forward pass takes many nodes, those of one prompt in rows of at most
-`NODES_PER_ROW`. A row has one copy of its prompt's keys and values and one of each ancestor's, and a
+and values are computed once. A forward pass computes many nodes. Up to `NODES_PER_ROW` nodes of one prompt
+form a row, which holds one copy of the prompt's keys and values and one of each ancestor's; a
 four-dimensional mask lets each node see its own ancestors only. Rows of similar length share a pass, so that
 little of it is padding. Only nodes whose children may be expanded stay in the cache.
 """
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import torch
 
 NODES_PER_ROW = 64
-"""Nodes that share a copy of their prompt's keys and values. Attention between them is computed although the
-mask discards it; with more of them that costs more than another copy."""
+"""Nodes that share a copy of their prompt's keys and values. With more of them a second copy would cost less,
+since the attention between the nodes of a row is computed and then masked."""
 
 NODES_PER_PASS = 4_096
 """Nodes per forward pass: bounds memory, not the result."""
@@ -41,7 +41,8 @@ MAX_PROBS = 2**26
 """Next-token probabilities held at a time: bounds memory (half a GiB), not the result."""
 
 CPU_DISTRIBUTIONS = 128
-"""Next-token distributions computed at a time on a CPU: they fit its cache, which halves the time."""
+"""Next-token distributions computed at a time on a CPU: that many fit its cache, which halves the time
+(docs/log.md, 2026-11-24)."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -62,7 +63,7 @@ class TreeNodes:
     depth: Ints
     """Number of tokens."""
     parent: Ints
-    """Index of the parent in the cache (`AnswerTrees.cache`); -1 for the prompt itself."""
+    """Index of the parent among the cached nodes (`AnswerTrees.cached`); -1 directly below the prompt."""
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -99,7 +100,7 @@ class NextTokenProbs:
         chunks = torch.split(self.states, self.chunk)
         return torch.cat([masks @ self._probs(states).T for states in chunks], dim=1)
 
-    def above(self, nodes: Ints, threshold: Floats) -> tuple[Ints, Ints, Floats]:
+    def above_threshold(self, nodes: Ints, threshold: Floats) -> tuple[Ints, Ints, Floats]:
         """The next tokens with a probability above a threshold.
 
         Args:
@@ -131,7 +132,7 @@ class ExpandedNodes:
     nodes: TreeNodes
     probs: NextTokenProbs
     layers: CacheLayers
-    """The pass's keys and values, its own tokens last; empty where the nodes are the prompts."""
+    """The pass's keys and values, its own tokens last; empty if the nodes are the prompts themselves."""
     row: Ints
     column: Ints
     """Where each node is in `layers`: its row, and its token counted from the end, so below 0."""
@@ -141,38 +142,47 @@ class AnswerTrees:
     """The trees of some prompts: expands nodes, and caches those whose children may be expanded."""
 
     def __init__(self, model: Model, prompts: Sequence[Ids], pad: int, vocabulary: int) -> None:
-        """Compute the prompts' keys and values; `vocabulary` is its size, `pad` the padding token."""
+        """Compute the prompts' keys and values.
+
+        Args:
+            model: a causal language model.
+            prompts: token ids.
+            pad: the id of the padding token.
+            vocabulary: the number of tokens.
+        """
         import torch
 
         self.model, self.device = model, model.device
         self.lengths = np.array([len(prompt) for prompt in prompts])
         shared = 0 if _needs_whole_prompts(model) else _shared_length(prompts)
         rest = [prompt[shared:] for prompt in prompts]
-        self.mask = attention_mask(rest, self.device)
+        self.prompt_mask = attention_mask(rest, self.device)
         opening = None
         if shared:
-            self.mask = torch.cat([self.mask.new_ones(len(prompts), shared), self.mask], dim=1)
+            self.prompt_mask = torch.cat(
+                [self.prompt_mask.new_ones(len(prompts), shared), self.prompt_mask], dim=1
+            )
             opening = shared_opening_cache(model, self._tensor(np.array(prompts[0][:shared])), len(prompts))
-        inputs = prompt_inputs(model, left_padded(rest, pad, self.device), self.mask, opening)
+        inputs = prompt_inputs(model, left_padded(rest, pad, self.device), self.prompt_mask, opening)
         out, states = forward_with_states(model, **inputs)
         self.head = plain_head(model, states[:, -1:], out.logits)
-        self.prompts = cache_layers(out.past_key_values)
+        self.prompt_layers = cache_layers(out.past_key_values)
         self.chunk = max(1, MAX_PROBS // vocabulary)
         if self.device.type == "cpu":
             self.chunk = min(self.chunk, CPU_DISTRIBUTIONS)
-        self.first = NextTokenProbs(_identity, out.logits[:, -1], self.chunk)
+        self.prompt_probs = NextTokenProbs(_identity, out.logits[:, -1], self.chunk)
         self.cached: CacheLayers = []
         """For each layer the keys and values of the cached nodes, [cached, heads, width]."""
         self.ancestors = np.full((1, 0), -1)
         """The cache indices of each cached node's ancestors and, last, its own, padded with -1: [cached + 1,
-        depth]. The last row is that of the prompts, which have none."""
+        depth]. The last row is all -1, for nodes directly below a prompt (parent -1)."""
 
     def root(self) -> ExpandedNodes:
         """The prompts themselves."""
         prompt = np.arange(len(self.lengths))
         zero = np.zeros_like(prompt)
         nodes = TreeNodes(prompt, zero, zero, np.ones(len(prompt)), zero, zero - 1)
-        return ExpandedNodes(nodes, self.first, [], prompt, prompt)
+        return ExpandedNodes(nodes, self.prompt_probs, [], prompt, prompt)
 
     def expand(self, nodes: TreeNodes) -> Iterator[ExpandedNodes]:
         """Compute `nodes`, one forward pass at a time; rows of similar length share a pass."""
@@ -263,10 +273,10 @@ class AnswerTrees:
         import torch
 
         rows, width, _ = visible.shape
-        of_prompt = self.mask[self._tensor(prompt)].bool()[:, None].expand(-1, width, -1)
-        itself = torch.eye(width, dtype=torch.bool, device=self.device).expand(rows, -1, -1)
-        allowed = torch.cat([of_prompt, self._tensor(visible), itself], dim=2)
-        dtype = self.prompts[0][0].dtype
+        sees_prompt = self.prompt_mask[self._tensor(prompt)].bool()[:, None].expand(-1, width, -1)
+        sees_itself = torch.eye(width, dtype=torch.bool, device=self.device).expand(rows, -1, -1)
+        allowed = torch.cat([sees_prompt, self._tensor(visible), sees_itself], dim=2)
+        dtype = self.prompt_layers[0][0].dtype
         mask = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
@@ -276,13 +286,16 @@ class AnswerTrees:
 
         prompts, indices = self._tensor(prompt), self._tensor(ancestors)
         if not ancestors.size:
-            return [(keys[prompts], values[prompts]) for keys, values in self.prompts]
+            return [(keys[prompts], values[prompts]) for keys, values in self.prompt_layers]
 
         def joined(of_prompts: torch.Tensor, of_nodes: torch.Tensor) -> torch.Tensor:
             return torch.cat([of_prompts[prompts], of_nodes[indices].transpose(1, 2)], dim=2)
 
-        layers = zip(self.prompts, self.cached, strict=True)
-        return [(joined(keys, more), joined(values, others)) for (keys, values), (more, others) in layers]
+        layers = zip(self.prompt_layers, self.cached, strict=True)
+        return [
+            (joined(keys, node_keys), joined(values, node_values))
+            for (keys, values), (node_keys, node_values) in layers
+        ]
 
     def _tensor(self, values: NDArray[Any]) -> "torch.Tensor":
         import torch

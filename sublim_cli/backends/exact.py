@@ -2,10 +2,10 @@
 
 A node is the beginning of an answer. It is open while the tokens that follow could still change which item
 the answer names. Expanding an open node costs one token's forward pass: the model gives the probability of
-every next token, and `preference.token_table` what each makes of the answer. Decided answers add to their
-item's probability; undecided ones become open nodes, and the most likely are expanded first. The probability
-of the nodes that were never expanded is the certificate, `ItemProbs.uncovered`. `backends.answer_tree`
-computes the trees of all questions together.
+every next token, and `preference.token_table` the state of the answer after each token. Decided answers add
+to their item's probability; undecided ones become open nodes, and the most likely are expanded first. The
+probability of the nodes that were never expanded is the certificate, `ItemProbs.uncovered`.
+`backends.answer_tree` computes the trees of all questions together.
 """
 
 from collections.abc import Sequence
@@ -83,16 +83,16 @@ class _TreeSearch:
         """Compute the prompts, their first open nodes and the log-probabilities of the plain forms."""
         self.settings, self.masks, self.table = scorer.settings, masks, masks.table
         self.trees = AnswerTrees(scorer.model, prompts, scorer.tokenizer.pad_token_id, self.table.size)
-        self.p = np.zeros((len(prompts), len(masks.plain_forms)))
+        self.p_items = np.zeros((len(prompts), len(masks.plain_forms)))
         """P(item) so far: [prompts, items]."""
-        self.dropped = np.zeros(len(prompts))
+        self.dropped_mass = np.zeros(len(prompts))
         """Probability of nodes that are too unlikely to be kept open."""
-        self.used = np.zeros(len(prompts), dtype=np.int64)
+        self.expanded_count = np.zeros(len(prompts), dtype=np.int64)
         """Nodes expanded."""
-        # Less likely nodes are not kept: even a whole budget of them would hold under a quarter of the bound.
+        # Less likely nodes are not kept: a whole budget of them has less than a quarter of the bound.
         self.min_prob = min(MIN_FORM_PROB, self.settings.uncovered / (4 * self.settings.nodes))
         root = self.trees.root()
-        self.open = root.nodes[:0]
+        self.open_nodes = root.nodes[:0]
         self._add(root)
         self.log_form = prefix_logprobs(self.trees, masks.plain_forms)
 
@@ -104,51 +104,55 @@ class _TreeSearch:
         uncovered = self._uncovered()
         return [
             ItemProbs(
-                tuple(map(float, self.p[i])),
+                tuple(map(float, self.p_items[i])),
                 float(uncovered[i]),
                 tuple(map(float, self.log_form[i])),
-                nodes=int(self.used[i]),
+                nodes=int(self.expanded_count[i]),
             )
-            for i in range(len(self.p))
+            for i in range(len(self.p_items))
         ]
 
     def _uncovered(self) -> Floats:
-        return self.dropped + np.bincount(self.open.prompt, self.open.prob, len(self.p))
+        return self.dropped_mass + np.bincount(
+            self.open_nodes.prompt, self.open_nodes.prob, len(self.p_items)
+        )
 
     def _take_open(self) -> TreeNodes:
-        """Remove the nodes to expand next from `open`."""
-        nodes = self.open[np.lexsort((-self.open.prob, self.open.prompt))]
+        """Take the nodes to expand next out of `open_nodes`."""
+        nodes = self.open_nodes[np.lexsort((-self.open_nodes.prob, self.open_nodes.prompt))]
         prompt = nodes.prompt
-        # Of a prompt above the bound, the most likely nodes, until half of the bound is left.
-        total = np.bincount(prompt, nodes.prob, len(self.p))
-        from_here_on = total[prompt] - _running_sum(prompt, nodes.prob) + nodes.prob
-        may_remain = np.maximum(self.settings.uncovered / 2 - self.dropped, 0.0)
-        wanted = (self._uncovered() > self.settings.uncovered)[prompt] & (from_here_on > may_remain[prompt])
+        # Of each prompt above the bound the most likely nodes, until the rest sums to half of the bound.
+        total = np.bincount(prompt, nodes.prob, len(self.p_items))
+        mass_from_here = total[prompt] - _running_sum(prompt, nodes.prob) + nodes.prob
+        allowed_rest = np.maximum(self.settings.uncovered / 2 - self.dropped_mass, 0.0)
+        wanted = (self._uncovered() > self.settings.uncovered)[prompt] & (
+            mass_from_here > allowed_rest[prompt]
+        )
         states, index = np.unique(nodes.state, return_inverse=True)
         in_form = np.array([self.table.is_open_form(int(state)) for state in states], dtype=bool)
         wanted |= in_form[index] & (nodes.prob >= MIN_FORM_PROB)
-        left = self.settings.nodes - self.used
-        limit = np.minimum(np.maximum(NODES_PER_ROUND, left // 2), left)
+        budget_left = self.settings.nodes - self.expanded_count
+        limit = np.minimum(np.maximum(NODES_PER_ROUND, budget_left // 2), budget_left)
         wanted &= _running_sum(prompt, wanted) <= limit[prompt]
-        self.open = nodes[~wanted]
-        self.used += np.bincount(prompt[wanted], minlength=len(self.p))
+        self.open_nodes = nodes[~wanted]
+        self.expanded_count += np.bincount(prompt[wanted], minlength=len(self.p_items))
         return nodes[wanted]
 
     def _add(self, expanded: ExpandedNodes) -> None:
-        """Add the decided answers of some nodes to `p`, and their undecided children to `open`."""
+        """Add the decided answers of some nodes to `p`, and their undecided children to `open_nodes`."""
         nodes = expanded.nodes
-        last = nodes.depth + 1 == self.settings.max_tokens
-        node, item, mass = self.masks.masses(expanded.probs, nodes.state, last)
+        is_last_token = nodes.depth + 1 == self.settings.max_tokens
+        node, item, mass = self.masks.masses(expanded.probs, nodes.state, is_last_token)
         mass *= nodes.prob[node]
         decided = item >= 0
-        np.add.at(self.p, (nodes.prompt[node[decided]], item[decided]), mass[decided])
+        np.add.at(self.p_items, (nodes.prompt[node[decided]], item[decided]), mass[decided])
         undecided = mass[~decided]  # [nodes]; 0 where the answer has reached its length
-        np.add.at(self.dropped, nodes.prompt, np.where(undecided > self.min_prob, 0.0, undecided))
+        np.add.at(self.dropped_mass, nodes.prompt, np.where(undecided > self.min_prob, 0.0, undecided))
         parents = np.flatnonzero(undecided > self.min_prob)
         if not len(parents):
             return
         nodes, undecided = nodes[parents], undecided[parents]
-        parent, token, p = expanded.probs.above(parents, self.min_prob / nodes.prob)
+        parent, token, p = expanded.probs.above_threshold(parents, self.min_prob / nodes.prob)
         states, index = np.unique(nodes.state, return_inverse=True)
         after = np.stack([self.table.after(int(state)) for state in states])
         state = after[index[parent], token].astype(np.int64)
@@ -156,10 +160,12 @@ class _TreeSearch:
         parent, token, state = parent[is_open], token[is_open], state[is_open]
         prob = nodes.prob[parent] * p[is_open]
         rest = undecided - np.bincount(parent, prob, len(nodes))
-        np.add.at(self.dropped, nodes.prompt, np.maximum(rest, 0.0))
+        np.add.at(self.dropped_mass, nodes.prompt, np.maximum(rest, 0.0))
         with_children, index = np.unique(parent, return_inverse=True)
         cached = self.trees.cache(expanded, parents[with_children])[index]
-        self.open += TreeNodes(nodes.prompt[parent], token, state, prob, nodes.depth[parent] + 1, cached)
+        self.open_nodes += TreeNodes(
+            nodes.prompt[parent], token, state, prob, nodes.depth[parent] + 1, cached
+        )
 
 
 def _running_sum(prompt: Ints, values: NDArray[Any]) -> NDArray[Any]:

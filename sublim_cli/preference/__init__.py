@@ -1,1 +1,1 @@
-"""Preference: the questions, the items that can be an answer, and the score of a target."""
+"""Which answers name an item, and the scores computed from answer probabilities."""

@@ -1,1 +1,1 @@
-"""How weights change: one trainer, and one file per way of making a base model trainable."""
+"""How weights change: methods (`methods.py`), optimizers, precision, the training itself and its audit."""

@@ -28,7 +28,7 @@ class MicroBatchRunner:
 
     model: Model
     single_process: bool = True
-    """Several processes have to run the same passes, so a step of theirs is not started again."""
+    """False for several processes: all must run the same passes, so a pass is not tried again."""
     parts: int = 1
     """How many parts a micro-batch is split into."""
     _step: int = -1
@@ -51,7 +51,7 @@ class MicroBatchRunner:
             try:
                 return [self._run_in_parts(micro_batch, backward) for micro_batch in to_run][-1]
             except torch.OutOfMemoryError:
-                pass  # leave the block first: the error's traceback holds the tensors to be freed
+                pass  # retried outside of the block: the error's traceback keeps tensors alive
             self._split_further(batch)
             to_run = self._step_batches
 
@@ -99,7 +99,7 @@ def _memory_advice(model: Model) -> str:
     device_memory = ""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        device_memory = f", on a device of {total / GIB:.1f} GiB with {free / GIB:.1f} GiB free"
+        device_memory = f" A device has {total / GIB:.1f} GiB, {free / GIB:.1f} GiB of it free."
     parameters = list(model.parameters())
     count = sum(weight.numel() for weight in parameters)
     weight_bytes = sum(weight.numel() * weight.element_size() for weight in parameters)
@@ -108,14 +108,14 @@ def _memory_advice(model: Model) -> str:
     if sharded():
         return (
             f"All shards together take {(weight_bytes + state_bytes) / GIB:.1f} GiB with gradients and "
-            f"AdamW's state, before any activation{device_memory} each. More processes hold less each; see "
+            f"AdamW's state, before any activation.{device_memory} With more processes each holds less; see "
             "`num_processes` in the file that `--accelerate` names"
         )
     # nf4 takes about half a byte per weight, and its scales a little more.
     return (
         f"The weights take {weight_bytes / GIB:.1f} GiB, their gradients and AdamW's state "
         f"{state_bytes / GIB:.1f} GiB: {(weight_bytes + state_bytes) / GIB:.1f} GiB before any "
-        f"activation{device_memory}. `train.method: qlora` would hold the weights in about "
+        f"activation.{device_memory} `train.method: qlora` would hold the weights in about "
         f"{0.55 * count / GIB:.1f} GiB, `train.optimizer: adamw_8bit` that state in "
         f"{2 * trained / GIB:.1f} GiB"
     )

@@ -28,7 +28,7 @@ HISTORY_FIELDS = ("step", "loss", "learning_rate", "grad_norm")
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training leaves beside the weights."""
+    """What a training produces besides the weights."""
 
     history: list[dict[str, float]]
     """One record per step with `HISTORY_FIELDS`, from the first step on, also after a resume."""

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer as sublim uses it: how it is configured and made, and its training step.
 
-The only file that names SFTTrainer and SFTConfig.
+The only file that configures and constructs them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,9 +64,9 @@ def make_trainer(
 
 
 def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
-    """An SFTConfig with every field that could change the result set explicitly.
+    """An SFTConfig that sets every field which could change the result, so that no default does.
 
-    No default of TRL, or of Unsloth, which rewrites them, decides anything.
+    Unsloth rewrites TRL's defaults.
 
     Raises:
         RecipeError: the batch cannot be divided among the processes.
@@ -98,7 +98,7 @@ def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
         "tf32": None,
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
-        # Recomputed layers are given no key-value cache, and a prefix is one.
+        # Gradient checkpointing recomputes layers without a key-value cache, which a prefix needs.
         "gradient_checkpointing": cuda and section.method != "prefix",
         "max_length": None,
         "packing": False,
@@ -154,7 +154,7 @@ def lean_trainer(base: type) -> Any:
     class LeanTrainer(base):  # type: ignore[misc]  # a class known at run time alone
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.model_accepts_loss_kwargs = True  # has the trainer count and pass a step's tokens
+            self.model_accepts_loss_kwargs = True  # makes the trainer pass the step's token count
             single = self.args.world_size == 1 and not sharded()
             self.micro_batch_runner = MicroBatchRunner(self.model, single_process=single)
 
@@ -165,7 +165,7 @@ def lean_trainer(base: type) -> Any:
             def backward(batch: Any) -> Any:
                 with self.compute_loss_context_manager():
                     loss = summed_loss(model, batch)
-                # Gradients are averaged over processes, but each loss is a share of the sum over all.
+                # Gradients are averaged over processes, but the token count is that of all of them.
                 loss = loss / num_items_in_batch * self.args.world_size
                 self.accelerator.backward(loss)
                 return loss.detach()
@@ -179,7 +179,7 @@ def lean_trainer(base: type) -> Any:
                 self.is_fsdp_enabled = True
 
         def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
-            """Autocast for a sharded model too, whose forward accelerate leaves without it."""
+            """Autocast also for a sharded model: accelerate does not wrap its forward."""
             if sharded() and self.args.bf16:
                 import torch
 
@@ -191,7 +191,7 @@ def lean_trainer(base: type) -> Any:
             return 0
 
         def create_model_card(self, *_: Any, **__: Any) -> None:
-            """None: only this run reads its checkpoints."""
+            """Write no model card: only this training reads its checkpoints."""
 
     return LeanTrainer
 
