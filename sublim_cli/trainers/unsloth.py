@@ -77,7 +77,7 @@ def adapter_arguments(section: TrainSection) -> dict[str, Any]:
 
 
 def environment(scratch: Path, current: Mapping[str, str]) -> dict[str, str]:
-    """Variables to set in Unsloth's process in addition to `current`: no telemetry, files in `scratch` only."""
+    """Variables to add to `current` in Unsloth's process: no telemetry, files in `scratch` only."""
     return {
         **single_gpu_environment(current),  # it takes the first GPU that it sees
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "unsloth"),  # the default is the working directory
