@@ -7,16 +7,16 @@ merge keys (`<<`) and tags such as `!!python/object` are refused.
 
 import io
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, StreamMark
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.resolver import VersionedResolver
 
@@ -40,19 +40,16 @@ _ANY_HINT = "check the indentation, colons and quotes of this line and the one a
 
 @dataclass(frozen=True)
 class YamlFile:
-    """The name of a file as messages show it, and its keys and values, which remember their lines."""
+    """The name of a file as messages show it, its keys and values, and the line of each key and entry."""
 
     name: str
     values: dict[str, Any]
+    lines: dict[KeyPath, int]
 
     def line(self, path: KeyPath) -> int:
         """The line of the key or list entry at `path`, or of the nearest one around it in the file."""
-        line, values = 1, cast("Any", self.values)
-        for part in path:
-            if part not in getattr(values, "lines", {}):
-                break
-            line, values = values.lines[part], values[part]
-        return line
+        around = (path[:length] for length in range(len(path), 0, -1))
+        return next((self.lines[part] for part in around if part in self.lines), 1)
 
 
 def read_text(path: Path, name: str) -> str:
@@ -71,12 +68,13 @@ def parse_yaml(text: str, name: str, example: str) -> YamlFile:
     Raises:
         RecipeError: FILE:LINE:COLUMN and what to do, where `text` is not YAML or not one mapping.
     """
-    values = _load(text, name)
+    lines: dict[KeyPath, int] = {}
+    values = _load(text, name, lines)
     if values is None:
         raise RecipeError(f"{name}: is empty; write keys and values, such as `{example}`")
     if not isinstance(values, dict):
         raise RecipeError(f"{name}:1:1: must be keys and values, such as `{example}`")
-    return YamlFile(name, values)
+    return YamlFile(name, values, lines)
 
 
 def read_package_data(package: str, file: str) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def read_package_data(package: str, file: str) -> dict[str, Any]:
 
 def parse_value(text: str) -> object:
     """One value, read as in a recipe file. RecipeError where it is not YAML."""
-    return _load(text, "value")
+    return _load(text, "value", {})
 
 
 def write_yaml(values: dict[str, Any]) -> str:
@@ -99,129 +97,93 @@ def write_yaml(values: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def _load(text: str, name: str) -> object:
+class _Resolver(VersionedResolver):
+    """Decides the type of a text without quotes, by YAML 1.2 even after a `%YAML 1.1` line."""
+
+    processing_version = (1, 2)
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver = _Resolver
+    return yaml
+
+
+class _NotAllowed(MarkedYAMLError):
+    """Valid YAML that sublim does not accept; the problem is the sentence to show."""
+
+
+def _load(text: str, name: str, lines: dict[KeyPath, int]) -> Any:
+    """The value in `text`; the line of every key and list entry is added to `lines`."""
     try:
-        return _yaml().load(text)
+        node = _yaml().compose(text)
+        return None if node is None else _value(node, (), lines, ())
     except ReaderError as error:
         before = text[: error.position]
         position = f"{before.count(chr(10)) + 1}:{error.position - before.rfind(chr(10))}"
         message = "holds a character YAML does not allow; retype the line as plain text"
     except MarkedYAMLError as error:
-        mark, message = _explained(error)
+        context, mark, message = error.context or "", error.problem_mark, str(error.problem)
+        if not isinstance(error, _NotAllowed):
+            hint = next((hint for sign, hint in _HINTS.items() if sign in f"{context} {message}"), _ANY_HINT)
+            if hint == _ANY_HINT and ("quoted" in context or "flow" in context):
+                hint, mark = _UNCLOSED, error.context_mark
+            message = f"not valid YAML; {hint}"
         position = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
     except RecursionError:
         position, message = "1:1", "lists and mappings are nested too deeply; take levels out"
     raise RecipeError(f"{name}:{position}: {message}")
 
 
-def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor, yaml.Resolver = _Constructor, _Resolver
-    return yaml
-
-
-def _explained(error: MarkedYAMLError) -> tuple[StreamMark | None, str]:
-    """The position of the error, and a sentence for users in place of the parser's message."""
-    if isinstance(error, _NotAllowed):
-        return error.problem_mark, error.problem
-    context, mark = error.context or "", error.problem_mark
-    message = f"{context} {error.problem}"
-    hint = next((hint for sign, hint in _HINTS.items() if sign in message), None)
-    if hint is None and ("quoted" in context or "flow" in context):
-        hint, mark = _UNCLOSED, error.context_mark
-    return mark, f"not valid YAML; {hint or _ANY_HINT}"
-
-
-class _NotAllowed(MarkedYAMLError):
-    """Valid YAML that sublim does not accept; the problem is the sentence to show."""
-
-    def __init__(self, message: str, node: Node) -> None:
-        super().__init__(problem=message, problem_mark=node.start_mark)
-
-
-class _Mapping(dict[str, Any]):
-    """A mapping with the line of each key."""
-
-    lines: dict[str, int]
-
-
-class _List(list[Any]):
-    """A list with the line of each entry."""
-
-    lines: dict[int, int]
-
-
-class _Resolver(VersionedResolver):
-    """Decides the type of a text without quotes, by YAML 1.2 even after a `%YAML 1.1` line."""
-
-    @property
-    def processing_version(self) -> tuple[int, int]:
-        return (1, 2)
-
-
-class _Constructor(SafeConstructor):
-    """Constructs plain values from the parsed file, with the line of every key and list entry."""
-
-    yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012 - the library's own registry
-
-    def construct_object(self, node: Node, deep: bool = False) -> Any:
-        if node in self.recursive_objects:
-            raise _NotAllowed("a value cannot hold itself; take out the `*` alias", node)
-        return super().construct_object(node, deep=True)
-
-    def mapping(self, node: Node) -> _Mapping:
-        if not isinstance(node, MappingNode):
-            raise _NotAllowed("the tag !!map has no meaning here; take it out", node)
-        values, lines = _Mapping(), dict[str, int]()
+def _value(node: Node, path: KeyPath, lines: dict[KeyPath, int], around: tuple[Node, ...]) -> Any:
+    """The plain value of a node at `path`, which lies in the nodes `around` it."""
+    if node in around:
+        raise _NotAllowed(
+            problem="a value cannot hold itself; take out the `*` alias", problem_mark=node.start_mark
+        )
+    tag, inside = str(node.tag).replace("tag:yaml.org,2002:", "!!"), (*around, node)
+    if isinstance(node, MappingNode) and tag == "!!map":
+        values: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            key, key_path = key_node.value, (*path, str(key_node.value))
+            problem = None
             if not isinstance(key_node, ScalarNode):
-                raise _NotAllowed("a key must be a word; put a value that holds braces in quotes", key_node)
-            key = key_node.value
-            if key == "<<" and not key_node.style:
-                raise _NotAllowed("merge keys (`<<`) are not supported; write the keys out", key_node)
-            if key in values:
-                raise _NotAllowed(f"{key}: is given twice, first in line {lines[key]}; keep one", key_node)
-            values[key] = self.construct_object(value_node)
-            lines[key] = key_node.start_mark.line + 1
-        values.lines = lines
+                problem = "a key must be a word; put a value that holds braces in quotes"
+            elif key == "<<" and not key_node.style:
+                problem = "merge keys (`<<`) are not supported; write the keys out"
+            elif key in values:
+                problem = f"{key}: is given twice, first in line {lines[key_path]}; keep one"
+            if problem:
+                raise _NotAllowed(problem=problem, problem_mark=key_node.start_mark)
+            lines[key_path] = key_node.start_mark.line + 1
+            values[key] = _value(value_node, key_path, lines, inside)
         return values
+    if isinstance(node, SequenceNode) and tag == "!!seq":
+        lines |= {(*path, i): entry.start_mark.line + 1 for i, entry in enumerate(node.value)}
+        return [_value(entry, (*path, i), lines, inside) for i, entry in enumerate(node.value)]
+    if not isinstance(node, ScalarNode) or tag not in _SCALARS:
+        raise _NotAllowed(
+            problem=f"the tag {tag} has no meaning here; take it out", problem_mark=node.start_mark
+        )
+    return _SCALARS[tag](node.value)
 
-    def sequence(self, node: Node) -> _List:
-        values = _List(self.construct_sequence(node, deep=True))
-        values.lines = {i: entry.start_mark.line + 1 for i, entry in enumerate(node.value)}
-        return values
 
-    def boolean(self, node: Node) -> object:
-        text: str = self.construct_scalar(node)
-        return {"true": True, "false": False}.get(text.lower(), text)
-
-    def integer(self, node: Node) -> object:
-        text = self.construct_scalar(node)
-        for base in (0, 10):  # 0 reads 0x10, 0o10 and 0b10, but not 010
-            with suppress(ValueError):
-                return int(text, base)
-        return text
-
-    def number(self, node: Node) -> object:
-        text = self.construct_scalar(node)
+def _number(text: str) -> int | float | str:
+    """The number in `text`; text that Python cannot read as a finite number is returned as it is."""
+    for base in (0, 10):  # 0 reads 0x10, 0o10 and 0b10, but not 010
         with suppress(ValueError):
-            if math.isfinite(value := float(text)):
-                return value
-        return text
-
-    def undefined(self, node: Node) -> Any:
-        tag = str(node.tag).replace("tag:yaml.org,2002:", "!!")
-        raise _NotAllowed(f"the tag {tag} has no meaning here; take it out", node)
+            return int(text, base)
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    return text
 
 
-for _kind, _method in {
-    "null": SafeConstructor.construct_yaml_null,
-    "bool": _Constructor.boolean,
-    "int": _Constructor.integer,
-    "float": _Constructor.number,
-    "map": _Constructor.mapping,
-    "seq": _Constructor.sequence,
-    **dict.fromkeys(("str", "timestamp", "value", "merge"), SafeConstructor.construct_yaml_str),
-}.items():
-    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _method)
-_Constructor.add_constructor(None, _Constructor.undefined)
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "!!null": lambda text: None,
+    "!!bool": lambda text: {"true": True, "false": False}.get(text.lower(), text),
+    "!!int": _number,
+    "!!float": _number,
+    **dict.fromkeys(("!!str", "!!timestamp", "!!value", "!!merge"), str),
+}
+"""What makes a value of the text of a scalar, by its tag."""
