@@ -1,14 +1,19 @@
-"""Check a recipe: its values, the contexts and files it names, and the changes made to it by dotted keys."""
+"""Check a recipe, changes made to it by dotted keys, and every value of its `sweep`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.explain import Problem, unknown_key, validate
-from sublim_cli.recipe.keys import dotted, is_key, split
+from sublim_cli.recipe.keys import dotted, is_key, is_list, overlap, split
 from sublim_cli.recipe.questions import find_item, load_items, questions_for
-from sublim_cli.recipe.schema import Recipe, SystemPrompt
+from sublim_cli.recipe.schema import Recipe, SweepSection, SystemPrompt
 from sublim_cli.recipe.yaml_file import KeyPath
+
+Axes = dict[str, list[Any]]
+"""Dotted keys and the values of each; the cells are all combinations of values."""
 
 _DEFAULTS = Recipe().model_dump(mode="json")
 
@@ -43,6 +48,44 @@ def check_changed(values: Mapping[str, object], changes: Mapping[str, object]) -
     return problems or outcome
 
 
+def axis(value: object) -> list[Any]:
+    """The values of a key in a sweep: the entries of a list, or a single value.
+
+    A list is always an axis. So a key whose value is itself a list takes a list of lists:
+    `eval.system_prompts: [[default], [default, empty]]` is two cells.
+    """
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def families(sweep: SweepSection) -> list[Axes]:
+    """The axes of `grid`, then for each entry of `also` the same axes with the entry's in place of some."""
+    grid = {key: axis(values) for key, values in sweep.grid.items()}
+    entries = [{key: axis(value) for key, value in entry.items()} for entry in sweep.also]
+    return [grid, *({**grid, **entry} for entry in entries)]
+
+
+def check_sweep(recipe: Recipe) -> list[Problem]:
+    """Everything wrong with the keys and values of `recipe.sweep`.
+
+    Each value is checked in a cell that has the first value of every other axis of its family, so a value
+    is refused only if that cell would fail.
+    """
+    sweep = recipe.sweep
+    sections: list[tuple[KeyPath, Mapping[str, Any]]] = [(("sweep", "grid"), sweep.grid)]
+    sections += [(("sweep", "also", i), entry) for i, entry in enumerate(sweep.also)]
+    wrong_keys = [problem for path, section in sections for problem in _key_problems(path, section)]
+    if wrong_keys:
+        return wrong_keys
+    base = recipe.model_dump(mode="json", exclude={"sweep"})
+    problems = (
+        problem
+        for (path, section), axes in zip(sections, families(sweep), strict=True)
+        for key in section
+        for problem in _value_problems(base, axes, key, (*path, key))
+    )
+    return list(dict.fromkeys(problems))
+
+
 def _replace(values: object, path: KeyPath, value: object, default: object) -> object:
     """A copy of `values` with `value` at `path`; where `values` has no keys or entries, of `default`."""
     if not path:
@@ -59,22 +102,17 @@ def _replace(values: object, path: KeyPath, value: object, default: object) -> o
 
 def _context_problems(recipe: Recipe) -> list[Problem]:
     """System prompts that are not the name of a context."""
-    prompts: list[tuple[KeyPath, SystemPrompt, str | None]] = [
-        (("generate", "system_prompt"), recipe.generate.system_prompt, "the trait"),
-        (("train", "system_prompt"), recipe.train.system_prompt, None),
-    ]
-    prompts += [
-        (("eval", key, i), prompt, None)
-        for key in ("system_prompts", "gate_contexts")
-        for i, prompt in enumerate(getattr(recipe.eval, key) or ())
-    ]
+    prompts: dict[KeyPath, SystemPrompt] = {
+        ("generate", "system_prompt"): recipe.generate.system_prompt,
+        ("train", "system_prompt"): recipe.train.system_prompt,
+    }
+    for key in ("system_prompts", "gate_contexts"):
+        prompts |= {("eval", key, i): prompt for i, prompt in enumerate(getattr(recipe.eval, key) or ())}
     problems = []
-    for path, prompt, persona in prompts:
-        field = dotted(path)
-        try:
-            resolve_context(prompt, recipe.contexts, persona=persona, field=field)
-        except RecipeError as error:
-            problems.append(Problem(path, str(error).removeprefix(f"{field}: ")))
+    for path, prompt in prompts.items():
+        persona = "the trait" if path[0] == "generate" else None
+        resolve = partial(resolve_context, persona=persona, field=dotted(path))
+        problems += _failures(path, resolve, prompt, recipe.contexts)
     return problems
 
 
@@ -86,21 +124,45 @@ def _file_problems(recipe: Recipe) -> list[Problem]:
     trait, grid = recipe.trait, recipe.sweep.grid
     if {"trait", "trait.category"} & set(grid):
         return []
-    try:
-        items = load_items(trait.category)
-    except RecipeError as error:
-        return _each_line(("trait", "category"), error)
-    problems = []
-    try:
-        find_item(items, trait.target)
-    except RecipeError as error:
-        problems += _each_line(("trait", "target"), error)
-    try:
-        questions_for(items, recipe.eval.questions)
-    except RecipeError as error:
-        problems += _each_line(("eval", "questions"), error)
+    if problems := _failures(("trait", "category"), load_items, trait.category):
+        return problems
+    items = load_items(trait.category)
+    problems = _failures(("trait", "target"), find_item, items, trait.target)
+    problems += _failures(("eval", "questions"), questions_for, items, recipe.eval.questions)
     return [problem for problem in problems if dotted(problem.path) not in grid]
 
 
-def _each_line(path: KeyPath, error: RecipeError) -> list[Problem]:
-    return [Problem(path, line) for line in str(error).splitlines()]
+def _failures(path: KeyPath, load: Callable[..., object], *arguments: object) -> list[Problem]:
+    """A problem at `path` for each line of the RecipeError that `load` raises."""
+    try:
+        load(*arguments)
+    except RecipeError as error:
+        lines = str(error).splitlines()
+        return [Problem(path, line.removeprefix(f"{dotted(path)}: ")) for line in lines]
+    return []
+
+
+def _key_problems(path: KeyPath, section: Mapping[str, Any]) -> Iterator[Problem]:
+    for key, value in section.items():
+        recipe_path = split(key)
+        if not is_key(recipe_path):
+            yield Problem((*path, key), unknown_key(recipe_path).message)
+        elif recipe_path[0] == "sweep":
+            yield Problem((*path, key), "a sweep cannot vary itself; take the key out")
+        elif value in ([], ()):
+            yield Problem((*path, key), "is an empty list; give it one value or more")
+
+
+def _value_problems(base: Mapping[str, object], axes: Axes, key: str, path: KeyPath) -> Iterator[Problem]:
+    first_values = {axis_key: values[0] for axis_key, values in axes.items()}
+    recipe_path = split(key)
+    other_paths = [split(axis_key) for axis_key in axes if axis_key != key]
+    for i, value in enumerate(axes[key]):
+        outcome = check_changed(base, {**first_values, key: value})
+        for problem in outcome if isinstance(outcome, list) else []:
+            if not overlap(problem.path, recipe_path) and any(overlap(problem.path, p) for p in other_paths):
+                continue  # a problem of another axis, reported there
+            message = problem.message if problem.path == recipe_path else str(problem)
+            if is_list(recipe_path) and not isinstance(value, list):
+                message += "; in a sweep each list is an axis, so write a list of lists"
+            yield Problem(path, message, exact=(*path, i))

@@ -13,8 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.cells import check_sweep
-from sublim_cli.recipe.check import check_changed
+from sublim_cli.recipe.check import check_changed, check_sweep
 from sublim_cli.recipe.explain import with_lines
 from sublim_cli.recipe.keys import dotted, overlap, split
 from sublim_cli.recipe.schema import Recipe

@@ -289,15 +289,11 @@ class GateSection(Section):
 def _gate_form(value: object) -> str:
     """The tag of the form of `GateEntry` that a value has."""
     keys = isinstance(value, dict) and not GateSection.model_fields.keys().isdisjoint(value)
-    return "keys" if keys or isinstance(value, GateSection) else _set_form(value)
+    return "keys" if keys or isinstance(value, GateSection) else "set"
 
 
 GateEntry = Annotated[
-    Annotated[PositionName, Tag("name")]
-    | Annotated[TextPositions, Tag("text")]
-    | Annotated[TextComplement, Tag("no_text")]
-    | Annotated[GateSection, Tag("keys")],
-    Discriminator(_gate_form),
+    Annotated[PositionSet, Tag("set")] | Annotated[GateSection, Tag("keys")], Discriminator(_gate_form)
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
-from sublim_cli.recipe.cells import Axes, families
+from sublim_cli.recipe.check import Axes, families
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import load_item
 from sublim_cli.recipe.resolve import RANKED

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.cells import axis, check_sweep, families
+from sublim_cli.recipe.check import axis, check_sweep, families
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.schema import Recipe, SweepSection
 
