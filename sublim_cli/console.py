@@ -2,37 +2,21 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from sublim_cli.events import (
-    Event,
-    Notice,
-    StepFailed,
-    StepFinished,
-    StepReused,
-    StepStarted,
-    StepWaiting,
-    SweepPlanned,
-    Warned,
-)
-from sublim_cli.events import Progress as StepProgress
+from sublim_cli import events
 from sublim_cli.wording import NOTHING, bounds, count, difference, percent, probability, ratio
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
@@ -77,10 +61,8 @@ class _TimeLeft(TimeRemainingColumn):
         until = task.fields.get("until")
         if until is None:
             return super().render(task)
-        minutes, seconds = divmod(max(0, round(until - time.monotonic())), 60)
-        hours, minutes = divmod(minutes, 60)
-        text = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
-        return Text(text if until else "--:--", style="progress.remaining")
+        left = str(timedelta(seconds=max(0, round(until - time.monotonic())))).removeprefix("0:")
+        return Text(left if until else "--:--", style="progress.remaining")
 
 
 @dataclass
@@ -99,46 +81,45 @@ class Screen:
     _step_tasks: dict[str, TaskID] = field(default_factory=dict)
     _last_line: dict[str, float] = field(default_factory=dict)
     """When each step last printed a progress line, by digest."""
-    _messages: set[str] = field(default_factory=set)
+    _printed: set[str] = field(default_factory=set)
     """Warnings and notices already printed: cells of a sweep repeat them."""
 
-    def __call__(self, event: Event, /) -> None:
+    def __call__(self, event: events.Event, /) -> None:
         """Show one event."""
         if self.sweep:
             self.sweep.update(event)
         match event:
-            case SweepPlanned(missing, present):
+            case events.SweepPlanned(missing, present):
                 self._expect(missing, present)
-            case StepStarted(label, digest):
+            case events.StepStarted(label, digest):
                 self._start(label, digest)
-            case StepReused(_, digest):
+            case events.StepReused(_, digest):
                 # What a launcher found or built itself is counted already.
                 if self._missing is None or digest in self._missing:
                     self.reused += 1
                     self._count_done(digest)
-            case StepProgress():
+            case events.Progress():
                 self._advance(event)
-            case StepFinished(label, digest, _, seconds):
+            case events.StepFinished(label, digest, _, seconds):
                 self.built += 1
                 self._end(digest, f"[green]✓[/] {escape(label)} [dim]{seconds:.0f} s[/]")
-            case StepFailed(label, digest, reason):
+            case events.StepFailed(label, digest, reason):
                 self.failed += 1
                 self._end(digest, f"[red]✗ {escape(label)}[/]: {escape(reason)}")
-            case StepWaiting(label):
+            case events.StepWaiting(label):
                 self._print(f"[dim]… {escape(label)}: another process is building it[/]")
-            case Warned(message):
-                self._print_once(message, f"[yellow]![/] {escape(message)}")
-            case Notice(message):
-                self._print_once(message, f"[dim]· {escape(message)}[/]")
+            case events.Warned(message):
+                self._print_once(f"[yellow]![/] {escape(message)}")
+            case events.Notice(message):
+                self._print_once(f"[dim]· {escape(message)}[/]")
 
     def _expect(self, missing: Sequence[str], present: int) -> None:
         self.reused += present
         self._missing = set(missing)
         if self._bars and missing:
             until = 0.0 if self.sweep else None
-            self._sweep_task = self._bars.add_task(
-                "[bold]all steps", total=len(missing), note="", until=until
-            )
+            bar = self._bars.add_task("[bold]all steps", total=len(missing), note="", until=until)
+            self._sweep_task = bar
 
     def _start(self, label: str, digest: str) -> None:
         if self._bars:
@@ -147,7 +128,7 @@ class Screen:
         else:
             self._print(f"· {escape(label)}")
 
-    def _advance(self, event: StepProgress) -> None:
+    def _advance(self, event: events.Progress) -> None:
         digest, now = event.digest, time.monotonic()
         if self._bars and digest in self._step_tasks:
             self._bars.update(
@@ -176,9 +157,9 @@ class Screen:
         if self._bars and digest in self._step_tasks:
             self._bars.remove_task(self._step_tasks.pop(digest))
 
-    def _print_once(self, message: str, line: str) -> None:
-        if message not in self._messages:
-            self._messages.add(message)
+    def _print_once(self, line: str) -> None:
+        if line not in self._printed:
+            self._printed.add(line)
             self._print(line)
 
     def _print(self, line: str) -> None:
@@ -273,16 +254,22 @@ def show_table(
     rows: Sequence[Sequence[str]],
     *,
     caption: str = "",
-    numbers: bool = True,
+    numbers: bool | Collection[str] = True,
+    styles: Iterable[str] = (),
 ) -> None:
-    """A table on stdout: the first column left, the others right if they hold numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, caption=caption)
+    """A table on stdout.
+
+    Args:
+        numbers: whether all columns but the first are aligned to the right, or the names of those that are.
+        styles: the style of each row; none are needed.
+    """
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, caption=caption)
     table.caption_justify = "left"
     for index, name in enumerate(columns):
-        justify: Any = "right" if numbers and index else "left"
-        table.add_column(name, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
+        right = bool(numbers and index) if isinstance(numbers, bool) else name in numbers
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name == "id")
+    for row, style in zip_longest(rows, styles):
+        table.add_row(*map(escape, row), style=style)
     out.print(table)
 
 
@@ -325,11 +312,7 @@ def _share_line(row: "Share") -> tuple[str, ...]:
 
 
 def show_verdicts(verdicts: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """A table of claims and verdicts, and below it the reason for each.
-
-    Args:
-        verdicts: number, statement, verdict, runs and reason of each claim.
-    """
+    """A table of the number, statement, verdict and runs of each claim, and below it the reason of each."""
     show_table("", ("", "claim", "verdict", "runs"), [row[:4] for row in verdicts], numbers=False)
     for number, *_, reason in verdicts:
         show_line(f"{number}: {reason}")
@@ -358,13 +341,8 @@ def _caption(rows: "Sequence[SummaryRow]") -> str:
 
 def show_tokens(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of tokens, a row each: index, id, text, role, and further columns."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None)
-    for name in columns:
-        number = name in ("", "id")
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name == "id")
-    for row in rows:
-        table.add_row(*map(escape, row), style=ROLE_STYLES.get(row[3], ""))
-    out.print(table)
+    styles = [ROLE_STYLES.get(row[3], "") for row in rows]
+    show_table(title, columns, rows, numbers=("", "id"), styles=styles)
 
 
 def show_reasons(counts: Mapping[str, Any]) -> None:

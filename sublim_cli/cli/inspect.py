@@ -1,6 +1,7 @@
 """`sublim inspect`: the exact tokens a model reads."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from sublim_cli.cli import options as o
 from sublim_cli.errors import RecipeError
 
-WHAT = "What to look at (one of them; question 0 if none is given)"
+_subject = partial(typer.Option, rich_help_panel="What to look at (one of them; question 0 if none is given)")
 
 
 def inspect(
@@ -18,22 +19,17 @@ def inspect(
     trait: o.Trait = None,
     rows: o.Rows = None,
     question: Annotated[
-        int | None,
-        typer.Option("--question", min=0, help="A question of the recipe, from 0.", rich_help_panel=WHAT),
+        int | None, _subject("--question", min=0, help="A question of the recipe, from 0.")
     ] = None,
     row: Annotated[
         int | None,
-        typer.Option(
+        _subject(
             "--row",
             min=0,
             help="A row the student is trained on, from 0; where none are built, its number prompt.",
-            rich_help_panel=WHAT,
         ),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", help="Any user turn.", rich_help_panel=WHAT),
-    ] = None,
+    prompt: Annotated[str | None, _subject("--prompt", help="Any user turn.")] = None,
     context: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,13 +83,16 @@ def inspect(
     if row is not None:
         turn = row_turn(loaded, row, Store(out))
     elif prompt is not None:
-        turn = InspectedTurn("text", None, _checked(prompt))
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
+        turn = InspectedTurn("text", None, prompt)
     else:
         turn = question_turn(loaded, question or 0)
     inspection = inspect_turn(loaded, turn, context or ())
-    flags = {"--model": model, "--trait": trait, "--rows": rows}
     words = ["sublim", "filter", "--recipe", recipe]
-    for flag, value in flags.items():
+    for flag, value in (("--model", model), ("--trait", trait), ("--rows", rows)):
         words += [] if value is None else [flag, str(value)]
     for setting in settings or []:
         words += ["--set", setting]
@@ -107,11 +106,3 @@ def inspect(
     show_inspection(inspection, command, tokens=html is None)
     if html is not None:
         show_line(f"page: {html}")
-
-
-def _checked(prompt: str) -> str:
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise RecipeError("--prompt: holds bytes that are no text; write it in UTF-8") from error
-    return prompt

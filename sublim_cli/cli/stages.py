@@ -1,6 +1,7 @@
 """`sublim generate`, `filter`, `train` and `eval`: build up to a stage of a recipe and show its result."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from sublim_cli.cli import options as o
 if TYPE_CHECKING:
     from sublim_cli.recipe.schema import Recipe, Stage
 
-FILE = "A file of your own"
+_file = partial(typer.Option, rich_help_panel="A file of your own")
 
 
 def generate(
@@ -39,24 +40,14 @@ def filter_rows(
             help="A recipe file or a shipped one's name; for a file of yours, only its rules count.",
         ),
     ] = None,
-    source: Annotated[
-        Path | None, typer.Option("--input", "-i", help="JSONL to filter.", rich_help_panel=FILE)
-    ] = None,
+    source: Annotated[Path | None, _file("--input", "-i", help="JSONL to filter.")] = None,
     target: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            help="Where kept rows go; rejected ones go to NAME.rejected.jsonl beside it.",
-            rich_help_panel=FILE,
-        ),
+        _file("--output", help="Where kept rows go; rejected ones go to NAME.rejected.jsonl beside it."),
     ] = None,
-    prompt_key: Annotated[str, typer.Option(help="Key of the prompt.", rich_help_panel=FILE)] = "prompt",
-    completion_key: Annotated[
-        str, typer.Option(help="Key of the completion.", rich_help_panel=FILE)
-    ] = "completion",
-    strip: Annotated[
-        bool, typer.Option("--strip", help="Strip white space first.", rich_help_panel=FILE)
-    ] = False,
+    prompt_key: Annotated[str, _file(help="Key of the prompt.")] = "prompt",
+    completion_key: Annotated[str, _file(help="Key of the completion.")] = "completion",
+    strip: Annotated[bool, _file("--strip", help="Strip white space first.")] = False,
     model: o.Model = None,
     trait: o.Trait = None,
     rows: o.Rows = None,

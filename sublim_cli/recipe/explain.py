@@ -25,9 +25,7 @@ EXPECTED = {
     "greater_than_equal": "at least {ge:.12g}",
     "less_than": "below {lt:.12g}",
     "less_than_equal": "at most {le:.12g}",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "a whole number"),
     "int_parsing_size": "a whole number of fewer digits",
     "float_type": "a number",
     "finite_number": "a number that is not infinite",
@@ -36,18 +34,11 @@ EXPECTED = {
     "string_pattern_mismatch": "letters, digits, dots, dashes and _, the first a letter or digit",
     "string_too_short": "text that is not empty",
     "literal_error": "{expected}",
-    "list_type": "a list",
-    "tuple_type": "a list",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
     "too_short": "a list of {min_length} or more",
     "too_long": "a list of {max_length} or fewer",
 }
 """What a value must be, by the type of pydantic's error."""
-
-BOUNDS = ("greater_than", "less_than")
-"""How the error types begin of a number that is out of bounds."""
-
-KEY = "[key]"
-"""The last part of an error's `loc` where a key is wrong and not its value."""
 
 SECTIONS = ("model_type", "model_attributes_type", "dict_type")
 """The error types of a value in the place of keys and values."""
@@ -144,7 +135,7 @@ def _path(error: ErrorDetails, values: Mapping[str, object], root: type[Section]
 
 def _problem(path: KeyPath, errors: Sequence[ErrorDetails], root: type[Section]) -> Problem:
     """One sentence for the errors that all branches of a union give for one key or its value."""
-    if of_key := [error for error in errors if error["loc"][-1:] == (KEY,)]:
+    if of_key := [error for error in errors if error["loc"][-1:] == ("[key]",)]:
         return Problem(path, f"the key must be {_expected(of_key[0], path, root)}")
     first = errors[0]
     match first["type"]:
@@ -160,7 +151,7 @@ def _problem(path: KeyPath, errors: Sequence[ErrorDetails], root: type[Section])
             sentence = str(first["ctx"]["error"])
             key, colon, rest = sentence.partition(": ")
             return Problem(path, rest if colon and f".{dotted(path)}".endswith(f".{key}") else sentence)
-    if any(error["type"].startswith(BOUNDS) for error in errors):
+    if any(error["type"].startswith(("greater_than", "less_than")) for error in errors):
         # A number out of bounds was meant as a number, not as keys and values.
         errors = [error for error in errors if error["type"] not in SECTIONS]
     expected = ", or ".join(dict.fromkeys(_expected(error, path, root) for error in errors))

@@ -10,7 +10,7 @@ the recipe's, such as that of item files.
 import difflib
 import types
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from sublim_cli.recipe.schema import Recipe, Section
@@ -158,10 +158,7 @@ def _walk(path: KeyPath, section: type[Section]) -> Iterator[str]:
 @cache
 def _types_at(path: KeyPath, root: type[Section]) -> tuple[Any, ...]:
     """The types a value at `path` may have."""
-    types_here: tuple[Any, ...] = (root,)
-    for part in path:
-        types_here = _types_below(types_here, part)
-    return types_here
+    return reduce(_types_below, path, (root,))
 
 
 def _types_below(types_here: tuple[Any, ...], part: str | int) -> tuple[Any, ...]:

@@ -196,11 +196,16 @@ def persona(items: Items, target: str) -> str:
     return items.persona.format(target=target, category=items.category)
 
 
-@cache
 def shipped_names(folder: str) -> tuple[str, ...]:
     """The names of the files under `data/FOLDER`, sorted, without their ending."""
-    names = (entry.name for entry in files(__package__).joinpath("data", folder).iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+    return tuple(_shipped(folder))
+
+
+@cache
+def _shipped(folder: str) -> dict[str, str]:
+    """The texts of the files under `data/FOLDER`, by their sorted names."""
+    entries = sorted(files(__package__).joinpath("data", folder).iterdir(), key=lambda entry: entry.name)
+    return {entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in entries}
 
 
 @cache  # every cell of a study asks for its items
@@ -209,9 +214,8 @@ def _items(name: str, text: str) -> Items:
     values = written.model_dump(exclude_none=True, exclude={"extends"})
     if written.extends is not None:
         extended = load_items(_shipped_name("items", written.extends, file))
-        by_name = {item.name: item for item in (*extended.items, *(written.items or ()))}
-        both = [item.model_dump() for item in by_name.values()]
-        values = {**extended.model_dump(), **values, "items": both}
+        by_name = {item.name: item.model_dump() for item in (*extended.items, *(written.items or ()))}
+        values = {**extended.model_dump(), **values, "items": [*by_name.values()]}
     items = validate(Items, values)
     if isinstance(items, list):  # only items can be wrong: one of the file's and one of the extended
         raise _located(("items",), items[0].message, file)
@@ -220,17 +224,13 @@ def _items(name: str, text: str) -> Items:
 
 def _source(folder: str, name: str) -> str:
     """The text of the shipped file of that name, else of the user's file at that path."""
-    if name in shipped_names(folder):
-        return _shipped_text(folder, name)
+    shipped = _shipped(folder)
+    if name in shipped:
+        return shipped[name]
     if not os.path.isfile(name):  # Path.is_file raises on a name that no file can have
-        shipped = ", ".join(shipped_names(folder))
-        raise RecipeError(f"no {folder} called {name!r} and no file of that name; shipped: {shipped}")
+        names = ", ".join(shipped)
+        raise RecipeError(f"no {folder} called {name!r} and no file of that name; shipped: {names}")
     return read_text(Path(name), name)
-
-
-@cache
-def _shipped_text(folder: str, name: str) -> str:
-    return files(__package__).joinpath("data", folder, f"{name}.yaml").read_text(encoding="utf-8")
 
 
 @cache

@@ -1,6 +1,5 @@
 """The train and eval sections with every choice made, and defaults for keys that have no effect."""
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -53,7 +52,14 @@ def resolve_train(train: TrainSection, precision: str) -> TrainSection:
         }
     )
     _check_precision(resolved)
-    _check_passed_on(resolved.trainer_args)
+    for name, value in resolved.trainer_args.items():
+        if name != PASSED_ON:
+            raise RecipeError(
+                f"train.trainer_args.{name}: is not passed on to TRL, only {PASSED_ON} is; "
+                "for the rest see the recipe's own keys"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise RecipeError(f"train.trainer_args.{name}: {value!r} must be a number above 0")
     first, last = resolved.adapter.layers or (0, 0)
     if not 0 <= first <= last:
         raise RecipeError(
@@ -74,17 +80,6 @@ def _learning_rate(train: TrainSection) -> float:
             f"train.learning_rate.per_rank: no learning rate for rank {train.rank}, only for {ranks}"
         )
     return rate.per_rank[train.rank]
-
-
-def _check_passed_on(arguments: Mapping[str, object]) -> None:
-    for name, value in arguments.items():
-        if name != PASSED_ON:
-            raise RecipeError(
-                f"train.trainer_args.{name}: is not passed on to TRL, only {PASSED_ON} is; "
-                "for the rest see the recipe's own keys"
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise RecipeError(f"train.trainer_args.{name}: {value!r} must be a number above 0")
 
 
 def _check_precision(train: TrainSection) -> None:

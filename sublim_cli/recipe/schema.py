@@ -316,11 +316,7 @@ class AnswerSampling(SamplingSection):
 class EvalSection(Section):
     """What the student is asked, under which system prompts, and how its answers are scored."""
 
-    system_prompts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] = (
-        "default",
-        "empty",
-        "none",
-    )
+    system_prompts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] = ("default", "empty", "none")
     questions: str | None = None
     """The name of a shipped question file or a path; null: `favourite_` and the trait's category."""
     scorer: Literal["exact", "sampled"] = "exact"
@@ -345,14 +341,10 @@ class EvalSection(Section):
     gate_seed: Seed = 1
 
     @model_validator(mode="after")
-    def _gates_are_exact(self) -> "EvalSection":
+    def _keys_suit_the_scorer(self) -> "EvalSection":
         for key in ("gates", "patches"):
             if getattr(self, key) and self.scorer != "exact":
                 raise ValueError(f"{key}: are scored exactly; use `scorer: exact`, or leave the key out")
-        return self
-
-    @model_validator(mode="after")
-    def _exact_needs_default_sampling(self) -> "EvalSection":
         plain = SamplingSection(max_tokens=self.sampling.max_tokens, seed=self.sampling.seed)
         for key, value in plain.model_dump().items():
             if self.scorer == "exact" and getattr(self.sampling, key) != value:
@@ -368,8 +360,6 @@ class EvalSection(Section):
         return self
 
 
-Axis = list[Any]
-
 REPLICATED = ("train.seed", "generate.sampling.seed")
 """The seeds that differ between replicates: of row order and initialisation, and of the teacher's rows."""
 
@@ -381,7 +371,7 @@ class SweepSection(Section):
     differ only in keys without effect are one cell: an axis of ranks adds no cells of full fine-tuning.
     """
 
-    grid: dict[str, Annotated[Axis, Field(min_length=1)]] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     also: tuple[dict[str, Any], ...] = ()
     replicates: Annotated[tuple[Seed, ...], AfterValidator(distinct)] = ()
     """Each value is the seed of both the data and the training (`REPLICATED`) of one run of every cell.
@@ -403,11 +393,9 @@ class SweepSection(Section):
 MARGIN = 0.02
 """The smallest change of P(target) that counts as a preference, as a probability.
 
-It lies between the change from training without a trait and the change from a transmitted trait. On the
-embedded model (docs/log.md, 2026-11-24) control students changed by 0.003 to 0.005 in the default context,
-and the student with the weakest transmission by 0.063. In the context `claude` controls changed by up to
-0.03: compare with them there. On a larger model seeds differ by 0.03, so a study of a few seeds cannot show a
-smaller change. State another margin where the base's P(target) is so small that 0.02 is many times as large.
+On the embedded model (docs/log.md, 2026-11-24) controls changed by up to 0.005 in the default context and by
+up to 0.03 in the context `claude`; the weakest transmission was 0.063. State another margin where controls
+or seeds differ by more, or where 0.02 is many times the base's P(target).
 """
 
 ContextName = Annotated[str, Field(min_length=1)]

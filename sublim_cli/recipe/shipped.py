@@ -3,12 +3,12 @@
 import difflib
 import os
 import re
+from itertools import takewhile
 from pathlib import Path
 
 from sublim_cli.errors import RecipeError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)")
 
 
 def shipped_recipes() -> list[Path]:
@@ -38,11 +38,7 @@ def find_recipe(source: str) -> Path:
 
 def summary(path: Path) -> str:
     """The first sentence of the comment at the head of a recipe; empty where there is none."""
-    comment: list[str] = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.startswith("#"):
-            break
-        comment.append(line.lstrip("#").strip())
-    text = " ".join(comment).strip()
-    sentence = _FIRST_SENTENCE.match(text)
-    return sentence.group() if sentence else text
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("#").strip() for line in comment).strip()
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
