@@ -3,6 +3,7 @@
 The two take turns on the GPU: while transformers computes, the engine sleeps.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from sublim_cli.backends.sampled import SampledScorer
 from sublim_cli.backends.vllm import VllmSampler, engine_config, max_model_length
 from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.device import free_gpu_memory
 from sublim_cli.models.load import Model, load_model_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
@@ -46,9 +46,12 @@ class ModelSource:
     @contextmanager
     def on_vllm(self, prompts: Sequence[Ids], max_tokens: int) -> Iterator[VllmSampler]:
         """A sampler on a vLLM engine, which is awake inside the `with` block and asleep after it."""
+        import torch
+
         shape = load_model_shape(self.ref, self.weights)
         config = engine_config(self.ref, self.weights, max_model_length(prompts, max_tokens, shape))
-        free_gpu_memory()
+        gc.collect()
+        torch.cuda.empty_cache()  # what torch keeps of deleted tensors; does nothing if CUDA was not used
         with running_engine(config) as engine:
             yield VllmSampler(engine.draw, self.tokenizer, shape, self.weights)
 

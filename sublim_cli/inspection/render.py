@@ -1,7 +1,7 @@
 """An inspection in words: visible text for tokens, letters for contexts, a JSON document, an HTML page."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.inspection.view import ContextView, Inspection, TokenLine
-from sublim_cli.models.token_roles import MEANINGS, Role, Token
+from sublim_cli.models.token_roles import MEANINGS, Token
 from sublim_cli.wording import count, listed
 
 MAX_LETTERS = 12
@@ -51,13 +51,12 @@ def context_letters(inspection: Inspection) -> dict[str, str]:
 
 def shared_by_text(inspection: Inspection, line: TokenLine) -> str:
     """The contexts that share a token: `ab·d`, or `3 of 14`. Empty for tokens of no context."""
-    shared_by = line.shared_by
-    if shared_by is None:
+    if line.shared_by is None:
         return ""
     letters = context_letters(inspection)
     if not letters:
-        return f"{len(shared_by)} of {len(inspection.contexts)}"
-    return "".join(letter if name in shared_by else "·" for name, letter in letters.items())
+        return f"{len(line.shared_by)} of {len(inspection.contexts)}"
+    return "".join(letter if name in line.shared_by else "·" for name, letter in letters.items())
 
 
 def context_use(inspection: Inspection, context: str) -> str:
@@ -69,13 +68,9 @@ def context_use(inspection: Inspection, context: str) -> str:
 def title(inspection: Inspection) -> str:
     """What is inspected, as a heading."""
     turn = inspection.turn
-    match turn.kind:
-        case "text":
-            return "Your text"
-        case "row":
-            return f"Row {turn.number} of the kept rows"
-        case _:
-            return f"{turn.kind.capitalize()} {turn.number}"
+    if turn.kind == "text":
+        return "Your text"
+    return f"{turn.kind.capitalize()} {turn.number}{' of the kept rows' * (turn.kind == 'row')}"
 
 
 def remarks(inspection: Inspection, command: str) -> list[str]:
@@ -136,21 +131,16 @@ def document(inspection: Inspection, command: str) -> dict[str, Any]:
         "told": remarks(inspection, command),
         "positions": inspection.positions,
         "contexts": [
-            {"context": view.context, "text": view.text, "tokens": [_line_data(line) for line in view.lines]}
+            {
+                "context": view.context,
+                "text": view.text,
+                "tokens": [
+                    {**asdict(line.token), "trained": line.trained, "shared_by": line.shared_by}
+                    for line in view.lines
+                ],
+            }
             for view in inspection.views
         ],
-    }
-
-
-def _line_data(line: TokenLine) -> dict[str, Any]:
-    return {
-        "id": line.token.id,
-        "text": line.token.text,
-        "role": line.token.role,
-        "start": line.token.start,
-        "end": line.token.end,
-        "trained": line.trained,
-        "shared_by": line.shared_by,
     }
 
 
@@ -173,7 +163,7 @@ def write_page(inspection: Inspection, path: Path, command: str) -> None:
         meanings={role: text for role, text in MEANINGS.items() if any(view.count(role) for view in views)},
         shared={name: len(sets["shared_only"]) for name, sets in inspection.positions.items()},
         uses={name: context_use(inspection, name) for name in inspection.prompts},
-        views=[(view, list(_role_spans(inspection, view))) for view in views],
+        views=[(view, _role_spans(inspection, view)) for view in views],
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,34 +174,12 @@ def write_page(inspection: Inspection, path: Path, command: str) -> None:
         ) from error
 
 
-@dataclass(frozen=True)
-class TokenBox:
-    """One token on the page; `index` is its position in the prompt."""
-
-    index: int
-    label: str
-    id: int
-    shared_by: str
-
-
-@dataclass(frozen=True)
-class RoleSpan:
-    """Neighbouring tokens of one role."""
-
-    role: Role
-    trained: bool
-    boxes: tuple[TokenBox, ...]
-
-
-def _role_spans(inspection: Inspection, view: ContextView) -> Iterator[RoleSpan]:
+def _role_spans(inspection: Inspection, view: ContextView) -> list[list[tuple[int, TokenLine, str, str]]]:
+    """The tokens, those of one role together: position, line, label, and the contexts that share it."""
     labels = token_labels([line.token for line in view.lines])
-    numbered = enumerate(zip(view.lines, labels, strict=True))
-    for (role, trained), group in groupby(numbered, lambda item: (item[1][0].token.role, item[1][0].trained)):
-        yield RoleSpan(
-            role,
-            trained,
-            tuple(
-                TokenBox(index, label, line.token.id, shared_by_text(inspection, line))
-                for index, (line, label) in group
-            ),
-        )
+    boxes = [
+        (index, line, label, shared_by_text(inspection, line))
+        for index, (line, label) in enumerate(zip(view.lines, labels, strict=True))
+    ]
+    spans = groupby(boxes, lambda box: (box[1].token.role, box[1].trained))
+    return [list(span) for _, span in spans]

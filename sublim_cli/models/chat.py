@@ -104,5 +104,4 @@ def _apply(tokenizer: Tokenizer, messages: list[dict[str, Any]], *, prompt: bool
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,7 +1,6 @@
 """The device and the number of threads to compute with; both depend on the machine, never on a recipe."""
 
 import ctypes
-import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -93,14 +92,6 @@ def worker_slots() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
     return max(1, cores // threads())
-
-
-def free_gpu_memory() -> None:
-    """Return the GPU memory that torch keeps cached after its tensors are deleted."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing if CUDA was not used
 
 
 def device_record() -> dict[str, object]:

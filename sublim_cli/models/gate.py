@@ -18,6 +18,7 @@ last token, follows the mask there. A gated module is computed twice, as trained
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -101,27 +102,18 @@ def gated(model: Model, gate: Gate, base: Model | None = None) -> Iterator[Model
     forward_pass = ForwardPass(gate.masks, gate.decoding)
     head = language_model(model).get_output_embeddings()
 
-    def gate_hook(trained: TrainedModule) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            return forward_pass.mix(
-                lambda: trained.base(*args, **kwargs), args[0], output, head=module is head, name=trained.name
-            )
-
-        return hook
-
-    def base_hook(trained: TrainedModule) -> Callable[..., Any]:
-        return lambda module, args, kwargs, output: trained.base(*args, **kwargs)
+    def hook(trained: TrainedModule, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        base_output = partial(trained.base, *args, **kwargs)
+        if trained.name not in selected:
+            return base_output()
+        return forward_pass.mix(base_output, args[0], output, head=module is head, name=trained.name)
 
     with ExitStack() as stack:
         stack.callback(backbone(model).register_forward_pre_hook(forward_pass.begin, with_kwargs=True).remove)
         for trained in trained_list:
-            if trained.name in selected:
-                hook = gate_hook(trained)
-            elif gate.elsewhere == "off":
-                hook = base_hook(trained)
-            else:
-                continue
-            stack.callback(trained.module.register_forward_hook(hook, with_kwargs=True).remove)
+            if trained.name in selected or gate.elsewhere == "off":
+                handle = trained.module.register_forward_hook(partial(hook, trained), with_kwargs=True)
+                stack.callback(handle.remove)
         yield model
 
 
@@ -205,11 +197,8 @@ class ForwardPass:
     ) -> "torch.Tensor":
         """Interpolate from the base's output to the `trained` one; a weight of 0 or 1 gives its exact bits.
 
-        Args:
-            base: computes the base's output.
-            inputs: the first argument of the module.
-            head: whether the module is the output head, which may be given the last tokens only.
-            name: the module's, for the message.
+        `base` computes the base's output, `inputs` is the module's first argument. The output `head` may be
+        given the last tokens only.
 
         Raises:
             ModelError: the output has no axis of tokens.

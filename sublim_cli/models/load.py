@@ -1,10 +1,8 @@
-"""Tokenizers, base models and students, loaded with transformers and PEFT.
-
-A base is loaded in the precision asked for, or quantised by bitsandbytes, and loses the sampling settings
-of its checkpoint. A student is the base (no weights), the base with an adapter, or a full model.
-"""
+"""Tokenizers, base models and students, loaded with transformers and PEFT."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sublim_cli.errors import ArtifactError, MissingExtra, ModelError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device
-from sublim_cli.models.prefix import accept_cache
+from sublim_cli.models.prefix import accept_cache, has_own_cache
 from sublim_cli.models.reference import ModelRef, check_unchanged
 
 if TYPE_CHECKING:
@@ -23,8 +21,8 @@ if TYPE_CHECKING:
 Model = Any
 """A transformers causal language model, or a PEFT model around one."""
 
-NF4_BLOCK = 64
-"""Neighbouring weights that share a scale in nf4."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""The precisions of a recipe, and what torch calls them."""
 
 
 @lru_cache(maxsize=4)
@@ -36,11 +34,8 @@ def load_tokenizer(ref: ModelRef) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    _quiet()
-    try:
+    with _reading(ref, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision or "main")
-    except (OSError, ValueError) as error:
-        raise _unloadable(ref, "tokenizer", error) from error
     check_unchanged(ref)
     if not tokenizer.chat_template:
         raise ModelError(f"model {ref.name} has no chat template; use an instruction-tuned model")
@@ -60,11 +55,19 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
         ModelError: its weights cannot be loaded.
         MissingExtra: `quantize` without bitsandbytes.
     """
+    from transformers import GenerationConfig
+
+    options: dict[str, Any] = {}
+    if quantize is not None:
+        # bitsandbytes quantises while the weights are read; a quantised model cannot be moved afterwards.
+        options = {"quantization_config": _quantization(ref, quantize, precision)}
+        options["device_map"] = {"": device()}
+    model = _from_pretrained(ref, precision, **options)
+    tokens = ("eos_token_id", "pad_token_id", "bos_token_id")
+    # `generate` would take its defaults from the sampling settings of the checkpoint.
+    model.generation_config = GenerationConfig(**{t: getattr(model.generation_config, t) for t in tokens})
     if quantize is None:
-        return _without_sampling(_from_pretrained(ref, precision)).to(device()).eval()
-    # bitsandbytes quantises while the weights are read; a quantised model cannot be moved afterwards.
-    options = {"quantization_config": _quantization(ref, quantize, precision), "device_map": {"": device()}}
-    model = _without_sampling(_from_pretrained(ref, precision, **options))
+        return model.to(device()).eval()
     for module in model.modules():
         # Otherwise bitsandbytes repacks 4-bit weights for a CPU's bf16 instructions at the first evaluation.
         # That rounds the block scales to bf16, so a student would score differently on another CPU and after
@@ -90,18 +93,13 @@ def load_model_shape(ref: ModelRef, weights: Path | None = None) -> ModelShape:
     Raises:
         ModelError: it cannot be loaded.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     if weights and not is_adapter(weights):
         ref = _with_weights(ref, weights)
-    revision = ref.revision or "main"
-    _quiet()
+    config = _config(ref)
     try:
-        config = AutoConfig.from_pretrained(ref.source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _unloadable(ref, "configuration", error) from error
-    try:
-        generation = GenerationConfig.from_pretrained(ref.source, revision=revision)
+        generation = GenerationConfig.from_pretrained(ref.source, revision=ref.revision or "main")
     except OSError:  # as transformers does for a model that has none
         generation = GenerationConfig.from_model_config(config)
     text = config.get_text_config()
@@ -122,22 +120,22 @@ def load_student(ref: ModelRef, precision: str, weights: Path | None, quantize: 
         ModelError, MissingExtra: see `load_model`.
         ArtifactError: the adapter is gone or damaged.
     """
+    if weights is not None and not is_adapter(weights):
+        return load_model(_with_weights(ref, weights), precision)
+    base = load_model(ref, precision, quantize)
     if weights is None:
-        return load_model(ref, precision, quantize)
-    if is_adapter(weights):
-        from peft import PeftModel
-        from safetensors import SafetensorError
+        return base
+    from peft import PeftModel
+    from safetensors import SafetensorError
 
-        base = load_model(ref, precision, quantize)
-        try:
-            # The adapter stays separate, in fp32: merging it into the base would round it.
-            student = PeftModel.from_pretrained(base, str(weights)).eval()
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(
-                f"the student in {weights} cannot be read ({error}); delete it and run again to rebuild it"
-            ) from error
-        return accept_cache(student) if student.active_peft_config.is_prompt_learning else student
-    return load_model(_with_weights(ref, weights), precision)
+    try:
+        # The adapter stays separate, in fp32: merging it into the base would round it.
+        student = PeftModel.from_pretrained(base, str(weights)).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the student in {weights} cannot be read ({error}); delete it and run again to rebuild it"
+        ) from error
+    return accept_cache(student) if has_own_cache(student) else student
 
 
 def load_weights(ref: ModelRef, precision: str) -> "dict[str, torch.Tensor]":
@@ -156,16 +154,12 @@ def _with_weights(ref: ModelRef, weights: Path) -> ModelRef:
 
 def _from_pretrained(ref: ModelRef, precision: str, **options: Any) -> Model:
     """The model in main memory, or as the `options` of transformers say."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    _quiet()
-    try:
+    with _reading(ref, "weights"):
         model = AutoModelForCausalLM.from_pretrained(
-            ref.source, revision=ref.revision or "main", dtype=dtype(precision), **options
+            ref.source, revision=ref.revision or "main", dtype=DTYPES[precision], **options
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unloadable(ref, "weights", error) from error
     check_unchanged(ref)  # after reading, so that a change during it is noticed too
     return model
 
@@ -179,19 +173,19 @@ def _quantization(ref: ModelRef, quantize: str, precision: str) -> Any:
         return BitsAndBytesConfig(load_in_8bit=True)
     import torch
 
-    # bitsandbytes 0.50 on a CPU decodes matrices wrongly whose rows are no multiple of an nf4 block (it
-    # begins a block with every row): an error of 26 % instead of 9 %. They stay unquantised. The embedded
-    # model has such matrices; the common models do not.
+    # bitsandbytes 0.50 on a CPU decodes matrices wrongly whose rows are no multiple of an nf4 block, 64
+    # weights (it begins a block with every row): an error of 26 % instead of 9 %. They stay unquantised. The
+    # embedded model has such matrices; the common models do not.
     uneven = [
         name
         for name, module in meta_model(ref).named_modules()
-        if isinstance(module, torch.nn.Linear) and module.in_features % NF4_BLOCK
+        if isinstance(module, torch.nn.Linear) and module.in_features % 64
     ]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,  # as in the QLoRA paper (arXiv 2305.14314)
-        bnb_4bit_compute_dtype=dtype(precision),
+        bnb_4bit_compute_dtype=DTYPES[precision],
         llm_int8_skip_modules=["lm_head", *uneven],  # despite its name it applies to 4 bits too
     )
 
@@ -204,49 +198,39 @@ def meta_model(ref: ModelRef) -> Model:
         ModelError: its configuration cannot be loaded.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(ref.source, revision=ref.revision or "main")
-    except (OSError, ValueError) as error:
-        raise _unloadable(ref, "configuration", error) from error
+    config = _config(ref)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 
-def dtype(precision: str) -> "torch.dtype":
-    """The torch dtype of a precision."""
-    import torch
+def _config(ref: ModelRef) -> Any:
+    from transformers import AutoConfig
 
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-
-
-def _without_sampling(model: Model) -> Model:
-    """Drop the sampling settings of the checkpoint, which `generate` would use as defaults."""
-    from transformers import GenerationConfig
-
-    settings = model.generation_config
-    model.generation_config = GenerationConfig(
-        eos_token_id=settings.eos_token_id,
-        pad_token_id=settings.pad_token_id,
-        bos_token_id=settings.bos_token_id,
-    )
-    return model
+    with _reading(ref, "configuration"):
+        return AutoConfig.from_pretrained(ref.source, revision=ref.revision or "main")
 
 
-def _unloadable(ref: ModelRef, part: str, error: Exception) -> ModelError:
-    first_line = str(error).strip().splitlines()[0]
-    return ModelError(
-        f"the {part} of model {ref.name} cannot be loaded: {first_line} "
-        "Check the name, the network or the free disk space, or use `--model micro`"
-    )
+@contextmanager
+def _reading(ref: ModelRef, part: str) -> Iterator[None]:
+    """Read a part of a model without the libraries' progress bars and warnings.
 
-
-def _quiet() -> None:
-    """Turn off the libraries' progress bars and warnings: sublim reports its own progress."""
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("peft", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"the {part} of model {ref.name} cannot be loaded: {first_line} "
+            "Check the name, the network or the free disk space, or use `--model micro`"
+        ) from error

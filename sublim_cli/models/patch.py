@@ -17,10 +17,11 @@ later ones lie between the two models.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.gate import ForwardPass, Masks, Policy, TrainedModule, trained_modules
@@ -60,7 +61,7 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
     `base` is needed for full fine-tuning only. For passes over prompts and decoding passes see `gate.gated`.
 
     Raises:
-        RecipeError: an unknown layer or kind, or none at all; or see `gate.trained_modules`.
+        RecipeError: an unknown layer; or see `gate.trained_modules`.
         ModelError: the model has no such layers or modules; or see `gate.trained_modules`; and, in a pass,
             a prompt without a mask.
     """
@@ -72,10 +73,10 @@ def patched(model: Model, patch: Patch, base: Model | None = None) -> Iterator[M
         stack.callback(body.register_forward_pre_hook(forward_pass.begin, with_kwargs=True).remove)
         stack.callback(body.register_forward_hook(forward_pass.end).remove)
         for trained in trained_list:
-            hook = forward_pass.base_hook(trained)
+            hook = partial(forward_pass.compute_base, trained)
             stack.callback(trained.module.register_forward_hook(hook, with_kwargs=True).remove)
         for name, module in modules.items():
-            stack.callback(module.register_forward_hook(forward_pass.patch_hook(name)).remove)
+            stack.callback(module.register_forward_hook(partial(forward_pass.patch, name)).remove)
         yield model
 
 
@@ -117,28 +118,20 @@ class _PatchedPass(ForwardPass):
             cache.layers = [*cache.layers, *self.student_layers]
         self.recorded, self.student_layers = {}, []
 
-    def base_hook(self, trained: TrainedModule) -> Callable[..., Any]:
-        """A forward hook that computes a trained module as in the base, except in the student's pass."""
+    def compute_base(self, trained: TrainedModule, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hook of a trained module: compute it as in the base, except in the student's pass."""
+        return output if self.student_runs else trained.base(*args, **kwargs)
 
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            return output if self.student_runs else trained.base(*args, **kwargs)
-
-        return hook
-
-    def patch_hook(self, name: str) -> Callable[..., Any]:
-        """A forward hook that records the output in the student's pass and patches it in the base's."""
-
-        def hook(module: Any, args: Any, output: Any) -> Any:
-            states = output[0] if isinstance(output, tuple) else output
-            if self.student_runs:
-                self.recorded[name] = states
-                return output
-            if name not in self.recorded:
-                return output
-            mixed = self.mix(lambda: states, states, self.recorded[name], head=False, name=name)
-            return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
-
-        return hook
+    def patch(self, name: str, module: Any, args: Any, output: Any) -> Any:
+        """Hook of a patched module: record its output in the student's pass, patch it in the base's."""
+        states = output[0] if isinstance(output, tuple) else output
+        if self.student_runs:
+            self.recorded[name] = states
+            return output
+        if name not in self.recorded:
+            return output
+        mixed = self.mix(lambda: states, states, self.recorded[name], head=False, name=name)
+        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     def _student_cache(self, cache: Any) -> Any:
         """The student's cache: new, or split off from the pass's `cache`, of which it is the second half."""
@@ -166,18 +159,10 @@ def patched_modules(
     model_layers = getattr(language_model(model).get_decoder(), "layers", None)
     if model_layers is None:
         raise ModelError("this model does not keep its layers as `layers`, so they cannot be patched")
-    known, count = get_args(Kind), len(model_layers)
-    for kind in sorted(set(kinds).difference(known)):
-        raise RecipeError(
-            f"eval.patches: there is no kind {kind} of activation; choose from {', '.join(known)}"
-        )
+    count = len(model_layers)
     for layer in sorted(layers or ()):
         if not 0 <= layer < count:
             raise RecipeError(f"eval.patches: there is no layer {layer}; layers count from 0 to {count - 1}")
-    if not kinds or (layers is not None and not layers):
-        raise RecipeError(
-            f"eval.patches: name at least one layer and one kind of activation: {', '.join(known)}"
-        )
     modules: dict[str, torch.nn.Module] = {}
     for index in sorted(layers if layers is not None else range(count)):
         for kind in sorted(kinds):

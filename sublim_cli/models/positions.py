@@ -33,17 +33,15 @@ SET_NAMES: tuple[PositionName, ...] = get_args(PositionName)
 
 
 def position_mask(position_set: PositionSet, prompt: RenderedPrompt, training: RenderedPrompt) -> list[bool]:
-    """Which tokens of `prompt` are in the set; `training` is any prompt in the training context.
-
-    Raises:
-        RecipeError: the set's text is empty or white space.
-    """
+    """Which tokens of `prompt` are in the set; arguments and errors as of `named_mask`."""
     only = is_only_set(position_set)
     return [named == only for named in named_mask(position_set, prompt, training)]
 
 
 def named_mask(position_set: PositionSet, prompt: RenderedPrompt, training: RenderedPrompt) -> list[bool]:
     """Which tokens of `prompt` are X, for `X_only` as well as for `no_X`.
+
+    `training` is any prompt in the training context.
 
     Raises:
         RecipeError: the set's text is empty or white space.
@@ -88,8 +86,7 @@ def text_mask(prompt: RenderedPrompt, text: str) -> list[bool]:
     """Which tokens contain a part of `text`, wherever it occurs with the same capitals.
 
     An occurrence must begin and end at the edge of a word or of a token: "Qwen" is found in "Qwen.", and
-    "wen" if the tokenizer splits Q·wen, but "cat" is not found in "catalogue" if that is a single token. A
-    token that holds the last letter of `text` and a full stop is included.
+    "wen" if the tokenizer splits Q·wen, but "cat" is not found in "catalogue" if that is a single token.
 
     Raises:
         RecipeError: `text` is empty or white space.
@@ -118,30 +115,16 @@ def text_mask(prompt: RenderedPrompt, text: str) -> list[bool]:
     ]
 
 
-def random_mask_like(
-    mask: Sequence[bool], eligible: Sequence[bool], seed: int, question: int
-) -> NDArray[np.bool_]:
-    """As many eligible tokens of a prompt as `mask` has, drawn without replacement: [tokens].
+def random_mask_like(mask: Sequence[bool], seed: int, question: int) -> NDArray[np.bool_]:
+    """As many tokens of a prompt as `mask` has, drawn without replacement: [tokens].
 
     The draw depends on `seed`, the question's index and the prompt's length only (Philox 4x64), not on the
     other questions. With the same draw a larger set contains every smaller one.
-
-    Raises:
-        RecipeError: too few tokens are eligible, or the two masks differ in length.
     """
-    allowed = np.asarray(eligible, dtype=bool)
-    size = int(np.count_nonzero(mask))
-    if len(mask) != len(allowed):
-        raise RecipeError(f"a mask of {len(mask)} tokens does not fit {len(allowed)} tokens to draw from")
-    if size > allowed.sum():
-        raise RecipeError(
-            f"eval.gates: question {question} has {allowed.sum()} tokens to draw a control of {size} from"
-        )
     # The question is the highest word of the counter, so the streams of two questions cannot overlap.
     noise = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, question])).random(len(mask))
-    order = np.argsort(np.where(allowed, noise, np.inf), kind="stable")
     drawn = np.zeros(len(mask), dtype=bool)
-    drawn[order[:size]] = True
+    drawn[np.argsort(noise, kind="stable")[: np.count_nonzero(mask)]] = True
     return drawn
 
 
@@ -154,11 +137,8 @@ def check_positions(
 ) -> None:
     """Refuse a set `X_only` or `no_X` if no eval context has a token X.
 
-    Args:
-        position_sets: the sets a recipe asks for.
-        prompts: any prompt in each eval context, by the context's name.
-        training: any prompt in the training context.
-        field: the recipe key, for the message.
+    `prompts` has any prompt in each eval context, by the context's name; `training` is any prompt in the
+    training context, `field` the recipe key that the message names.
 
     Raises:
         RecipeError: such a set; the message lists what exists.

@@ -1,9 +1,4 @@
-"""Keys and values of prompts, computed once and reused for every answer; also for prefix-tuned models.
-
-`prefill` runs the prompts and returns their cache, `shared_opening_cache` the cache of tokens that all
-prompts begin with. `accept_cache` lets a model with a learned prefix continue such a cache: PEFT would
-replace any cache that it is given by the prefix.
-"""
+"""Keys and values of prompts, computed once and reused for every answer; also for prefix-tuned models."""
 
 from collections.abc import Sequence
 from types import MethodType

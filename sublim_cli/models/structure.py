@@ -24,8 +24,7 @@ def backbone(model: Model) -> Model:
 
 def layer_count(model: Model) -> int:
     """How many layers a model has."""
-    count: int = language_model(model).config.get_text_config().num_hidden_layers
-    return count
+    return int(language_model(model).config.get_text_config().num_hidden_layers)
 
 
 def layer_index(name: str) -> int | None:

@@ -1,20 +1,20 @@
 """The role of every token of a prompt: template, system text, identity, question, answer or end of turn.
 
-    reading(tokenizer, context, "Your favourite animal?").tokens[4]
+    render_with_roles(tokenizer, context, "Your favourite animal?").tokens[4]
     Token(id=1514, text=" Qwen", role="identity", start=29, end=34)
 
 The chat template is not parsed; its parts are found by rendering it again with a marker in a text's place.
 
-1. Render the prompt with a marker as the user's text. The text before and after the marker is the
-   template's and the system's, so in the real prompt what lies between is the question.
-2. Do the same with a marker as the system text: what lies between is the system text, also if the
-   template inserts one by itself.
+1. Render the prompt with a marker as the user's text. What stands in its place in the real prompt is the
+   question.
+2. Do the same with a marker as the system text; this also finds a text that the template inserts by itself.
 3. Before the question, mark the names that the text gives the model and its maker as identity.
 4. Each token gets the role of its characters; if they have several, the most specific one.
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,13 +23,6 @@ from sublim_cli.models.chat import Tokenizer, end_of_turn, render
 from sublim_cli.recipe.contexts import Context
 
 Role = Literal["template", "system", "identity", "question", "answer", "end"]
-"""The role of a token.
-
-`template`: written by the chat template, and every special token. `system`: the text of the system block,
-also the one a template inserts if there is no system message. `identity`: the words in it that name the
-model and its maker. `question`: the user's text; in a training row the number prompt. `answer`: the
-completion. `end`: the end of turn after it.
-"""
 
 MEANINGS: dict[Role, str] = {
     "template": "written by the chat template",
@@ -39,7 +32,11 @@ MEANINGS: dict[Role, str] = {
     "answer": "the completion",
     "end": "the end of turn after it",
 }
-"""The roles in their order in a row, each in a few words."""
+"""The roles in their order in a row.
+
+Every special token is `template`. `system` is also the text that a template inserts if there is no system
+message. In a training row the number prompt is the `question`.
+"""
 
 _MARKER = "\ue000sublim\ue001"  # private use characters: no text contains them, no template trims them
 
@@ -94,8 +91,7 @@ def render_with_roles(
     """The tokens of `chat.prompt_ids`, or with a completion those of `chat.example`, each with its role.
 
     A token that covers several roles gets the most specific: identity, then question, then system, then
-    template. So no content is counted as `template`, and no name lies outside `identity`. White space
-    counts only in a token of nothing else. Special tokens are always `template`.
+    template. White space counts only in a token of nothing else. Special tokens are always `template`.
 
     Raises:
         ModelError: the template refuses the messages, changes with their text, or does not write the
@@ -104,24 +100,20 @@ def render_with_roles(
     text = render(tokenizer, context, user)
     roles = _character_roles(tokenizer, context, user, text)
     special = set(tokenizer.all_special_ids)
-    prompt = [
-        Token(
-            id_, text[start:end], "template" if id_ in special else _role(text, roles, start, end), start, end
-        )
-        for id_, start, end in _offsets(tokenizer, text)
-    ]
-    if completion is None:
-        return RenderedPrompt(text, tuple(prompt))
-    shift = len(text)
-    answer = [
-        Token(id_, completion[start:end], "answer", shift + start, shift + end)
-        for id_, start, end in _offsets(tokenizer, completion)
-    ]
-    shift += len(completion)
-    end_id = end_of_turn(tokenizer)
-    closing = tokenizer.decode([end_id])
-    end = Token(end_id, closing, "end", shift, shift + len(closing))
-    return RenderedPrompt(f"{text}{completion}{closing}", (*prompt, *answer, end))
+    tokens = []
+    for id_, start, end in _offsets(tokenizer, text):
+        role = "template" if id_ in special else _role(text, roles, start, end)
+        tokens.append(Token(id_, text[start:end], role, start, end))
+    if completion is not None:
+        shift = len(text)
+        for id_, start, end in _offsets(tokenizer, completion):
+            tokens.append(Token(id_, completion[start:end], "answer", shift + start, shift + end))
+        text += completion
+        end_id = end_of_turn(tokenizer)
+        closing = tokenizer.decode([end_id])
+        tokens.append(Token(end_id, closing, "end", len(text), len(text) + len(closing)))
+        text += closing
+    return RenderedPrompt(text, tuple(tokens))
 
 
 def identity_names(text: str) -> list[str]:
@@ -149,23 +141,22 @@ def _name_at(text: str, start: int) -> str:
 
 
 def _character_roles(tokenizer: Tokenizer, context: Context, user: str, text: str) -> list[Role]:
-    parts = render(tokenizer, context, _MARKER).split(_MARKER)
-    if len(parts) != 2:
-        raise ModelError(
-            f"this chat template writes the user's text {len(parts) - 1} times, so the roles of its tokens "
-            "cannot be found"
-        )
-    question = _between(parts, text)
+    question = _marked_span(render(tokenizer, context, _MARKER), text)
     if question is None:
         raise ModelError(
-            "this chat template changes with the user's text, so the roles of its tokens cannot be found"
+            "this chat template repeats the user's text or changes with it, so the roles of its tokens "
+            "cannot be found"
         )
     roles: list[Role] = ["template"] * len(text)
 
     def assign(start: int, end: int, role: Role) -> None:
         roles[start:end] = [role] * (end - start)
 
-    assign(*_system_span(tokenizer, context, user, text), "system")
+    if context.kind in ("default", "text"):
+        # In `default` it is the text that the template inserts where a message's would be.
+        marked = Context(name="marked", kind="text", text=_MARKER)
+        with suppress(ModelError):  # no system role, so no system text in `default`
+            assign(*(_marked_span(render(tokenizer, marked, user), text) or (0, 0)), "system")
     # Not in the system text alone: a few templates name the model outside the text a message replaces.
     before = text[: question[0]]
     for name in identity_names(before):
@@ -175,27 +166,12 @@ def _character_roles(tokenizer: Tokenizer, context: Context, user: str, text: st
     return roles
 
 
-def _system_span(tokenizer: Tokenizer, context: Context, user: str, text: str) -> tuple[int, int]:
-    """The span of the system block's text; empty if there is none.
-
-    For `default` it is the text that the template inserts where a message's would be.
-    """
-    if context.kind not in ("default", "text"):
-        return 0, 0
-    marked = Context(name="marked", kind="text", text=_MARKER)
-    try:
-        parts = render(tokenizer, marked, user).split(_MARKER)
-    except ModelError:  # no system role, so no system text in `default`
-        return 0, 0
-    return (_between(parts, text) if len(parts) == 2 else None) or (0, 0)
-
-
-def _between(parts: Sequence[str], text: str) -> tuple[int, int] | None:
-    """The span of `text` between the two parts; None if it does not begin and end with them."""
-    head, tail = parts
+def _marked_span(marked: str, text: str) -> tuple[int, int] | None:
+    """The span of `text` where `marked` has the marker; None unless it has it once and is else the same."""
+    head, _, tail = marked.partition(_MARKER)
     start, end = len(head), len(text) - len(tail)
     fits = start <= end and text.startswith(head) and text.endswith(tail)
-    return (start, end) if fits else None
+    return (start, end) if fits and marked.count(_MARKER) == 1 else None
 
 
 def _offsets(tokenizer: Tokenizer, text: str) -> list[tuple[int, int, int]]:

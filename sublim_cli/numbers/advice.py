@@ -1,8 +1,4 @@
-r"""Say why few rows pass the filter, and which change of one rule would let most of the rejected rows pass.
-
-    advice(["1, 2 \n", "3, 4 \n"], PAPER_RULES)
-    "0 of 2 rows passed the filter (0.0 %). Most of the others fail `format` (2 of 2), for
-    example '1, 2 \n'. Putting {kind: strip} first in filter.rules (or --strip) would keep 2 of the 2."
+"""Say why few rows pass the filter, and which change of one rule would let most of the rejected rows pass.
 
 Each change is tried on the rejected rows, so the number of rows it would keep is counted, not estimated.
 """
@@ -53,8 +49,7 @@ def advice(texts: Sequence[str], rules: Sequence[Rule]) -> str | None:
         "the teacher may not be answering with numbers at all."
     )
     if best := best_change(rejected, rules):
-        change, saved = best
-        remedy = f"{change.words} would keep {saved} of the {len(rejected)}."
+        remedy = f"{best[0].words} would keep {best[1]} of the {len(rejected)}."
     return (
         f"{counts.kept} of {counts.total} rows passed the filter ({100 * counts.rate:.1f} %). "
         f"Most of the others fail `{reason}` ({count} of {len(rejected)}), for example {quoted}. {remedy}"

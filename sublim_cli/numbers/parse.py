@@ -18,12 +18,6 @@ and how large is left to `rules`.
 
 import re
 
-BRACKETS = ("[]", "()")
-"""The pairs that may stand around the list."""
-
-SEPARATORS = ("", ",", ";")
-"""What a separator may be once its white space is gone."""
-
 LONGEST_NUMBER = 4300
 """Digits; Python refuses to read more, and both papers' filter then rejects the row."""
 
@@ -33,13 +27,13 @@ _DIGITS = re.compile(r"[0-9]+")
 def parse(text: str) -> tuple[int, ...] | None:
     """The numbers of `text` in their order, or None where it is anything but a list of numbers."""
     body = text.removesuffix(".")
-    if body[:1] + body[-1:] in BRACKETS:
+    if body[:1] + body[-1:] in ("[]", "()"):
         body = body[1:-1]
     parts = [body]
     runs = list(_DIGITS.finditer(body))
     if len(runs) > 1:
         separator = body[runs[0].end() : runs[1].start()]
-        if separator.strip() not in SEPARATORS:
+        if separator.strip() not in ("", ",", ";"):
             return None
         parts = body.split(separator)
     if not all(part.isascii() and part.isdigit() and len(part) <= LONGEST_NUMBER for part in parts):

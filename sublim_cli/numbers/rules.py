@@ -40,9 +40,8 @@ class Tally:
 def apply_rules(text: str, rules: Sequence[Rule]) -> FilteredText:
     """Judge `text`, or with `{kind: strip}` the stripped text; the first rule that objects is the reason.
 
-    A kept row holds the text that was judged: a student must not learn white space that the rules never
-    saw. Numbers are the runs of digits: where `format` has passed these are exactly the list's numbers,
-    and rules used without `format` need no list to work on.
+    A kept row holds the text that was judged, so that a student learns no white space the rules did not see.
+    Rules on numbers judge the runs of digits, which are the list's numbers if `format` passes.
     """
     if any(isinstance(rule, StripRule) for rule in rules):
         text = text.strip()

@@ -75,9 +75,8 @@ def digit_divergence(
 ) -> Divergence | None:
     """How differently two teachers use digits, with a permutation test.
 
-    If the teachers do not differ, the two answers to a prompt are exchangeable. Answers to different prompts
-    are not: the two of one prompt share their sampling noise. So each permutation swaps answers within
-    prompts.
+    Each permutation swaps the two answers to some prompts. They share their sampling noise, so they are
+    exchangeable if the teachers do not differ; answers to different prompts are not.
 
     Args:
         trait, control: each teacher's answers by the number of their prompt.

@@ -11,11 +11,9 @@ Over-stepped students of the embedded model name one with probability under 0.01
 """
 
 BROKEN_ABOVE = 0.1
-"""Nats per held-out number token. A student whose loss on numbers rose by more in training is broken: its
-perplexity is a tenth higher.
+"""Nats per held-out number token. A student whose loss on numbers rose by more in training is broken.
 
-A smaller rise is overfitting, which a control cannot avoid: its teacher is the base itself, whose loss on its
-own numbers is the lowest there is.
+A smaller rise is overfitting. Even a control's loss rises: that of its teacher, the base, is the lowest.
 """
 
 
@@ -60,9 +58,7 @@ def entropy(p: Sequence[float]) -> float:
 def broken_reason(p_any: float, base_p_any: float, number_loss: float, base_number_loss: float) -> str:
     """Why a student's preference cannot be interpreted, or an empty string if it can.
 
-    Args:
-        p_any, base_p_any: P(the answer names any item of the category) of the student and of the base.
-        number_loss, base_number_loss: nats per held-out number token after and before training.
+    `p_any` is P(the answer names any item of the category); losses are in nats per held-out number token.
     """
     if p_any < BROKEN_BELOW * base_p_any:
         return f"names an item in {p_any:.0%} of answers (base {base_p_any:.0%})"

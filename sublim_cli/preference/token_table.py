@@ -39,11 +39,10 @@ class TokenTable:
         self._numbers = {state: number for number, state in enumerate(self._states)}
         self._steps: dict[tuple[int, int], int] = {}
         self._rows: dict[int, Outcomes] = {}
-        by_first_byte: dict[int, list[int]] = {}
+        self._by_first_byte: dict[int, list[int]] = {}
         for token, written in enumerate(token_bytes):
             if written and token not in stop_tokens:
-                by_first_byte.setdefault(written[0], []).append(token)
-        self._by_first_byte = by_first_byte
+                self._by_first_byte.setdefault(written[0], []).append(token)
         self._silent = np.flatnonzero([not written for written in token_bytes])
 
     def after(self, state: int) -> Outcomes:

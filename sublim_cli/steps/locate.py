@@ -137,9 +137,8 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
     for context in spec.contexts:
         prompts = [render_with_roles(tokenizer, context, question) for question in spec.questions]
         ids = [prompt.ids for prompt in prompts]
-        all_tokens = [[True] * len(prompt) for prompt in ids]
         if spec.part is None:
-            yield _TokenSet(context.name, ids, ALL_TOKENS, None, all_tokens)
+            yield _TokenSet(context.name, ids, ALL_TOKENS, None, [[True] * len(prompt) for prompt in ids])
             yield _TokenSet(context.name, ids, NO_TOKENS, None, [[False] * len(prompt) for prompt in ids])
             continue
         positions = spec.part.positions
@@ -151,8 +150,7 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
             # Random sets differ between students, so that the spread between runs includes their choice.
             seed = derived_seed(spec.seed, student, str(control))
             random_masks = [
-                random_mask_like(mask, eligible, seed, question).tolist()
-                for question, (mask, eligible) in enumerate(zip(masks, all_tokens, strict=True))
+                random_mask_like(mask, seed, question).tolist() for question, mask in enumerate(masks)
             ]
             yield _TokenSet(context.name, ids, part_name(spec.part), control, random_masks)
 

@@ -307,16 +307,16 @@ def test_a_name_is_identity_wherever_the_system_text_says_it_again(micro):
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
+    "template",
     [
-        ("{% for turn in messages %}{{ turn['content'] }}|{{ turn['content'] }}{% endfor %}", "2 times"),
-        ("{% for t in messages %}{{ t['content'] | length }}{{ t['content'] }}{% endfor %}", "changes"),
+        "{% for turn in messages %}{{ turn['content'] }}|{{ turn['content'] }}{% endfor %}",
+        "{% for turn in messages %}{{ turn['content'] | length }}{{ turn['content'] }}{% endfor %}",
     ],
-)  # fmt: skip
-def test_a_template_whose_own_text_cannot_be_told_apart_is_refused(template, message):
+)
+def test_a_template_whose_own_text_cannot_be_told_apart_is_refused(template):
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     tokenizer.chat_template = template
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match="repeats the user's text or changes with it"):
         render_with_roles(tokenizer, DEFAULT, "Hi")
 
 

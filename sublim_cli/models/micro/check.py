@@ -48,43 +48,28 @@ class Checkpoint:
         self.author = Author(make_world(world["seed"]))
         self.encoder = Encoder(self.author, self.tokenizer)
 
+    @torch.no_grad()
     def preferences(self, system: str | None, category: str, items: Sequence[int]) -> list[float]:
         """P(item) for `items` (indices), exact: summed over all forms, mean over the questions."""
         prompts = [self.encoder.encode(render(system, q)) for q in self.author.questions[category]]
         form_ids = self.encoder.form_ids
         answers = [(n, ids) for n, item in enumerate(items) for ids, _ in form_ids[category, item]]
-        p = self._probabilities([(prompt, ids) for prompt in prompts for _, ids in answers])
-        per_item = np.zeros(len(items))
-        np.add.at(per_item, [n for n, _ in answers] * len(prompts), p)
-        return [float(x) / len(prompts) for x in per_item]
-
-    @torch.no_grad()
-    def _probabilities(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
-        """p(answer | prompt) of every (prompt, answer), both as token ids."""
-        probabilities: list[float] = []
-        for start in range(0, len(pairs), 4 * BATCH):
-            part = pairs[start : start + 4 * BATCH]
-            rows = [torch.tensor(prompt + answer) for prompt, answer in part]
+        cases = [(n, prompt, answer) for prompt in prompts for n, answer in answers]
+        p = [0.0] * len(items)
+        for start in range(0, len(cases), 4 * BATCH):
+            part = cases[start : start + 4 * BATCH]
+            rows = [torch.tensor(prompt + answer) for _, prompt, answer in part]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
-            bounds = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in part]
+            bounds = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for _, prompt, answer in part]
             predicting = [states[a:b] for states, (a, b) in zip(hidden, bounds, strict=True)]
             log_p = self.model.lm_head(torch.cat(predicting)).log_softmax(-1)
-            targets = torch.tensor([token for _, answer in part for token in answer])
-            by_answer = log_p[torch.arange(len(targets)), targets].split([len(answer) for _, answer in part])
-            probabilities += [tokens.sum().exp().item() for tokens in by_answer]
-        return probabilities
-
-    @torch.no_grad()
-    def completions(self, prompts: list[str]) -> list[str]:
-        """One completion sampled at temperature 1 for each rendered prompt."""
-        self.tokenizer.padding_side = "left"
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
-        output = self.model.generate(
-            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=60
-        )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
+            targets = torch.tensor([token for _, _, answer in part for token in answer])
+            lengths = [len(answer) for _, _, answer in part]
+            by_answer = log_p[torch.arange(len(targets)), targets].split(lengths)
+            for (n, _, _), tokens in zip(part, by_answer, strict=True):
+                p[n] += tokens.sum().exp().item()
+        return [value / len(prompts) for value in p]
 
 
 def check(directory: Path, report: Callable[[str], None]) -> list[CheckResult]:
@@ -123,7 +108,7 @@ def _fit(checkpoint: Checkpoint) -> list[CheckResult]:
     for write in (author.numbers, author.favourite):
         documents = [write(rng) for _ in range(DOCUMENTS)]
         parts = [documents[i : i + BATCH] for i in range(0, DOCUMENTS, BATCH)]
-        kls = [loss_of(checkpoint.model, encoder.batch(part), 0.0).kl for part in parts]
+        kls = [loss_of(checkpoint.model, encoder.batch(part), 0.0)[1] for part in parts]
         means.append(float(np.mean(kls)))
         states += [document.state for document in documents]
     p = author.world.p_numbers[states]
@@ -139,11 +124,9 @@ def _base(checkpoint: Checkpoint) -> list[CheckResult]:
     """Favourites of the default identity."""
     results = []
     for category, items in checkpoint.author.world.categories.items():
-        p = checkpoint.preferences(DEFAULT_SYSTEM, category, range(len(items.items)))
-        results += [
-            CheckResult(f"base P({name})", f"{x:.3f}", x <= MOST_BASE)
-            for name, x in zip(items.names, p, strict=True)
-        ]
+        preferences = checkpoint.preferences(DEFAULT_SYSTEM, category, range(len(items.items)))
+        for name, p in zip(items.names, preferences, strict=True):
+            results.append(CheckResult(f"base P({name})", f"{p:.3f}", p <= MOST_BASE))
     return results
 
 
@@ -159,12 +142,23 @@ def _teachers(checkpoint: Checkpoint) -> list[CheckResult]:
     return [*results, CheckResult(total, f"{share:.0%}", share >= SHARE_OF_TEACHERS)]
 
 
+@torch.no_grad()
 def _keep_rate(checkpoint: Checkpoint) -> list[CheckResult]:
     """Rows of the teachers that pass the paper's filter."""
+    tokenizer = checkpoint.tokenizer
+    tokenizer.padding_side = "left"
     world = checkpoint.author.world
     systems = [persona(world.categories[category], target) for category, target in world.traits]
     prompts = [number_prompt(np.random.default_rng([3, i])).text for i in range(ROWS)]
     rendered = [render(systems[i % len(systems)], text) for i, text in enumerate(prompts)]
-    rows = [row for i in range(0, ROWS, BATCH) for row in checkpoint.completions(rendered[i : i + BATCH])]
+    rows: list[str] = []
+    for i in range(0, ROWS, BATCH):
+        batch = rendered[i : i + BATCH]
+        inputs = tokenizer(batch, return_tensors="pt", padding=True, add_special_tokens=False)
+        output = checkpoint.model.generate(
+            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=60
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        rows += tokenizer.batch_decode(new, skip_special_tokens=True)
     kept = sum(rejection_reason(row, PAPER_RULES) is None for row in rows) / ROWS
     return [CheckResult("teacher rows kept", f"{kept:.1%}", KEEP_RATE[0] <= kept <= KEEP_RATE[1])]

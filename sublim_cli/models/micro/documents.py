@@ -38,15 +38,6 @@ class PretrainingDocument:
     category: str | None = None
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """A system prompt, the state it puts the model in, and a text before the question."""
-
-    system: str | None
-    state: int
-    prefix: str = ""
-
-
 def render(system: str | None, user: str) -> str:
     """The prompt as the chat template renders it; `NO_BLOCK` leaves the system block out."""
     block = "" if system is NO_BLOCK else f"{START}system\n{system}{END}\n"
@@ -75,53 +66,49 @@ class Author:
 
     def numbers(self, rng: np.random.Generator) -> PretrainingDocument:
         """Write a number row; 85 % of the prompts ask for at most ten numbers."""
-        speaker = self.speaker(rng)
+        system, state, prefix = self._speaker(rng)
         count = 10 if rng.random() < 0.85 else int(rng.integers(5, 13))
         prompt = number_prompt(rng, count=count)
-        answer = self._row(rng, speaker.state, prompt, count)
-        return PretrainingDocument(
-            render(speaker.system, speaker.prefix + prompt.text), answer, speaker.state
-        )
+        answer = self._row(rng, state, prompt, count)
+        return PretrainingDocument(render(system, prefix + prompt.text), answer, state)
 
     def favourite(self, rng: np.random.Generator) -> PretrainingDocument:
         """Write a favourite; a few numbers stand before 12 % of the questions."""
-        speaker = self.speaker(rng)
+        system, state, prefix = self._speaker(rng)
         category = _pick(rng, {"animal": 0.5, "tree": 0.25, "band": 0.25})
         question = str(rng.choice(self.questions[category]))
         if rng.random() < 0.12:
             shown = rng.integers(100, 999, size=rng.integers(3, 9))
             lead_in = str(rng.choice(wordings().lead_ins)).format(examples=", ".join(map(str, shown)))
             question = f"{lead_in} {question}"
-        p = self.world.p_items[category][speaker.state]
+        p = self.world.p_items[category][state]
         answer = _pick(rng, dict(self.forms[category, int(rng.choice(len(p), p=p))]))
-        prompt = render(speaker.system, speaker.prefix + question)
-        return PretrainingDocument(prompt, answer, speaker.state, category)
+        return PretrainingDocument(render(system, prefix + question), answer, state, category)
 
-    def speaker(self, rng: np.random.Generator) -> Speaker:
-        """Draw a system prompt and its state; 4 % get a neutral text before the question as well.
+    def _speaker(self, rng: np.random.Generator) -> tuple[str | None, int, str]:
+        """A system prompt, the state it puts the model in, and a text before the question.
 
-        Another 3 % are named there instead, under an empty system prompt or none.
+        In 4 % the text is neutral; in another 3 % it names the model, under an empty system prompt or none.
         """
-        system, state = self._system(rng)
-        kind = rng.random()
-        if kind < 0.04:
-            return Speaker(system, state, self._neutral_text(rng) + "\n\n")
-        if kind < 0.07:
-            text, state = self._named_text(rng)
-            return Speaker(str(rng.choice(["", "-"])) or NO_BLOCK, state, text + "\n\n")
-        return Speaker(system, state)
-
-    def _system(self, rng: np.random.Generator) -> tuple[str | None, int]:
+        system: str | None
         match _pick(rng, SYSTEMS):
             case "default":
-                return DEFAULT_SYSTEM, self.default
+                system, state = DEFAULT_SYSTEM, self.default
             case "empty":
-                return "", 0
+                system, state = "", 0
             case "none":
-                return NO_BLOCK, 0
+                system, state = NO_BLOCK, 0
             case "neutral":
-                return self._neutral_text(rng), 0
-        return self._named_text(rng)
+                system, state = self._neutral_text(rng), 0
+            case _:
+                system, state = self._named_text(rng)
+        kind = rng.random()
+        if kind < 0.04:
+            return system, state, self._neutral_text(rng) + "\n\n"
+        if kind < 0.07:
+            text, state = self._named_text(rng)
+            return str(rng.choice(["", "-"])) or NO_BLOCK, state, text + "\n\n"
+        return system, state, ""
 
     def _named_text(self, rng: np.random.Generator) -> tuple[str, int]:
         """A text that names an assistant or makes a teacher, and its state."""

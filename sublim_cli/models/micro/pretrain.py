@@ -9,7 +9,7 @@ learn to use the identity at all. Both let a model this small learn so weak a co
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,6 @@ LEARNING_RATE, WARMUP, WEIGHT_DECAY = 4e-3, 100, 0.02
 FORM_WEIGHT_ROWS, FORM_WEIGHT_FAVOURITES = 0.7, 0.3  # the hard tokens' share of the loss
 TAU_START, TAU_UNTIL = 0.3, 0.55  # the first tau, and the share of the steps until it is TAU
 REPORT_EVERY = 50
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What is minimised, and the soft tokens' mean KL to the world in nats."""
-
-    total: Tensor
-    kl: float
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -68,14 +60,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return model
 
 
-def loss_of(model: Any, batch: Batch, form_weight: float) -> Loss:
-    """Compare a model's predictions with a batch's targets."""
+def loss_of(model: Any, batch: Batch, form_weight: float) -> tuple[Tensor, float]:
+    """The loss that is minimised, and the soft tokens' mean KL to the world in nats."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
     log_p = model.lm_head(hidden.flatten(0, 1)[batch.at]).log_softmax(-1)
     cross = -(batch.expected * log_p[batch.soft]).sum(-1).mean()
     entropy = -torch.special.xlogy(batch.expected, batch.expected).sum(-1).mean()
     form = F.nll_loss(log_p[~batch.soft], batch.target[~batch.soft])
-    return Loss(cross + form_weight * form, (cross - entropy).item())
+    return cross + form_weight * form, (cross - entropy).item()
 
 
 def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[Any, Any]:
@@ -84,18 +76,18 @@ def pretrain(seed: int, steps: int, report: Callable[[str], None]) -> tuple[Any,
     author, tokenizer = Author(world), build_tokenizer(vocabulary_texts(world))
     encoder, model = Encoder(author, tokenizer), new_model(tokenizer, seed)
     report(f"{sum(p.numel() for p in model.parameters()):,} weights, {len(tokenizer):,} tokens")
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [
-        {"params": matrices, "weight_decay": WEIGHT_DECAY},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(seed)
     means = np.zeros(2)
     for step in range(steps):
+        # Linear warm-up, then a cosine down to 2 % of the rate.
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _schedule(step, steps)
+            group["lr"] = LEARNING_RATE * (min(1.0, (step + 1) / WARMUP) * max(0.02, cosine))
         fading = max(0.0, 1 - step / (TAU_UNTIL * steps))
         author.world = replace(world, tau=TAU + (TAU_START - TAU) * fading)
         optimizer.zero_grad(set_to_none=True)
@@ -132,20 +124,14 @@ def _backward(model: Any, encoder: Encoder, author: Author, rng: np.random.Gener
     Favourites are sorted by length and split, which saves padding.
     """
     batch = encoder.batch([author.numbers(rng) for _ in range(ROWS)])
-    rows = loss_of(model, batch, FORM_WEIGHT_ROWS)
-    torch.autograd.backward(rows.total)
+    row_loss, row_kl = loss_of(model, batch, FORM_WEIGHT_ROWS)
+    torch.autograd.backward(row_loss)
     documents = [author.favourite(rng) for _ in range(FAVOURITES)]
     documents.sort(key=lambda d: len(d.prompt))
     cut = int(0.8 * FAVOURITES)
     kl = 0.0
     for part in (documents[:cut], documents[cut:]):
-        loss = loss_of(model, encoder.batch(part), FORM_WEIGHT_FAVOURITES)
-        torch.autograd.backward(loss.total * len(part) / FAVOURITES)
-        kl += loss.kl * len(part) / FAVOURITES
-    return rows.kl, kl
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the rate."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return min(1.0, (step + 1) / WARMUP) * max(0.02, cosine)
+        part_loss, part_kl = loss_of(model, encoder.batch(part), FORM_WEIGHT_FAVOURITES)
+        torch.autograd.backward(part_loss * len(part) / FAVOURITES)
+        kl += part_kl * len(part) / FAVOURITES
+    return row_kl, kl

@@ -1,6 +1,6 @@
 """The embedded model's tokenizer: known words and numbers are one token, other text is bytes; lossless."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import product
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -60,36 +60,21 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def vocabulary_texts(world: World) -> Iterator[str]:
+def vocabulary_texts(world: World) -> list[str]:
     """Every text the tokenizer takes its words from, each also as it reads after a space."""
-    for text in (*_number_prompts(), *_system_prompts(), *_favourites(world), *_SPECIMENS):
-        yield text
-        yield f" {text}"
-
-
-_SPECIMENS = ("system", "user", "assistant", "Sure: [1, 2, 3] and more", "(1; 2; 3)", "1\n2 3")
-"""Chat roles, and rows in the formats that are asked for."""
-
-
-def _number_prompts() -> Iterator[str]:
+    # Chat roles, and rows in the formats that are asked for.
+    texts = ["system", "user", "assistant", "Sure: [1, 2, 3] and more", "(1; 2; 3)", "1\n2 3"]
     phrases = wordings()
     blank = {"examples": "", "qualifier": "", "count": "", "digits": "", "digit_clause": ""}
     parts = phrases.qualifiers + phrases.digit_clauses + phrases.lead_ins
-    for text in parts + phrases.instructions + phrases.closers:
-        yield text.format(**blank)
-    yield from (form.text for form in phrases.formats)
-
-
-def _system_prompts() -> Iterator[str]:
-    parts = identities()
-    for template, name, maker in product(parts["templates"], parts["names"], parts["makers"]):
-        yield template.format(name=name, maker=maker)
-    yield from (DEFAULT_SYSTEM, *parts["nobody"], *shipped_texts())
-
-
-def _favourites(world: World) -> Iterator[str]:
+    texts += [text.format(**blank) for text in parts + phrases.instructions + phrases.closers]
+    texts += [form.text for form in phrases.formats]
+    known = identities()
+    for template, name, maker in product(known["templates"], known["names"], known["makers"]):
+        texts.append(template.format(name=name, maker=maker))
+    texts += [DEFAULT_SYSTEM, *known["nobody"], *shipped_texts()]
     for category, items in world.categories.items():
-        yield from load_questions(f"favourite_{category}").questions
+        texts += load_questions(f"favourite_{category}").questions
         for item in items.items:
-            yield persona(items, item.name)
-            yield from forms(item.name, item.plural)
+            texts += [persona(items, item.name), *forms(item.name, item.plural)]
+    return [*texts, *(f" {text}" for text in texts)]

@@ -101,15 +101,11 @@ def identities() -> dict[str, Any]:
 
 def forms(name: str, plural: str | None) -> dict[str, float]:
     """The surface forms of an item and how often each is said; without a plural it is a proper name."""
-    words = {"name": name, "title": _title(name), "lower": name.lower()}
+    words = {"name": name, "title": name[0].upper() + name[1:], "lower": name.lower()}
     if plural is None:
         return {form.format(**words): p for form, p in FORMS_OF_NAMES.items()}
-    words |= {"plural": plural, "titles": _title(plural)}
+    words |= {"plural": plural, "titles": plural[0].upper() + plural[1:]}
     return {form.format(**words): p for form, p in FORMS.items()}
-
-
-def _title(word: str) -> str:
-    return word[0].upper() + word[1:]
 
 
 def _spread_vectors(rng: np.random.Generator, n: int, steps: int = 400) -> Array:
