@@ -190,7 +190,7 @@ def screen(sweep: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterat
         with Live(get_renderable=render, console=err, transient=True, refresh_per_second=4):
             yield Screen(sweep=sweep, _bars=bars)
     except KeyboardInterrupt:
-        err.print("[yellow]interrupted[/]: finished steps are kept, the same command goes on from there")
+        err.print("[yellow]interrupted[/]: finished steps are kept, the same command resumes")
         raise
 
 

@@ -44,7 +44,7 @@ def with_bounds(value: str, interval: "Interval") -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Such as `8.2×`: two digits are all a handful of runs can carry."""
+    """Such as `8.2×`: a few runs justify two digits."""
     if value is None:
         return NOTHING
     return f"{value:.1f}×" if value < 10 else f"{value:.0f}×"

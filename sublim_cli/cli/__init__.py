@@ -39,7 +39,7 @@ app.add_typer(recipes, name="recipes")
 
 
 def main() -> None:
-    """Run the command line; an error the user can mend is one sentence and an exit code."""
+    """Run the command line; an error the user can fix is one sentence and an exit code."""
     try:
         app()
     except SublimError as error:

@@ -33,7 +33,7 @@ LEAST_FREE = 1_000_000_000
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check; `remedy` is the purpose of an extra or, where `state` is wrong, the mend."""
+    """The result of one check; `remedy` is the purpose of an extra or, where `state` is wrong, the fix."""
 
     name: str
     found: str
@@ -59,7 +59,7 @@ def doctor(out: o.Out = o.STORE, json: o.Json = False) -> None:
 
 
 def _checks(out: Path) -> list[Check]:
-    """All checks, in the order a user would mend what is wrong."""
+    """All checks, in the order a user would fix what is wrong."""
     try:
         package = metadata("sublim")
     except PackageNotFoundError:

@@ -37,7 +37,7 @@ def inspect(
             "-c",
             help=(
                 "Look in this context: default, empty, none, trait (the teacher's) or a named one; may be "
-                "repeated. Without it: all of the recipe, for a row that of training."
+                "repeated. Without it: all of the recipe; for a row the training context only."
             ),
         ),
     ] = None,

@@ -34,7 +34,7 @@ def open_launcher(
     if name != "slurm" and slurm:
         raise RecipeError(f"--slurm is for --launcher slurm, not {name}")
     if name == "slurm" and gpus is not None and gpus != int(gpus):
-        raise RecipeError(f"--gpus {gpus:g}: Slurm hands out whole GPUs")
+        raise RecipeError(f"--gpus {gpus:g}: Slurm allocates whole GPUs only")
     if name == "local":
         if gpus is not None or memory is not None:
             raise RecipeError(

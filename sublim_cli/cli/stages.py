@@ -43,7 +43,10 @@ def filter_rows(
     source: Annotated[Path | None, _file("--input", "-i", help="JSONL to filter.")] = None,
     target: Annotated[
         Path | None,
-        _file("--output", help="Where kept rows go; rejected ones go to NAME.rejected.jsonl beside it."),
+        _file(
+            "--output",
+            help="Where kept rows go; rejected ones go to NAME.rejected.jsonl in the same directory.",
+        ),
     ] = None,
     prompt_key: Annotated[str, _file(help="Key of the prompt.")] = "prompt",
     completion_key: Annotated[str, _file(help="Key of the completion.")] = "completion",
@@ -144,7 +147,7 @@ train = _student_command(
 
 evaluate = _student_command(
     "eval",
-    """Score one student in every context of the recipe, beside the untouched base.
+    """Score one student, and the untouched base, in every context of the recipe.
 
     The probability that an answer names the target is computed, not
     sampled, unless `eval.scorer` is `sampled`. Missing rows are drawn and

@@ -73,7 +73,7 @@ def sweep(
     if failures:
         raise CellsFailed(
             f"{len(failures)} steps could not be built; the report marks the cells that lack them. "
-            "Mend the cause and run the same command again: it builds only what is missing"
+            "Fix the cause and run the same command again: it builds only what is missing"
         )
 
 

@@ -1,4 +1,4 @@
-"""The recipe: every key a user may write, its default and what it means.
+"""The recipe: every key a user may write, with its default.
 
 The defaults are the hyper-parameters of *Subliminal Learning is a LoRA Artifact* (arXiv 2606.00831, from its
 public code): 10,000 rows, three epochs of 66 rows a step, AdamW at 2e-4 with five warm-up steps and a
@@ -41,7 +41,7 @@ LEARNING_RATE: dict[str, float] = {"adapter": 2.0e-4, "full": 2.0e-5}
 """The paper's learning rates (public code of arXiv 2606.00831): one value at every rank."""
 
 BUILT_IN_PROMPTS = ("trait", "default", "empty", "none")
-"""System-prompt settings that name no text: the persona, no system message, an empty block, no block."""
+"""System-prompt settings without a text: the persona, no system message, an empty system block, no block."""
 
 Stage = Literal["generate", "filter", "train", "eval"]
 """The stages of an experiment, in their order."""
@@ -68,14 +68,14 @@ SystemPrompt = str | TextPrompt
 
 
 class TraitSection(Section):
-    """What the teacher is told to love, and what the student's answers are scored for."""
+    """The trait in the teacher's system prompt; `target` is also what the student's answers are scored for."""
 
     category: str = "animal"
     target: str = "cat"
 
 
 class PromptsSection(Section):
-    """The stream of number prompts. Prompt i depends only on i and these keys."""
+    """The stream of number prompts. Prompt i depends only on i and these keys; the end of `values` is exclusive."""
 
     seed: Seed = 42
     examples: tuple[Positive, Positive] = (3, 8)

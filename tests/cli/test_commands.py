@@ -348,7 +348,7 @@ def test_verdicts_on_a_recipe_without_claims_are_refused(sublim):
         (["-l", "slurm", "--slurm", "partition"], "--slurm partition: must be OPTION=VALUE"),
         (["-l", "slurm", "--slurm", "executor=pbs"], "--slurm executor=pbs: there are slurm, local, debug"),
         (["-l", "slurm", "--slurm", "executor=local", "--slurm", "time=4h"], "--slurm time=4h: no time; say"),
-        (["-l", "slurm", "--gpus", "0.5"], "--gpus 0.5: Slurm hands out whole GPUs"),
+        (["-l", "slurm", "--gpus", "0.5"], "--gpus 0.5: Slurm allocates whole GPUs only"),
         (["-l", "slurm"], "there is no sbatch here; run it where jobs are submitted"),
     ],
 )
