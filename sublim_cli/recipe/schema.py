@@ -41,7 +41,7 @@ LEARNING_RATE: dict[str, float] = {"adapter": 2.0e-4, "full": 2.0e-5}
 """The paper's learning rates (public code of arXiv 2606.00831): one value at every rank."""
 
 BUILT_IN_PROMPTS = ("trait", "default", "empty", "none")
-"""System-prompt settings without a text: the persona, no system message, an empty system block, no block."""
+"""System-prompt settings: the persona, no system message, an empty system block, no system block."""
 
 Stage = Literal["generate", "filter", "train", "eval"]
 """The stages of an experiment, in their order."""
@@ -75,7 +75,7 @@ class TraitSection(Section):
 
 
 class PromptsSection(Section):
-    """The stream of number prompts. Prompt i depends only on i and these keys; the end of `values` is exclusive."""
+    """The stream of number prompts: prompt i depends only on i and these keys. `values` excludes its end."""
 
     seed: Seed = 42
     examples: tuple[Positive, Positive] = (3, 8)
@@ -161,7 +161,7 @@ PAPER_RULES: tuple[Rule, ...] = (FormatRule(), CountRule(most=10), RangeRule(lea
 
 
 class FilterSection(Section):
-    """Which rows are kept. The rules apply in order; the first that a row breaks is its reason."""
+    """Which rows are kept. The rules apply in order; the first rule that a row breaks is recorded as the reason."""
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = PAPER_RULES
 
@@ -265,7 +265,7 @@ PositionSet = Annotated[
 ]
 Layer = Annotated[int, Field(ge=0)]
 Decoding = Literal["follow", "on", "off"]
-"""Whether a gated or patched model is the student at the tokens of an answer.
+"""Whether the student's weights act at the tokens of an answer.
 
 `follow`: off with `X_only`, on with `no_X`.
 """
@@ -332,7 +332,7 @@ class EvalSection(Section):
     """The library for `sampled`; the exact scorer runs on transformers."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gates: Annotated[tuple[GateEntry, ...], AfterValidator(distinct)] = ()
-    """Gated students, each scored separately; a name stands for all modules and layers."""
+    """Gated students, each scored separately; an entry that is only a name has all modules and layers."""
     patches: Annotated[tuple[PatchSection, ...], AfterValidator(distinct)] = ()
     gate_contexts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] | None = None
     """The contexts in which gated and patched students are asked; null: their training context."""
@@ -365,7 +365,7 @@ REPLICATED = ("train.seed", "generate.sampling.seed")
 
 
 class SweepSection(Section):
-    """The cells: every combination of the values in `grid`, and once more for each entry of `also`.
+    """The cells: every combination of the values in `grid`, then all again for each entry of `also`.
 
     An entry of `also` sets keys, of the recipe or of the grid, to a value or a list of values. Cells that
     differ only in keys without effect are one cell: an axis of ranks adds no cells of full fine-tuning.
@@ -413,7 +413,7 @@ class ClaimSection(Section):
 
 
 class AdapterClaim(ClaimSection):
-    """A claim about LoRA students. Null matches any value, but students that differ in it are an error."""
+    """A claim about LoRA students. Null matches any value; the claim is incomplete if several match."""
 
     learning_rate: Rate | None = None
     precision: Literal["fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] | None = None
