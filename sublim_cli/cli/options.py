@@ -94,7 +94,7 @@ CheckpointEvery = Annotated[
     _run(
         "--checkpoint-every",
         envvar="SUBLIM_CHECKPOINT_EVERY",
-        help="Save checkpoints, from which a killed training resumes: every so many steps (200) or minutes (10min).",
+        help="Save checkpoints, from which a killed training resumes: steps (200) or minutes (10min).",
     ),
 ]
 MicroBatch = Annotated[

@@ -68,7 +68,7 @@ SystemPrompt = str | TextPrompt
 
 
 class TraitSection(Section):
-    """The trait in the teacher's system prompt; `target` is also what the student's answers are scored for."""
+    """The trait in the teacher's system prompt; the student's answers are scored for `target`."""
 
     category: str = "animal"
     target: str = "cat"
@@ -161,7 +161,7 @@ PAPER_RULES: tuple[Rule, ...] = (FormatRule(), CountRule(most=10), RangeRule(lea
 
 
 class FilterSection(Section):
-    """Which rows are kept. The rules apply in order; the first rule that a row breaks is recorded as the reason."""
+    """Which rows are kept. The first rule that a row breaks, in their order, is recorded as the reason."""
 
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)] = PAPER_RULES
 
