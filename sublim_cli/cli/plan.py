@@ -70,9 +70,8 @@ def plan(
             progress(
                 Notice("measuring steps without a record in a temporary store; --no-probe leaves it out")
             )
-            with probed(planned, unknown, devices[0], device_record(), progress) as measured:
-                failures = measured.failures
-                estimate = forecast(planned, new, records, [*sources, measured.costs], len(devices))
+            with probed(planned, unknown, devices[0], device_record(), progress) as (costs, failures):
+                estimate = forecast(planned, new, records, [*sources, costs], len(devices))
     runs = planned_runs(planned, StoreReader(store, {})) if new else []
     power = powers(loaded.claims, runs, effect) if new else []
     if json:

@@ -3,7 +3,7 @@
 import json
 import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,16 +62,14 @@ def missing_steps(steps: Sequence[Step], store: Store) -> list[Step]:
 class StepQueue:
     """The missing steps of a launch in the order of building. A step is ready once its inputs are built."""
 
-    def __init__(self, steps: Sequence[Step], store: Store) -> None:
-        """Queue what `store` lacks of `steps` and their inputs."""
+    def __init__(self, steps: Sequence[Step], store: Store, listener: Listener) -> None:
+        """Queue what `store` lacks of `steps` and their inputs, and report it to `listener`."""
+        self.listener = listener
         self.waiting = {digest(step): step for step in missing_steps(steps, store)}
         self.built = {digest(step) for step in in_order(list(steps)) if store.find(step)}
         self.failed: dict[str, str] = {}
         """Digest to reason."""
-
-    def planned(self) -> SweepPlanned:
-        """What there is to build, as an event."""
-        return SweepPlanned(tuple(self.waiting), len(self.built))
+        listener(SweepPlanned(tuple(self.waiting), len(self.built)))
 
     def take(self, *, with_model: bool | None = None) -> Step | None:
         """Remove and return the next ready step; None if none is ready.
@@ -104,35 +102,27 @@ class StepQueue:
                 return tuple(chain)
             chain.append(self.waiting.pop(digest(users[0])))
 
-    def give_back(self, step: Step) -> None:
-        """Put a step that was taken back, before all others."""
-        self.waiting = {digest(step): step, **self.waiting}
+    def give_back(self, steps: Iterable[Step]) -> None:
+        """Put steps that were taken back, before all others."""
+        self.waiting = {**{digest(step): step for step in steps}, **self.waiting}
 
-    def settle(self, step: Step, reason: str | None, listener: Listener) -> None:
-        """Note that `step` was built, or (with a `reason`) that it failed."""
-        if reason is None:
-            self.built.add(digest(step))
-        else:
-            self.fail(step, reason)
-            listener(StepFailed(step.label, digest(step), reason))
-
-    def settle_chain(self, steps: Sequence[Step], built: int, reason: str | None, listener: Listener) -> None:
+    def settle(self, steps: Sequence[Step], built: int, reason: str | None) -> None:
         """Note the result of `build_chain`: the first `built` steps were built, the next one failed."""
-        for step in steps[:built]:
-            self.settle(step, None, listener)
+        self.built.update(map(digest, steps[:built]))
         if reason is not None:
             failed, *others = steps[built:]
-            self.settle(failed, reason, listener)
+            self._fail(failed, reason)
+            self.listener(StepFailed(failed.label, digest(failed), reason))
             for step in others:
-                self.fail(step, f"needs {failed.label}, which failed: {reason}")
+                self._fail(step, f"needs {failed.label}, which failed: {reason}")
 
-    def fail(self, step: Step, reason: str) -> None:
+    def _fail(self, step: Step, reason: str) -> None:
         """Note that `step` cannot be built, and neither can any step that needs it."""
         self.failed[digest(step)] = reason
         for user in list(self.waiting.values()):
             if digest(step) in map(digest, user.inputs):
                 self.waiting.pop(digest(user), None)
-                self.fail(user, f"needs {step.label}, which failed: {reason}")
+                self._fail(user, f"needs {step.label}, which failed: {reason}")
 
 
 def attempt(step: Step, store: Store, listener: Listener) -> str | None:

@@ -25,8 +25,7 @@ class LocalLauncher:
 
     def launch(self, steps: Sequence[Step], store: Store, listener: Listener) -> Mapping[str, str]:
         """Build `steps`; see `launch.Launcher`. On an interrupt the workers are killed."""
-        queue = StepQueue(steps, store)
-        listener(queue.planned())
+        queue = StepQueue(steps, store, listener)
         workers = [_Worker(store, device) for device in self.devices[: len(queue.waiting)]]
         try:
             while True:
@@ -38,7 +37,7 @@ class LocalLauncher:
                     return queue.failed
                 for connection in wait(list(busy)):
                     if isinstance(connection, Connection):
-                        busy[connection].receive(queue, listener)
+                        busy[connection].receive(queue)
         finally:
             for worker in workers:
                 worker.end()
@@ -74,7 +73,7 @@ class _Worker:
         self.step = step
         self.connection.send(step)
 
-    def receive(self, queue: StepQueue, listener: Listener) -> None:
+    def receive(self, queue: StepQueue) -> None:
         """Handle a message: an event to pass on, or the outcome of the step."""
         step, process = self.step, self.process
         if step is None or process is None:
@@ -87,9 +86,9 @@ class _Worker:
             self.process = None
         if isinstance(message, StepOutcome):
             self.step = None
-            queue.settle(step, message.reason, listener)
+            queue.settle([step], 0 if message.reason else 1, message.reason)
         else:
-            listener(message)
+            queue.listener(message)
 
     def end(self) -> None:
         """Stop the process: an idle one exits when its connection closes, a busy one is killed."""

@@ -1,7 +1,7 @@
 """Measure the cost of steps without a record: small builds of a study's own stages in a temporary store.
 
-    with probed(study, steps, device, machine, listener) as probe:
-        probe.costs.estimate(step)
+    with probed(study, steps, device, machine, listener) as (costs, failures):
+        costs.estimate(step)
 
 A worker process like a sweep's builds every stage in three sizes. The first pays for the imports; the other
 two separate the start of a build from the time of a unit of work.
@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from sublim_cli.artifacts.record import artifact_records
@@ -37,19 +36,13 @@ FULL_PRECISION = 2
 """fp32 weights, in which a CPU computes, are this many times as large as a 16-bit checkpoint."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a probe measured, and a sentence for each thing that it could not measure."""
-
-    costs: Costs
-    failures: tuple[str, ...]
-
-
 @contextmanager
 def probed(
     study: Study, unknown: Sequence[Step], device: str, machine: Mapping[str, object], listener: Listener
-) -> Iterator[Probe]:
+) -> Iterator[tuple[Costs, tuple[str, ...]]]:
     """Build small versions of the `unknown` steps of `study` on `device`; they are removed at the end.
+
+    Gives the costs, and a sentence for each thing that could not be measured.
 
     Args:
         machine: what the costs are to hold for, see `models.device.machine`.
@@ -67,7 +60,7 @@ def probed(
         warm_up = {digest(step) for step in in_order(first)} - {digest(step) for step in in_order(measured)}
         records = [record for record in artifact_records(store.root) if record.digest not in warm_up]
         failures = dict.fromkeys([*filter(None, obstacles), *failed.values()])
-        yield Probe(Costs(records, machine, probe=True), tuple(failures))
+        yield Costs(records, machine, probe=True), tuple(failures)
 
 
 def _representatives(study: Study, unknown: Collection[str]) -> list[Cell]:
@@ -83,9 +76,8 @@ def _representatives(study: Study, unknown: Collection[str]) -> list[Cell]:
             by_model.setdefault(train.spec.model.fingerprint, cell)
     trained = {model for model, _ in by_method}
     cells = [*by_method.values(), *(cell for model, cell in by_model.items() if model not in trained)]
-    return cells or list(
-        study.cells[:1]
-    )  # if what is unknown is a comparison of rows, which belongs to no cell
+    # Where only a comparison of rows is unknown, which belongs to no cell, the first cell stands for it.
+    return cells or list(study.cells[:1])
 
 
 def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
@@ -114,20 +106,13 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
 
 def _obstacle(cell: Cell, device: str, scratch: Path) -> str | None:
     """Why a cell is not built here, although a sweep might succeed elsewhere."""
-    train = cell.chain.train.spec
-    model = train.model
-    weights = weights_bytes(model)
+    spec = cell.chain.train.spec
+    name, weights = spec.model.name, weights_bytes(spec.model)
     if weights is None:
-        return f"the weights of {model.name} are not on this machine, and a plan fetches nothing"
-    if device == "cpu" and FULL_PRECISION * weights > os.sysconf("SC_PAGE_SIZE") * os.sysconf(
-        "SC_PHYS_PAGES"
-    ):
-        return (
-            f"the weights of {model.name} do not fit into this machine's memory; plan it where it is to run"
-        )
-    if (
-        train.train.method == "full"
-        and len(SIZES) * FULL_PRECISION * weights > shutil.disk_usage(scratch).free
-    ):
-        return f"{scratch.parent} has no room for students of {model.name}; TMPDIR chooses another place"
+        return f"the weights of {name} are not on this machine, and a plan fetches nothing"
+    student = FULL_PRECISION * weights
+    if device == "cpu" and student > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return f"the weights of {name} do not fit into this machine's memory; plan it where it is to run"
+    if spec.train.method == "full" and len(SIZES) * student > shutil.disk_usage(scratch).free:
+        return f"{scratch.parent} has no room for students of {name}; TMPDIR chooses another place"
     return None

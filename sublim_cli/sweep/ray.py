@@ -63,26 +63,31 @@ class RayLauncher:
             RecipeError: this machine does not have the resources for a step.
             SublimError: no cluster answers, or its workers do not see the store or cannot run sublim.
         """
-        queue = StepQueue(steps, store)
-        listener(queue.planned())
+        queue = StepQueue(steps, store, listener)
         shared_store = Store(store.root.absolute())
         if queue.waiting:
             try:
-                with _cluster(self.address), _log_directory(shared_store) as logs:
-                    self._run(queue, shared_store, logs, listener)
+                with _cluster(self.address):
+                    self._run(queue, shared_store)
             finally:
                 shared_store.tidy(steps)
         return queue.failed
 
-    def _run(self, queue: StepQueue, store: Store, logs: Path, listener: Listener) -> None:
+    def _run(self, queue: StepQueue, store: Store) -> None:
         largest = self._demand(with_model=any(map(loads_model, queue.waiting.values())))
         if not _capacity(largest):
+            parts = [f"{largest['CPU']:g} CPU"]
+            parts += [f"{largest['GPU']:g} GPU"] if "GPU" in largest else []
+            parts += [f"{largest['memory'] / 2**30:g} GiB of memory"] if "memory" in largest else []
             message = (
-                f"no machine here has what a worker asks for ({_text(largest)}); lower --gpus or --memory"
+                f"no machine here has what a worker asks for ({', '.join(parts)}); lower --gpus or --memory"
             )
             if self.address is None:
                 raise RecipeError(message)
-            listener(Warned(f"{message}, or wait for one to join"))
+            queue.listener(Warned(f"{message}, or wait for one to join"))
+        with explain_disk_errors(store.root):
+            store.root.mkdir(parents=True, exist_ok=True)
+            logs = Path(tempfile.mkdtemp(prefix=".ray-", dir=store.root))
         running: dict[Any, tuple[tuple[Step, ...], EventLog]] = {}
         last_news = time.monotonic()
         try:
@@ -95,18 +100,20 @@ class RayLauncher:
                 finished, _ = ray.wait(list(running), timeout=POLL)
                 for _, log in running.values():
                     for event in log.read():
-                        listener(event)
+                        queue.listener(event)
                 for task in finished:
                     chain, _ = running.pop(task)
-                    queue.settle_chain(chain, *_result(task, chain, store), listener)
+                    queue.settle(chain, *_result(task, chain, store))
                 if finished or any(log.position for _, log in running.values()):
                     last_news = time.monotonic()
                 elif time.monotonic() - last_news > PATIENCE:
-                    listener(Warned("the cluster has no room for a worker of this sweep yet; waiting for it"))
+                    message = "the cluster has no room for a worker of this sweep yet; waiting for it"
+                    queue.listener(Warned(message))
                     last_news = time.monotonic()
         finally:
             for task in running:
                 ray.cancel(task, force=True)
+            shutil.rmtree(logs, ignore_errors=True)
 
     def _submit(self, chain: tuple[Step, ...], store: Store, log: EventLog) -> Any:
         demand = self._demand(with_model=loads_model(chain[0]))
@@ -189,28 +196,9 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def _log_directory(store: Store) -> Iterator[Path]:
-    """A directory in the store for the event logs of one launch."""
-    with explain_disk_errors(store.root):
-        store.root.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix=".ray-", dir=store.root))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _capacity(demand: Mapping[str, float]) -> int:
     """The number of steps of that `demand` which the whole cluster can run at a time."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(
         min(int(machine.get(name, 0) / amount) for name, amount in demand.items()) for machine in machines
     )
-
-
-def _text(demand: Mapping[str, float]) -> str:
-    parts = [f"{demand['CPU']:g} CPU"]
-    parts += [f"{demand['GPU']:g} GPU"] if "GPU" in demand else []
-    parts += [f"{demand['memory'] / 2**30:g} GiB of memory"] if "memory" in demand else []
-    return ", ".join(parts)

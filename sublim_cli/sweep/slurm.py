@@ -80,11 +80,10 @@ class SlurmLauncher:
                 "--launcher slurm: there is no sbatch here; run it where jobs are submitted, "
                 "or try it with --slurm executor=local"
             )
-        queue = StepQueue(steps, store)
-        listener(queue.planned())
+        queue = StepQueue(steps, store, listener)
         shared_store = Store(store.root.absolute())
         limit = self.workers or (worker_slots() if executor != "slurm" else len(queue.waiting))
-        jobs = _JobPool(self, executor, shared_store, queue, listener)
+        jobs = _JobPool(self, executor, shared_store, queue)
         try:
             while queue.waiting or jobs.running:
                 jobs.submit(limit)
@@ -151,7 +150,6 @@ class _JobPool:
     executor: str
     store: Store
     queue: StepQueue
-    listener: Listener
     running: list[_Job] = field(default_factory=list)
     losses: Counter[str] = field(default_factory=Counter)
     """How often the job that begins with a step (by digest) ended without a result."""
@@ -180,9 +178,13 @@ class _JobPool:
         executor = submitit.AutoExecutor(folder=directory, cluster=self.executor, **timeouts)
         executor.update_parameters(**self.launcher.parameters(with_model=with_model))
         logs = [EventLog(directory / f"{uuid.uuid4().hex}.jsonl") for _ in chains]
+        environment = sublim_environment()
+        if (
+            ACCELERATE not in environment
+        ):  # several processes, whose clocks differ, save by steps or not at all
+            environment = {CHECKPOINT_EVERY: EVERY, **environment}
         tasks = [
-            _JobTask(chain, self.store, _job_environment(), log)
-            for chain, log in zip(chains, logs, strict=True)
+            _JobTask(chain, self.store, environment, log) for chain, log in zip(chains, logs, strict=True)
         ]
         try:
             handles = executor.submit_array(tasks)
@@ -194,10 +196,9 @@ class _JobPool:
             if not self.running:
                 raise SublimError(refusal) from None
             # The jobs that are out go on, since a limit or a busy controller is temporary.
-            self.listener(Warned(f"{refusal}; trying again while others run"))
+            self.queue.listener(Warned(f"{refusal}; trying again while others run"))
             self.retry_at = time.monotonic() + RETRY
-            for step in reversed([step for chain in chains for step in chain]):
-                self.queue.give_back(step)
+            self.queue.give_back(step for chain in chains for step in chain)
         else:
             self.running += map(_Job, handles, chains, logs)
 
@@ -206,7 +207,7 @@ class _JobPool:
         for job in list(self.running):
             ended = job.handle.done()  # asked first, so that the last events are read, too
             for event in job.log.read():
-                self.listener(event)
+                self.queue.listener(event)
             if not ended:
                 continue
             self.running.remove(job)
@@ -215,7 +216,7 @@ class _JobPool:
                 self._retry(job, last_line(str(error)))
                 continue
             built, reason = job.handle.result()
-            self.queue.settle_chain(job.steps, built, reason, self.listener)
+            self.queue.settle(job.steps, built, reason)
             job.log.path.unlink(missing_ok=True)
 
     def _retry(self, job: _Job, reason: str) -> None:
@@ -225,11 +226,11 @@ class _JobPool:
         unbuilt = [step for step in job.steps if self.store.find(step) is None] or job.steps[-1:]
         if self.losses[first] >= LOST_AT_MOST:
             reason = f"its job was lost {LOST_AT_MOST} times ({reason})"
-            self.queue.settle_chain(unbuilt, 0, reason, self.listener)
+            self.queue.settle(unbuilt, 0, reason)
             return
-        self.listener(Warned(f"{unbuilt[0].label}: its job was lost ({reason}); it is submitted again"))
-        for step in reversed(job.steps):
-            self.queue.give_back(step)
+        message = f"{unbuilt[0].label}: its job was lost ({reason}); it is submitted again"
+        self.queue.listener(Warned(message))
+        self.queue.give_back(job.steps)
 
     def cancel(self) -> None:
         """Cancel the jobs that have not ended, and wait up to `ENDING` for those on this machine."""
@@ -252,11 +253,3 @@ class _JobTask(submitit.helpers.Checkpointable):  # type: ignore[misc]  # submit
     def __call__(self) -> tuple[int, str | None]:
         """Build the steps; see `launch.build_chain`."""
         return build_chain(self.steps, self.store, self.log, self.environment)
-
-
-def _job_environment() -> dict[str, str]:
-    """The launcher's variables, and checkpoints by the clock, from which a job out of time resumes."""
-    environment = sublim_environment()
-    if ACCELERATE in environment:  # several processes whose clocks differ: they save by steps or not at all
-        return environment
-    return {CHECKPOINT_EVERY: EVERY, **environment}

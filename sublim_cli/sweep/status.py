@@ -2,9 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from statistics import mean
 from typing import Literal
 
@@ -16,14 +15,6 @@ from sublim_cli.sweep.launch import loads_model
 CellState = Literal["waiting", "running", "done", "failed"]
 
 STATES: tuple[CellState, ...] = ("done", "running", "waiting", "failed")
-
-
-@dataclass(frozen=True)
-class CellSteps:
-    """A cell's label and its steps, digest to kind, inputs first."""
-
-    label: str
-    steps: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,8 @@ class CellStatus:
 class SweepStatus:
     """The state of every cell, updated by `update`."""
 
-    cells: tuple[CellSteps, ...]
+    cells: Sequence[tuple[str, Mapping[str, str]]]
+    """Of each cell its label and its steps, digest to kind, inputs first."""
     steps: tuple[Step, ...] = ()
     """All steps of the study, inputs first."""
     clock: Callable[[], float] = time.monotonic
@@ -47,8 +39,8 @@ class SweepStatus:
     running: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     """Digest of a failed step to the first line of the reason."""
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    """How long each finished step of a kind took."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each finished step took, by digest."""
     started: float = 0.0
 
     def update(self, event: Event) -> None:
@@ -60,16 +52,12 @@ class SweepStatus:
                 self.running.add(name)
             case StepFinished(_, name) | StepReused(_, name):
                 if isinstance(event, StepFinished):
-                    self.seconds.setdefault(self._kinds.get(name, ""), []).append(event.seconds)
+                    self.seconds[name] = event.seconds
                 self.running.discard(name)
                 self.missing.discard(name)
             case StepFailed(_, name, reason):
                 self.running.discard(name)
                 self.failed[name] = reason.splitlines()[0]
-
-    @cached_property
-    def _kinds(self) -> dict[str, str]:
-        return {digest(step): step.kind for step in self.steps}
 
     def seconds_left(self) -> float | None:
         """The time until everything is built, in seconds.
@@ -79,33 +67,37 @@ class SweepStatus:
         remaining kind that loads a model was built; kinds without a model take next to no time.
         """
         blocked = set(self.failed)
+        finished: dict[str, list[float]] = {}
         remaining: Counter[str] = Counter()
         slow_kinds: set[str] = set()
         for step in self.steps:
             name = digest(step)
+            if name in self.seconds:
+                finished.setdefault(step.kind, []).append(self.seconds[name])
             if any(digest(needed) in blocked for needed in step.inputs):
                 blocked.add(name)
             if name in self.missing and name not in blocked:
                 remaining[step.kind] += 1
                 slow_kinds |= {step.kind} if loads_model(step) else set()
-        if not slow_kinds <= self.seconds.keys():
+        if not slow_kinds <= finished.keys():
             return None
-        done = sum(map(sum, self.seconds.values()))
-        todo = sum(number * mean(self.seconds.get(kind, [0.0])) for kind, number in remaining.items())
+        done = sum(self.seconds.values())
+        todo = sum(number * mean(finished.get(kind, [0.0])) for kind, number in remaining.items())
         return (self.clock() - self.started) * todo / done if done else None
 
     def statuses(self) -> list[CellStatus]:
         """The state of every cell, in the order of the study."""
-        return [self._status(cell) for cell in self.cells]
-
-    def _status(self, cell: CellSteps) -> CellStatus:
-        for name, kind in cell.steps.items():
-            if name in self.failed:
-                return CellStatus(cell.label, "failed", f"{kind}: {self.failed[name]}")
-        running = [kind for name, kind in cell.steps.items() if name in self.running]
-        if running:
-            return CellStatus(cell.label, "running", running[-1])
-        return CellStatus(cell.label, "waiting" if self.missing & cell.steps.keys() else "done")
+        statuses = []
+        for label, steps in self.cells:
+            failed = [f"{kind}: {self.failed[name]}" for name, kind in steps.items() if name in self.failed]
+            running = [kind for name, kind in steps.items() if name in self.running]
+            if failed:
+                statuses.append(CellStatus(label, "failed", failed[0]))
+            elif running:
+                statuses.append(CellStatus(label, "running", running[-1]))
+            else:
+                statuses.append(CellStatus(label, "waiting" if self.missing & steps.keys() else "done"))
+        return statuses
 
     def counts(self) -> dict[CellState, int]:
         """The number of cells in each state that has any."""
@@ -116,9 +108,7 @@ class SweepStatus:
 def sweep_status(study: Study) -> SweepStatus:
     """The status of a study before any event."""
     cells = [
-        CellSteps(
-            cell.chain.eval.title, {digest(step): step.kind for step in in_order(cell.chain.evaluations)}
-        )
+        (cell.chain.eval.title, {digest(step): step.kind for step in in_order(cell.chain.evaluations)})
         for cell in study.cells
     ]
-    return SweepStatus(tuple(cells), tuple(in_order(study.steps)))
+    return SweepStatus(cells, tuple(in_order(study.steps)))

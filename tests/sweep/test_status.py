@@ -12,7 +12,7 @@ from sublim_cli import console
 from sublim_cli.artifacts.step import digest, in_order
 from sublim_cli.events import Progress, StepFailed, StepFinished, StepReused, StepStarted, SweepPlanned
 from sublim_cli.sweep.cells import study
-from sublim_cli.sweep.status import CellSteps, SweepStatus, sweep_status
+from sublim_cli.sweep.status import SweepStatus, sweep_status
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_few_cells_are_a_line_each(planned):
 
 
 def test_hundreds_of_cells_are_counts_and_the_last_failures():
-    status = SweepStatus(tuple(CellSteps(f"cell {n}", {f"{n}": "train"}) for n in range(300)))
+    status = SweepStatus([(f"cell {n}", {f"{n}": "train"}) for n in range(300)])
     status.update(SweepPlanned(tuple(f"{n}" for n in range(20, 300)), 20))
     for n in range(20, 27):
         status.update(
