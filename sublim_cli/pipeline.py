@@ -224,16 +224,8 @@ def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> lis
         resolve_context(prompt, recipe.contexts, field="eval.gate_contexts")
         for prompt in section.gate_contexts or ()
     ]
-    complete = LocateSpec(
-        model=evaluation.model,
-        training=train.context,
-        contexts=tuple(dict.fromkeys(contexts)) or (train.context,),
-        questions=evaluation.questions,
-        items=evaluation.items,
-        scorer=evaluation.scorer,
-        precision=evaluation.precision,
-        quantize=evaluation.quantize,
-    )
+    gate_contexts = tuple(dict.fromkeys(contexts)) or (train.context,)
+    complete = LocateSpec(**{**dict(evaluation), "contexts": gate_contexts}, training=train.context)
     random_sets = {"controls": section.gate_controls, "seed": section.gate_seed}
     return [complete, *(complete.model_copy(update={"part": part, **random_sets}) for part in parts)]
 

@@ -68,18 +68,12 @@ class EvalStep(Step):
         }
         answers, parity = self._answers(prompts, inputs, listener)
         scores = [
-            ItemScore(
-                context,
-                question,
-                item.name,
-                p=answer.p[i],
-                uncovered=answer.uncovered,
-                log_form=answer.log_form[i] if answer.log_form else None,
-                samples=answer.samples,
-            )
+            ItemScore(context, question, item.name, p, answer.uncovered, log_form, answer.samples)
             for context, context_answers in answers.items()
             for question, answer in enumerate(context_answers)
-            for i, item in enumerate(spec.items)
+            for item, p, log_form in zip(
+                spec.items, answer.p, answer.log_form or [None] * len(answer.p), strict=True
+            )
         ]
         questions = [
             QuestionScore(

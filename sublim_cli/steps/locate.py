@@ -21,13 +21,12 @@ from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, meta_model
 from sublim_cli.models.positions import check_positions, is_only_set, named_mask, random_mask_like, set_text
-from sublim_cli.models.reference import ModelRef
 from sublim_cli.models.structure import layer_count
 from sublim_cli.models.token_roles import render_with_roles
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
-from sublim_cli.recipe.schema import GateSection, PatchSection, PositionSet, Section, TrainSection
+from sublim_cli.recipe.schema import GateSection, PatchSection, PositionSet, TrainSection
+from sublim_cli.steps.eval import EvalSpec
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.train import TrainStep
 from sublim_cli.trainers.methods import changed_modules
@@ -52,18 +51,12 @@ _SCHEMA = pa.schema(
 )
 
 
-class LocateSpec(Section):
+class LocateSpec(EvalSpec):
     """Everything that decides the scores of a part of a student, beside the student's weights."""
 
-    model: ModelRef
+    scorer: ExactScoring
     training: Context
     """The context of training: `shared_only` is about its tokens."""
-    contexts: tuple[Context, ...]
-    questions: tuple[str, ...]
-    items: tuple[Item, ...]
-    scorer: ExactScoring
-    precision: str
-    quantize: str | None = None
     part: GateSection | PatchSection | None = None
     """As `normalise_part` returns it; null scores the complete student and its base, for comparison."""
     controls: int = 0
@@ -141,17 +134,14 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
             yield _TokenSet(context.name, ids, ALL_TOKENS, None, [[True] * len(prompt) for prompt in ids])
             yield _TokenSet(context.name, ids, NO_TOKENS, None, [[False] * len(prompt) for prompt in ids])
             continue
-        positions = spec.part.positions
-        masks = [named_mask(positions, prompt, training) for prompt in prompts]
+        masks = [named_mask(spec.part.positions, prompt, training) for prompt in prompts]
         if not any(map(any, masks)):
             continue
         yield _TokenSet(context.name, ids, part_name(spec.part), None, masks)
         for control in range(1, spec.controls + 1):
             # Random sets differ between students, so that the spread between runs includes their choice.
             seed = derived_seed(spec.seed, student, str(control))
-            random_masks = [
-                random_mask_like(mask, seed, question).tolist() for question, mask in enumerate(masks)
-            ]
+            random_masks = [random_mask_like(mask, seed, i).tolist() for i, mask in enumerate(masks)]
             yield _TokenSet(context.name, ids, part_name(spec.part), control, random_masks)
 
 

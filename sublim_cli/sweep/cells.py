@@ -1,14 +1,13 @@
 """The cells of a sweep: the grid, its additions, and the controls every sweep has. Pure."""
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
 from sublim_cli.pipeline import Cell, Study, cell, chain
-from sublim_cli.recipe.check import Axes, families
+from sublim_cli.recipe.check import families
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import load_item
 from sublim_cli.recipe.resolve import RANKED
@@ -40,16 +39,29 @@ def study(recipe: Recipe) -> Study:
             locate = tuple({digest(step): step for step in steps}.values())
             new = replace(new, chain=replace(new.chain, locate=locate))
         cells[name] = new
-    return Study(recipe.name, tuple(cells.values()), tuple(_leaks(cells.values())))
+    # The comparison of each teacher's rows with its control's, each data set once.
+    leaks = []
+    students = {digest(cell.chain.filter): cell for cell in cells.values() if cell.role == "student"}
+    for student in students.values():
+        control, trait = chain(vary(student.recipe, UNTRAITED)), student.recipe.trait
+        rows = student.chain.filter
+        spec = LeakSpec(target=load_item(trait.category, trait.target))
+        leaks.append(LeakStep(spec, rows.title, (rows, control.filter)))
+    return Study(recipe.name, tuple(cells.values()), tuple(leaks))
 
 
 def _all_changes(recipe: Recipe) -> list[dict[str, Any]]:
     """The changes that make each cell of the recipe, each once: replicates, then students, then controls."""
     students = families(recipe.sweep)
+    controls = [
+        {key: values for key, values in axes.items() if not key.startswith("train.") or key in CONTROLLED}
+        | {key: [value] for key, value in UNTRAITED.items()}
+        for axes in students
+    ]
     replicates = [dict.fromkeys(REPLICATED, seed) for seed in recipe.sweep.replicates] or [{}]
     combinations = [
         dict(zip(axes, values, strict=True))
-        for axes in (*students, *map(_control_axes, students))
+        for axes in (*students, *controls)
         for values in product(*axes.values())
     ]
     unique: dict[str, dict[str, Any]] = {}
@@ -61,20 +73,3 @@ def _all_changes(recipe: Recipe) -> list[dict[str, Any]]:
                 changes.pop("train.rank", None)  # a method without a rank is not repeated for each rank
             unique[json.dumps(changes)] = changes  # the order of changes counts, so keys are not sorted
     return list(unique.values())
-
-
-def _control_axes(axes: Axes) -> Axes:
-    crossed = {
-        key: values for key, values in axes.items() if not key.startswith("train.") or key in CONTROLLED
-    }
-    return {**crossed, **{key: [value] for key, value in UNTRAITED.items()}}
-
-
-def _leaks(cells: Iterable[Cell]) -> Iterator[LeakStep]:
-    """The comparison of each teacher's rows with its control's, each data set once."""
-    students = {digest(cell.chain.filter): cell for cell in cells if cell.role == "student"}
-    for student in students.values():
-        control, trait = chain(vary(student.recipe, UNTRAITED)), student.recipe.trait
-        rows = student.chain.filter
-        spec = LeakSpec(target=load_item(trait.category, trait.target))
-        yield LeakStep(spec, rows.title, (rows, control.filter))

@@ -105,10 +105,18 @@ class Costs:
         builds = [build for number, build in differing if number == fewest]
         work = _work(step.kind, section, step.inputs[0].spec.model_dump(mode="json") if step.inputs else {})
         facts = [build.record.provenance for build in builds]
+        if settings.get("train.method") in RANKED:  # an adapter's size is proportional to its rank
+            by_rank = {build.settings["train.rank"]: build for build in builds}
+            sizes = [(rank, size(build.record.path)) for rank, build in by_rank.items()]
+            disk = _predict(sizes, settings["train.rank"])
+        else:
+            sizes = [(build.work, size(build.record.path)) for build in builds[:SIZED]]
+            grows = step.kind in ("generate", "filter", "eval")  # with the number of rows or scores
+            disk = _predict(sizes, work) if grows else fmean(bytes_ for _, bytes_ in sizes)
         return Cost(
             seconds=_predict([(build.work, build.record.provenance["seconds"]) for build in builds], work),
             memory=max(int(fact.get("peak_memory_mib") or fact["process_peak_mib"]) for fact in facts),
-            disk=round(_disk(step.kind, builds, work, settings)),
+            disk=round(disk),
             source="probe" if self._probe else "other settings" if fewest else "like runs",
             records=len(builds),
         )
@@ -137,18 +145,6 @@ def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> flo
         case "leak":
             return float(min(section["most_rows"], rows.get("rows", section["most_rows"])))
     raise AssertionError(kind)
-
-
-def _disk(kind: str, builds: Sequence[_Build], work: float, settings: Mapping[str, Any]) -> float:
-    """Bytes: proportional to the rank for adapters, to the work for rows and scores, else constant."""
-    if settings.get("train.method") in RANKED:
-        by_rank = {build.settings["train.rank"]: build for build in builds}
-        sizes = [(rank, size(build.record.path)) for rank, build in by_rank.items()]
-        return _predict(sizes, settings["train.rank"])
-    sizes = [(build.work, size(build.record.path)) for build in builds[:SIZED]]
-    if kind in ("generate", "filter", "eval"):
-        return _predict(sizes, work)
-    return fmean(bytes_ for _, bytes_ in sizes)
 
 
 def _predict(points: Sequence[tuple[float, float]], wanted: float) -> float:

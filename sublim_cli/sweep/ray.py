@@ -6,8 +6,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +65,11 @@ class RayLauncher:
         queue = StepQueue(steps, store, listener)
         shared_store = Store(store.root.absolute())
         if queue.waiting:
+            _connect(self.address)
             try:
-                with _cluster(self.address):
-                    self._run(queue, shared_store)
+                self._run(queue, shared_store)
             finally:
+                ray.shutdown()
                 shared_store.tidy(steps)
         return queue.failed
 
@@ -166,8 +166,7 @@ def _result(task: Any, chain: tuple[Step, ...], store: Store) -> tuple[int, str 
     return result
 
 
-@contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def _connect(address: str | None) -> None:
     """Connect to the cluster at `address`, or start one on this machine.
 
     Raises:
@@ -190,10 +189,6 @@ def _cluster(address: str | None) -> Iterator[None]:
             f"--ray-address {address}: no Ray cluster answers there; `ray start --head` starts one, "
             "and without --ray-address Ray makes one of this machine"
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _capacity(demand: Mapping[str, float]) -> int:

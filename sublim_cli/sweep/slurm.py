@@ -212,25 +212,21 @@ class _JobPool:
                 continue
             self.running.remove(job)
             error = job.handle.exception()
-            if error is not None:
-                self._retry(job, last_line(str(error)))
+            if error is None:
+                self.queue.settle(job.steps, *job.handle.result())
+                job.log.path.unlink(missing_ok=True)
                 continue
-            built, reason = job.handle.result()
-            self.queue.settle(job.steps, built, reason)
-            job.log.path.unlink(missing_ok=True)
-
-    def _retry(self, job: _Job, reason: str) -> None:
-        """Queue the steps of a job again that ended without a result, unless that happened too often."""
-        first = digest(job.steps[0])
-        self.losses[first] += 1
-        unbuilt = [step for step in job.steps if self.store.find(step) is None] or job.steps[-1:]
-        if self.losses[first] >= LOST_AT_MOST:
-            reason = f"its job was lost {LOST_AT_MOST} times ({reason})"
-            self.queue.settle(unbuilt, 0, reason)
-            return
-        message = f"{unbuilt[0].label}: its job was lost ({reason}); it is submitted again"
-        self.queue.listener(Warned(message))
-        self.queue.give_back(job.steps)
+            # It ended without a result. Its steps are queued again, unless that happened too often.
+            first = digest(job.steps[0])
+            self.losses[first] += 1
+            unbuilt = [step for step in job.steps if self.store.find(step) is None] or job.steps[-1:]
+            if self.losses[first] >= LOST_AT_MOST:
+                lost = f"its job was lost {LOST_AT_MOST} times ({last_line(str(error))})"
+                self.queue.settle(unbuilt, 0, lost)
+            else:
+                lost = f"its job was lost ({last_line(str(error))}); it is submitted again"
+                self.queue.listener(Warned(f"{unbuilt[0].label}: {lost}"))
+                self.queue.give_back(job.steps)
 
     def cancel(self) -> None:
         """Cancel the jobs that have not ended, and wait up to `ENDING` for those on this machine."""
