@@ -113,20 +113,15 @@ def forecast(
         costs: where costs are looked up, the best source first.
     """
     ordered = {digest(step): step for step in in_order(study.steps)}
-    new = {digest(step) for step in missing}
     differing = nearest_artifacts(missing, records, ordered.keys())
     cell_steps = [in_order(cell.chain.evaluations) for cell in study.cells]
     users = Counter(digest(step) for steps in cell_steps for step in steps)
+    estimates = {
+        digest(step): next(filter(None, (source.estimate(step) for source in costs)), None)
+        for step in missing
+    }
     planned = {
-        name: PlannedStep(
-            step=step,
-            built=name not in new,
-            cells=users[name],
-            cost=next(filter(None, (source.estimate(step) for source in costs)), None)
-            if name in new
-            else None,
-            difference=differing.get(name),
-        )
+        name: PlannedStep(step, name not in estimates, users[name], estimates.get(name), differing.get(name))
         for name, step in ordered.items()
     }
     cells = tuple(

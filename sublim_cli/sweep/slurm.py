@@ -94,25 +94,6 @@ class SlurmLauncher:
             shared_store.tidy(steps)
         return queue.failed
 
-    def parameters(self, *, with_model: bool) -> dict[str, Any]:
-        """What a job asks for, as submitit's parameters.
-
-        Raises:
-            RecipeError: `time` is no time.
-        """
-        extra = {name: value for name, value in self.options.items() if name not in ("executor", "time")}
-        parameters: dict[str, Any] = {
-            "name": "sublim",
-            "timeout_min": minutes(self.options.get("time", TIME)),
-            "cpus_per_task": self.resources.cpus,
-            "slurm_additional_parameters": extra,
-        }
-        if with_model and self.resources.gpus:
-            parameters["gpus_per_node"] = int(self.resources.gpus)
-        if with_model and self.resources.memory_gib:
-            parameters["mem_gb"] = self.resources.memory_gib
-        return parameters
-
 
 def minutes(text: str) -> int:
     """A time as sbatch writes it (`90`, `4:00:00`, `2-12`, `2-12:30`) in whole minutes.
@@ -176,7 +157,20 @@ class _JobPool:
             directory.mkdir(parents=True, exist_ok=True)
         timeouts = {f"{name}_max_num_timeout": TIMEOUTS for name in ("slurm", "local")}
         executor = submitit.AutoExecutor(folder=directory, cluster=self.executor, **timeouts)
-        executor.update_parameters(**self.launcher.parameters(with_model=with_model))
+        options, resources = self.launcher.options, self.launcher.resources
+        parameters: dict[str, Any] = {
+            "name": "sublim",
+            "timeout_min": minutes(options.get("time", TIME)),
+            "cpus_per_task": resources.cpus,
+            "slurm_additional_parameters": {
+                name: value for name, value in options.items() if name not in ("executor", "time")
+            },
+        }
+        if with_model and resources.gpus:
+            parameters["gpus_per_node"] = int(resources.gpus)
+        if with_model and resources.memory_gib:
+            parameters["mem_gb"] = resources.memory_gib
+        executor.update_parameters(**parameters)
         logs = [EventLog(directory / f"{uuid.uuid4().hex}.jsonl") for _ in chains]
         environment = sublim_environment()
         if (
