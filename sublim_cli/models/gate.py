@@ -35,7 +35,7 @@ Policy = Literal["on", "off"]
 Masks = Mapping[tuple[int, ...], tuple[float, ...]]
 """For the token ids of a prompt a value per token: 1 is the student, 0 the base, others interpolate."""
 
-PARTS: dict[str, tuple[str, ...]] = {"attention": ("self_attn", "attn"), "mlp": ("mlp",)}
+LAYER_PARTS: dict[str, tuple[str, ...]] = {"attention": ("self_attn", "attn"), "mlp": ("mlp",)}
 """The parts of a layer, and the module names that models have for them."""
 
 
@@ -51,7 +51,7 @@ class Gate:
     masks: Masks
     decoding: Policy
     modules: frozenset[str] | None = None
-    """Names in a module's path (`q_proj`, `self_attn`, `lm_head`) or of `PARTS`; None for all."""
+    """Names in a module's path (`q_proj`, `self_attn`, `lm_head`) or of `LAYER_PARTS`; None for all."""
     layers: frozenset[int] | None = None
     """Indices from 0; None for all layers and for modules in no layer, such as embeddings."""
     elsewhere: Policy = "off"
@@ -93,8 +93,8 @@ def gated(model: Model, gate: Gate, base: Model | None = None) -> Iterator[Model
     `gate.masks`; any other pass decodes. `base` is needed for full fine-tuning only: adapters hold theirs.
 
     Raises:
-        RecipeError, ModelError: see `trained_modules` and `select_modules`; and, in a pass, a prompt without
-            a mask.
+        RecipeError, ModelError: see `trained_modules` and `select_modules`. A forward pass raises ModelError
+            for a prompt without a mask.
     """
     trained_list = trained_modules(model, base)
     names = [trained.name for trained in trained_list]
@@ -126,7 +126,7 @@ def is_gated(model: Model) -> bool:
 def select_modules(
     names: Sequence[str], count: int, modules: Collection[str] | None, layers: Collection[int] | None
 ) -> list[str]:
-    """Those of the module paths `names` that lie in `modules` and `layers`, of a model of `count` layers.
+    """Those of the module paths `names` that belong to `modules` and `layers`, in a model of `count` layers.
 
     Raises:
         RecipeError: a module or layer that does not exist, or no path is left.
@@ -134,7 +134,7 @@ def select_modules(
     parts_of = {}
     for name in names:
         parts = {part for part in name.split(".") if not part.isdigit()} - {"model", "layers"}
-        parts_of[name] = parts | {part for part, aliases in PARTS.items() if parts & set(aliases)}
+        parts_of[name] = parts | {part for part, aliases in LAYER_PARTS.items() if parts & set(aliases)}
     known = set[str]().union(*parts_of.values())
     for module in sorted(modules or ()):
         if module not in known:
@@ -269,7 +269,7 @@ def _adapted_modules(model: Model) -> Iterator[TrainedModule]:
 
 
 def _tuned_modules(model: Model, base: Model) -> Iterator[TrainedModule]:
-    """Every module that directly holds a parameter whose value is not the base's."""
+    """Every module with a parameter of its own, not a submodule's, that differs from the base's."""
 
     def layout(parameters: "dict[str, torch.nn.Parameter]") -> dict[str, tuple[Any, ...]]:
         return {key: (weight.shape, weight.dtype, weight.device) for key, weight in parameters.items()}

@@ -13,7 +13,7 @@
 
 The keys and values that a patched token leaves in the cache are the base's, computed from patched states.
 So with all residuals of a prompt patched and `decoding="off"`, the first answer token is the student's and
-later ones lie between the two models.
+later tokens depend on both models.
 """
 
 import copy
