@@ -28,7 +28,7 @@ def layer_count(model: Model) -> int:
 
 
 def layer_index(name: str) -> int | None:
-    """The index of the layer that contains a module, from its path; None for embeddings, last norm and head."""
+    """The index of the layer that contains a module, from its path; None for embeddings, norm and head."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
