@@ -5,9 +5,10 @@ answers of a few runs instead finds an effect most of the time where there is no
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,24 +39,6 @@ class Interval:
 
 Seeds = tuple[Hashable, ...]
 """A run's seeds, one for each source of randomness: runs that share one are not independent."""
-
-
-def mean_interval(values: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95) -> Interval:
-    """The mean of runs and its Student t interval, see `estimate`.
-
-    Args:
-        values: one number per run, at least one.
-        seeds: for every run its seeds.
-        level: coverage, between 0 and 1.
-
-    Raises:
-        ValueError: `values` is empty or `level` is not a proper coverage.
-    """
-    if not values:
-        raise ValueError("the mean of no runs is not defined")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
-    return estimate(values, seeds).interval(level)
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,9 @@ class Estimate:
         return max(self.above(-margin), self.below(margin))
 
     def interval(self, level: float = 0.95) -> Interval:
-        """The t interval; fewer than two runs have none."""
+        """The t interval with this coverage, between 0 and 1; fewer than two runs have none."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, not {level}")
         if math.isinf(self.error):
             return Interval(self.mean, None, None, self.n)
         margin = float(stdtrit(self.freedom, (1 + level) / 2)) * self.error
@@ -123,16 +108,26 @@ def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
     Args:
         values: one number per run, at least one.
         seeds: for every run its seeds; a seed that all runs share is ignored.
+
+    Raises:
+        ValueError: `values` is empty.
     """
+    if not values:
+        raise ValueError("the mean of no runs is not defined")
     n, mean = len(values), math.fsum(values) / len(values)
     if n < 2:
         return Estimate(mean, math.inf, 0, n)
-    residuals = [value - mean for value in values]
-    sources = _shared(seeds, n) or [tuple(range(n))]
-    parts = [_clustered(residuals, source) for source in sources]
-    total = math.fsum(variance for variance, _ in parts)
-    weights = math.fsum(variance**2 / freedom for variance, freedom in parts)
-    return Estimate(mean, math.sqrt(total), total**2 / weights if weights else n - 1, n)
+    variances, weights = [], []
+    for source in _shared(seeds, n) or [tuple(range(n))]:
+        sums: dict[Hashable, float] = {}  # of the residuals of each cluster
+        for value, seed in zip(values, source, strict=True):
+            sums[seed] = sums.get(seed, 0.0) + (value - mean)
+        squares, clusters = math.fsum(total * total for total in sums.values()), len(sums)
+        variance = clusters / (clusters - 1) * squares / n**2  # of clusters of one this is s²/n
+        variances.append(variance)
+        weights.append(variance**2 / (clusters - 1))
+    total, weight = math.fsum(variances), math.fsum(weights)
+    return Estimate(mean, math.sqrt(total), total**2 / weight if weight else n - 1, n)
 
 
 def mean_of(values: Mapping[Seeds, float]) -> Estimate:
@@ -146,19 +141,15 @@ def mean_of(values: Mapping[Seeds, float]) -> Estimate:
     return estimate([values[seeds] for seeds in ordered], ordered)
 
 
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None where there is no such value."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
 def _shared(seeds: Sequence[Seeds], n: int) -> list[tuple[Hashable, ...]]:
     """The sources of which some runs share a seed and not all do."""
     return [source for source in zip(*seeds, strict=True) if 1 < len(set(source)) < n]
-
-
-def _clustered(residuals: Sequence[float], source: Sequence[Hashable]) -> tuple[float, int]:
-    """The variance of a mean over clusters and its degrees of freedom; clusters of one are s²/n."""
-    sums: dict[Hashable, float] = {}
-    for residual, seed in zip(residuals, source, strict=True):
-        sums[seed] = sums.get(seed, 0.0) + residual
-    squares = math.fsum(total * total for total in sums.values())
-    clusters = len(sums)
-    return clusters / (clusters - 1) * squares / len(residuals) ** 2, clusters - 1
 
 
 def ratio_interval(
@@ -190,19 +181,16 @@ def ratio_interval(
         rest = estimate([o - bound * u for o, u in zip(over, under, strict=True)], seeds)
         return 2 * min(rest.above(), rest.below()) <= 1 - level
 
-    low, high = (_first_rejected(rejected, ratio, side) for side in (-1, 1))
-    return Interval(ratio, low, high, n)
-
-
-def _first_rejected(rejected: Callable[[float], bool], start: float, side: int) -> float:
-    """The nearest value to one side of `start` that is rejected, by doubling and bisection."""
-    inside, outside = 0.0, 1e-9
-    while not rejected(start + side * outside):
-        inside, outside = outside, 2 * outside
-    for _ in range(40):
-        middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if rejected(start + side * middle) else (middle, outside)
-    return start + side * outside
+    bounds = []
+    for side in (-1, 1):  # the nearest rejected ratio to each side, by doubling and bisection
+        inside, outside = 0.0, side * 1e-9
+        while not rejected(ratio + outside):
+            inside, outside = outside, 2 * outside
+        for _ in range(40):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if rejected(ratio + middle) else (middle, outside)
+        bounds.append(ratio + outside)
+    return Interval(ratio, *bounds, n)
 
 
 def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:
@@ -244,7 +232,10 @@ def two_way_interval(
     runs, questions = values.shape
     members = _clusters(runs, seeds)
     clusters, mean = len(members), float(values.mean())
-    tail = _expanded(clusters, level) if clusters > 1 else 0.0
+    tail = 0.0  # the share of resamples beyond each bound that the t interval of as many clusters leaves
+    if clusters > 1:
+        reach = stdtrit(clusters - 1, (1 + level) / 2) * math.sqrt(clusters / (clusters - 1))
+        tail = float(stdtr(math.inf, -reach))
     if questions < 2 or tail < clusters**-clusters:
         return Interval(mean, None, None, runs)
     generator = np.random.Generator(np.random.Philox(seed))
@@ -254,12 +245,6 @@ def two_way_interval(
     means = sums / (drawn @ members.sum(axis=1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), runs)
-
-
-def _expanded(clusters: int, level: float) -> float:
-    """The share of resamples beyond each bound that the t interval of as many clusters would leave."""
-    reach = stdtrit(clusters - 1, (1 + level) / 2) * math.sqrt(clusters / (clusters - 1))
-    return float(stdtr(math.inf, -reach))
 
 
 @dataclass(frozen=True)

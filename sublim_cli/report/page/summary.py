@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from sublim_cli.report.collect import Results
 from sublim_cli.report.tables.runs import Condition, Run, distinguishing
-from sublim_cli.stats import Interval, mean_interval
+from sublim_cli.stats import Interval, estimate, mean_known
 from sublim_cli.wording import condition_label
 
 
@@ -89,7 +88,8 @@ def _row(key: _Key, differences: Sequence[str], runs: Sequence[Run]) -> SummaryR
     role, method = condition.role, condition.method
     built = [run for run in runs if run.p_target is not None]
     intact = [run for run in built if not run.broken]
-    log_form, log_form_base = _mean(intact, "log_form"), _mean(intact, "log_form_base")
+    log_form = mean_known(run.log_form for run in intact)
+    log_form_base = mean_known(run.log_form_base for run in intact)
     return SummaryRow(
         category=category,
         target=target,
@@ -100,28 +100,23 @@ def _row(key: _Key, differences: Sequence[str], runs: Sequence[Run]) -> SummaryR
         n=len(intact),
         broken=len(built) - len(intact),
         missing=len(runs) - len(built),
-        p_target=_interval(intact, "p_target", 0.0),
-        base=_mean(runs, "p_target_base"),
-        difference=_interval(intact, "difference", -1.0),
+        p_target=column_interval(intact, "p_target", 0.0, 1.0),
+        base=mean_known(run.p_target_base for run in runs),
+        difference=column_interval(intact, "difference", -1.0, 1.0),
         delta_log_p=None if log_form is None or log_form_base is None else log_form - log_form_base,
-        entropy=_mean(built, "entropy"),
-        entropy_base=_mean(runs, "entropy_base"),
+        entropy=mean_known(run.entropy for run in built),
+        entropy_base=mean_known(run.entropy_base for run in runs),
         # These two show how a broken condition broke, so broken runs count.
-        p_any=_mean(built, "p_any"),
-        number_loss=_mean(built, "number_loss"),
-        p_any_base=_mean(runs, "p_any_base"),
-        number_loss_before=_mean(built, "number_loss_before"),
+        p_any=mean_known(run.p_any for run in built),
+        number_loss=mean_known(run.number_loss for run in built),
+        p_any_base=mean_known(run.p_any_base for run in runs),
+        number_loss_before=mean_known(run.number_loss_before for run in built),
     )
 
 
-def _interval(runs: Sequence[Run], column: str, least: float) -> Interval | None:
-    measured = [run for run in runs if getattr(run, column) is not None]
-    if not measured:
+def column_interval(runs: Sequence[Run], column: str, least: float, most: float) -> Interval | None:
+    """The mean of a column over the runs that have a value, its 95 % interval cut to what a value can be."""
+    values = [(value, run.seeds) for run in runs if (value := getattr(run, column)) is not None]
+    if not values:
         return None
-    seeds = [run.seeds for run in measured]
-    return mean_interval([getattr(run, column) for run in measured], seeds).within(least, 1.0)
-
-
-def _mean(runs: Sequence[Run], column: str) -> float | None:
-    values = [value for run in runs if (value := getattr(run, column)) is not None]
-    return fmean(values) if values else None
+    return estimate(*zip(*values, strict=True)).interval().within(least, most)

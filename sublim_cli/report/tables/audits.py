@@ -8,6 +8,7 @@ import numpy as np
 
 from sublim_cli.report.tables.reader import TrainingRecord
 from sublim_cli.report.tables.runs import Condition, Run
+from sublim_cli.stats import mean_known
 from sublim_cli.wording import listed
 
 RANDOM = {"data_order": "row order", "adapter_init": "adapter start", "dropout": "dropout"}
@@ -69,10 +70,10 @@ def _row(target: str, condition: Condition, records: Sequence[TrainingRecord], d
         n=len(records),
         trained=first.trained,
         total=int(first.audit["parameters"]["total"]),
-        changed=_mean(record.changed for record in records),
-        norm=_mean(record.norm for record in records),
-        stable_rank=_mean(record.stable_rank for record in records),
-        cosine=_mean(cosines),
+        changed=mean_known(record.changed for record in records),
+        norm=mean_known(record.norm for record in records),
+        stable_rank=mean_known(record.stable_rank for record in records),
+        cosine=mean_known(cosines),
         pairs=len(cosines),
         random=_random(first, data_seeds) if len(records) > 1 else "",
         weights=_weights(first),
@@ -119,8 +120,3 @@ def _curve(records: Sequence[TrainingRecord]) -> tuple[float, ...]:
         losses = [record.loss[start:end] for record in records if len(record.loss) >= end]
         means += np.ascontiguousarray(np.array(losses).T).mean(axis=1).tolist()
     return tuple(means)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

@@ -22,7 +22,7 @@ from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.runs import AskedModel, Condition, distinguishing, trained_model
 from sublim_cli.report.tables.varied_keys import VariedKeys
-from sublim_cli.stats import Interval, Seeds, estimate, ratio_interval
+from sublim_cli.stats import Interval, Seeds, estimate, mean_known, ratio_interval
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.locate import ALL_TOKENS, NO_TOKENS, LocateStep, part_name
 from sublim_cli.wording import condition_label
@@ -251,14 +251,14 @@ def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
         eval_context=first.eval_context,
         part=first.part,
         measure=first.measure,
-        tokens=_mean(row.tokens for row in built),
-        prompt_tokens=_mean(row.prompt_tokens for row in built),
+        tokens=mean_known(row.tokens for row in built),
+        prompt_tokens=mean_known(row.prompt_tokens for row in built),
         n=len(unbroken),
         broken=len(built) - len(unbroken),
         missing=len(named) - len(built),
         effect=estimate(effects, seeds).interval() if points else None,
-        p_target=_mean(row.p_target for row in unbroken),
-        p_any=_mean(row.p_any for row in unbroken),
+        p_target=mean_known(row.p_target for row in unbroken),
+        p_any=mean_known(row.p_any for row in unbroken),
         share=_ratio(amounts, effects, seeds),
         random=_ratio(random, effects, seeds) if all_drawn else None,
         beyond=_ratio(beyond, effects, seeds) if all_drawn else None,
@@ -273,15 +273,10 @@ def _amounts(rows: Sequence[LocatedRun], unbroken: Sequence[LocatedRun]) -> Iter
             drawn.setdefault(row.locate_digest, []).append(row.amount)
     for row in unbroken:
         if row.effect is not None and row.amount is not None:
-            yield RunAmount(row.seeds, row.effect, row.amount, _mean(drawn.get(row.locate_digest, [])))
+            yield RunAmount(row.seeds, row.effect, row.amount, mean_known(drawn.get(row.locate_digest, [])))
 
 
 def _ratio(amounts: Sequence[float], effects: Sequence[float], seeds: Sequence[Seeds]) -> Interval | None:
     if not effects or (len(effects) == 1 and abs(effects[0]) < MARGIN):
         return None
     return ratio_interval(amounts, effects, seeds)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -13,8 +13,9 @@ import altair as alt
 from sublim_cli.report.collect import Results
 from sublim_cli.report.page.figures.curve_layers import curve_layers, fan, line_across, mean_mark, run_mark
 from sublim_cli.report.page.figures.figure import PANEL, Figure, layered, named_ticks, slug
+from sublim_cli.report.page.summary import column_interval
 from sublim_cli.report.tables.runs import Run
-from sublim_cli.stats import Interval, mean_interval
+from sublim_cli.stats import Interval
 from sublim_cli.wording import listed, probability, rate, share, with_bounds
 
 HEIGHT = 190
@@ -38,12 +39,8 @@ class PrecisionPanel:
 
     def interval(self, runs: Sequence[Run]) -> Interval | None:
         """The mean over the runs that did not break."""
-        measured = [run for run in runs if not run.broken and getattr(run, self.column) is not None]
-        if not measured:
-            return None
-        seeds = [run.seeds for run in measured]
         most = float("inf") if self.column == "update_norm" else 1.0
-        return mean_interval([getattr(run, self.column) for run in measured], seeds).within(0.0, most)
+        return column_interval([run for run in runs if not run.broken], self.column, 0.0, most)
 
 
 def precision_figures(results: Results) -> Iterator[Figure]:
