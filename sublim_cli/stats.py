@@ -181,16 +181,17 @@ def ratio_interval(
         rest = estimate([o - bound * u for o, u in zip(over, under, strict=True)], seeds)
         return 2 * min(rest.above(), rest.below()) <= 1 - level
 
-    bounds = []
-    for side in (-1, 1):  # the nearest rejected ratio to each side, by doubling and bisection
-        inside, outside = 0.0, side * 1e-9
+    def nearest_rejected(outside: float) -> float:
+        """To that side of the ratio, by doubling and bisection."""
+        inside = 0.0
         while not rejected(ratio + outside):
             inside, outside = outside, 2 * outside
         for _ in range(40):
             middle = (inside + outside) / 2
             inside, outside = (inside, middle) if rejected(ratio + middle) else (middle, outside)
-        bounds.append(ratio + outside)
-    return Interval(ratio, *bounds, n)
+        return ratio + outside
+
+    return Interval(ratio, nearest_rejected(-1e-9), nearest_rejected(1e-9), n)
 
 
 def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:

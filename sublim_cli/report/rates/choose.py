@@ -27,7 +27,7 @@ from typing import Literal
 
 from sublim_cli.recipe.schema import CurveKind
 from sublim_cli.report.tables.runs import Run
-from sublim_cli.stats import Seeds
+from sublim_cli.stats import Seeds, mean_known
 from sublim_cli.wording import listed, rate
 
 Row = int | str
@@ -152,14 +152,9 @@ def common_seeds(*grids: Grid) -> frozenset[Seeds]:
 
 def _loss_and_norm(runs: Sequence[Run], seeds: frozenset[Seeds]) -> tuple[float | None, float | None]:
     """The mean number loss and update norm over the runs of these seeds; None where a value is missing."""
-    by_seeds = {run.seeds: run for run in runs}
-    compared = [run for run_seeds, run in by_seeds.items() if run_seeds in seeds]
-    return _mean([run.number_loss for run in compared]), _mean([run.update_norm for run in compared])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+    compared = {run.seeds: run for run in runs if run.seeds in seeds}.values()
+    losses, norms = [run.number_loss for run in compared], [run.update_norm for run in compared]
+    return None if None in losses else mean_known(losses), None if None in norms else mean_known(norms)
 
 
 def choose(
@@ -184,19 +179,59 @@ def choose(
     rows = {row: _cell_means(cells, seeds) for row, cells in grid.items()}
     usable = {row: cells for row, cells in rows.items() if len(cells) >= LEAST_RATES}
     lacks = _unusable(grid, rows, seeds)
-    if kind == "norm_matched":
-        with_losses = usable
-        usable = {row: moved for row, cells in usable.items() if (moved := _with_norm(cells))}
-        if with_losses and not usable:
+    if kind == "norm_matched" and usable:
+        # Rounding can remove a whole update, whose norm is then zero.
+        moved = {row: {r: cell for r, cell in cells.items() if cell.norm} for row, cells in usable.items()}
+        usable = {row: cells for row, cells in moved.items() if cells}
+        if not usable:
             lacks = (*lacks, "update norms: this method adds nothing to the weights")
     if not usable:
         return CurveChoice(kind, lacks=lacks)
-    if kind == "best":
-        choices = {row: _at(cells, _best_rate(cells)) for row, cells in usable.items()}
-        return CurveChoice(kind, choices, None, lacks)
-    common, meet = (_common_loss, _meet_loss) if kind == "loss_matched" else (_common_norm, _meet_norm)
-    matched = common(usable.values()) if reference is None else reference
-    return CurveChoice(kind, {row: meet(cells, matched) for row, cells in usable.items()}, matched, lacks)
+    if reference is None and kind != "best":
+        reference = (_common_loss if kind == "loss_matched" else _common_norm)(usable.values())
+    choices = {row: _rate_choice(kind, cells, reference) for row, cells in usable.items()}
+    return CurveChoice(kind, choices, reference, lacks)
+
+
+def _rate_choice(kind: CurveKind, cells: Cells, reference: float | None) -> RateChoice:
+    """The rate of one row, best or matched to the reference, with the weighted means of loss and norm.
+
+    The mean over rates is arithmetic for losses and geometric for norms.
+    """
+    if kind == "best" or reference is None:
+        best = _best_rate(cells)
+        weights, edge = {best: 1.0}, _edge(cells, best)
+    elif kind == "loss_matched":
+        weights, edge = _weights_at_loss(cells, reference)
+    else:
+        weights, edge = _bracket({rate: cell.log_norm for rate, cell in cells.items()}, math.log(reference))
+    loss = math.fsum(weight * cells[rate].loss for rate, weight in weights.items())
+    norm = mismatch = None
+    if all(cells[rate].norm is not None for rate in weights):
+        norm = math.exp(math.fsum(weight * cells[rate].log_norm for rate, weight in weights.items()))
+    if kind == "loss_matched" and reference is not None:
+        mismatch = loss - reference
+    if kind == "norm_matched" and reference is not None and norm is not None:
+        mismatch = norm / reference - 1
+    return RateChoice(weights, loss, norm, mismatch, edge)
+
+
+def _weights_at_loss(cells: Cells, reference: float) -> tuple[dict[float, float], str]:
+    """The rates whose weighted loss meets the reference below the row's minimum, and the edge if any."""
+    best, parabola = _best_rate(cells), _loss_parabola(cells)
+    if parabola:
+        log_rate = parabola.minimum - math.sqrt(max(0.0, reference - parabola.loss) / parabola.curvature)
+        if log_rate >= math.log(parabola.rates[0]):
+            return parabola.weights(log_rate), ""
+    weights, edge = _bracket({rate: cells[rate].loss for rate in cells if rate <= best}, reference)
+    if list(weights) == [best]:  # the row's lowest loss, which may be lower beyond the grid
+        edge = _edge(cells, best)
+    return weights, edge
+
+
+def _edge(rates: Collection[float], rate: float) -> str:
+    """`lowest` or `highest` where a rate is the grid's last, else empty."""
+    return {min(rates): "lowest", max(rates): "highest"}.get(rate, "")
 
 
 def _best_rate(cells: Cells) -> float:
@@ -247,27 +282,13 @@ def _bracket(values: Mapping[float, float], wanted: float) -> tuple[dict[float, 
             share = (wanted - values[low]) / span if span else 0.0
             return {rate: weight for rate, weight in ((low, 1 - share), (high, share)) if weight}, ""
     nearest = min(rates, key=lambda rate: abs(values[rate] - wanted))
-    edge = {rates[0]: "lowest", rates[-1]: "highest"}.get(nearest, "")
-    return {nearest: 1.0}, "" if values[nearest] == wanted else edge
-
-
-def _weighted(cells: Cells, weights: Mapping[float, float]) -> CellMeans:
-    """A weighted mean over rates: arithmetic of the losses, geometric of the norms."""
-    loss = math.fsum(weight * cells[rate].loss for rate, weight in weights.items())
-    if any(cells[rate].norm is None for rate in weights):
-        return CellMeans(loss, None)
-    return CellMeans(loss, math.exp(math.fsum(w * cells[rate].log_norm for rate, w in weights.items())))
+    return {nearest: 1.0}, "" if values[nearest] == wanted else _edge(rates, nearest)
 
 
 def _cell_means(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> Cells:
     """The means at the rates whose losses are known."""
     means = {rate: _loss_and_norm(runs, seeds) for rate, runs in cells.items()}
     return {rate: CellMeans(loss, norm) for rate, (loss, norm) in means.items() if loss is not None}
-
-
-def _with_norm(cells: Cells) -> Cells:
-    """The rates whose update has a norm that is known and not zero: rounding can remove a whole update."""
-    return {rate: cell for rate, cell in cells.items() if cell.norm}
 
 
 def _unusable(grid: Grid, rows: Mapping[Row, Cells], seeds: frozenset[Seeds]) -> tuple[str, ...]:
@@ -301,29 +322,3 @@ def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> CurveCho
     without = [row for row in grid if row not in choices]
     lacks = (f"lr {rate(chosen)} for {_listed(without)}",) if without else ()
     return CurveChoice("fixed", choices, None, lacks)
-
-
-def _at(cells: Cells, rate: float) -> RateChoice:
-    edge = {min(cells): "lowest", max(cells): "highest"}.get(rate, "")
-    return RateChoice({rate: 1.0}, cells[rate].loss, cells[rate].norm, None, edge)
-
-
-def _meet_loss(cells: Cells, reference: float) -> RateChoice:
-    best, parabola = _best_rate(cells), _loss_parabola(cells)
-    if parabola:
-        log_rate = parabola.minimum - math.sqrt(max(0.0, reference - parabola.loss) / parabola.curvature)
-        if log_rate >= math.log(parabola.rates[0]):
-            weights = parabola.weights(log_rate)
-            mean = _weighted(cells, weights)
-            return RateChoice(weights, mean.loss, mean.norm, mean.loss - reference)
-    weights, edge = _bracket({rate: cells[rate].loss for rate in cells if rate <= best}, reference)
-    mean = _weighted(cells, weights)
-    if list(weights) == [best]:  # the row's lowest loss, which may be lower beyond the grid
-        edge = _at(cells, best).edge
-    return RateChoice(weights, mean.loss, mean.norm, mean.loss - reference, edge)
-
-
-def _meet_norm(cells: Cells, reference: float) -> RateChoice:
-    weights, edge = _bracket({rate: cell.log_norm for rate, cell in cells.items()}, math.log(reference))
-    mean = _weighted(cells, weights)
-    return RateChoice(weights, mean.loss, mean.norm, math.exp(mean.log_norm) / reference - 1, edge)

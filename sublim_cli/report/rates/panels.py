@@ -138,43 +138,33 @@ def _panels(key: tuple[str, str, str], runs: Sequence[Run], fixed: float | None)
         several = len({other[1] for other in adapters if other[0] == method}) > 1
         about = ", ".join(filter(None, [precision if several else "", settings]))
         full_runs = [run for run in full if run.settings == settings] or full
-        yield _panel(key, method, about, adapter_runs, full_runs, fixed)
-
-
-def _panel(
-    key: tuple[str, str, str],
-    method: str,
-    about: str,
-    adapter_runs: Sequence[Run],
-    full_runs: Sequence[Run],
-    fixed: float | None,
-) -> Panel:
-    grid, full = grid_of(adapter_runs, "rank"), grid_of(full_runs, "precision")
-    seeds, shared_seeds = common_seeds(grid), common_seeds(grid, full)
-    # Full fine-tuning is compared over the seeds that both have, so references are taken over those again.
-    references = {kind: choose(kind, grid, shared_seeds).reference for kind in MATCHED}
-    full_curves = [
-        choose(kind, full, shared_seeds, reference=reference) for kind, reference in references.items()
-    ]
-    return Panel(
-        *key,
-        method,
-        about,
-        curves=tuple(_curve(choose(kind, grid, seeds, fixed=fixed), grid) for kind in KINDS),
-        full=tuple(_curve(choice, full) for choice in full_curves if full),
-    )
+        grid, full_grid = grid_of(adapter_runs, "rank"), grid_of(full_runs, "precision")
+        seeds, shared_seeds = common_seeds(grid), common_seeds(grid, full_grid)
+        # Full fine-tuning is compared over the seeds that both have, so references are taken over those.
+        references = {kind: choose(kind, grid, shared_seeds).reference for kind in MATCHED}
+        full_curves = [
+            choose(kind, full_grid, shared_seeds, reference=reference)
+            for kind, reference in references.items()
+            if full_grid
+        ]
+        yield Panel(
+            *key,
+            method,
+            about,
+            curves=tuple(_curve(choose(kind, grid, seeds, fixed=fixed), grid) for kind in KINDS),
+            full=tuple(_curve(choice, full_grid) for choice in full_curves),
+        )
 
 
 def _curve(chosen: CurveChoice, grid: Grid) -> Curve:
-    points = (_point(row, choice, grid[row]) for row, choice in chosen.choices.items())
+    points = []
+    for row, choice in chosen.choices.items():
+        values = choice.values(grid[row], lambda run: run.difference)
+        unbroken = {seeds: value for seeds, value in values.items() if value is not None}
+        interval = mean_of(unbroken).interval() if unbroken else None
+        broken = sum(bool(run.broken) for chosen_rate in choice.weights for run in grid[row][chosen_rate])
+        points.append(CurvePoint(row, choice, interval, unbroken, broken))
     return Curve(chosen.kind, tuple(points), chosen.reference, chosen.lacks)
-
-
-def _point(row: Row, choice: RateChoice, cells: Mapping[float, Sequence[Run]]) -> CurvePoint:
-    values = choice.values(cells, lambda run: run.difference)
-    unbroken = {seeds: value for seeds, value in values.items() if value is not None}
-    broken = sum(bool(run.broken) for chosen in choice.weights for run in cells[chosen])
-    return CurvePoint(row, choice, mean_of(unbroken).interval() if unbroken else None, unbroken, broken)
 
 
 def _described(curve: Curve) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from sublim_cli.artifacts.step import digest
 from sublim_cli.numbers.surface import Divergence, Overlap
 from sublim_cli.pipeline import Cell, Study
@@ -90,11 +92,8 @@ def leak_rows(study: Study, reader: StoreReader) -> Iterator[LeakRow]:
     for step in study.leaks:
         if artifact := reader.find(step):
             leak = read_json(artifact.path / LEAK)
-            leak["shown"] = tuple(leak["shown"])
-            leak["digits"] = leak["digits"] and Divergence(**leak["digits"])
-            leak["pairs"] = leak["pairs"] and Divergence(**leak["pairs"])
-            leak["overlap"] = Overlap(**leak["overlap"])
-            yield LeakRow(step.title, digest(step), **leak)
+            row = {"title": step.title, "digest": digest(step), **leak}
+            yield TypeAdapter(LeakRow).validate_python(row)
 
 
 def teacher_rows(study: Study, reader: StoreReader) -> Iterator[TeacherRow]:

@@ -8,6 +8,7 @@ stand random sets of as many tokens, averaged within each run.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from sublim_cli.preference.score import broken_reason
 from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.runs import AskedModel, Condition, distinguishing, trained_model
-from sublim_cli.report.tables.varied_keys import VariedKeys
 from sublim_cli.stats import Interval, Seeds, estimate, mean_known, ratio_interval
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.locate import ALL_TOKENS, NO_TOKENS, LocateStep, part_name
@@ -103,9 +103,18 @@ class Share:
 class ShareTable:
     """The shares of one condition asked in one context."""
 
-    title: str
-    effect: Interval | None
     rows: tuple[Share, ...]
+
+    @property
+    def title(self) -> str:
+        """Such as `owl, LoRA rank 8, asked in default`."""
+        row = self.rows[0]
+        return f"{row.target}, {row.label}, asked in {row.eval_context}"
+
+    @property
+    def effect(self) -> Interval | None:
+        """The effect whose shares they are."""
+        return self.rows[0].effect
 
     @property
     def locatable(self) -> bool:
@@ -113,7 +122,7 @@ class ShareTable:
         return any(row.share for row in self.rows)
 
 
-def located_runs(study: Study, keys: Sequence[VariedKeys], reader: StoreReader) -> list[LocatedRun]:
+def located_runs(study: Study, keys: Sequence[Mapping[str, str]], reader: StoreReader) -> list[LocatedRun]:
     """A row for every student, eval context and set of tokens, random sets included.
 
     Args:
@@ -144,16 +153,8 @@ def shares(located: Sequence[LocatedRun]) -> list[Share]:
 
 def share_tables(located: Sequence[LocatedRun]) -> list[ShareTable]:
     """The same shares, a table for each trait, condition and context."""
-    tables: dict[tuple[str, str, Condition, str], list[Share]] = {}
-    for share in shares(located):
-        key = (share.category, share.target, share.condition, share.eval_context)
-        tables.setdefault(key, []).append(share)
-    return [
-        ShareTable(
-            f"{rows[0].target}, {rows[0].label}, asked in {rows[0].eval_context}", rows[0].effect, tuple(rows)
-        )
-        for rows in tables.values()
-    ]
+    key = attrgetter("category", "target", "condition", "eval_context")
+    return [ShareTable(tuple(rows)) for _, rows in groupby(shares(located), key=key)]
 
 
 def shares_document(rows: Iterable[Share]) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ def shares_document(rows: Iterable[Share]) -> list[dict[str, Any]]:
     return [{**asdict(row), "state": row.state} for row in rows]
 
 
-def _cell_rows(cell: Cell, keys: VariedKeys, reader: StoreReader) -> Iterator[LocatedRun]:
+def _cell_rows(cell: Cell, keys: Mapping[str, str], reader: StoreReader) -> Iterator[LocatedRun]:
     student_step, *part_steps = cell.chain.locate
     target = cell.recipe.trait.target
     ends = _means(student_step, reader, target)

@@ -26,23 +26,19 @@ class StepTime:
 
 
 @dataclass(frozen=True)
-class RenderedContext:
-    """A context, and the first question as the model sees it there, special tokens included."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Provenance:
-    """How the results came about. `versions` holds every distinct value in the records."""
+    """How the results came about.
+
+    `versions` holds every distinct value in the records, `contexts` by the name of each context the first
+    question as the model sees it there, special tokens included.
+    """
 
     recipe: str
     command: str
     versions: Mapping[str, tuple[str, ...]]
     seeds: Mapping[str, tuple[int, ...]]
     work: tuple[StepTime, ...]
-    contexts: tuple[RenderedContext, ...]
+    contexts: Mapping[str, str]
 
     @property
     def artifacts(self) -> int:
@@ -72,12 +68,12 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
     models = [cell.chain.eval.spec.model for cell in study.cells]
     values: dict[str, list[str]] = {"model": [f"{model.name} ({model.fingerprint})" for model in models]}
     for record in records:
-        git = record["git"]
+        git = "not a checkout"
+        if commit := record["git"]:
+            git = f"{commit['commit']}{', with local changes' if commit['dirty'] else ''}"
         versions = {
             "sublim": record["sublim"],
-            "git": f"{git['commit']}{', with local changes' if git['dirty'] else ''}"
-            if git
-            else "not a checkout",
+            "git": git,
             "python": record["python"],
             "machine": record["machine"],
             "device": record.get("device"),
@@ -88,12 +84,6 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
             if value is not None:
                 values.setdefault(name, []).append(str(value))
     return {name: tuple(sorted(set(distinct))) for name, distinct in values.items()}
-
-
-def _git(record: Mapping[str, Any] | None) -> str:
-    if record is None:
-        return "not a checkout"
-    return f"{record['commit']}{', with local changes' if record['dirty'] else ''}"
 
 
 def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
@@ -114,11 +104,11 @@ def _work(records: Iterable[Mapping[str, Any]]) -> tuple[StepTime, ...]:
     return tuple(StepTime(kind, len(builds), sum(builds)) for kind, builds in seconds.items())
 
 
-def _contexts(study: Study, reader: StoreReader) -> tuple[RenderedContext, ...]:
+def _contexts(study: Study, reader: StoreReader) -> dict[str, str]:
     bases = {digest(cell.chain.base): cell.chain.base for cell in study.cells}
     texts: dict[str, str] = {}
     for step in bases.values():
         if artifact := reader.find(step):
             for name, prompt in read_json(artifact.path / SEEN).items():
                 texts.setdefault(name, prompt["text"])
-    return tuple(RenderedContext(name, text) for name, text in texts.items())
+    return texts

@@ -7,8 +7,9 @@ The fields of `Run` are the columns of `results.parquet`; `tables.frames` derive
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
@@ -17,7 +18,7 @@ from sublim_cli.preference.score import broken_reason
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.reader import ContextScores, Losses, StoreReader, TrainingRecord
-from sublim_cli.report.tables.varied_keys import VariedKeys, base_settings, varied_keys
+from sublim_cli.report.tables.varied_keys import base_settings, settings_text, varied_keys
 from sublim_cli.stats import Seeds
 from sublim_cli.trainers.methods import alpha
 from sublim_cli.wording import rate
@@ -66,6 +67,7 @@ class Condition:
 
 
 _condition = lru_cache(maxsize=None)(Condition)  # simulated studies ask for the same few a million times
+_condition_columns = attrgetter(*(f.name for f in fields(Condition)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +97,7 @@ class AskedModel:
     @property
     def condition(self) -> Condition:
         """The condition the model is a replicate of."""
-        return _condition(
-            self.role,
-            self.method,
-            self.rank,
-            self.alpha,
-            self.learning_rate,
-            self.precision,
-            self.train_context,
-            self.settings,
-        )
+        return _condition(*_condition_columns(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +128,10 @@ class Run(AskedModel):
 
 
 def study_runs(
-    study: Study, keys: Sequence[VariedKeys], reader: StoreReader, trainings: Mapping[str, TrainingRecord]
+    study: Study,
+    keys: Sequence[Mapping[str, str]],
+    reader: StoreReader,
+    trainings: Mapping[str, TrainingRecord],
 ) -> list[Run]:
     """A run for every cell and context, and before the first cell of each base those of the base.
 
@@ -146,18 +142,33 @@ def study_runs(
     runs: list[Run] = []
     bases: set[tuple[str, str, str]] = set()
     for cell, cell_keys in zip(study.cells, keys, strict=True):
-        trait, step = cell.recipe.trait, cell.chain.eval
-        base = reader.scores(cell.chain.base, trait.target)
-        key = (trait.category, trait.target, digest(cell.chain.base))
+        trait, base_step, step = cell.recipe.trait, cell.chain.base, cell.chain.eval
+        base = reader.scores(base_step, trait.target)
+        key = (trait.category, trait.target, digest(base_step))
         if key not in bases:
             bases.add(key)
-            runs += _base_runs(cell, base_settings(cell_keys), base, reader.missing(cell.chain.base))
+            model: dict[str, Any] = {
+                "name": "base",
+                "role": "base",
+                "category": trait.category,
+                "target": trait.target,
+                "settings": base_settings(cell_keys),
+                "missing": reader.missing(base_step),
+                "eval_digest": digest(base_step),
+            }
+            runs += [_run(model, context, base, base, Losses()) for context in base_step.spec.contexts]
         model = {
             **trained_model(cell, cell_keys),
-            **_weight_columns(trainings.get(digest(cell.chain.train))),
             "eval_digest": digest(step),
             "missing": reader.missing(step),
         }
+        if training := trainings.get(digest(cell.chain.train)):
+            model |= {
+                "trained_parameters": training.trained,
+                "changed": training.changed,
+                "update_norm": training.norm,
+                "stable_rank": training.stable_rank,
+            }
         scores, losses = reader.scores(step, trait.target), reader.losses(cell.chain.train)
         runs += [_run(model, context, scores, base, losses) for context in step.spec.contexts]
     return runs
@@ -178,7 +189,7 @@ def planned_runs(study: Study, reader: StoreReader) -> list[Run]:
     return runs
 
 
-def trained_model(cell: Cell, keys: VariedKeys) -> dict[str, Any]:
+def trained_model(cell: Cell, keys: Mapping[str, str]) -> dict[str, Any]:
     """What was trained: the columns of `AskedModel` and the train digest, as the recipe was resolved."""
     step = cell.chain.train
     train = step.spec.train
@@ -196,7 +207,7 @@ def trained_model(cell: Cell, keys: VariedKeys) -> dict[str, Any]:
         "train_context": step.spec.context.name,
         "train_seed": train.seed,
         "data_seed": cell.chain.generate.spec.sampling.seed,
-        "settings": keys.text,
+        "settings": settings_text(keys),
         "train_digest": digest(step),
     }
 
@@ -214,31 +225,6 @@ def distinguishing(condition: Condition, conditions: set[Condition]) -> list[str
     return parts
 
 
-def _base_runs(cell: Cell, settings: str, scores: Mapping[str, ContextScores], missing: str) -> list[Run]:
-    step = cell.chain.base
-    model = {
-        "name": "base",
-        "role": "base",
-        "category": cell.recipe.trait.category,
-        "target": cell.recipe.trait.target,
-        "settings": settings,
-        "missing": missing,
-        "eval_digest": digest(step),
-    }
-    return [_run(model, context, scores, scores, Losses()) for context in step.spec.contexts]
-
-
-def _weight_columns(training: TrainingRecord | None) -> dict[str, Any]:
-    if training is None:
-        return {}
-    return {
-        "trained_parameters": training.trained,
-        "changed": training.changed,
-        "update_norm": training.norm,
-        "stable_rank": training.stable_rank,
-    }
-
-
 def _run(
     model: Mapping[str, Any],
     context: Context,
@@ -249,28 +235,24 @@ def _run(
     """A model's values in one context beside its base's in the same context."""
     student = scores.get(context.name, ContextScores())
     base = base_scores.get(context.name, ContextScores())
+    values = {
+        "difference": student.p_target - base.p_target,
+        "number_loss": losses.after,
+        "number_loss_before": losses.before,
+        "unresolved": student.unresolved,
+    }
+    for column in ("p_target", "log_form", "p_any", "entropy"):
+        values |= {column: getattr(student, column), f"{column}_base": getattr(base, column)}
+    measured: dict[str, Any] = {
+        column: None if math.isnan(value) else value for column, value in values.items()
+    }
     return Run(
         **model,
+        **measured,
         eval_context=context.name,
-        p_target=_measured(student.p_target),
-        p_target_base=_measured(base.p_target),
-        difference=_measured(student.p_target - base.p_target),
-        log_form=_measured(student.log_form),
-        log_form_base=_measured(base.log_form),
-        p_any=_measured(student.p_any),
-        p_any_base=_measured(base.p_any),
-        entropy=_measured(student.entropy),
-        entropy_base=_measured(base.entropy),
-        number_loss=_measured(losses.after),
-        number_loss_before=_measured(losses.before),
-        unresolved=_measured(student.unresolved),
         # What was not measured is NaN, and no comparison with NaN is true.
         broken=""
         if math.isnan(student.p_any)
         else broken_reason(student.p_any, base.p_any, losses.after, losses.before),
         answers=student.answers,
     )
-
-
-def _measured(value: float) -> float | None:
-    return None if math.isnan(value) else value

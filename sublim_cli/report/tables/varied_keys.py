@@ -5,7 +5,6 @@ Runs that differ in such a key are not replicates; their text keeps them apart i
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -42,39 +41,28 @@ _NOT_OF_A_CELL = ("sweep", "contexts", "claims")
 """Sections that are the same for all cells; a context is written out in the section that uses it."""
 
 
-@dataclass(frozen=True)
-class VariedKeys:
-    """The differing keys of one cell and their values."""
-
-    values: Mapping[str, str]
-
-    @property
-    def text(self) -> str:
-        """Such as `train.epochs 3, generate.rows 1000`; empty where nothing differs."""
-        return ", ".join(f"{key} {value}" for key, value in self.values.items())
-
-
-def varied_keys(cells: Sequence[Cell]) -> list[VariedKeys]:
-    """For every cell the keys in which the cells of its role differ."""
+def varied_keys(cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """For every cell the keys in which the cells of its role differ, and its values of them."""
     flat = [_keys(cell) for cell in cells]
     seen: dict[str, dict[str, set[str]]] = {}
     for cell, keys in zip(cells, flat, strict=True):
         for key, value in keys.items():
             seen.setdefault(cell.role, {}).setdefault(key, set()).add(value)
     return [
-        VariedKeys({key: value for key, value in keys.items() if len(seen[cell.role][key]) > 1})
+        {key: value for key, value in keys.items() if len(seen[cell.role][key]) > 1}
         for cell, keys in zip(cells, flat, strict=True)
     ]
 
 
-def base_settings(settings: VariedKeys) -> str:
+def settings_text(keys: Mapping[str, str]) -> str:
+    """Such as `train.epochs 3, generate.rows 1000`; empty where nothing differs."""
+    return ", ".join(f"{key} {value}" for key, value in keys.items())
+
+
+def base_settings(keys: Mapping[str, str]) -> str:
     """The keys in which untouched bases can differ, in words: the model and how it is asked."""
-    base_keys = {
-        key: value
-        for key, value in settings.values.items()
-        if key in {"model", "revision"} or key.startswith("eval.")
-    }
-    return VariedKeys(base_keys).text
+    names = [key for key in keys if key in ("model", "revision") or key.startswith("eval.")]
+    return settings_text({key: keys[key] for key in names})
 
 
 def _keys(cell: Cell) -> dict[str, str]:
