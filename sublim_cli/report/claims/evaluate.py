@@ -2,30 +2,25 @@
 
     evaluate(recipe.claims, runs, located)
 
-**Units.** The unit is the training run. An effect is a student's P(target) minus that of the control trained
-with the same seeds, so that what both share (the context's base rate, the seed's data order) cancels. Means
-are over the recipe's questions and hold for these questions. Intervals and p values are about new training
-runs; runs that share a seed with other runs are clustered by it (`stats.estimate`). They are about new data
-sets too only where the study has several data seeds. Where the answers to each question are known, an effect
-also has an interval for new questions; no verdict depends on it.
+**Units.** An effect is the P(target) of one training run minus that of the control trained with the same
+seeds, so that what both share cancels. Means are over the recipe's questions and hold for these. Intervals
+and p values are about new training runs, clustered by shared seeds (`stats.estimate`), and about new data
+sets only where the study has several data seeds. Where the answers to each question are known, an effect also
+has an interval for new questions; no verdict depends on it.
 
 **When.** A claim is judged once, when all runs planned for it are built: judging part of a plan repeatedly
 until it is significant would raise the error rates. A missing run makes the claim incomplete. Broken runs are
 left out and counted.
 
-**Tests.** Every claim has two: one supports it, one refutes it. For the claim as a whole each is wrong with a
-probability of at most alpha:
+**Tests.** Every claim has two, one that supports it and one that refutes it. For the claim as a whole each is
+wrong with a probability of at most alpha:
 
-* A claim about all of its comparisons is supported where every comparison passes its test at alpha. This is
-  an intersection-union test, which needs no correction for the number of comparisons (Berger 1982): if the
-  claim is false, it is false in some comparison, and that one passes with a probability of at most alpha.
-  Claims that are also stated trait by trait (C1, C2, C5) have p values corrected over traits (Holm 1979).
-* A claim is refuted where any one comparison refutes it, so those p values are always Holm's over all
-  comparisons.
-* Where both tests pass (an effect above zero that is also below the margin) the claim is refuted: an effect
-  below the margin is what the recipe calls none. This lowers the probability of a wrong support and leaves
-  that of a wrong refutation.
-* Where neither passes the claim is underpowered.
+* A claim is supported where every comparison passes its test at alpha: an intersection-union test, which
+  needs no correction for the number of comparisons (Berger 1982). Claims that are also stated trait by trait
+  (C1, C2, C5) have p values corrected over traits (Holm 1979).
+* A claim is refuted where any comparison refutes it, with Holm's p values over all comparisons.
+* Where both tests pass (an effect above zero and below the margin) the claim is refuted: an effect below the
+  margin is what the recipe calls none. Where neither passes it is underpowered.
 
 Several claims of a recipe are not corrected for each other.
 """
@@ -33,6 +28,7 @@ Several claims of a recipe are not corrected for each other.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,7 +175,11 @@ def _inverted_u(claim: InvertedUClaim, index: RunIndex) -> _Judged:
         notes += curve.notes
         if any(basis.lacks for basis in bases):
             continue  # the claim is incomplete
-        usable = {rank: p for rank, p in curve.p_target.items() if 2 * _unbroken(p) >= len(p)}
+        usable = {
+            rank: p_target
+            for rank, p_target in curve.p_target.items()
+            if 2 * sum(p is not None for p in p_target.values()) >= len(p_target)
+        }
         if dropped := [str(rank) for rank in curve.p_target if rank not in usable]:
             ranks = listed(dropped)
             notes.append(f"{target}: most runs of rank {ranks} broke; the curve is judged without.")
@@ -233,10 +233,6 @@ def _enough_ranks(ranks: Sequence[int], setting: TraitSetting, which: str) -> Ba
         return Basis()
     present = f"it has {listed([str(rank) for rank in ranks])}" if ranks else "it has none"
     return Basis((f"{LEAST_RANKS} LoRA ranks or more on {setting}{which}; {present}",))
-
-
-def _unbroken(p_target: Mapping[Seeds, float | None]) -> int:
-    return sum(p is not None for p in p_target.values())
 
 
 def _curve_finding(
@@ -304,28 +300,23 @@ def _full_fine_tuning(claim: FullFineTuningClaim, index: RunIndex) -> _Judged:
             students = index.cell("student", setting, condition)
             compared, lacking = compare(setting, students, control)
             bases += [students.basis, lacking]
-            findings.append(_full_finding(claim, compared))
+            effect = mean_of(compared.effects)
+            parts = filter(
+                None, (f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings)
+            )
+            findings.append(
+                finding(
+                    claim,
+                    target,
+                    f"{condition_label('student', 'full', None, list(parts))}, minus the control",
+                    compared.effects,
+                    compared.answers,
+                    p=effect.within(claim.margin),
+                    against=effect.above(claim.margin),
+                    also={"minus the base": compared.base},
+                )
+            )
     return _Judged(corrected(findings), bases)
-
-
-def _full_finding(claim: FullFineTuningClaim, compared: Comparison) -> Finding:
-    condition, effect = compared.condition, mean_of(compared.effects)
-    parts = [
-        "full fine-tuning",
-        f"lr {rate(condition.learning_rate)}",
-        condition.precision,
-        condition.settings,
-    ]
-    return finding(
-        claim,
-        compared.setting.target,
-        f"{', '.join(filter(None, parts))}, minus the control",
-        compared.effects,
-        compared.answers,
-        p=effect.within(claim.margin),
-        against=effect.above(claim.margin),
-        also={"minus the base": compared.base},
-    )
 
 
 def _contexts(claim: ContextsClaim, index: RunIndex) -> _Judged:
@@ -370,7 +361,7 @@ def _vanishes(claim: ContextsClaim, home: Comparison, away: Comparison) -> Findi
     comparison = finding(
         claim,
         away.setting.target,
-        f"{label}, trained in {away.setting.trained} and asked in {away.setting.asked}, minus the control",
+        f"{label}, {away.setting.contexts}, minus the control",
         away.effects,
         away.answers,
         p=max(effect.within(claim.margin), interaction.above()),
@@ -456,7 +447,7 @@ def _amounts(setting: TraitSetting, part: str, rows: Sequence[LocatedRun]) -> tu
         if row.missing or row.broken or row.amount is None:
             continue
         if row.seeds in random:
-            amounts[row.seeds] = (row.amount, sum(random[row.seeds]) / len(random[row.seeds]))
+            amounts[row.seeds] = (row.amount, fmean(random[row.seeds]))
         else:
             lacks.append(f"random sets beside the gate {part}: `eval.gate_controls` is 0")
     return amounts, Basis(tuple(lacks))

@@ -6,6 +6,7 @@ lacking. A claim's rule collects the bases of its lookups.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +77,11 @@ class CellRuns:
     """P(target) of all that are planned, None where a run is broken or not built."""
     basis: Basis
 
+    @property
+    def answers(self) -> Effects:
+        """P(target) of each question, of the runs of which it is known."""
+        return {seeds: run.answers for seeds, run in self.runs.items() if run.answers}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -122,16 +128,12 @@ class RunIndex:
 
     def ranks(self, claim: AdapterClaim, setting: TraitSetting) -> list[int]:
         """The ranks of the students that fit a claim, ascending."""
-        ranks = {
-            condition.rank
-            for condition in self._students(setting)
-            if condition.rank is not None and _fits(claim, condition, condition.rank)
-        }
-        return sorted(ranks)
+        conditions = self._students(setting)
+        return sorted({c.rank for c in conditions if c.rank is not None and _fits(claim, c, c.rank)})
 
     def full(self, setting: TraitSetting) -> list[Condition]:
         """The conditions of full fine-tuning, in the report's order."""
-        conditions = [condition for condition in self._students(setting) if condition.method == "full"]
+        conditions = (condition for condition in self._students(setting) if condition.method == "full")
         return sorted(conditions, key=lambda condition: condition.order)
 
     def cell(
@@ -195,7 +197,8 @@ class RunIndex:
         if len(controls) > 1:
             controls = [control for control in controls if control.settings == student.settings]
         if len(controls) > 1:
-            controls = [control for control in controls if _trained_like(control, student)]
+            tuned_alike = attrgetter("method", "rank", "learning_rate", "precision")
+            controls = [control for control in controls if tuned_alike(control) == tuned_alike(student)]
         if len(controls) == 1:
             cell = self.cell("control", setting, controls[0])
             return cell, cell.basis
@@ -238,7 +241,7 @@ def compare(setting: TraitSetting, students: CellRuns, control: CellRuns) -> tup
     if len(differences) < len(students.runs):
         lacks.append(f"the untouched base asked for {setting.target} in {setting.asked}")
         differences = {}
-    answers = minus(_answers(students), _answers(control))
+    answers = minus(students.answers, control.answers)
     compared = Comparison(setting, students.condition, effects, answers, mean_of(differences))
     return compared, Basis(tuple(lacks))
 
@@ -259,10 +262,6 @@ def over_questions(effects: Effects, level: float) -> Interval | None:
     ordered = sorted(effects)
     interval = two_way_interval(np.array([effects[seeds] for seeds in ordered]), ordered, level)
     return interval if interval.low is not None else None
-
-
-def _answers(cell: CellRuns) -> Effects:
-    return {seeds: run.answers for seeds, run in cell.runs.items() if run.answers}
 
 
 def _training(run: Run) -> Training:
@@ -289,8 +288,3 @@ def _choice(conditions: Sequence[Condition]) -> str:
     }
     open_keys = [f"`{key}` ({listed(values)})" for key, values in keys.items() if len(values) > 1]
     return f"there are {len(conditions)} kinds; the claim must name its {listed(open_keys) or 'own'}"
-
-
-def _trained_like(control: Condition, student: Condition) -> bool:
-    trained = (control.method, control.rank, control.learning_rate, control.precision)
-    return trained == (student.method, student.rank, student.learning_rate, student.precision)

@@ -143,19 +143,17 @@ def _concerns(claim: Claim, run: Run) -> bool:
     """Whether a claim compares a run: students of its kind and controls, in the contexts it names."""
     student = run.role == "student"
     match claim:
-        case ContextsClaim():
-            return not student or (run.method, run.rank) == ("lora", claim.rank)
-        case LocalisationClaim():
-            contexts = (claim.train_context, claim.eval_context or claim.train_context)
-            fits = not student or (run.method, run.rank) == ("lora", claim.rank)
-            return fits and (run.train_context, run.eval_context) == contexts
-        case TransmissionClaim():
-            fits = not student or (run.method, run.rank) == ("lora", claim.rank)
         case InvertedUClaim():
             fits = student and run.method == "lora"
         case FullFineTuningClaim():
             fits = not student or run.method == "full"
-    return fits and run.train_context == run.eval_context == claim.train_context
+        case _:
+            fits = not student or (run.method, run.rank) == ("lora", claim.rank)
+    if isinstance(claim, ContextsClaim):
+        return fits
+    eval_context = claim.eval_context if isinstance(claim, LocalisationClaim) else None
+    contexts = claim.train_context, eval_context or claim.train_context
+    return fits and (run.train_context, run.eval_context) == contexts
 
 
 def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, Effect]:

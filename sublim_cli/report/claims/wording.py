@@ -6,7 +6,7 @@ from typing import Any
 
 from sublim_cli.recipe.schema import FullFineTuningClaim
 from sublim_cli.report.claims.verdict import Finding, Verdict
-from sublim_cli.wording import bounds, count, difference, listed
+from sublim_cli.wording import count, difference, listed, with_bounds
 
 OUTCOME = {
     "supported": "supported",
@@ -48,7 +48,11 @@ def sentence(verdict: Verdict) -> str:
         case "underpowered":
             held = [finding for finding in findings if finding.word(alpha) == "supported"]
             rest = [finding for finding in findings if finding not in held]
-            text = f"These runs do not decide it. {_open(held, rest)}: {_effects(rest)}."
+            still_open = "The one comparison is" if len(rest) == 1 else f"{_all(len(rest))} are"
+            if held:
+                others = "the other one is" if len(rest) == 1 else f"the other {len(rest)} are"
+                still_open = f"{_subject(held, findings, 'support')} it, {others}"
+            text = f"These runs do not decide it. {still_open} open: {_effects(rest)}."
             return f"{text} {_power(verdict, rest)}."
 
 
@@ -92,27 +96,20 @@ def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 },
                 "lacks": list(verdict.lacks),
                 "notes": list(verdict.notes),
-                "findings": [_plain(finding, verdict.claim.alpha) for finding in verdict.findings],
+                "findings": [
+                    {
+                        **asdict(finding),
+                        "verdict": finding.word(verdict.claim.alpha),
+                        "runs": [
+                            {"train_seed": seeds[0], "data_seed": seeds[1], "effect": effect}
+                            for seeds, effect in sorted(finding.runs.items())
+                        ],
+                    }
+                    for finding in verdict.findings
+                ],
             }
             for verdict in verdicts
         ],
-    }
-
-
-def _plain(finding: Finding, alpha: float) -> dict[str, Any]:
-    return {
-        "target": finding.target,
-        "about": finding.about,
-        "verdict": finding.word(alpha),
-        "effect": finding.effect and asdict(finding.effect),
-        "p": finding.p,
-        "p_against": finding.p_against,
-        "detectable": finding.detectable,
-        "runs": [
-            {"train_seed": seeds[0], "data_seed": seeds[1], "effect": effect}
-            for seeds, effect in sorted(finding.runs.items())
-        ],
-        "also": {name: asdict(interval) for name, interval in finding.also.items()},
     }
 
 
@@ -135,13 +132,6 @@ def _all(number: int) -> str:
     return "Both comparisons" if number == 2 else f"All {number} comparisons"
 
 
-def _open(held: Sequence[Finding], rest: Sequence[Finding]) -> str:
-    if held:
-        others = "the other one is" if len(rest) == 1 else f"the other {len(rest)} are"
-        return f"{_subject(held, [*held, *rest], 'support')} it, {others} open"
-    return "The one comparison is open" if len(rest) == 1 else f"{_all(len(rest))} are open"
-
-
 def _power(verdict: Verdict, findings: Sequence[Finding]) -> str:
     detectable = [finding.detectable for finding in findings if finding.detectable is not None]
     if len(detectable) < len(findings):
@@ -159,6 +149,6 @@ def _effects(findings: Sequence[Finding]) -> str:
         if effect is None:
             texts.append(f"no unbroken pair of runs {about}")
         else:
-            value = f"{difference(effect.mean)} {bounds(effect)}".rstrip()
+            value = with_bounds(difference(effect.mean), effect)
             texts.append(f"{value} {about} ({count(effect.n, 'run')})")
     return _first(texts, "other")
