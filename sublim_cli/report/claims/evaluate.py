@@ -224,7 +224,7 @@ def _chosen_curve(claim: InvertedUClaim, index: RunIndex, setting: TraitSetting)
         for edge, at_edge in edges.items()
     ]
     too_few = _enough_ranks(ranks, setting, f" that can be compared {TITLE[claim.curve]}")
-    curve = {rank: chosen.choices[rank].values(grid[rank], lambda run: run.p_target) for rank in ranks}
+    curve = {rank: chosen.choices[rank].values(grid[rank], "p_target") for rank in ranks}
     return _RankCurve(curve, Basis.joined([basis, too_few]), notes)
 
 

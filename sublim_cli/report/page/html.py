@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from inspect import getmembers, isfunction
 from itertools import groupby
+from operator import attrgetter
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -15,13 +16,16 @@ from sublim_cli.numbers.surface import Divergence
 from sublim_cli.preference.score import BROKEN_ABOVE
 from sublim_cli.report.claims import wording as claims_wording
 from sublim_cli.report.collect import Results
-from sublim_cli.report.page.context_matrix import context_matrices
 from sublim_cli.report.page.figures.figure import Figure
-from sublim_cli.report.page.figures.rendering import embedded_specification, inline_svg, page_script
-from sublim_cli.report.page.figures.sparkline import sparkline
+from sublim_cli.report.page.figures.rendering import (
+    embedded_specification,
+    inline_svg,
+    page_script,
+    sparkline,
+)
 from sublim_cli.report.page.movers import movers
 from sublim_cli.report.page.narrative import paragraphs
-from sublim_cli.report.page.summary import SummaryRow, summarise
+from sublim_cli.report.page.summary import context_matrices, summarise
 from sublim_cli.report.tables.data_sets import LeakRow
 from sublim_cli.report.tables.localisation import share_tables
 
@@ -64,7 +68,10 @@ def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats
         trained=len({run.train_digest for run in results.runs if not run.missing} - {""}),
         planned=len({run.train_digest for run in results.runs} - {""}),
         signs=SIGNS,
-        traits=_conditions_by_trait(rows),
+        traits=[
+            (target, [list(group) for _, group in groupby(trait_rows, key=attrgetter("condition"))])
+            for (_, target), trait_rows in groupby(rows, key=attrgetter("category", "target"))
+        ],
         figures=figures,
         formats=formats,
         redraw=REDRAW,
@@ -93,12 +100,3 @@ def leak_sentence(leak: LeakRow) -> str:
     if leak.low <= 0.5 <= leak.high:
         return "the classifier does not differ from chance on these rows"
     return f"given one row of each, the classifier picks the trait teacher's {leak.auc:.0%} of the time"
-
-
-def _conditions_by_trait(rows: Sequence[SummaryRow]) -> list[tuple[str, list[list[SummaryRow]]]]:
-    """For every target its conditions, each the rows of all contexts."""
-    by_trait = groupby(rows, key=lambda row: (row.category, row.target))
-    return [
-        (target, [list(group) for _, group in groupby(trait_rows, key=lambda row: row.condition)])
-        for (_, target), trait_rows in by_trait
-    ]

@@ -20,7 +20,7 @@ Losses and norms are averaged over the seeds that all rows and rates have, since
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -35,9 +35,6 @@ Row = int | str
 
 Grid = Mapping[Row, Mapping[float, Sequence[Run]]]
 """The runs of every row at every learning rate."""
-
-Column = Callable[[Run], float | None]
-"""Reads one value of a run."""
 
 TITLE: dict[CurveKind, str] = {
     "fixed": "one learning rate",
@@ -70,7 +67,7 @@ class RateChoice:
         """The geometric mean of the rates by their weights."""
         return math.exp(math.fsum(weight * math.log(rate) for rate, weight in self.weights.items()))
 
-    def values(self, cells: Mapping[float, Sequence[Run]], column: Column) -> dict[Seeds, float | None]:
+    def values(self, cells: Mapping[float, Sequence[Run]], column: str) -> dict[Seeds, float | None]:
         """A column by seeds, for the seeds that all chosen rates have; None where a run is broken."""
         runs = {rate: {run.seeds: run for run in cells[rate]} for rate in self.weights}
         common = set.intersection(*(set(by_seeds) for by_seeds in runs.values()))
@@ -79,7 +76,7 @@ class RateChoice:
             parts = [
                 weight * value
                 for rate, weight in self.weights.items()
-                if not runs[rate][seeds].broken and (value := column(runs[rate][seeds])) is not None
+                if not runs[rate][seeds].broken and (value := getattr(runs[rate][seeds], column)) is not None
             ]
             values[seeds] = math.fsum(parts) if len(parts) == len(self.weights) else None
         return values

@@ -159,7 +159,7 @@ def _panels(key: tuple[str, str, str], runs: Sequence[Run], fixed: float | None)
 def _curve(chosen: CurveChoice, grid: Grid) -> Curve:
     points = []
     for row, choice in chosen.choices.items():
-        values = choice.values(grid[row], lambda run: run.difference)
+        values = choice.values(grid[row], "difference")
         unbroken = {seeds: value for seeds, value in values.items() if value is not None}
         interval = mean_of(unbroken).interval() if unbroken else None
         broken = sum(bool(run.broken) for chosen_rate in choice.weights for run in grid[row][chosen_rate])

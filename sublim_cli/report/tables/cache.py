@@ -34,7 +34,11 @@ class ReadCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._entries = _read(path)
+        text = ""
+        with suppress(OSError, ValueError):
+            text = path.read_text(encoding="utf-8")
+        lines = (line.partition("\t") for line in text.split("\n") if line.startswith(f"{VERSION} "))
+        self._entries = {entry: rest for entry, _, rest in lines}
         self._stamps: dict[str, str] = {}
         self._changed = False
 
@@ -73,13 +77,3 @@ class ReadCache:
             with explain_read_errors(artifact.path / RECORD):
                 self._stamps[artifact.digest] = str(os.stat(f"{artifact.path}/{RECORD}").st_mtime_ns)
         return self._stamps[artifact.digest]
-
-
-def _read(path: Path) -> dict[str, str]:
-    """The entries of this version: time stamp and JSON by version, digest and key."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return {}
-    parts = (line.partition("\t") for line in text.split("\n") if line.startswith(f"{VERSION} "))
-    return {entry: rest for entry, _, rest in parts}

@@ -54,12 +54,21 @@ def read_provenance(study: Study, reader: StoreReader, recipe: Recipe) -> Proven
     """
     artifacts = [artifact for step in in_order(study.steps) if (artifact := reader.find(step))]
     records = [reader.record(artifact) for artifact in artifacts]
+    recipes = [cell.recipe for cell in study.cells]
+    seeds = {
+        "train.seed": {recipe.train.seed for recipe in recipes},
+        "generate.sampling.seed": {recipe.generate.sampling.seed for recipe in recipes},
+        "generate.prompts.seed": {recipe.generate.prompts.seed for recipe in recipes},
+    }
+    seconds: dict[str, list[float]] = {}
+    for record in records:
+        seconds.setdefault(record["kind"], []).append(record["seconds"])
     return Provenance(
         recipe=write_yaml(recipe.model_dump(mode="json")),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
         versions=_versions(study, records),
-        seeds=_seeds(study),
-        work=_work(records),
+        seeds={name: tuple(sorted(values)) for name, values in seeds.items()},
+        work=tuple(StepTime(kind, len(builds), sum(builds)) for kind, builds in seconds.items()),
         contexts=_contexts(study, reader),
     )
 
@@ -84,24 +93,6 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
             if value is not None:
                 values.setdefault(name, []).append(str(value))
     return {name: tuple(sorted(set(distinct))) for name, distinct in values.items()}
-
-
-def _seeds(study: Study) -> dict[str, tuple[int, ...]]:
-    """Every source of randomness and the values it took."""
-    recipes = [cell.recipe for cell in study.cells]
-    values = {
-        "train.seed": {recipe.train.seed for recipe in recipes},
-        "generate.sampling.seed": {recipe.generate.sampling.seed for recipe in recipes},
-        "generate.prompts.seed": {recipe.generate.prompts.seed for recipe in recipes},
-    }
-    return {name: tuple(sorted(seeds)) for name, seeds in values.items()}
-
-
-def _work(records: Iterable[Mapping[str, Any]]) -> tuple[StepTime, ...]:
-    seconds: dict[str, list[float]] = {}
-    for record in records:
-        seconds.setdefault(record["kind"], []).append(record["seconds"])
-    return tuple(StepTime(kind, len(builds), sum(builds)) for kind, builds in seconds.items())
 
 
 def _contexts(study: Study, reader: StoreReader) -> dict[str, str]:

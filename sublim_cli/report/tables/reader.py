@@ -194,7 +194,7 @@ class StoreReader:
         self._store = store
         self._failures = failures
         self._artifacts: dict[str, Artifact | None] = {}
-        self._scores: dict[tuple[str, str], Mapping[str, ContextScores]] = {}
+        self._scores: dict[tuple[str, str], dict[str, ContextScores]] = {}
         self._records: dict[str, Mapping[str, Any]] = {}
 
     def find(self, step: Step) -> Artifact | None:
@@ -215,19 +215,19 @@ class StoreReader:
         key = (digest(step), target)
         if key not in self._scores:
             artifact = self.find(step)
-            self._scores[key] = self._cached_scores(artifact, target) if artifact else {}
+            self._scores[key] = {}
+            if artifact:
+                cached = self.cache.get(
+                    artifact,
+                    f"readings {target}",
+                    lambda: {
+                        name: vars(scores) for name, scores in read_scores(artifact.path, target).items()
+                    },
+                )
+                for context, values in cached.items():
+                    answers = tuple(values["answers"])
+                    self._scores[key][context] = ContextScores(**{**values, "answers": answers})
         return self._scores[key]
-
-    def _cached_scores(self, artifact: Artifact, target: str) -> Mapping[str, ContextScores]:
-        cached = self.cache.get(
-            artifact,
-            f"readings {target}",
-            lambda: {name: vars(scores) for name, scores in read_scores(artifact.path, target).items()},
-        )
-        return {
-            name: ContextScores(**{**values, "answers": tuple(values["answers"])})
-            for name, values in cached.items()
-        }
 
     def losses(self, step: Step) -> Losses:
         """The losses of a train step; NaN if it is not built."""

@@ -7,13 +7,12 @@ from itertools import chain
 import pytest
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.report.page.context_matrix import context_matrices
 from sublim_cli.report.page.figures.by_section import figures_by_section
 from sublim_cli.report.page.figures.contexts import at_one_rate
 from sublim_cli.report.page.figures.figure import PALETTE, SHAPES, slug
 from sublim_cli.report.page.figures.rank_curves import APART, COLUMN, tick_positions
 from sublim_cli.report.page.figures.rendering import figure_files, inline_svg, page_script
-from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.page.summary import context_matrices, summarise
 from sublim_cli.report.page.write import FORMATS, write_figure
 
 LIGHT, DARK = "#ffffff", "#14161a"

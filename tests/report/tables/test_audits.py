@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_cli.report.page.figures.sparkline import SPARK, sparkline
+from sublim_cli.report.page.figures.rendering import SPARK, sparkline
 from sublim_cli.report.page.write import write_report
 from sublim_cli.report.tables.audits import audit_rows
 from sublim_cli.report.tables.reader import TrainingRecord

@@ -1,14 +1,13 @@
 """Every figure of a report, by the section of the page it stands in."""
 
 from sublim_cli.report.collect import Results
-from sublim_cli.report.page.context_matrix import context_matrices
 from sublim_cli.report.page.figures.contexts import context_figure
 from sublim_cli.report.page.figures.figure import Figure
 from sublim_cli.report.page.figures.localisation import localisation_figure
 from sublim_cli.report.page.figures.matched import has_curves, matched_figure
 from sublim_cli.report.page.figures.precision import precision_figures
 from sublim_cli.report.page.figures.rank_curves import rank_figures
-from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.page.summary import context_matrices, summarise
 from sublim_cli.report.tables.localisation import share_tables
 
 

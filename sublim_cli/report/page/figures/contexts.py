@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import altair as alt
 
-from sublim_cli.report.page.context_matrix import ContextMatrix
 from sublim_cli.report.page.figures.figure import PALETTE, WIDTH, Figure, chart, slug, tooltips
-from sublim_cli.report.page.summary import SummaryRow
+from sublim_cli.report.page.summary import ContextMatrix, SummaryRow
 from sublim_cli.wording import bounds, difference, rate, with_bounds
 
 ABOVE, BELOW = PALETTE[1], PALETTE[0]
@@ -27,6 +26,11 @@ def context_figure(matrix: ContextMatrix) -> Figure:
     """The matrix of one trait."""
     drawn, learning_rate = at_one_rate(matrix, MOST)
     tiles = [(line.label, row) for line in drawn.rows for row in line.tiles if row is not None]
+    described = []
+    for label, row in tiles:
+        mean = row.difference
+        change = with_bounds(difference(mean.mean), mean) if mean else row.state
+        described.append(f"{label} asked in {row.eval_context} {change}")
     caption = (
         "Orange is above the base and blue below, darker for more; a framed tile is the training context."
     )
@@ -38,8 +42,7 @@ def context_figure(matrix: ContextMatrix) -> Figure:
     return Figure(
         slug=slug("contexts", matrix.target),
         title=f"Change of P({matrix.target}) from the untouched base in the same context",
-        description="; ".join(f"{label} asked in {row.eval_context} {_change(row)}" for label, row in tiles)
-        + ".",
+        description="; ".join(described) + ".",
         caption=caption,
         chart=_heat_map(drawn, tiles),
     )
@@ -104,9 +107,3 @@ def _tile(label: str, row: SummaryRow, largest: float) -> dict[str, object]:
         "runs": row.n,
         "trained_here": row.in_training_context,
     }
-
-
-def _change(row: SummaryRow) -> str:
-    if row.difference is None:
-        return row.state
-    return with_bounds(difference(row.difference.mean), row.difference)

@@ -1,7 +1,6 @@
 """Four curves over LoRA rank: at one learning rate, at each rank's best, at equal loss, at equal norm."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import altair as alt
@@ -9,7 +8,6 @@ import altair as alt
 from sublim_cli.report.page.figures.curve_layers import (
     BESIDE,
     HEIGHT,
-    Mark,
     curve_layers,
     fan,
     line_across,
@@ -19,7 +17,7 @@ from sublim_cli.report.page.figures.curve_layers import (
 )
 from sublim_cli.report.page.figures.figure import WIDTH, Figure, layered, slug
 from sublim_cli.report.rates.choose import Row
-from sublim_cli.report.rates.panels import CurvePoint, Panel
+from sublim_cli.report.rates.panels import Panel
 from sublim_cli.wording import count, difference, listed, with_bounds
 
 APART = 0.16
@@ -78,7 +76,17 @@ def _curves_chart(panel: Panel) -> alt.LayerChart:
     ]
     title = f"P({panel.target}) minus the base"
     y = partial(alt.Y, type="quantitative", title=title, scale=alt.Scale(nice=True))
-    means = [mark for name, x, point in placed for mark in _mean(panel, name, x, point)]
+    means = []
+    for name, x, point in placed:
+        if point.difference is None:
+            continue  # every run broke
+        is_rank = isinstance(point.row, int)  # a line joins ranks, not precisions
+        students = f"{panel.students} rank {point.row}" if is_rank else f"full fine-tuning, {point.row}"
+        edge = f", the {point.choice.edge} tried" if point.choice.edge else ""
+        broken = f", {count(point.broken, 'run')} broken" if point.broken else ""
+        value = with_bounds(difference(point.difference.mean), point.difference)
+        condition = f"{students}, lr {point.rates}{edge}"
+        means.append(mean_mark(name, x, point.difference, condition, f"{value}{broken}", joined=is_rank))
     runs = [
         run_mark(
             name,
@@ -99,17 +107,3 @@ def _curves_chart(panel: Panel) -> alt.LayerChart:
 
 def _tick(row: Row) -> str:
     return str(row) if isinstance(row, int) else f"full {row}"
-
-
-def _mean(panel: Panel, series: str, x: float, point: CurvePoint) -> Iterator[Mark]:
-    """One mark, or none where every run broke."""
-    if point.difference is None:
-        return
-    is_rank = isinstance(point.row, int)
-    students = f"{panel.students} rank {point.row}" if is_rank else f"full fine-tuning, {point.row}"
-    edge = f", the {point.choice.edge} tried" if point.choice.edge else ""
-    broken = f", {count(point.broken, 'run')} broken" if point.broken else ""
-    value = with_bounds(difference(point.difference.mean), point.difference)
-    condition = f"{students}, lr {point.rates}{edge}"
-    # A line joins ranks, not precisions.
-    yield mean_mark(series, x, point.difference, condition, f"{value}{broken}", joined=is_rank)

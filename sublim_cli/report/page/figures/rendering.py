@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import vl_convert
@@ -20,6 +23,9 @@ INK, PAPER = "#1a1a1b", "#ffffff"
 
 PIXELS = 2.5
 """Pixels of a PNG to one of the figure: 1000 for a width of 400."""
+
+SPARK = 48
+"""Points of a sparkline at most; a longer curve is averaged over equal parts."""
 
 
 def specification(figure: Figure, ink: str, paper: str) -> dict[str, Any]:
@@ -86,6 +92,26 @@ def page_script() -> str:
     """What draws the figures live: `page.js` with Vega, Vega-Lite and Vega-Embed, as one module."""
     source = files("sublim_cli.report.page") / "templates" / "page.js"
     return vl_convert.javascript_bundle(source.read_text(encoding="utf-8"))
+
+
+def sparkline(values: Sequence[float]) -> Markup:
+    """A curve from its lowest to its highest value as an `<svg>` element, and its ends in words."""
+    if not values:
+        return Markup()
+    count = min(SPARK, len(values))
+    cuts = [len(values) * index // count for index in range(count + 1)]
+    points = [fmean(values[start:end]) for start, end in pairwise(cuts)]
+    low, height = min(points), (max(points) - min(points)) or 1.0
+    coordinates = " ".join(
+        f"{100 * index / max(1, count - 1):.1f},{22 - 20 * (point - low) / height:.1f}"
+        for index, point in enumerate(points)
+    )
+    words = f"from {points[0]:.3f} to {points[-1]:.3f}"
+    return Markup(
+        f'<svg class="spark" viewBox="0 0 100 24" role="img" aria-label="{words}">'
+        f'<polyline points="{coordinates}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
+        f"<small>{words}</small>"
+    )
 
 
 def _svg(figure: Figure, spec: dict[str, Any]) -> str:
