@@ -28,7 +28,6 @@ Several claims of a recipe are not corrected for each other.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +53,7 @@ from sublim_cli.report.claims.pairing import (
 )
 from sublim_cli.report.claims.verdict import WIDER, Finding, Verdict, corrected, finding, word_of
 from sublim_cli.report.rates.choose import TITLE, choose, common_seeds
-from sublim_cli.report.tables.localisation import LocatedRun
+from sublim_cli.report.tables.localisation import LocatedRun, run_amounts
 from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Seeds, holm, mean_of, peak, two_lines
 from sublim_cli.wording import condition_label, count, listed, rate
@@ -166,21 +165,17 @@ def _inverted_u(claim: InvertedUClaim, index: RunIndex) -> _Judged:
     notes: list[str] = []
     for target in index.traits(claim):
         setting = TraitSetting(target, claim.train_context, claim.train_context)
-        curve = (
-            _fixed_curve(claim, index, setting)
-            if claim.curve == "fixed"
-            else _chosen_curve(claim, index, setting)
-        )
-        bases.append(curve.basis)
-        notes += curve.notes
+        curve, basis, curve_notes = _rank_curve(claim, index, setting)
+        bases.append(basis)
+        notes += curve_notes
         if any(basis.lacks for basis in bases):
             continue  # the claim is incomplete
         usable = {
             rank: p_target
-            for rank, p_target in curve.p_target.items()
+            for rank, p_target in curve.items()
             if 2 * sum(p is not None for p in p_target.values()) >= len(p_target)
         }
-        if dropped := [str(rank) for rank in curve.p_target if rank not in usable]:
+        if dropped := [str(rank) for rank in curve if rank not in usable]:
             ranks = listed(dropped)
             notes.append(f"{target}: most runs of rank {ranks} broke; the curve is judged without.")
         findings.append(_curve_finding(claim, setting, usable))
@@ -189,50 +184,40 @@ def _inverted_u(claim: InvertedUClaim, index: RunIndex) -> _Judged:
     return _Judged(corrected(findings, support=True), bases, notes)
 
 
-@dataclass(frozen=True)
-class _RankCurve:
-    """P(target) of the runs of each rank by seeds, None where a run is broken."""
+def _rank_curve(
+    claim: InvertedUClaim, index: RunIndex, setting: TraitSetting
+) -> tuple[dict[int, Mapping[Seeds, float | None]], Basis, list[str]]:
+    """P(target) of the runs of each rank by seeds (None where a run is broken), and notes on the choice.
 
-    p_target: Mapping[int, Mapping[Seeds, float | None]]
-    basis: Basis
-    notes: Sequence[str] = ()
-
-
-def _fixed_curve(claim: InvertedUClaim, index: RunIndex, setting: TraitSetting) -> _RankCurve:
-    """Every rank at the learning rate that the claim names, or the only one there is."""
-    ranks = index.ranks(claim, setting)
-    cells = [index.adapters(claim, setting, rank) for rank in ranks]
-    basis = Basis.joined([*(basis for _, basis in cells), _enough_ranks(ranks, setting, "")])
-    return _RankCurve(
-        {rank: cell.p_target for rank, (cell, _) in zip(ranks, cells, strict=True) if cell}, basis
-    )
-
-
-def _chosen_curve(claim: InvertedUClaim, index: RunIndex, setting: TraitSetting) -> _RankCurve:
-    """Every rank that has a grid at the learning rate that `rates.choose` takes for it."""
-    grid, basis = index.grid(claim, setting)
-    chosen = choose(claim.curve, grid, common_seeds(grid))
-    ranks = [rank for rank in chosen.choices if isinstance(rank, int)]
-    notes = [f"{setting.target}: the curve lacks {lack}." for lack in chosen.lacks]
-    edges: dict[str, list[str]] = {}
-    for rank in ranks:
-        if edge := chosen.choices[rank].edge:
-            edges.setdefault(edge, []).append(str(rank))
-    notes += [
-        f"{setting.target}: of rank {listed(at_edge)} the {edge} learning rate tried was taken, and the one "
-        "sought may lie beyond it."
-        for edge, at_edge in edges.items()
-    ]
-    too_few = _enough_ranks(ranks, setting, f" that can be compared {TITLE[claim.curve]}")
-    curve = {rank: chosen.choices[rank].values(grid[rank], "p_target") for rank in ranks}
-    return _RankCurve(curve, Basis.joined([basis, too_few]), notes)
-
-
-def _enough_ranks(ranks: Sequence[int], setting: TraitSetting, which: str) -> Basis:
-    if len(ranks) >= LEAST_RANKS:
-        return Basis()
-    present = f"it has {listed([str(rank) for rank in ranks])}" if ranks else "it has none"
-    return Basis((f"{LEAST_RANKS} LoRA ranks or more on {setting}{which}; {present}",))
+    A fixed curve has every rank at the learning rate that the claim names, or the only one there is; others
+    have every rank that has a grid at the rate that `rates.choose` takes for it.
+    """
+    curve: dict[int, Mapping[Seeds, float | None]] = {}
+    notes: list[str] = []
+    which = ""
+    if claim.curve == "fixed":
+        ranks = index.ranks(claim, setting)
+        cells = [index.adapters(claim, setting, rank) for rank in ranks]
+        bases = [basis for _, basis in cells]
+        curve = {rank: cell.p_target for rank, (cell, _) in zip(ranks, cells, strict=True) if cell}
+    else:
+        grid, basis = index.grid(claim, setting)
+        bases = [basis]
+        chosen = choose(claim.curve, grid, common_seeds(grid))
+        ranks = [rank for rank in chosen.choices if isinstance(rank, int)]
+        curve = {rank: chosen.choices[rank].values(grid[rank], "p_target") for rank in ranks}
+        which = f" that can be compared {TITLE[claim.curve]}"
+        notes += [f"{setting.target}: the curve lacks {lack}." for lack in chosen.lacks]
+        for edge in dict.fromkeys(choice.edge for choice in chosen.choices.values() if choice.edge):
+            at_edge = [str(rank) for rank in ranks if chosen.choices[rank].edge == edge]
+            notes.append(
+                f"{setting.target}: of rank {listed(at_edge)} the {edge} learning rate tried was taken, and "
+                "the one sought may lie beyond it."
+            )
+    if len(ranks) < LEAST_RANKS:
+        present = f"it has {listed([str(rank) for rank in ranks])}" if ranks else "it has none"
+        bases.append(Basis((f"{LEAST_RANKS} LoRA ranks or more on {setting}{which}; {present}",)))
+    return curve, Basis.joined(bases), notes
 
 
 def _curve_finding(
@@ -438,19 +423,11 @@ def _amounts(setting: TraitSetting, part: str, rows: Sequence[LocatedRun]) -> tu
         lacks.append(f"the gate {part} of students of {setting} (`eval.gates`, `eval.gate_contexts`)")
     if missing := sum(bool(row.missing) for row in named):
         lacks.append(f"{missing} of {count(len(named), 'run')} of the gate {part} of students of {setting}")
-    random: dict[Seeds, list[float]] = defaultdict(list)
-    for row in rows:
-        if row.control is not None and row.amount is not None:
-            random[row.seeds].append(row.amount)
-    amounts = {}
-    for row in named:
-        if row.missing or row.broken or row.amount is None:
-            continue
-        if row.seeds in random:
-            amounts[row.seeds] = (row.amount, fmean(random[row.seeds]))
-        else:
-            lacks.append(f"random sets beside the gate {part}: `eval.gate_controls` is 0")
-    return amounts, Basis(tuple(lacks))
+    amounts = run_amounts(rows)
+    if any(run.random is None for run in amounts):
+        lacks.append(f"random sets beside the gate {part}: `eval.gate_controls` is 0")
+    compared = {run.seeds: (run.amount, run.random) for run in amounts if run.random is not None}
+    return compared, Basis(tuple(lacks))
 
 
 def _beyond_random(claim: LocalisationClaim, compared: Comparison, about: str, amounts: Amounts) -> Finding:

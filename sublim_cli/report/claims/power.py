@@ -178,18 +178,13 @@ def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, E
         case LocalisationClaim():
             return everywhere, everywhere
         case InvertedUClaim():
-            position = _rank_positions(runs)
+            octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank}
+            low, high = min(octaves.values()), max(octaves.values())
+            position = {rank: (octave - low) / (high - low) for rank, octave in octaves.items()}
             return (
-                lambda run: effect * (1 - (2 * position(run) - 1) ** 2),
-                lambda run: effect * position(run),
+                lambda run: effect * (1 - (2 * position[run.rank or 0] - 1) ** 2),
+                lambda run: effect * position[run.rank or 0],
             )
-
-
-def _rank_positions(runs: Sequence[Run]) -> Effect:
-    """The position of a run's rank between the lowest and the highest, in octaves: 0 to 1."""
-    octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank}
-    low, high = min(octaves.values()), max(octaves.values())
-    return lambda run: (octaves[run.rank or 0] - low) / (high - low)
 
 
 def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: RunSpread) -> Interval:
@@ -220,6 +215,7 @@ def _blank_gates(claim: Claim, runs: Sequence[Run]) -> list[LocatedRun]:
             measure=measure,
             control=control,
             amount=0.0,
+            effect=0.0,
         )
         for run in runs
         if run.role == "student" and _concerns(claim, run)

@@ -138,7 +138,14 @@ class SimulatedStudy:
                 noise = self._scale * generator.normal(0, SPREAD["context"], len(set_shares))
                 amounts = set_shares * (run.p_target - BASE) + noise
                 located += [
-                    LocatedRun(**model, part=part, measure=measure, control=number or None, amount=amount)
+                    LocatedRun(
+                        **model,
+                        part=part,
+                        measure=measure,
+                        control=number or None,
+                        amount=amount,
+                        effect=run.p_target - BASE,
+                    )
                     for number, amount in enumerate(amounts.tolist())
                 ]
         return located

@@ -23,9 +23,8 @@ from sublim_cli.report.page.figures.rendering import (
     page_script,
     sparkline,
 )
-from sublim_cli.report.page.movers import movers
 from sublim_cli.report.page.narrative import paragraphs
-from sublim_cli.report.page.summary import context_matrices, summarise
+from sublim_cli.report.page.summary import context_matrices, movers, summarise
 from sublim_cli.report.tables.data_sets import LeakRow
 from sublim_cli.report.tables.localisation import share_tables
 

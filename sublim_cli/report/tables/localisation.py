@@ -236,7 +236,7 @@ def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
     named = [row for row in rows if row.control is None]
     built = [row for row in named if not row.missing]
     unbroken = [row for row in built if not row.broken]
-    points = sorted(_amounts(rows, unbroken), key=lambda point: point.seeds)
+    points = run_amounts(rows)
     effects, seeds = [point.effect for point in points], [point.seeds for point in points]
     amounts = [point.amount for point in points]
     random = [point.random for point in points if point.random is not None]
@@ -267,14 +267,24 @@ def _share(rows: Sequence[LocatedRun], conditions: set[Condition]) -> Share:
     )
 
 
-def _amounts(rows: Sequence[LocatedRun], unbroken: Sequence[LocatedRun]) -> Iterator[RunAmount]:
-    drawn: dict[str, list[float]] = {}
+def run_amounts(rows: Sequence[LocatedRun]) -> list[RunAmount]:
+    """The amounts of a set of tokens in the runs of one condition that did not break, sorted by seeds.
+
+    Args:
+        rows: those of the set and of its random sets.
+    """
+    drawn: dict[tuple[Seeds, str], list[float]] = {}
     for row in rows:
         if row.control is not None and row.amount is not None:
-            drawn.setdefault(row.locate_digest, []).append(row.amount)
-    for row in unbroken:
-        if row.effect is not None and row.amount is not None:
-            yield RunAmount(row.seeds, row.effect, row.amount, mean_known(drawn.get(row.locate_digest, [])))
+            drawn.setdefault((row.seeds, row.locate_digest), []).append(row.amount)
+    amounts = [
+        RunAmount(
+            row.seeds, row.effect, row.amount, mean_known(drawn.get((row.seeds, row.locate_digest), []))
+        )
+        for row in rows
+        if row.control is None and not row.broken and row.effect is not None and row.amount is not None
+    ]
+    return sorted(amounts, key=lambda run: run.seeds)
 
 
 def _ratio(amounts: Sequence[float], effects: Sequence[float], seeds: Sequence[Seeds]) -> Interval | None:

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from sublim_cli.report.page.movers import ItemMovers, movers
-from sublim_cli.report.page.summary import summarise
+from sublim_cli.report.page.summary import ItemMovers, movers, summarise
 from sublim_cli.report.tables.frames import ITEMS
 
 
