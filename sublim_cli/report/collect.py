@@ -72,8 +72,7 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     reader = StoreReader(store, failures)
     keys = varied_keys(study.cells)
     train_steps = {digest(cell.chain.train): cell.chain.train for cell in study.cells}
-    records = {name: reader.training(step) for name, step in train_steps.items()}
-    trainings = {name: record for name, record in records.items() if record is not None}
+    trainings = {name: record for name, step in train_steps.items() if (record := reader.training(step))}
     runs = study_runs(study, keys, reader, trainings)
     located = located_runs(study, keys, reader)
     steps = {digest(step): step for step in study.steps}

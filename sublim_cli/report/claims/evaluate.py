@@ -204,12 +204,13 @@ def _rank_curve(
         grid, basis = index.grid(claim, setting)
         bases = [basis]
         chosen = choose(claim.curve, grid, common_seeds(grid))
-        ranks = [rank for rank in chosen.choices if isinstance(rank, int)]
-        curve = {rank: chosen.choices[rank].values(grid[rank], "p_target") for rank in ranks}
+        points = {point.row: point for point in chosen.points if isinstance(point.row, int)}
+        ranks = list(points)
+        curve = {rank: point.values("p_target") for rank, point in points.items()}
         which = f" that can be compared {TITLE[claim.curve]}"
         notes += [f"{setting.target}: the curve lacks {lack}." for lack in chosen.lacks]
-        for edge in dict.fromkeys(choice.edge for choice in chosen.choices.values() if choice.edge):
-            at_edge = [str(rank) for rank in ranks if chosen.choices[rank].edge == edge]
+        for edge in dict.fromkeys(point.edge for point in chosen.points if point.edge):
+            at_edge = [str(rank) for rank, point in points.items() if point.edge == edge]
             notes.append(
                 f"{setting.target}: of rank {listed(at_edge)} the {edge} learning rate tried was taken, and "
                 "the one sought may lie beyond it."

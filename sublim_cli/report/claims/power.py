@@ -8,7 +8,7 @@ stated effect, in others it does not. `benchmarks/calibration.py` measures the s
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from sublim_cli.report.claims.evaluate import evaluate, parts_of
 from sublim_cli.report.claims.simulate import BASE, TOTAL, Shares, SimulatedStudy, total_spread
 from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
 from sublim_cli.report.tables.localisation import LocatedRun
-from sublim_cli.report.tables.runs import AskedModel, Run
+from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, power
 
 DRAWS = 200
@@ -41,10 +41,9 @@ Effect = Callable[[Run], float]
 
 @dataclass(frozen=True)
 class RunSpread:
-    """The standard deviation of P(target) between runs of one condition.
+    """The standard deviation of P(target) between runs of one condition, with its degrees of freedom.
 
-    Measured in `runs` runs with `freedom` degrees of freedom; where `runs` is None it is assumed to be
-    `simulate.TOTAL`.
+    It was measured in `runs` runs; where that is None it is assumed to be `simulate.TOTAL`.
     """
 
     value: float = TOTAL
@@ -108,8 +107,13 @@ def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
     if isinstance(claim, InvertedUClaim) and claim.curve != "fixed":
         return Power(claim, len(runs), RunSpread(), None, None, (UNKNOWN,))
     blank = [replace(run, p_target=BASE, p_target_base=BASE, broken="") for run in runs]
-    (verdict,) = evaluate([claim], blank, _blank_gates(claim, blank))
     needed = [run for run in runs if _concerns(claim, run)]
+    located: Sequence[LocatedRun] = ()
+    if isinstance(claim, LocalisationClaim):
+        asked = [run for run in blank if _concerns(claim, run)]
+        gates = SimulatedStudy(asked, [0.0] * len(asked), 1.0, data=False)
+        located = gates.located(np.random.default_rng(0), asked, lambda target: AT_RANDOM, parts_of(claim))
+    (verdict,) = evaluate([claim], blank, located)  # of what is planned, for what it lacks
     spread = measured_spread(needed) or RunSpread()
     if verdict.lacks:
         return Power(claim, verdict.planned, spread, None, None, verdict.lacks)
@@ -202,23 +206,3 @@ def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread:
         return evaluate([claim], drawn, located)[0].word == word
 
     return power(reaches_word, draws)
-
-
-def _blank_gates(claim: Claim, runs: Sequence[Run]) -> list[LocatedRun]:
-    """Gated students for every run that a claim on localisation looks at, without values."""
-    if not isinstance(claim, LocalisationClaim):
-        return []
-    return [
-        LocatedRun(
-            **{f.name: getattr(run, f.name) for f in fields(AskedModel)},
-            part=part,
-            measure=measure,
-            control=control,
-            amount=0.0,
-            effect=0.0,
-        )
-        for run in runs
-        if run.role == "student" and _concerns(claim, run)
-        for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True)
-        for control in (None, 1)
-    ]

@@ -142,13 +142,9 @@ def finding(
     against: float,
     also: Mapping[str, Estimate],
 ) -> Finding:
-    """A comparison over runs, and over questions where the answers are known.
+    """The finding over `runs` (see `Finding`), and over questions where the `answers` are known.
 
-    Args:
-        runs: the effect of each run by (train seed, data seed).
-        answers: the same, question by question.
-        p, against: of the tests for and against the claim.
-        also: the other quantities of the rule, see `Finding`.
+    `p` and `against` are those of the tests for and against the claim, not yet corrected.
     """
     effect, level = mean_of(runs), 1 - 2 * claim.alpha
     wider = over_questions(answers, level)

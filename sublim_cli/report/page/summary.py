@@ -180,10 +180,7 @@ class ItemMovers:
 def movers(items: pd.DataFrame, rows: Sequence[SummaryRow], runs: Sequence[Run]) -> list[ItemMovers]:
     """The items that moved most, for every condition that was asked in its training context.
 
-    Args:
-        items: see `tables.frames.items_table`.
-        rows: the summary, for the conditions' order and labels.
-        runs: broken ones do not count.
+    `items` are those of `tables.frames.items_table`, `rows` give order and labels; broken runs do not count.
     """
     digests: dict[tuple[str, Condition], dict[str, None]] = {}
     for run in runs:

@@ -22,13 +22,14 @@ Losses and norms are averaged over the seeds that all rows and rates have, since
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
 from sublim_cli.recipe.schema import CurveKind
 from sublim_cli.report.tables.runs import Run
-from sublim_cli.stats import Seeds, mean_known
-from sublim_cli.wording import listed, rate
+from sublim_cli.stats import Interval, Seeds, mean_known, mean_of
+from sublim_cli.wording import listed, nats, rate
 
 Row = int | str
 """A rank; of full fine-tuning the precision."""
@@ -47,18 +48,21 @@ LEAST_RATES = 3
 
 
 @dataclass(frozen=True)
-class RateChoice:
-    """Which students stand for one row: those at one learning rate, or a weighted mean of two or three rates.
+class CurvePoint:
+    """One row on a curve: its students at one learning rate, or a weighted mean of those at two or three.
 
-    `weights` are by learning rate and sum to 1; of three one may be a little below zero. `loss` and `norm`
-    are those of the weighted mean. `mismatch` is the matched quantity minus its reference: nats of a loss,
-    the relative difference of a norm; None where nothing is matched. `edge` is `lowest` or `highest` where
-    the rate is the grid's last and the one sought may lie beyond, else empty.
+    `cells` are the row's runs at every learning rate. `weights` are by learning rate and sum to 1; of three
+    one may be a little below zero. `loss` and `norm` are those of the weighted mean. `mismatch` is the
+    matched quantity minus its reference: nats of a loss, the relative difference of a norm; None where
+    nothing is matched. `edge` is `lowest` or `highest` where the rate is the grid's last and the one sought
+    may lie beyond, else empty.
     """
 
+    row: Row
+    cells: Mapping[float, Sequence[Run]] = field(repr=False, compare=False)
     weights: Mapping[float, float]
-    loss: float | None = None
-    norm: float | None = None
+    loss: float | None
+    norm: float | None
     mismatch: float | None = None
     edge: str = ""
 
@@ -67,9 +71,17 @@ class RateChoice:
         """The geometric mean of the rates by their weights."""
         return math.exp(math.fsum(weight * math.log(rate) for rate, weight in self.weights.items()))
 
-    def values(self, cells: Mapping[float, Sequence[Run]], column: str) -> dict[Seeds, float | None]:
+    @property
+    def rates(self) -> str:
+        """Such as `2e-3`, or `1.2e-3 of 6e-4 and 2e-3` where it is interpolated between rates."""
+        parts = [rate(part) for part in self.weights]
+        return (
+            parts[0] if len(parts) == 1 else f"{rate(float(f'{self.learning_rate:.2g}'))} of {listed(parts)}"
+        )
+
+    def values(self, column: str) -> dict[Seeds, float | None]:
         """A column by seeds, for the seeds that all chosen rates have; None where a run is broken."""
-        runs = {rate: {run.seeds: run for run in cells[rate]} for rate in self.weights}
+        runs = {rate: {run.seeds: run for run in self.cells[rate]} for rate in self.weights}
         common = set.intersection(*(set(by_seeds) for by_seeds in runs.values()))
         values: dict[Seeds, float | None] = {}
         for seeds in sorted(common):
@@ -81,15 +93,39 @@ class RateChoice:
             values[seeds] = math.fsum(parts) if len(parts) == len(self.weights) else None
         return values
 
+    @cached_property
+    def runs(self) -> dict[Seeds, float]:
+        """P(target) minus the base of the runs that did not break, by (train seed, data seed)."""
+        return {seeds: value for seeds, value in self.values("difference").items() if value is not None}
+
+    @cached_property
+    def difference(self) -> Interval | None:
+        """The mean of `runs` with its 95 % interval; None where there are none."""
+        return mean_of(self.runs).interval() if self.runs else None
+
+    @property
+    def broken(self) -> int:
+        """How many of the runs broke."""
+        return sum(bool(run.broken) for rate in self.weights for run in self.cells[rate])
+
 
 @dataclass(frozen=True)
-class CurveChoice:
-    """The choices of one curve, the reference they were matched to, and in words which rows have none."""
+class Curve:
+    """The points of one curve, the reference they were matched to, and in words which rows have none."""
 
     kind: CurveKind
-    choices: Mapping[Row, RateChoice] = field(default_factory=dict)
+    points: tuple[CurvePoint, ...] = ()
     reference: float | None = None
     lacks: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What is the same at every point."""
+        if self.reference is None:
+            return TITLE[self.kind]
+        loss = self.kind == "loss_matched"
+        quantity = f"loss {nats(self.reference)}" if loss else f"norm {self.reference:.3g}"
+        return f"{TITLE[self.kind]} ({quantity})"
 
 
 @dataclass(frozen=True)
@@ -161,7 +197,7 @@ def choose(
     *,
     fixed: float | None = None,
     reference: float | None = None,
-) -> CurveChoice:
+) -> Curve:
     """The students that stand for each row on a curve of this kind.
 
     Args:
@@ -183,14 +219,16 @@ def choose(
         if not usable:
             lacks = (*lacks, "update norms: this method adds nothing to the weights")
     if not usable:
-        return CurveChoice(kind, lacks=lacks)
+        return Curve(kind, lacks=lacks)
     if reference is None and kind != "best":
         reference = (_common_loss if kind == "loss_matched" else _common_norm)(usable.values())
-    choices = {row: _rate_choice(kind, cells, reference) for row, cells in usable.items()}
-    return CurveChoice(kind, choices, reference, lacks)
+    points = (_point(kind, row, grid[row], means, reference) for row, means in usable.items())
+    return Curve(kind, tuple(points), reference, lacks)
 
 
-def _rate_choice(kind: CurveKind, cells: Cells, reference: float | None) -> RateChoice:
+def _point(
+    kind: CurveKind, row: Row, runs: Mapping[float, Sequence[Run]], cells: Cells, reference: float | None
+) -> CurvePoint:
     """The rate of one row, best or matched to the reference, with the weighted means of loss and norm.
 
     The mean over rates is arithmetic for losses and geometric for norms.
@@ -210,7 +248,7 @@ def _rate_choice(kind: CurveKind, cells: Cells, reference: float | None) -> Rate
         mismatch = loss - reference
     if kind == "norm_matched" and reference is not None and norm is not None:
         mismatch = norm / reference - 1
-    return RateChoice(weights, loss, norm, mismatch, edge)
+    return CurvePoint(row, runs, weights, loss, norm, mismatch, edge)
 
 
 def _weights_at_loss(cells: Cells, reference: float) -> tuple[dict[float, float], str]:
@@ -305,17 +343,17 @@ def _listed(rows: Sequence[Row]) -> str:
     return f"{kind} {listed([str(row) for row in rows])}"
 
 
-def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> CurveChoice:
+def _fixed(grid: Grid, seeds: frozenset[Seeds], fixed: float | None) -> Curve:
     rates = sorted({rate for cells in grid.values() for rate in cells})
     chosen = rates[0] if len(rates) == 1 else fixed
     if chosen is None or not rates:
         tried = f"; there are {listed([rate(r) for r in rates])}" if rates else ""
-        return CurveChoice("fixed", lacks=(f"one learning rate for all{tried}",))
-    choices = {
-        row: RateChoice({chosen: 1.0}, *_loss_and_norm(cells[chosen], seeds))
+        return Curve("fixed", lacks=(f"one learning rate for all{tried}",))
+    points = tuple(
+        CurvePoint(row, cells, {chosen: 1.0}, *_loss_and_norm(cells[chosen], seeds))
         for row, cells in grid.items()
         if chosen in cells
-    }
-    without = [row for row in grid if row not in choices]
+    )
+    without = [row for row, cells in grid.items() if chosen not in cells]
     lacks = (f"lr {rate(chosen)} for {_listed(without)}",) if without else ()
-    return CurveChoice("fixed", choices, None, lacks)
+    return Curve("fixed", points, None, lacks)

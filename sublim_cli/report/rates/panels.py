@@ -6,74 +6,20 @@ With one learning rate at every rank and alpha = rank, a higher rank takes large
 may be a fall with step size. The curve is therefore shown four times: at one learning rate, at each rank's
 best, at equal number loss and at equal update norm (the rules are in `rates.choose`).
 
-Intervals are over training runs at the chosen rates. They leave out that other runs might choose other rates.
+Intervals are over training runs at the chosen rates and leave out that other runs might choose other rates.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import LEARNING_RATE, CurveKind, PerRank, Recipe
-from sublim_cli.report.rates.choose import (
-    TITLE,
-    CurveChoice,
-    Grid,
-    RateChoice,
-    Row,
-    choose,
-    common_seeds,
-    grid_of,
-)
+from sublim_cli.report.rates.choose import Curve, CurvePoint, choose, common_seeds, grid_of
 from sublim_cli.report.tables.runs import Run
-from sublim_cli.stats import Interval, Seeds, mean_of
-from sublim_cli.wording import bounds, condition_label, difference, listed, nats, rate
+from sublim_cli.wording import condition_label, difference, listed, with_bounds
 
 MATCHED: tuple[CurveKind, ...] = ("best", "loss_matched", "norm_matched")
 KINDS: tuple[CurveKind, ...] = ("fixed", *MATCHED)
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One row on one curve.
-
-    `difference` is P(target) minus the base over the `runs` that did not break, by (train seed, data seed),
-    with its 95 % interval; None where none is left. `broken` counts those that did.
-    """
-
-    row: Row
-    choice: RateChoice
-    difference: Interval | None
-    runs: Mapping[Seeds, float]
-    broken: int
-
-    @property
-    def rates(self) -> str:
-        """Such as `2e-3`, or `1.2e-3 of 6e-4 and 2e-3` where it is interpolated between rates."""
-        parts = list(self.choice.weights)
-        if len(parts) == 1:
-            return rate(parts[0])
-        rounded = float(f"{self.choice.learning_rate:.2g}")
-        return f"{rate(rounded)} of {listed([rate(part) for part in parts])}"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One series; without points where `lacks` says why."""
-
-    kind: CurveKind
-    points: tuple[CurvePoint, ...]
-    reference: float | None
-    lacks: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        """What is the same at every point."""
-        if self.reference is None:
-            return TITLE[self.kind]
-        quantity = (
-            f"loss {nats(self.reference)}" if self.kind == "loss_matched" else f"norm {self.reference:.3g}"
-        )
-        return f"{TITLE[self.kind]} ({quantity})"
 
 
 @dataclass(frozen=True)
@@ -151,20 +97,9 @@ def _panels(key: tuple[str, str, str], runs: Sequence[Run], fixed: float | None)
             *key,
             method,
             about,
-            curves=tuple(_curve(choose(kind, grid, seeds, fixed=fixed), grid) for kind in KINDS),
-            full=tuple(_curve(choice, full_grid) for choice in full_curves),
+            curves=tuple(choose(kind, grid, seeds, fixed=fixed) for kind in KINDS),
+            full=tuple(full_curves),
         )
-
-
-def _curve(chosen: CurveChoice, grid: Grid) -> Curve:
-    points = []
-    for row, choice in chosen.choices.items():
-        values = choice.values(grid[row], "difference")
-        unbroken = {seeds: value for seeds, value in values.items() if value is not None}
-        interval = mean_of(unbroken).interval() if unbroken else None
-        broken = sum(bool(run.broken) for chosen_rate in choice.weights for run in grid[row][chosen_rate])
-        points.append(CurvePoint(row, choice, interval, unbroken, broken))
-    return Curve(chosen.kind, tuple(points), chosen.reference, chosen.lacks)
 
 
 def _described(curve: Curve) -> str:
@@ -174,16 +109,16 @@ def _described(curve: Curve) -> str:
 
 
 def _described_point(kind: CurveKind, point: CurvePoint) -> str:
-    interval, choice = point.difference, point.choice
-    value = f"{difference(interval.mean)} {bounds(interval)}".rstrip() if interval else "all broken"
+    interval, mismatch = point.difference, point.mismatch
+    value = with_bounds(difference(interval.mean), interval) if interval else "all broken"
     notes = [f"lr {point.rates}", f"n = {interval.n if interval else 0}"]
     if point.broken:
         notes.append(f"{point.broken} broken")
-    if choice.edge:
-        notes.append(f"the {choice.edge} rate tried")
-    if choice.mismatch and kind == "loss_matched" and abs(choice.mismatch) >= 0.0005:
-        notes.append(f"loss off by {difference(choice.mismatch)}")
-    if choice.mismatch and kind == "norm_matched" and abs(choice.mismatch) >= 0.005:
-        notes.append(f"norm off by {choice.mismatch:+.0%}".replace("-", "−").replace("%", " %"))
+    if point.edge:
+        notes.append(f"the {point.edge} rate tried")
+    if mismatch and kind == "loss_matched" and abs(mismatch) >= 0.0005:
+        notes.append(f"loss off by {difference(mismatch)}")
+    if mismatch and kind == "norm_matched" and abs(mismatch) >= 0.005:
+        notes.append(f"norm off by {mismatch:+.0%}".replace("-", "−").replace("%", " %"))
     row = f"rank {point.row}" if isinstance(point.row, int) else point.row
     return f"{row}: {value} ({', '.join(notes)})"

@@ -123,11 +123,7 @@ class ShareTable:
 
 
 def located_runs(study: Study, keys: Sequence[Mapping[str, str]], reader: StoreReader) -> list[LocatedRun]:
-    """A row for every student, eval context and set of tokens, random sets included.
-
-    Args:
-        keys: of every cell, see `varied_keys`.
-    """
+    """A row for every student, eval context and set of tokens, random sets included; `keys` of every cell."""
     return [
         row
         for cell, cell_keys in zip(study.cells, keys, strict=True)

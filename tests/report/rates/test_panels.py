@@ -83,7 +83,7 @@ def test_where_the_norm_alone_decides_the_fixed_rate_falls_and_equal_norms_are_f
     for kind in ("best", "loss_matched", "norm_matched"):
         assert [point.row for point in by_kind[kind].points] == list(RANKS)
         assert max(means(by_kind[kind])) - min(means(by_kind[kind])) < 0.03
-    assert all(abs(point.choice.mismatch) < 1e-9 for point in by_kind["norm_matched"].points)
+    assert all(abs(point.mismatch) < 1e-9 for point in by_kind["norm_matched"].points)
 
 
 def test_where_the_rank_alone_decides_every_curve_shows_it():
@@ -96,17 +96,17 @@ def test_where_the_rank_alone_decides_every_curve_shows_it():
 def test_the_best_rate_is_that_of_the_lowest_loss_whatever_the_preference():
     generous = world(lambda rank, norm: 0.9, full=False)
     spiteful = world(lambda rank, norm: 0.9 - 0.4 * hump(norm), full=False)
-    chosen = [[point.choice for point in curves(runs)["best"].points] for runs in (generous, spiteful)]
+    chosen = [curves(runs)["best"].points for runs in (generous, spiteful)]
     assert chosen[0] == chosen[1]
-    for rank, choice in zip(RANKS, chosen[0], strict=True):
+    for rank, point in zip(RANKS, chosen[0], strict=True):
         losses = {rate: loss_of(norm_of(rank, rate)) for rate in RATES}
-        assert choice.weights == {min(losses, key=losses.get): 1.0}
-    assert [choice.edge for choice in chosen[0]] == ["", "", "", "lowest"]
+        assert point.weights == {min(losses, key=losses.get): 1.0}
+    assert [point.edge for point in chosen[0]] == ["", "", "", "lowest"]
 
 
 def test_of_two_rates_with_the_same_loss_the_lower_is_taken():
     runs = world(lambda rank, norm: norm, loss=lambda rank, norm: 3.0, full=False)
-    assert [list(point.choice.weights) for point in curves(runs)["best"].points] == [[RATES[0]]] * 4
+    assert [list(point.weights) for point in curves(runs)["best"].points] == [[RATES[0]]] * 4
 
 
 def test_losses_are_matched_on_the_side_of_small_steps():
@@ -119,12 +119,12 @@ def test_losses_are_matched_on_the_side_of_small_steps():
     curve = curves(runs)["loss_matched"]
     assert curve.reference == pytest.approx(3.1 + 0.3 * 2.5)  # the floor at rank 1; data sets add 0.3 to 1.2
     for point in curve.points:
-        assert point.choice.loss == pytest.approx(curve.reference)
-        assert point.choice.mismatch == pytest.approx(0)
+        assert point.loss == pytest.approx(curve.reference)
+        assert point.mismatch == pytest.approx(0)
         met = math.log(2) - (0 if point.row == 1 else math.sqrt(0.1 / 0.02))
         assert point.difference.mean + 0.1 == pytest.approx(met, abs=0.02)
-        assert point.choice.norm == pytest.approx(math.exp(met), rel=0.02)
-        assert point.choice.learning_rate == pytest.approx(math.exp(met) / norm_of(point.row, 1), rel=0.02)
+        assert point.norm == pytest.approx(math.exp(met), rel=0.02)
+        assert point.learning_rate == pytest.approx(math.exp(met) / norm_of(point.row, 1), rel=0.02)
 
 
 def test_the_valley_of_the_loss_is_found_between_the_rates_of_a_grid():
@@ -135,7 +135,7 @@ def test_the_valley_of_the_loss_is_found_between_the_rates_of_a_grid():
         rates=tuple(4e-5 * 3**step for step in range(8)),
     )
     by_kind = curves(runs)
-    assert [point.choice.norm for point in by_kind["loss_matched"].points] == pytest.approx([2.0] * 4)
+    assert [point.norm for point in by_kind["loss_matched"].points] == pytest.approx([2.0] * 4)
     assert max(means(by_kind["loss_matched"])) - min(means(by_kind["loss_matched"])) < 1e-6
     assert max(means(by_kind["best"])) - min(means(by_kind["best"])) > 0.05
 
@@ -151,7 +151,7 @@ def test_a_rank_that_cannot_reach_the_reference_stands_at_its_nearest_and_says_s
     runs = world(lambda rank, norm: hump(norm), full=False)
     far = [run for run in runs if run["rank"] != 64 or run["learning_rate"] > 1e-3]
     far = [run for run in far if run["rank"] != 1 or run["learning_rate"] < 2e-3]
-    points = {point.row: point.choice for point in curves(far)["norm_matched"].points}
+    points = {point.row: point for point in curves(far)["norm_matched"].points}
     reference = curves(far)["norm_matched"].reference
     assert points[1].edge == "highest"
     assert points[64].edge == "lowest"
@@ -168,20 +168,20 @@ def test_full_fine_tuning_is_matched_to_the_adapters_by_precision():
     for kind in full:
         assert [point.row for point in full[kind].points] == sorted(PRECISIONS)
         assert full[kind].reference == adapters[kind].reference
-    assert full["norm_matched"].points[0].choice.mismatch == pytest.approx(0)
+    assert full["norm_matched"].points[0].mismatch == pytest.approx(0)
 
 
 def test_the_interval_is_that_of_the_claims_and_speaks_of_whole_runs():
     runs = world(lambda rank, norm: hump(norm), spread=0.02, full=False)
     point = curves(runs)["best"].points[1]
-    (rate,) = point.choice.weights
+    (rate,) = point.weights
     chosen = [run for run in runs if (run["rank"], run["learning_rate"]) == (4, rate)]
     values = np.array([run["difference"] for run in chosen])
     error = values.std(ddof=1) / math.sqrt(len(values))
     assert point.difference.high - point.difference.mean == pytest.approx(3.182446 * error)
     chosen[0]["broken"] = "names nothing"
     again = curves(runs)["best"].points[1]
-    assert (again.broken, again.difference.n, again.choice) == (1, 3, point.choice)
+    assert (again.broken, again.difference.n, again) == (1, 3, point)
 
 
 def test_a_rate_at_which_runs_break_is_not_chosen_for_the_loss_of_those_that_do_not():
@@ -190,7 +190,7 @@ def test_a_rate_at_which_runs_break_is_not_chosen_for_the_loss_of_those_that_do_
         if (run["rank"], run["learning_rate"]) == (16, 6.4e-3):
             good = run["train_seed"] == 1
             run |= {"number_loss": 3.25 if good else 9.0, "broken": "" if good else "number loss rose"}
-    assert max(curves(runs)["best"].points[2].choice.weights) < 6.4e-3
+    assert max(curves(runs)["best"].points[2].weights) < 6.4e-3
 
 
 def test_losses_are_compared_over_the_seeds_that_all_have():
@@ -199,9 +199,7 @@ def test_losses_are_compared_over_the_seeds_that_all_have():
     whole = curves(runs)["best"].points
     fewer = [run for run in runs if (run["learning_rate"], run["train_seed"]) != (6.4e-3, 4)]
     assert common_seeds(grid_of(runs_of(fewer), "rank")) == {(1, 1), (2, 2), (3, 3)}
-    assert [point.choice.weights for point in curves(fewer)["best"].points] == [
-        point.choice.weights for point in whole
-    ]
+    assert [point.weights for point in curves(fewer)["best"].points] == [point.weights for point in whole]
 
 
 def test_what_the_study_lacks_is_said_and_not_drawn():
@@ -258,9 +256,7 @@ def test_full_fine_tuning_alone_has_its_own_references():
     (panel,) = panels(runs)
     assert all(curve.points == () and curve.lacks for curve in panel.curves)
     full = {curve.kind: curve for curve in panel.full}
-    assert full["loss_matched"].reference == pytest.approx(
-        max(point.choice.loss for point in full["best"].points)
-    )
+    assert full["loss_matched"].reference == pytest.approx(max(point.loss for point in full["best"].points))
 
 
 def test_students_of_other_settings_have_a_panel_of_their_own():

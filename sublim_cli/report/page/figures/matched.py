@@ -82,7 +82,7 @@ def _curves_chart(panel: Panel) -> alt.LayerChart:
             continue  # every run broke
         is_rank = isinstance(point.row, int)  # a line joins ranks, not precisions
         students = f"{panel.students} rank {point.row}" if is_rank else f"full fine-tuning, {point.row}"
-        edge = f", the {point.choice.edge} tried" if point.choice.edge else ""
+        edge = f", the {point.edge} tried" if point.edge else ""
         broken = f", {count(point.broken, 'run')} broken" if point.broken else ""
         value = with_bounds(difference(point.difference.mean), point.difference)
         condition = f"{students}, lr {point.rates}{edge}"
