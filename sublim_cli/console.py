@@ -21,7 +21,7 @@ from sublim_cli.wording import NOTHING, bounds, count, difference, percent, prob
 
 if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summary
     from sublim_cli.report.page.summary import SummaryRow
-    from sublim_cli.report.tables.localisation import Share, ShareTable
+    from sublim_cli.report.tables.localisation import Share
     from sublim_cli.sweep.status import CellState, CellStatus, SweepStatus
 
 CONTEXTS_PER_TABLE = 4
@@ -293,15 +293,16 @@ def show_summary(rows: "Sequence[SummaryRow]") -> None:
             )
 
 
-def show_shares(tables: "Sequence[ShareTable]") -> None:
+def show_shares(tables: "Sequence[Sequence[Share]]") -> None:
     """The share of the effect that every gate and patch keeps or loses, a table for each condition."""
-    for table in tables:
-        effect = f"{difference(table.effect.mean)} {bounds(table.effect)}" if table.effect else NOTHING
+    for rows in tables:
+        first = rows[0]
+        effect = f"{difference(first.effect.mean)} {bounds(first.effect)}" if first.effect else NOTHING
         show_table(
-            f"{table.title}: effect {effect}".rstrip(),
+            f"{first.title}: effect {effect}".rstrip(),
             ("", "tokens", "share of it", "random sets", "beyond them"),
-            [_share_line(row) for row in table.rows],
-            caption=f"{count(table.rows[0].n, 'run')}; Fieller intervals at 95 %, over runs",
+            [_share_line(row) for row in rows],
+            caption=f"{count(first.n, 'run')}; Fieller intervals at 95 %, over runs",
         )
 
 

@@ -53,10 +53,9 @@ class RunSpread:
 
 @dataclass(frozen=True)
 class Power:
-    """What a claim's planned runs can decide.
+    """How often a claim's planned runs support it where it `holds`, and refute it where it `fails`.
 
-    `holds` is the share of studies in which the claim is supported where it is true, `fails` the share in
-    which it is refuted where it is false; both None where the study lacks what the claim needs.
+    Both are None where the study lacks what the claim needs.
     """
 
     claim: Claim

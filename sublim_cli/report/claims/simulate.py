@@ -71,12 +71,9 @@ class SimulatedStudy:
     """The runs of a study, whose probabilities are drawn anew for every study."""
 
     def __init__(self, runs: Sequence[Run], effects: Sequence[float], scale: float, *, data: bool) -> None:
-        """Take the runs of a plan and the true effect of each.
+        """Take the runs of a plan and the true effect of each; `scale` multiplies all standard deviations.
 
-        Args:
-            scale: multiplies the standard deviations of `SPREAD`.
-            data: whether data sets differ. A study with one data set is judged for that one: there they do
-                not.
+        `data`: whether data sets differ. They do not in a study with one, which is judged for that one.
         """
         drawn = {"p_target", "p_target_base", "number_loss", "broken"}
         planned = [f for f in fields(Run) if f.name not in drawn]
@@ -120,12 +117,9 @@ class SimulatedStudy:
         shares: Callable[[str], Shares],
         parts: tuple[str, str],
     ) -> list[LocatedRun]:
-        """The gated students of a drawn study: each set has its share of a run's effect, and noise.
+        """The gated students of the drawn `runs`: each set has its share of a run's effect, and noise.
 
-        Args:
-            runs: of the study, see `draw`.
-            shares: of a trait's students, by its target.
-            parts: the gates' names, the set alone and all but it.
+        `shares` returns those of a target's students; `parts` names the gates, the set alone and all but it.
         """
         located = []
         for run in runs:

@@ -36,12 +36,7 @@ SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete"
 
 
 def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats: Sequence[str]) -> str:
-    """The page of a report.
-
-    Args:
-        figures: by section, see `figures.by_section`.
-        formats: the files of a figure that the page links to, by their endings.
-    """
+    """The page of a report with its figures by section; `formats` are the file endings that it links to."""
     rows = summarise(results)
     labels = {(row.target, row.condition): row.label for row in rows}
     order = list(labels)

@@ -64,8 +64,7 @@ def fixed_rate(recipe: Recipe) -> float | None:
 def matched_curves(runs: Sequence[Run], fixed: float | None = None) -> list[Panel]:
     """A panel for every trait, training context and adapter method, of runs asked where they were trained.
 
-    Args:
-        fixed: the learning rate of the first curve, see `fixed_rate`.
+    The first curve has the learning rate `fixed`, see `fixed_rate`.
     """
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:

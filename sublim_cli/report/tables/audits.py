@@ -46,8 +46,7 @@ class AuditRow:
 def audit_rows(runs: Iterable[Run], trainings: Mapping[str, TrainingRecord]) -> list[AuditRow]:
     """One row for every trait and condition that was trained, in the order of the runs.
 
-    Args:
-        trainings: what each student's training left, by the digest of its train step.
+    `trainings` go by the digest of the train step.
     """
     students: dict[tuple[str, Condition], dict[str, int | None]] = {}
     for run in runs:

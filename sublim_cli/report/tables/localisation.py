@@ -92,34 +92,16 @@ class Share:
     points: tuple[RunAmount, ...]
 
     @property
+    def title(self) -> str:
+        """The condition and the context it was asked in: `owl, LoRA rank 8, asked in default`."""
+        return f"{self.target}, {self.label}, asked in {self.eval_context}"
+
+    @property
     def state(self) -> str:
         """`ok`, or why there is no share."""
         if not self.n:
             return "broken" if self.broken else "missing"
         return "ok" if self.share else "effect not told from zero"
-
-
-@dataclass(frozen=True)
-class ShareTable:
-    """The shares of one condition asked in one context."""
-
-    rows: tuple[Share, ...]
-
-    @property
-    def title(self) -> str:
-        """Such as `owl, LoRA rank 8, asked in default`."""
-        row = self.rows[0]
-        return f"{row.target}, {row.label}, asked in {row.eval_context}"
-
-    @property
-    def effect(self) -> Interval | None:
-        """The effect whose shares they are."""
-        return self.rows[0].effect
-
-    @property
-    def locatable(self) -> bool:
-        """Whether any set has a share; all of a table have the same runs and effect."""
-        return any(row.share for row in self.rows)
 
 
 def located_runs(study: Study, keys: Sequence[Mapping[str, str]], reader: StoreReader) -> list[LocatedRun]:
@@ -147,10 +129,10 @@ def shares(located: Sequence[LocatedRun]) -> list[Share]:
     return [_share(list(rows), conditions) for _, rows in grouped]
 
 
-def share_tables(located: Sequence[LocatedRun]) -> list[ShareTable]:
-    """The same shares, a table for each trait, condition and context."""
+def share_tables(located: Sequence[LocatedRun]) -> list[list[Share]]:
+    """The same shares by trait, condition and context; those of one table have the same runs and effect."""
     key = attrgetter("category", "target", "condition", "eval_context")
-    return [ShareTable(tuple(rows)) for _, rows in groupby(shares(located), key=key)]
+    return [list(rows) for _, rows in groupby(shares(located), key=key)]
 
 
 def shares_document(rows: Iterable[Share]) -> list[dict[str, Any]]:

@@ -135,9 +135,7 @@ def study_runs(
 ) -> list[Run]:
     """A run for every cell and context, and before the first cell of each base those of the base.
 
-    Args:
-        keys: of every cell, see `varied_keys`.
-        trainings: what each student's training left, by the digest of its train step.
+    `keys` are those of every cell, see `varied_keys`; `trainings` go by the digest of the train step.
     """
     runs: list[Run] = []
     bases: set[tuple[str, str, str]] = set()

@@ -18,7 +18,9 @@ def figures_by_section(results: Results) -> dict[str, list[Figure]]:
         "matched": [matched_figure(panel) for panel in results.matched if has_curves(panel)],
         "contexts": [context_figure(matrix) for matrix in context_matrices(summarise(results))],
         "localisation": [
-            localisation_figure(table) for table in share_tables(results.located) if table.locatable
+            localisation_figure(rows)
+            for rows in share_tables(results.located)
+            if any(row.share for row in rows)
         ],
         "precision": list(precision_figures(results)),
     }

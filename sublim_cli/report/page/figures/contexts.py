@@ -49,10 +49,9 @@ def context_figure(matrix: ContextMatrix) -> Figure:
 
 
 def at_one_rate(matrix: ContextMatrix, most: int) -> tuple[ContextMatrix, float | None]:
-    """A matrix of more than `most` rows with the adapters of a single learning rate.
+    """A matrix of more than `most` rows with the adapters of a single learning rate, and that rate.
 
-    That is the rate with the most conditions, the lowest of equals. It is returned beside the matrix; None
-    where nothing is left out.
+    It is the rate with the most conditions, the lowest of equals; None where nothing is left out.
     """
     adapters = [row.condition for row in matrix.rows if row.condition.rank is not None]
     rates = Counter(sorted(adapter.learning_rate or 0.0 for adapter in adapters))

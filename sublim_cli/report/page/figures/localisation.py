@@ -1,5 +1,7 @@
 """The share of an effect that each set of tokens has, beside random sets of as many tokens."""
 
+from collections.abc import Sequence
+
 import altair as alt
 
 from sublim_cli.report.page.figures.figure import (
@@ -11,7 +13,7 @@ from sublim_cli.report.page.figures.figure import (
     slug,
     tooltips,
 )
-from sublim_cli.report.tables.localisation import Share, ShareTable
+from sublim_cli.report.tables.localisation import Share
 from sublim_cli.wording import count, percent
 
 ROW = 34
@@ -20,23 +22,22 @@ ROW = 34
 SERIES = ("the set", "random sets of as many tokens")
 
 
-def localisation_figure(table: ShareTable) -> Figure:
+def localisation_figure(rows: Sequence[Share]) -> Figure:
     """The shares of one condition asked in one context."""
-    first = table.rows[0]
+    first = rows[0]
     return Figure(
         slug=slug("localisation", first.target, first.label, first.eval_context),
-        title=f"Share of the effect kept or lost: {table.title}",
-        description="; ".join(map(_described, table.rows)) + ".",
+        title=f"Share of the effect kept or lost: {first.title}",
+        description="; ".join(map(_described, rows)) + ".",
         caption=(
             "Marks are shares of the effect with Fieller's 95 % interval over runs: the share kept by a gate "
             "that applies the student at these tokens only, or lost by one that leaves it out there."
         ),
-        chart=_share_chart(table),
+        chart=_share_chart([row for row in rows if row.share]),
     )
 
 
-def _share_chart(table: ShareTable) -> alt.LayerChart:
-    rows = [row for row in table.rows if row.share]
+def _share_chart(rows: Sequence[Share]) -> alt.LayerChart:
     marks = [
         {
             "part": f"{row.part} ({row.measure})",
