@@ -63,11 +63,9 @@ class Results:
 
 
 def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, str] = NO_FAILURES) -> Results:
-    """Read what `store` holds of `study`; what it lacks is listed as missing.
+    """Read what `store` holds of `study`, planned from `recipe`; what it lacks is listed as missing.
 
-    Args:
-        recipe: the one the study was planned from, for its claims and the provenance.
-        failures: why steps could not be built, by digest, as a launcher returns them.
+    `failures` says by digest why steps could not be built, as a launcher returns them.
     """
     reader = StoreReader(store, failures)
     keys = varied_keys(study.cells)

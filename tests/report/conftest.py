@@ -15,7 +15,7 @@ from sublim_cli.report.rates.panels import matched_curves
 from sublim_cli.report.tables.data_sets import FilterRow, LeakRow, TeacherRow
 from sublim_cli.report.tables.frames import ITEMS
 from sublim_cli.report.tables.localisation import LocatedRun
-from sublim_cli.report.tables.provenance import Provenance, StepTime
+from sublim_cli.report.tables.provenance import Provenance
 from sublim_cli.report.tables.runs import Run
 
 RUN: dict[str, Any] = {
@@ -121,7 +121,7 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
             command="sublim sweep --recipe recipe.yaml",
             versions={"model": ("micro (files:0)",), "sublim": ("0.1.0",)},
             seeds={"train.seed": (1, 2)},
-            work=(StepTime("train", 2, 61.0),),
+            seconds={"train": (30.0, 31.0)},
             contexts={"default": "<|im_start|>system"},
         ),
     }

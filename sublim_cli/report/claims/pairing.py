@@ -133,8 +133,7 @@ class RunIndex:
 
     def full(self, setting: TraitSetting) -> list[Condition]:
         """The conditions of full fine-tuning, in the report's order."""
-        conditions = (condition for condition in self._students(setting) if condition.method == "full")
-        return sorted(conditions, key=lambda condition: condition.order)
+        return sorted((c for c in self._students(setting) if c.method == "full"), key=attrgetter("order"))
 
     def cell(
         self, role: str, setting: TraitSetting, condition: Condition, *, name_rate: bool = False

@@ -98,8 +98,10 @@ def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "notes": list(verdict.notes),
                 "findings": [
                     {
-                        **asdict(finding),
+                        "target": finding.target,
+                        "about": finding.about,
                         "verdict": finding.word(verdict.claim.alpha),
+                        **asdict(finding),
                         "runs": [
                             {"train_seed": seeds[0], "data_seed": seeds[1], "effect": effect}
                             for seeds, effect in sorted(finding.runs.items())

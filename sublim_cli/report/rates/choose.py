@@ -209,7 +209,12 @@ def choose(
     if kind == "fixed":
         return _fixed(grid, seeds, fixed)
     # Broken runs count: their loss shows what a rate does.
-    rows = {row: _cell_means(cells, seeds) for row, cells in grid.items()}
+    rows: dict[Row, dict[float, CellMeans]] = {row: {} for row in grid}
+    for row, cells in grid.items():
+        for learning_rate, runs in cells.items():
+            loss, norm = _loss_and_norm(runs, seeds)
+            if loss is not None:
+                rows[row][learning_rate] = CellMeans(loss, norm)
     usable = {row: cells for row, cells in rows.items() if len(cells) >= LEAST_RATES}
     lacks = _unusable(grid, rows, seeds)
     if kind == "norm_matched" and usable:
@@ -318,12 +323,6 @@ def _bracket(values: Mapping[float, float], wanted: float) -> tuple[dict[float, 
             return {rate: weight for rate, weight in ((low, 1 - share), (high, share)) if weight}, ""
     nearest = min(rates, key=lambda rate: abs(values[rate] - wanted))
     return {nearest: 1.0}, "" if values[nearest] == wanted else _edge(rates, nearest)
-
-
-def _cell_means(cells: Mapping[float, Sequence[Run]], seeds: frozenset[Seeds]) -> Cells:
-    """The means at the rates whose losses are known."""
-    means = {rate: _loss_and_norm(runs, seeds) for rate, runs in cells.items()}
-    return {rate: CellMeans(loss, norm) for rate, (loss, norm) in means.items() if loss is not None}
 
 
 def _unusable(grid: Grid, rows: Mapping[Row, Cells], seeds: frozenset[Seeds]) -> tuple[str, ...]:

@@ -3,9 +3,7 @@
     matched_curves(runs, fixed_rate(recipe))
 
 With one learning rate at every rank and alpha = rank, a higher rank takes larger steps, so a fall with rank
-may be a fall with step size. The curve is therefore shown four times: at one learning rate, at each rank's
-best, at equal number loss and at equal update norm (the rules are in `rates.choose`).
-
+may be a fall with step size. The curve is therefore shown four times, by the rules of `rates.choose`.
 Intervals are over training runs at the chosen rates and leave out that other runs might choose other rates.
 """
 

@@ -4,9 +4,8 @@
     losses = cache.get(artifact, "losses", lambda: read_json(artifact.path / "losses.json"))
     cache.save()
 
-An artifact never changes, so what was read of it stays true. An artifact that was deleted and built anew has
-a record with another time stamp, and its entry is read anew. Without a cache file, or in a store that cannot
-be written, every artifact is read.
+An artifact never changes. One that was deleted and built anew has a record with another time stamp and is
+read again. Without a cache file, or in a store that cannot be written, every artifact is read.
 """
 
 import json

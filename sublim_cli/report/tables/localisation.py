@@ -255,13 +255,12 @@ def run_amounts(rows: Sequence[LocatedRun]) -> list[RunAmount]:
     for row in rows:
         if row.control is not None and row.amount is not None:
             drawn.setdefault((row.seeds, row.locate_digest), []).append(row.amount)
-    amounts = [
-        RunAmount(
-            row.seeds, row.effect, row.amount, mean_known(drawn.get((row.seeds, row.locate_digest), []))
-        )
-        for row in rows
-        if row.control is None and not row.broken and row.effect is not None and row.amount is not None
-    ]
+    amounts = []
+    for row in rows:
+        if row.control is None and not row.broken and row.effect is not None and row.amount is not None:
+            random = drawn.get((row.seeds, row.locate_digest))
+            mean = sum(random) / len(random) if random else None
+            amounts.append(RunAmount(row.seeds, row.effect, row.amount, mean))
     return sorted(amounts, key=lambda run: run.seeds)
 
 

@@ -1,7 +1,7 @@
 """Where results came from: the recipe, versions, machines, time spent, and how to do it again."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,33 +17,24 @@ RECIPE = "recipe.yaml"
 
 
 @dataclass(frozen=True)
-class StepTime:
-    """The artifacts of one kind of step and the seconds their builds took in total."""
-
-    kind: str
-    artifacts: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Provenance:
     """How the results came about.
 
-    `versions` holds every distinct value in the records, `contexts` by the name of each context the first
-    question as the model sees it there, special tokens included.
+    `versions` holds every distinct value in the records, `seconds` by kind of step what each build took,
+    `contexts` by name the first question as the model sees it there, special tokens included.
     """
 
     recipe: str
     command: str
     versions: Mapping[str, tuple[str, ...]]
     seeds: Mapping[str, tuple[int, ...]]
-    work: tuple[StepTime, ...]
+    seconds: Mapping[str, Sequence[float]]
     contexts: Mapping[str, str]
 
     @property
     def artifacts(self) -> int:
         """How many artifacts the study rests on."""
-        return sum(step.artifacts for step in self.work)
+        return sum(map(len, self.seconds.values()))
 
 
 def read_provenance(study: Study, reader: StoreReader, recipe: Recipe) -> Provenance:
@@ -63,13 +54,18 @@ def read_provenance(study: Study, reader: StoreReader, recipe: Recipe) -> Proven
     seconds: dict[str, list[float]] = {}
     for record in records:
         seconds.setdefault(record["kind"], []).append(record["seconds"])
+    contexts: dict[str, str] = {}
+    bases = {digest(cell.chain.base): cell.chain.base for cell in study.cells}
+    for base in filter(None, map(reader.find, bases.values())):
+        for name, prompt in read_json(base.path / SEEN).items():
+            contexts.setdefault(name, prompt["text"])
     return Provenance(
         recipe=write_yaml(recipe.model_dump(mode="json")),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
         versions=_versions(study, records),
         seeds={name: tuple(sorted(values)) for name, values in seeds.items()},
-        work=tuple(StepTime(kind, len(builds), sum(builds)) for kind, builds in seconds.items()),
-        contexts=_contexts(study, reader),
+        seconds=seconds,
+        contexts=contexts,
     )
 
 
@@ -93,13 +89,3 @@ def _versions(study: Study, records: Iterable[Mapping[str, Any]]) -> dict[str, t
             if value is not None:
                 values.setdefault(name, []).append(str(value))
     return {name: tuple(sorted(set(distinct))) for name, distinct in values.items()}
-
-
-def _contexts(study: Study, reader: StoreReader) -> dict[str, str]:
-    bases = {digest(cell.chain.base): cell.chain.base for cell in study.cells}
-    texts: dict[str, str] = {}
-    for step in bases.values():
-        if artifact := reader.find(step):
-            for name, prompt in read_json(artifact.path / SEEN).items():
-                texts.setdefault(name, prompt["text"])
-    return texts

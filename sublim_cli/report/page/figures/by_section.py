@@ -4,7 +4,7 @@ from sublim_cli.report.collect import Results
 from sublim_cli.report.page.figures.contexts import context_figure
 from sublim_cli.report.page.figures.figure import Figure
 from sublim_cli.report.page.figures.localisation import localisation_figure
-from sublim_cli.report.page.figures.matched import has_curves, matched_figure
+from sublim_cli.report.page.figures.matched import matched_figure
 from sublim_cli.report.page.figures.precision import precision_figures
 from sublim_cli.report.page.figures.rank_curves import rank_figures
 from sublim_cli.report.page.summary import context_matrices, summarise
@@ -15,7 +15,12 @@ def figures_by_section(results: Results) -> dict[str, list[Figure]]:
     """All figures; a section without any has an empty list."""
     return {
         "ranks": list(rank_figures(results)),
-        "matched": [matched_figure(panel) for panel in results.matched if has_curves(panel)],
+        "matched": [
+            matched_figure(panel)
+            for panel in results.matched
+            # The curve at one learning rate alone is the rank curve's.
+            if any(curve.points for curve in panel.curves if curve.kind != "fixed")
+        ],
         "contexts": [context_figure(matrix) for matrix in context_matrices(summarise(results))],
         "localisation": [
             localisation_figure(rows)

@@ -31,10 +31,7 @@ ACROSS = {"x": alt.value(0), "x2": alt.value("width")}
 
 
 def mean_mark(series: str, x: float, interval: Interval, condition: str, value: str, *, joined: bool) -> Mark:
-    """The mean of a condition's runs with its interval. A line joins the `joined` marks of a series.
-
-    `value` is the mean as it stands in the tooltip.
-    """
+    """A condition's mean, its interval and its tooltip's `value`. A line joins the `joined` of a series."""
     return {
         "series": series,
         "joined": joined,

@@ -27,11 +27,6 @@ COLUMN = 1.4
 """Octaves from the highest rank to the first precision of full fine-tuning, and on to the next."""
 
 
-def has_curves(panel: Panel) -> bool:
-    """Whether there is more to draw than the curve at one learning rate, which is the rank curve's."""
-    return any(curve.points for curve in panel.curves if curve.kind != "fixed")
-
-
 def matched_figure(panel: Panel) -> Figure:
     """The curves of one trait, and full fine-tuning beside them at rates chosen by the same rules."""
     references = {curve.kind: curve.reference for curve in panel.curves}

@@ -108,8 +108,7 @@ def _rank_figure(
 def legend_lines(rows: Sequence[SummaryRow]) -> dict[str, list[SummaryRow]]:
     """The rows of each entry of the legend: one for conditions that differ in nothing but their rank.
 
-    Every condition without a rank has an entry of its own, unless its column has more than
-    `LEGEND_ENTRIES`.
+    Each without a rank has one of its own, unless its column has more than `LEGEND_ENTRIES`.
     """
     lines: dict[str, list[SummaryRow]] = {}
     columns = Counter(tick(row) for row in rows if rank(row) is None)
