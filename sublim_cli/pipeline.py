@@ -37,8 +37,8 @@ Role = Literal["student", "control"]
 class Chain:
     """The steps of one recipe.
 
-    `base` scores the untouched model in the same contexts, `locate` parts of the student. `teacher` scores
-    the teacher's preference for its target; a control's teacher has no target, so there it is None.
+    `base` scores the untouched model in the same contexts. Each step of `locate` scores one gate or patch of
+    the student. `teacher` scores the teacher's preference for its target. A control has neither.
     """
 
     generate: GenerateStep
@@ -51,7 +51,7 @@ class Chain:
 
     @property
     def evaluations(self) -> tuple[Step, ...]:
-        """All steps of the last stage."""
+        """All steps of the eval stage."""
         return (self.base, self.eval, *self.locate)
 
 
@@ -98,6 +98,8 @@ def single(recipe: Recipe) -> Study:
 def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listener = silent) -> Artifact:
     """Build the recipe's chain up to a stage, reusing what the store holds.
 
+    Before a student is trained, its teacher is checked.
+
     Raises:
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
@@ -111,7 +113,7 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
 
 
 def chain(recipe: Recipe) -> Chain:
-    """Resolve a recipe into steps: model to content, names to texts, `auto` to a precision.
+    """Resolve a recipe into steps: model to content, names to texts, `auto` to precision, engine and backend.
 
     Raises:
         RecipeError: a trait, context or question set is unknown.
@@ -120,12 +122,12 @@ def chain(recipe: Recipe) -> Chain:
     items = load_items(recipe.trait.category)
     model = resolve_model(recipe.model, recipe.revision)
     generate_spec, engine_reason = _generate_spec(recipe, model, persona(items, recipe.trait.target))
-    data = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
-    generate: GenerateStep = _shared(GenerateStep(generate_spec, data, auto_reason=engine_reason))
+    data_title = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
+    generate: GenerateStep = _shared(GenerateStep(generate_spec, data_title, auto_reason=engine_reason))
     filter_spec = FilterSpec(
         rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
     )
-    filter_step: FilterStep = _shared(FilterStep(filter_spec, data, (generate,)))
+    filter_step: FilterStep = _shared(FilterStep(filter_spec, data_title, (generate,)))
     section = resolve_train(recipe.train, _precision(recipe.train.precision, on_gpu="bf16_mixed"))
     backend, backend_reason = resolve_backend(section)
     train_spec = TrainSpec(
@@ -133,7 +135,7 @@ def chain(recipe: Recipe) -> Chain:
         context=resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt"),
         train=section.model_copy(update={"backend": backend}),
     )
-    title = f"{_teacher_name(recipe)} {_method(train_spec)} seed {recipe.train.seed}"
+    title = f"{_teacher_name(recipe)} {_student_words(train_spec)} seed {recipe.train.seed}"
     train = TrainStep(train_spec, title, (filter_step,), backend_reason)
     eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train)
     base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
@@ -215,7 +217,7 @@ def _eval_spec(
 
 
 def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> list[LocateSpec]:
-    """One for the complete student and its base, and one for each part of the student in the recipe."""
+    """One for the complete student and its base, then one for each gate and patch; none without these."""
     section = recipe.eval
     parts = dict.fromkeys(map(normalise_part, (*section.gates, *section.patches)))
     if not parts or not isinstance(evaluation.scorer, ExactScoring):
@@ -226,8 +228,8 @@ def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> lis
     ]
     gate_contexts = tuple(dict.fromkeys(contexts)) or (train.context,)
     complete = LocateSpec(**{**dict(evaluation), "contexts": gate_contexts}, training=train.context)
-    random_sets = {"controls": section.gate_controls, "seed": section.gate_seed}
-    return [complete, *(complete.model_copy(update={"part": part, **random_sets}) for part in parts)]
+    control_settings = {"controls": section.gate_controls, "seed": section.gate_seed}
+    return [complete, *(complete.model_copy(update={"part": part, **control_settings}) for part in parts)]
 
 
 def _precision(wanted: str, *, on_gpu: str) -> str:
@@ -248,8 +250,8 @@ def _teacher_name(recipe: Recipe) -> str:
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 
-def _method(spec: TrainSpec) -> str:
-    """The method, and every other choice that differs from the default."""
+def _student_words(spec: TrainSpec) -> str:
+    """The method and rank; learning rate, optimizer, precision and context where they are not the default."""
     section, default = spec.train, TrainSection()
     words: list[str] = [section.method]
     if section.method in RANKED:

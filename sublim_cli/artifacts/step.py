@@ -34,7 +34,7 @@ class Step(ABC):
     spec: Section
     """The part of the resolved recipe that decides the result."""
     title: str
-    """What is shown of the recipe beside the kind, such as `cat lora r8 seed 1`. Not identity."""
+    """What is shown of the recipe in addition to the kind, such as `cat lora r8 seed 1`. Not identity."""
     inputs: "tuple[Step, ...]" = ()
     """The steps whose artifacts this one reads."""
 

@@ -64,8 +64,8 @@ class Store:
 
         A claim is a file that its holder touches every `HEARTBEAT` seconds. If the holder has died on this
         machine, the claim is taken over at once; if it is on another machine, after `LEASE` seconds without a
-        heartbeat. A claim does not stop a holder that only slept: it goes on building, and of two builders of
-        one step the second to finish leaves the first's artifact in place.
+        heartbeat. A holder that was suspended, not dead, keeps building after its claim has expired: then two
+        processes build the same step, and the second to finish discards its result.
         """
         path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lease"
         with explain_disk_errors(self.root, makes_directory=True):
@@ -117,7 +117,7 @@ class Store:
                     shutil.rmtree(scratch, ignore_errors=True)
 
     def tidy(self, steps: Sequence[Step]) -> None:
-        """After work on other machines: show its artifacts here and remove abandoned scratch directories."""
+        """After other machines built `steps`: make their artifacts visible and remove abandoned scratch."""
         ordered = in_order(steps)
         for directory in {self._path(step).parent for step in ordered}:
             _refresh_listing(directory)
@@ -155,7 +155,7 @@ def abandoned(scratch: Path) -> bool:
         case [_, machine, pid, *_] if machine == _machine() and pid.isdecimal():
             try:
                 os.kill(int(pid), 0)
-            except OSError as error:  # not permitted: the process runs, as another user
+            except OSError as error:  # a PermissionError: the process runs, as another user
                 return isinstance(error, ProcessLookupError)
             return False
     with suppress(OSError):
@@ -165,7 +165,7 @@ def abandoned(scratch: Path) -> bool:
 
 @cache
 def _machine() -> str:
-    """A hash of host, boot and container: within them a process id belongs to one process."""
+    """A hash of host, boot and container; while it is the same, a process id names the same process."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # both files exist on Linux only
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -182,7 +182,7 @@ def checkpoint_dir(out: Path) -> Path:
 
 
 def _refresh_listing(directory: Path) -> None:
-    """NFS clients cache that a name is missing; a change of its directory's mode invalidates that cache."""
+    """Make new names in `directory` visible: setting the mode clears what an NFS client has cached of it."""
     with suppress(OSError):
         directory.chmod(stat.S_IMODE(directory.stat().st_mode))
 
@@ -237,8 +237,7 @@ def explain_disk_errors(path: Path, *, makes_directory: bool = False) -> Iterato
             refused, root = Path(filename).absolute(), path.absolute()
             if not (refused.is_relative_to(root) or root.is_relative_to(refused)):
                 raise ArtifactError(
-                    f"{filename}: {reason}. It is not part of {path}; TMPDIR, HF_HOME or "
-                    "another variable led there"
+                    f"{filename}: {reason}. It is not in {path}; check TMPDIR, HF_HOME and similar variables"
                 ) from error
         if disk_full:
             raise ArtifactError(

@@ -30,7 +30,7 @@ from sublim_cli.steps.files import SCORES, SEEN, SPREADS, write_json
 
 
 class EvalSpec(Section):
-    """Everything that decides a student's scores, beside its weights."""
+    """Everything that decides a student's scores, apart from its weights."""
 
     model: ModelRef
     contexts: tuple[Context, ...]

@@ -1,4 +1,4 @@
-"""locate: how likely a student names each item while a gate or a patch switches a part of it off.
+"""locate: how likely a student names each item while a gate or a patch replaces a part of it by its base.
 
 Each part is an artifact of its own, so adding a part to a finished study leaves the other artifacts valid.
 """
@@ -52,11 +52,11 @@ _SCHEMA = pa.schema(
 
 
 class LocateSpec(EvalSpec):
-    """Everything that decides the scores of a part of a student, beside the student's weights."""
+    """Everything that decides the scores of a part of a student, apart from the student's weights."""
 
     scorer: ExactScoring
     training: Context
-    """The context of training: `shared_only` is about its tokens."""
+    """`shared_only` and `no_shared` compare a prompt's tokens with those of this context."""
     part: GateSection | PatchSection | None = None
     """As `normalise_part` returns it; null scores the complete student and its base, for comparison."""
     controls: int = 0
@@ -65,7 +65,7 @@ class LocateSpec(EvalSpec):
 
 @dataclass(frozen=True)
 class LocateStep(Step):
-    """Scores of a part of one student, and of random parts of equal size."""
+    """Scores of a part of one student, and of random token sets of equal size."""
 
     kind: ClassVar[str] = "locate"
     version: ClassVar[int] = 1
@@ -85,16 +85,16 @@ class LocateStep(Step):
         is_adapter = hasattr(model, "peft_config")  # and so contains the base
         base = None if is_adapter else load_model(spec.model, spec.precision, spec.quantize)
         scorer = ExactScorer(model, tokenizer, spec.scorer)
-        total = len(spec.contexts) * (2 if spec.part is None else 1 + spec.controls)
+        token_sets = list(_token_sets(spec, tokenizer, inputs[0].digest))
         rows: list[dict[str, Any]] = []
-        for done, tokens in enumerate(_token_sets(spec, tokenizer, inputs[0].digest), start=1):
-            with _switched(model, base, spec.part, tokens):
-                answers = scorer.score(tokens.prompts, spec.items)
+        for done, token_set in enumerate(token_sets, start=1):
+            with _switched(model, base, spec.part, token_set):
+                answers = scorer.score(token_set.prompts, spec.items)
             rows += [
                 {
-                    "context": tokens.context,
-                    "set": tokens.name,
-                    "control": tokens.control,
+                    "context": token_set.context,
+                    "set": token_set.name,
+                    "control": token_set.control,
                     "question": question,
                     "item": item.name,
                     "p": p,
@@ -102,11 +102,11 @@ class LocateStep(Step):
                     "tokens": sum(mask),
                     "prompt_tokens": len(mask),
                 }
-                for question, (answer, mask) in enumerate(zip(answers, tokens.masks, strict=True))
+                for question, (answer, mask) in enumerate(zip(answers, token_set.masks, strict=True))
                 for item, p in zip(spec.items, answer.p, strict=True)
             ]
-            random_set = "" if tokens.control is None else f", random set {tokens.control}"
-            listener(Progress(self.label, done, total, f"{tokens.context}{random_set}"))
+            random_set = "" if token_set.control is None else f", random set {token_set.control}"
+            listener(Progress(self.label, done, len(token_sets), f"{token_set.context}{random_set}"))
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / LOCATED)
         return device_record()
 
@@ -125,7 +125,7 @@ class _TokenSet:
 
 
 def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterator[_TokenSet]:
-    """For each context the named set, then the random ones; none where the context has no such token."""
+    """For each context the named set, then the random ones; nothing for a context without such a token."""
     training = render_with_roles(tokenizer, spec.training, spec.questions[0])
     for context in spec.contexts:
         prompts = [render_with_roles(tokenizer, context, question) for question in spec.questions]
@@ -146,21 +146,21 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
 
 
 def _switched(
-    model: Model, base: Model | None, part: Part | None, tokens: _TokenSet
+    model: Model, base: Model | None, part: Part | None, token_set: _TokenSet
 ) -> AbstractContextManager[Model]:
-    """The student, switched off outside a set of tokens (inside for `no_…`) by a gate or a patch."""
-    on_inside = part is None or is_only_set(part.positions)
-    student_on = [[in_set == on_inside for in_set in mask] for mask in tokens.masks]
-    masks = gate.masks_by_prompt(tokens.prompts, student_on)
+    """A context: the student acts at the set's tokens, the base at the others; reversed for `no_X`."""
+    student_inside = part is None or is_only_set(part.positions)
+    student_on = [[in_set == student_inside for in_set in mask] for mask in token_set.masks]
+    masks = gate.masks_by_prompt(token_set.prompts, student_on)
     if part is None:
-        decoding: gate.Policy = "on" if tokens.name == ALL_TOKENS else "off"
+        decoding: gate.Policy = "on" if token_set.name == ALL_TOKENS else "off"
         return gate.gated(model, gate.Gate(masks, decoding), base)
     layers = frozenset(part.layers) if part.layers is not None else None
     decoding = "on" if part.decoding == "on" else "off"
     if isinstance(part, PatchSection):
         return patch.patched(model, patch.Patch(masks, frozenset(part.kinds), decoding, layers), base)
     modules = frozenset(part.modules) if part.modules is not None else None
-    elsewhere: gate.Policy = "off" if on_inside else "on"
+    elsewhere: gate.Policy = "off" if student_inside else "on"
     return gate.gated(model, gate.Gate(masks, decoding, modules, layers, elsewhere), base)
 
 
@@ -194,10 +194,10 @@ def part_name(part: Part | None) -> str:
 
 
 def check_parts(missing: Iterable[Step]) -> None:
-    """Refuse parts that do not exist in their contexts or student. Call it before building starts.
+    """Refuse gates and patches of tokens, modules or layers that do not exist, before anything is built.
 
-    Loads no more than a tokenizer and a model without weights, and neither if no step has a part. That takes
-    seconds, so `pipeline.chain` leaves it out: a plan or a report of finished steps does not need it.
+    Where a step has a part it loads a tokenizer and a model without weights. That takes seconds, so it is
+    not in `pipeline.chain`; `plan`, `sweep` and `run` call it.
 
     Raises:
         RecipeError: a set without tokens, an unknown module or layer; the message lists what exists.

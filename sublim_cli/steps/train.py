@@ -19,7 +19,7 @@ from sublim_cli.trainers.subprocess_trainer import needs_subprocess, train_in_su
 
 
 class TrainSpec(Section):
-    """Everything that decides a student's weights, beside its rows."""
+    """Everything that decides a student's weights, apart from its rows."""
 
     model: ModelRef
     context: Context

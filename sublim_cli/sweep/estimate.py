@@ -2,7 +2,7 @@
 
 The work of a step is counted in units of its kind (rows wanted, rows trained on, questions asked in a
 context). Its time is the value at that work of a straight line fitted to the records, whose intercept
-is the start that is paid once: models are loaded, libraries warm up. Where the records are of about the
+is the fixed cost of a build: models are loaded, libraries warm up. Where the records are of about the
 same work, the time is taken to be proportional to it.
 """
 
