@@ -275,8 +275,8 @@ def test_a_file_elsewhere_that_cannot_be_written_is_named_and_not_the_store(tmp_
     with pytest.raises(ArtifactError) as refused:
         materialise(step, Store(tmp_path / "runs"))
     assert str(refused.value) == (
-        f"{tmp_path}/cache/model: Not a directory. It is not part of {tmp_path}/runs; TMPDIR, HF_HOME or "
-        "another variable led there"
+        f"{tmp_path}/cache/model: Not a directory. It is not in {tmp_path}/runs; check TMPDIR, HF_HOME and "
+        "similar variables"
     )
 
 
