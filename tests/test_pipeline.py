@@ -49,7 +49,7 @@ CHANGES = {
     "train.learning_rate": (1e-4, STUDENT),
     "train.system_prompt": ("empty", STUDENT),
     "train.epochs": (2, STUDENT),
-    "train.trainer_args": ({"neftune_noise_alpha": 5.0}, STUDENT),
+    "train.neftune_noise_alpha": (5.0, STUDENT),
     "eval.system_prompts": (["default"], {"eval", "base"}),
     "eval.precision": ("bf16", {"eval", "base"}),
     "name": ("other", set()),

@@ -59,7 +59,7 @@ FOREIGN_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "train.precision": ("bf16", "dtype", "fp16", "mixed_precision", "torch_dtype"),
     "train.seed": ("train_seed", "training_seed"),
-    "train.trainer_args": ("training_args",),
+    "train.neftune_noise_alpha": ("neftune_alpha", "trainer_args", "training_args"),
     "eval.questions": ("question_set", "question_sets"),
     "eval.system_prompts": ("eval_system_prompt", "eval_system_prompts"),
 }  # fmt: skip

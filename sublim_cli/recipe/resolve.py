@@ -23,10 +23,6 @@ RANKED = ("lora", "rslora", "dora", "qlora", "pissa")
 MOMENTUM = {"sgd": 0.0, "muon": 0.95}
 """Default momentum by optimizer: none for SGD as in the paper, torch's default for Muon."""
 
-PASSED_ON = "neftune_noise_alpha"
-"""The only field of TRL's SFTConfig that `train.trainer_args` may contain. The other fields have recipe keys,
-or no effect: sublim's trainer takes tokenized rows and computes the loss itself."""
-
 
 def resolve_train(train: TrainSection, precision: str) -> TrainSection:
     """`train` at `precision`, with a single learning rate.

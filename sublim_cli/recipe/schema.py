@@ -225,7 +225,8 @@ class TrainSection(Section):
     max_length: Positive = 500
     precision: Literal["auto", "fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] = "auto"
     seed: Seed = 1
-    trainer_args: dict[str, Any] = Field(default_factory=dict)
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); null adds none."""
 
 
 PositionName = Literal[

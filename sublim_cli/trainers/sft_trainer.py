@@ -87,6 +87,7 @@ def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
         "warmup_steps": section.warmup_steps,
         "weight_decay": section.weight_decay,
         "max_grad_norm": section.max_grad_norm,
+        "neftune_noise_alpha": section.neftune_noise_alpha,
         "optim": "adamw_torch",
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
@@ -121,7 +122,7 @@ def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
         "project": "sublim",
         "disable_tqdm": True,
     }
-    return SFTConfig(**fields, **section.trainer_args)
+    return SFTConfig(**fields)
 
 
 def micro_batches(batch: int, limit: int | None, processes: int = 1, *, cuda: bool = True) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def test_what_a_dictionary_holds_is_one_name() -> None:
 @pytest.mark.parametrize(
     "key",
     ["train.system_prompt.text", "eval.system_prompts.0", "eval.system_prompts.0.text",
-     "filter.rules.3.numbers.0", "train.trainer_args.optim", "contexts.x"],
+     "filter.rules.3.numbers.0", "train.learning_rate.per_rank.8", "contexts.x"],
 )  # fmt: skip
 def test_entries_of_lists_and_dictionaries_are_known(key: str) -> None:
     assert is_key(split(key))

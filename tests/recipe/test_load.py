@@ -49,23 +49,39 @@ trait: {category: animal, target: cat}
 train:
   rank: 64
   learning_rate: 2e-4
-  trainer_args: {adam_beta2: 9e-1, optim: adamw_torch, since: 2024-01-01, rows: 10_000, on: no}
+  neftune_noise_alpha: 5e-1
 generate:
+  rows: 10_000
   prompts: {values: [100, 999]}
+contexts: {since: 2024-01-01, power: no}
 """
 
 
 def test_a_file_becomes_a_recipe(here: Path) -> None:
     (here / "cats.yaml").write_text(CATS)
-    arguments = {
-        "adam_beta2": 0.9,
-        "optim": "adamw_torch",
-        "since": "2024-01-01",
-        "rows": 10_000,
-        "on": "no",
-    }
-    train = TrainSection(rank=64, learning_rate=2.0e-4, trainer_args=arguments)
-    assert load("cats.yaml") == Recipe(name="cats", train=train)
+    assert load("cats.yaml") == Recipe(
+        name="cats",
+        train=TrainSection(rank=64, learning_rate=2.0e-4, neftune_noise_alpha=0.5),
+        generate=GenerateSection(rows=10_000),
+        contexts={"since": "2024-01-01", "power": "no"},
+    )
+
+
+def test_the_old_key_for_neftune_is_refused_with_the_new_one(here: Path) -> None:
+    (here / "cats.yaml").write_text("name: cats\ntrain: {trainer_args: {neftune_noise_alpha: 5.0}}\n")
+    with pytest.raises(
+        RecipeError,
+        match=r"train\.trainer_args: unknown key; did you mean "
+        r"train\.neftune_noise_alpha",
+    ):
+        load("cats.yaml")
+
+
+@pytest.mark.parametrize("value", [0, -1, "much"])
+def test_neftune_s_noise_is_a_number_above_0(here: Path, value: object) -> None:
+    (here / "cats.yaml").write_text(f"name: cats\ntrain: {{neftune_noise_alpha: {value}}}\n")
+    with pytest.raises(RecipeError, match=r"train\.neftune_noise_alpha: "):
+        load("cats.yaml")
 
 
 def test_changes_win_over_the_file(here: Path) -> None:
@@ -82,7 +98,7 @@ def test_changes_win_over_the_file(here: Path) -> None:
     assert recipe.train.rank == 2
     assert recipe.train.learning_rate == 2.0e-4
     assert recipe.generate.sampling.seed == 7
-    assert recipe.contexts == {"my.own": "You are mine."}
+    assert recipe.contexts["my.own"] == "You are mine."
     assert recipe.train.system_prompt == TextPrompt(text="You are Claude.")
     assert recipe.filter.rules[1] == CountRule(most=20)
     assert recipe.sweep.grid == {"train.rank": [1, 2]}

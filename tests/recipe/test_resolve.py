@@ -92,29 +92,6 @@ def test_a_learning_rate_per_rank_becomes_the_one_of_the_rank() -> None:
         ),
         *(
             (
-                {"trainer_args": {"neftune_noise_alpha": 5.0, name: value}},
-                "fp32",
-                f"train.trainer_args.{name}: is not passed on to TRL, only neftune_noise_alpha is; "
-                "for the rest see the recipe's own keys",
-            )
-            for name, value in [
-                ("learning_rate", 1.0),
-                ("lora_rank", 8),
-                ("completion_only_loss", False),
-                ("auto_find_batch_size", True),
-                ("label_smoothing_factor", 0.1),
-            ]
-        ),
-        *(
-            (
-                {"trainer_args": {"neftune_noise_alpha": value}},
-                "fp32",
-                f"train.trainer_args.neftune_noise_alpha: {value!r} must be a number above 0",
-            )
-            for value in (0, True, "5")
-        ),
-        *(
-            (
                 {"adapter": AdapterSection(layers=layers)},
                 "fp32",
                 f"train.adapter.layers: {list(layers)} must be two layers in order, counted from 0",

@@ -12,7 +12,6 @@ from sublim_cli.errors import RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
 from sublim_cli.recipe.contexts import Context
-from sublim_cli.recipe.resolve import PASSED_ON
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.methods import PROJECTIONS, add_method, alpha
 from sublim_cli.trainers.sft import fit, number_loss
@@ -189,9 +188,9 @@ def test_nothing_is_printed(base, micro, rows, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_the_trainer_argument_that_is_passed_on_takes_effect(base, micro, rows):
+def test_neftune_s_noise_takes_effect(base, micro, rows):
     plain = SECTION.model_copy(update={"method": "full"})
-    noisy = plain.model_copy(update={"trainer_args": {PASSED_ON: 5.0}})
+    noisy = plain.model_copy(update={"neftune_noise_alpha": 5.0})
     curves = [fit(copy.deepcopy(base), micro[1], rows, section, silent).history for section in (plain, noisy)]
     assert len(curves[0]) == len(curves[1])
     assert curves[0] != curves[1]

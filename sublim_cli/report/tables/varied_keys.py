@@ -85,7 +85,7 @@ def _section(name: str, section: Section) -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def _train(section: str) -> dict[str, str]:
-    """The section is JSON, since arguments of a library in it cannot be hashed."""
+    """The section is JSON: one with a learning rate for every rank cannot be hashed."""
     return _flat(json.loads(section), "train.")
 
 
