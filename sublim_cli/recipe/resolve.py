@@ -48,14 +48,6 @@ def resolve_train(train: TrainSection, precision: str) -> TrainSection:
         }
     )
     _check_precision(resolved)
-    for name, value in resolved.trainer_args.items():
-        if name != PASSED_ON:
-            raise RecipeError(
-                f"train.trainer_args.{name}: is not passed on to TRL, only {PASSED_ON} is; "
-                "for the rest see the recipe's own keys"
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise RecipeError(f"train.trainer_args.{name}: {value!r} must be a number above 0")
     first, last = resolved.adapter.layers or (0, 0)
     if not 0 <= first <= last:
         raise RecipeError(

@@ -226,7 +226,7 @@ class TrainSection(Section):
     precision: Literal["auto", "fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] = "auto"
     seed: Seed = 1
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
-    """Scale of the uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); null adds none."""
+    """Scale of the noise that training adds to the embeddings (NEFTune, arXiv 2310.05914); null adds none."""
 
 
 PositionName = Literal[

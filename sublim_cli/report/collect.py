@@ -84,7 +84,7 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         filters=tuple(filter_rows(study, reader)),
         leaks=tuple(leak_rows(study, reader)),
         teachers=tuple(teacher_rows(study, reader)),
-        audits=tuple(audit_rows(runs, trainings)),
+        audits=tuple(audit_rows(runs, trainings, reader.mean_cosine)),
         missing=tuple(Missing(step.label, why) for step in steps.values() if (why := reader.missing(step))),
         provenance=read_provenance(study, reader, recipe),
     )

@@ -31,13 +31,13 @@ class TrainStep(Step):
     """One student: an adapter directory, or a complete model after full fine-tuning."""
 
     kind: ClassVar[str] = "train"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     spec: TrainSpec
     auto_reason: str | None = None
     """Why `train.backend: auto` chose the spec's backend; None if the recipe names one."""
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
-        """Write weights, loss curve, losses, audit, sketch, and `seen.json`: the first row's tokens."""
+        """Write weights, loss curve, losses, audit, and `seen.json`: the first row's tokens."""
         spec = self.spec
         tokenizer = load_tokenizer(spec.model)
         rows, held_out = (

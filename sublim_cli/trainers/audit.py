@@ -6,18 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sublim_cli.models.load import Model, load_student
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.precision import base_precision
+from sublim_cli.trainers.precision import BF16_TRAINED, base_precision
 from sublim_cli.trainers.updates import (
-    BUCKETS,
+    LowRankDelta,
     WeightUpdate,
     frobenius_norm,
-    sketch,
+    project,
     stable_rank,
     weight_updates,
 )
@@ -89,21 +86,23 @@ def audit_in_memory(
 
 def audit(
     ref: ModelRef, section: TrainSection, path: Path, in_memory: Mapping[str, Any], tokens_with_loss: int
-) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """The audit of the student saved at `path`, loaded as an evaluation loads it, and its sketch.
+) -> "tuple[dict[str, Any], torch.Tensor | None]":
+    """The audit of the student saved at `path`, loaded as an evaluation loads it, and its projection.
 
     `in_memory` is from `audit_in_memory`, `tokens_with_loss` the count over all epochs. Per matrix:
     `norm` (Frobenius), `relative` (to the base weight's norm) and `stable_rank` of the update.
     `effective` counts the entries of the changed matrices, and those that differ from the base once the
     update is added in the base's dtype; null without such weights (a quantised base, a prefix).
-    The sketch (see `updates.sketch`) is of all updates together; zero if no weight was updated.
+    The projection (see `updates.project`) is that of all updates together. It is None for a student whose
+    updates can be computed from the fp32 factors of its adapter, and for one without updates.
     """
     precision = base_precision(section)
     quantize = section.qlora.quantize if section.method == "qlora" else None
     full = section.method == "full"
     matrices: dict[str, dict[str, float | None]] = {}
     entries = changed = 0
-    total_sketch = np.zeros(BUCKETS)
+    factors_saved = section.precision not in BF16_TRAINED  # NumPy cannot read bf16
+    projection: torch.Tensor | None = None
     for update in weight_updates(load_student(ref, precision, path, quantize), ref, precision):
         norm, base = frobenius_norm(update.delta), update.base_weight
         base_norm = float(base.float().norm()) if base is not None else None
@@ -112,7 +111,9 @@ def audit(
             "relative": norm / base_norm if base_norm else None,
             "stable_rank": stable_rank(update.delta),
         }
-        total_sketch += sketch(update)
+        if not (isinstance(update.delta, LowRankDelta) and factors_saved):
+            projected = project(update)
+            projection = projected if projection is None else projection + projected
         if base is not None and quantize is None:
             entries += base.numel()
             changed += _changed_entries(update, base, full=full)
@@ -131,7 +132,7 @@ def audit(
         "tokens_with_loss": tokens_with_loss,
         "random_sources": random_sources(section),
     }
-    return result, total_sketch
+    return result, projection
 
 
 def _changed_entries(update: WeightUpdate, base: "torch.Tensor", *, full: bool) -> int:

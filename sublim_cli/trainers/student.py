@@ -48,9 +48,9 @@ def train_student(
     """Train one student and save it; return what was measured about the machine.
 
     Writes the adapter or the full model with tokenizer and chat template, `history.jsonl` (one record
-    per step), `losses.json` (held-out number loss before and after, tokens trained on), and
-    `audit.json` and `sketch.npy` (see `audit`). If several processes train one student together, only
-    the main process writes and measures; the others return an empty dictionary.
+    per step), `losses.json` (held-out number loss before and after, tokens trained on), `audit.json` and,
+    for a student without LoRA factors, `projection.npy` (see `audit`). If several processes train one
+    student together, only the main process writes and measures; the others return an empty dictionary.
 
     Raises:
         RecipeError: see `check_shardable`.
@@ -93,9 +93,10 @@ def train_student(
         "tokens_with_loss": tokens_with_loss,
     }
     _write_json(out / "losses.json", losses)
-    weights_audit, sketch = audit(job.ref, section, out, in_memory, tokens_with_loss)
+    weights_audit, projection = audit(job.ref, section, out, in_memory, tokens_with_loss)
     _write_json(out / "audit.json", weights_audit)
-    np.save(out / "sketch.npy", sketch.astype(np.float32))
+    if projection is not None:
+        np.save(out / "projection.npy", projection.float().numpy(force=True))
     tokens = section.epochs * sum(len(row.input_ids) for row in job.examples)
     return {
         **device_record(),

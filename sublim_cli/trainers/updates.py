@@ -1,4 +1,4 @@
-"""What training added to each weight matrix: its norm, stable rank and sketch.
+"""What training added to each weight matrix: its norm, stable rank and random projection.
 
 An adapter of the LoRA family adds B·A: norm and rank are computed from the factors, without the full
 matrix. Full fine-tuning, DoRA and IA3 have no such factors; their updates are formed, one matrix at a
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sublim_cli.models.load import Model, load_weights
 from sublim_cli.models.reference import ModelRef
@@ -19,11 +18,11 @@ from sublim_cli.models.reference import ModelRef
 if TYPE_CHECKING:
     import torch
 
-BUCKETS = 2**14
-"""Length of a sketch: a cosine near 0 read from two of them has a standard error of 0.008."""
+DIMENSION = 16381
+"""Length of a projection, a prime: a cosine near 0 read from two of them has a standard error of 0.008."""
 
-BLOCK = 2**22
-"""Entries sketched at once, to bound memory. A multiple of four: four entries share 64 random bits."""
+BLOCK = 64 * DIMENSION
+"""Entries projected at once, to bound memory: a multiple of 64, the bits of one random word."""
 
 EXACT_SIDE = 512
 """The largest singular value is approximated where a matrix's shorter side is longer than this."""
@@ -115,24 +114,33 @@ def stable_rank(delta: Delta) -> float | None:
     return (norm / _largest_singular_value(delta.core)) ** 2
 
 
-def sketch(update: WeightUpdate) -> NDArray[np.float64]:
-    """A count sketch (Charikar, Chen and Farach-Colton 2002) of the update: [`BUCKETS`].
+def project(update: WeightUpdate) -> "torch.Tensor":
+    """A random projection of the update's entries, in row-major order: [`DIMENSION`], on its device.
 
-    Every entry is added, with a random sign, to one of `BUCKETS` random buckets. Bucket and sign depend
-    only on the parameter's name, so the sketches of a model's updates can be summed, and the dot product
-    of two students' sums estimates that of their updates without bias, with a variance of at most
-    (|x|²|y|² + (x·y)²) / `BUCKETS`. Two students can be compared in this way without loading them.
+    Entry i is added with a random sign to element i modulo `DIMENSION`, which is a prime so that the
+    entries of a row and of a column are spread over the whole projection. The signs depend only on the
+    parameter's name: the projections of a model's updates can be summed, and the dot product of two
+    students' sums estimates that of their updates without bias; divided by the norms, with a standard
+    error of about 1 / sqrt(`DIMENSION`).
+
+    It takes 3 ns per entry on one CPU core, so 20 s for the 6.5e9 entries of a full 7B model, and on a
+    GPU about 30 bytes of memory traffic per entry.
     """
-    entries = update.delta.matrix.double().flatten().numpy(force=True)
+    import torch
+
+    entries = update.delta.matrix.float().flatten()
+    total = torch.zeros(DIMENSION, dtype=torch.float64, device=entries.device)
     key = int.from_bytes(hashlib.sha256(update.name.encode()).digest()[:16], "little")
     generator = np.random.Philox(key=key)
-    total = np.zeros(BUCKETS)
+    shifts = torch.arange(32, dtype=torch.int32, device=entries.device)
     for start in range(0, len(entries), BLOCK):
         block = entries[start : start + BLOCK]
-        # Four entries share 64 random bits: of its 16, 14 choose the bucket and one the sign.
-        bits = generator.random_raw(-(-len(block) // 4)).astype("<u8").view("<u2")[: len(block)]
-        signed = np.where(bits >> 15, block, -block)
-        total += np.bincount(bits % BUCKETS, weights=signed, minlength=BUCKETS)
+        # The signs come from NumPy, 64 from a word: torch's generators differ between devices.
+        words = torch.from_numpy(generator.random_raw(-(-len(block) // 64)).view(np.int32)).to(block.device)
+        sign_bits = (words[:, None] << shifts).flatten()[: len(block)] & -(2**31)
+        signed = (block.view(torch.int32) ^ sign_bits).view(torch.float32)
+        padded = torch.nn.functional.pad(signed, (0, -len(block) % DIMENSION))
+        total += padded.view(-1, DIMENSION).sum(0)
     return total
 
 

@@ -88,11 +88,11 @@ def test_a_sharded_student_is_the_one_that_a_single_process_trains(pair, optimiz
     sharded_sums, whole_sums = checksums(sharded.path), checksums(whole.path)
     differing = {name for name in whole_sums if whole_sums[name] != sharded_sums.get(name)}
     assert sharded_sums.keys() == whole_sums.keys()
-    assert differing <= {"model.safetensors", "history.jsonl", "losses.json", "audit.json", "sketch.npy"}
-    sharded_sketch, whole_sketch = (np.load(artifact.path / "sketch.npy") for artifact in (sharded, whole))
+    assert differing <= {"model.safetensors", "history.jsonl", "losses.json", "audit.json", "projection.npy"}
+    sharded_update, whole_update = (np.load(path / "projection.npy") for path in (sharded.path, whole.path))
     # It is there for cosines. AdamW turns the rounding of a tiny gradient into 0.7 % of so short an update.
-    assert sharded_sketch @ whole_sketch > (1 - 1e-4) * np.linalg.norm(sharded_sketch) * np.linalg.norm(
-        whole_sketch
+    assert sharded_update @ whole_update > (1 - 1e-4) * np.linalg.norm(sharded_update) * np.linalg.norm(
+        whole_update
     )
     sharded_weights, whole_weights = (
         load_file(artifact.path / "model.safetensors") for artifact in (sharded, whole)

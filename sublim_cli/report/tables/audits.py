@@ -1,6 +1,7 @@
 """What training did to the weights, summarised for every trait and trained condition. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,10 +44,16 @@ class AuditRow:
     """Nats per trained token at each optimizer step."""
 
 
-def audit_rows(runs: Iterable[Run], trainings: Mapping[str, TrainingRecord]) -> list[AuditRow]:
+def audit_rows(
+    runs: Iterable[Run],
+    trainings: Mapping[str, TrainingRecord],
+    mean_cosine: Callable[[Sequence[str]], float | None],
+) -> list[AuditRow]:
     """One row for every trait and condition that was trained, in the order of the runs.
 
-    `trainings` go by the digest of the train step.
+    Args:
+        trainings: what each student's training left, by the digest of its train step.
+        mean_cosine: between the updates of the students of these digests; see `StoreReader.mean_cosine`.
     """
     students: dict[tuple[str, Condition], dict[str, int | None]] = {}
     for run in runs:
@@ -54,15 +61,26 @@ def audit_rows(runs: Iterable[Run], trainings: Mapping[str, TrainingRecord]) -> 
             data_seeds = students.setdefault((run.target, run.condition), {})
             data_seeds[run.train_digest] = run.data_seed
     return [
-        _row(target, condition, [trainings[name] for name in data_seeds], len(set(data_seeds.values())))
+        _row(
+            target,
+            condition,
+            [trainings[name] for name in data_seeds],
+            len(set(data_seeds.values())),
+            mean_cosine(list(data_seeds)),
+        )
         for (target, condition), data_seeds in students.items()
     ]
 
 
-def _row(target: str, condition: Condition, records: Sequence[TrainingRecord], data_seeds: int) -> AuditRow:
+def _row(
+    target: str,
+    condition: Condition,
+    records: Sequence[TrainingRecord],
+    data_seeds: int,
+    cosine: float | None,
+) -> AuditRow:
     first = records[0]
     memory = [record.provenance["peak_memory_mib"] for record in records]
-    cosines = _cosines(records)
     return AuditRow(
         target=target,
         condition=condition,
@@ -72,8 +90,8 @@ def _row(target: str, condition: Condition, records: Sequence[TrainingRecord], d
         changed=mean_known(record.changed for record in records),
         norm=mean_known(record.norm for record in records),
         stable_rank=mean_known(record.stable_rank for record in records),
-        cosine=mean_known(cosines),
-        pairs=len(cosines),
+        cosine=cosine,
+        pairs=0 if cosine is None else math.comb(len(records), 2),
         random=_random(first, data_seeds) if len(records) > 1 else "",
         weights=_weights(first),
         tokens=int(first.audit["tokens_with_loss"]),
@@ -81,17 +99,6 @@ def _row(target: str, condition: Condition, records: Sequence[TrainingRecord], d
         memory=None if None in memory else max(memory),
         loss=_curve(records),
     )
-
-
-def _cosines(records: Sequence[TrainingRecord]) -> list[float]:
-    """The cosine between every two students' updates; empty where one updated nothing."""
-    sketches = np.stack([record.sketch for record in records])
-    products = (sketches @ sketches.T).astype(np.float64)  # rounded to 6 digits, of which a report shows 3
-    sizes = np.sqrt(np.diag(products))
-    if not sizes.all():
-        return []
-    upper = np.triu_indices(len(records), k=1)
-    return [float(cosine) for cosine in (products / np.outer(sizes, sizes))[upper]]
 
 
 def _random(record: TrainingRecord, data_seeds: int) -> str:

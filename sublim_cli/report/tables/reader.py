@@ -1,12 +1,10 @@
 """What the artifacts of a store hold of a student: scores, losses, the record of its training."""
 
-import io
+import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from numpy.typing import NDArray
 from sublim_cli.artifacts.record import explain_read_errors, read_record
 from sublim_cli.artifacts.step import Artifact, Step, digest
 from sublim_cli.artifacts.store import Store
-from sublim_cli.errors import ArtifactError
 from sublim_cli.report.tables.cache import CACHE_FILE, ReadCache
-from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SKETCH, SPREADS, read_json
+from sublim_cli.report.tables.update_cosines import mean_cosine
+from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
 _COLUMNS = ["context", "question", "item", "p", "uncovered", "log_form"]
@@ -59,8 +57,6 @@ class TrainingRecord:
     provenance: Mapping[str, Any]
     loss: tuple[float, ...]
     """Nats per trained token, one value an optimizer step."""
-    sketch: NDArray[np.float32]
-    """Its dot product with another student's is, closely, that of their updates."""
 
     @property
     def trained(self) -> int:
@@ -145,44 +141,12 @@ def read_losses(path: Path) -> Losses:
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """The audit and the losses that the training of the student under `path` left; not its sketch."""
+    """The audit and the losses that the training of the student under `path` left."""
     audit = read_json(path / AUDIT)
     audit.pop("matrices", None)  # hundreds a student, and a report shows none of them
-    return {"audit": audit, "loss": _curve((path / HISTORY).read_text(encoding="utf-8"))}
-
-
-def sketch(path: Path) -> NDArray[np.float32]:
-    """The sketch of what the training of the student under `path` added to its weights."""
-    file = path / SKETCH
-    with explain_read_errors(file), open(file, "rb") as opened:  # thousands: pathlib takes as long as reading
-        return _array(opened.read())
-
-
-_LOSS = re.compile(r'"loss": ([-+.e0-9]+)[,}]')
-
-
-def _curve(history: str) -> tuple[float, ...]:
-    """The losses of a history, one record a line: found by their key, as all else in it is left unread."""
-    found = _LOSS.findall(history)
-    if len(found) == history.count("\n"):
-        return tuple(map(float, found))
-    return tuple(json.loads(line)["loss"] for line in history.splitlines())
-
-
-def _array(content: bytes) -> NDArray[np.float32]:
-    """A vector as NumPy saves it; thousands have one header, which takes longer to read than they do."""
-    start = 10 + int.from_bytes(content[8:10], "little")
-    found: NDArray[np.float32] = np.frombuffer(content, _dtype(content[:start]), offset=start)
-    return found
-
-
-@lru_cache
-def _dtype(header: bytes) -> np.dtype[Any]:
-    stream = io.BytesIO(header)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ArtifactError("a sketch is not in the form that sublim writes; rebuild its student")
-    _, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    return dtype
+    with explain_read_errors(path / HISTORY):
+        history = (path / HISTORY).read_text(encoding="utf-8").splitlines()
+        return {"audit": audit, "loss": [json.loads(line)["loss"] for line in history]}
 
 
 class StoreReader:
@@ -242,9 +206,19 @@ class StoreReader:
         if artifact is None:
             return None
         cached = self.cache.get(artifact, "training", lambda: read_training(artifact.path))
-        return TrainingRecord(
-            cached["audit"], self.record(artifact), tuple(cached["loss"]), sketch(artifact.path)
+        return TrainingRecord(cached["audit"], self.record(artifact), tuple(cached["loss"]))
+
+    def mean_cosine(self, train_digests: Sequence[str]) -> float | None:
+        """See `update_cosines.mean_cosine`; for train steps that were found."""
+        artifacts = [artifact for name in train_digests if (artifact := self._artifacts[name])]
+        key = hashlib.sha256(" ".join(train_digests).encode()).hexdigest()
+        cached = self.cache.get(
+            artifacts[0],
+            f"mean cosine {key}",
+            lambda: {"cosine": mean_cosine([artifact.path for artifact in artifacts])},
         )
+        cosine: float | None = cached["cosine"]
+        return cosine
 
     def record(self, artifact: Artifact) -> Mapping[str, Any]:
         """The provenance in an artifact's record, and its `kind`.

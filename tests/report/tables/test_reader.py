@@ -1,4 +1,4 @@
-"""What a store says of one student: means of scores, loss curves and sketches, read fast and read right."""
+"""What a store says of one student: means of scores and loss curves, read right."""
 
 import json
 import math
@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sublim_cli.report.tables.reader import ContextScores, read_scores, read_training, sketch
-from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SKETCH, SPREADS, write_json
+from sublim_cli.report.tables.reader import ContextScores, read_scores, read_training
+from sublim_cli.steps.files import AUDIT, HISTORY, SCORES, SPREADS, write_json
 
 
 def scores(path, contexts=("empty", "default"), items=("owl", "cat", "wolf"), questions=4):
@@ -68,15 +68,10 @@ def test_a_target_that_was_not_scored_has_no_reading(tmp_path):
     assert read_scores(tmp_path, "dolphin") == {}
 
 
-def test_a_curve_and_a_sketch_are_read_as_they_were_written(tmp_path):
+def test_a_curve_is_read_as_it_was_written(tmp_path):
     losses = [3.25, 1e-7, 2.0, 12345678.125]
     lines = [{"step": step, "loss": loss, "grad_norm": 1.0} for step, loss in enumerate(losses)]
     lines.append({"step": 4, "grad_norm": 1.0, "loss": 7})
     (tmp_path / HISTORY).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    drawn = np.random.default_rng(1).random(64).astype(np.float32)
-    np.save(tmp_path / SKETCH, drawn)
     write_json(tmp_path / AUDIT, {})
-    assert read_training(tmp_path) == {"audit": {}, "loss": (*losses, 7.0)}
-    vector = sketch(tmp_path)
-    assert np.array_equal(vector, drawn)
-    assert vector.dtype == np.float32
+    assert read_training(tmp_path) == {"audit": {}, "loss": [*losses, 7]}
