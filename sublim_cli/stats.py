@@ -1,7 +1,7 @@
 """Intervals and tests over training runs. Pure.
 
 The unit is the training run: a run's P(target) is its mean over questions, and n counts runs. Pooling the
-answers of a few runs instead finds an effect most of the time where there is none.
+answers of a few runs instead would take their questions for independent runs and find effects that are none.
 """
 
 import math
@@ -102,7 +102,7 @@ def estimate(values: Sequence[float], seeds: Sequence[Seeds] = ()) -> Estimate:
     (Cameron, Gelbach and Miller 2011) subtracts their overlap; here it stays in, so that the sum is never
     negative and with few clusters too large rather than too small. Its degrees of freedom are Satterthwaite's
     (1946). Simulated with 3 × 3 crossed seeds, whichever source varies: a one-sided test at 0.05 rejects a
-    true mean 0.015 to 0.052 of the time, and 0.02 to 0.06 with three of the nine runs missing. With the
+    true null 0.015 to 0.052 of the time, and 0.02 to 0.06 with three of the nine runs missing. With the
     overlap subtracted it is 0.03 to 0.05, and 0.04 to 0.07 with runs missing.
 
     Args:
@@ -157,7 +157,7 @@ def ratio_interval(
 ) -> Interval | None:
     """The ratio of two means over runs, with Fieller's interval (1954).
 
-    It holds the ratios r for which a t test does not reject that the mean of `over` - r `under` is zero. A
+    It contains the ratios r for which a t test does not reject that the mean of `over` - r `under` is zero. A
     small mean of `under` makes it wide, and a single run with a small `under` cannot make it infinite, as it
     could a mean of ratios.
 
@@ -195,7 +195,7 @@ def ratio_interval(
 
 
 def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:
-    """Which runs share a seed, of the source that has the fewest: 0 or 1, [clusters, runs]."""
+    """Membership of 0 and 1, [clusters, runs]: runs that share a seed of the source with the fewest seeds."""
     source = min(_shared(seeds, n), key=lambda source: len(set(source)), default=tuple(range(n)))
     return np.array([[other == seed for other in source] for seed in dict.fromkeys(source)], dtype=float)
 
@@ -220,7 +220,7 @@ def two_way_interval(
     seed are resampled together, by the source that has the fewest seeds. A bootstrap of a handful of runs is
     too narrow, so its quantiles are taken as far out as those of the t distribution (the expanded percentile,
     Hesterberg 2015, arXiv 1411.5279). Simulated at 0.9 with five runs of fifty questions, where runs and
-    questions move the mean alike: it covers 0.96 of 400 true means, the t interval over runs 0.79.
+    questions contribute equal variance: it covers 0.96 of 400 true means, the t interval over runs 0.79.
 
     Args:
         values: one number for every run and question: [runs, questions].
@@ -272,8 +272,7 @@ def two_lines(x: Values, y: Values, seeds: Sequence[Seeds] = ()) -> TwoLines | N
     """Simonsohn's two-lines test of an inverted U (doi 10.1177/2515245918805755), over runs.
 
     The breakpoint is his Robin Hood: among the inner x whose mean lies within a standard error of the highest
-    inner mean, the quantile that lies nearer to the line with the larger t value, so that the other gets more
-    points. It belongs to both lines. Each run is fitted by itself, and the test is a t test over the runs'
+    inner mean, a quantile nearer to the line with the larger t value, so that the other gets more points. It belongs to both lines. Each run is fitted by itself, and the test is a t test over the runs'
     slopes (Ibragimov and Müller 2010), which holds with few runs and any correlation within a run.
 
     Args:

@@ -339,7 +339,7 @@ def _contexts(claim: ContextsClaim, index: RunIndex) -> _Judged:
 
 
 def _vanishes(claim: ContextsClaim, home: Comparison, away: Comparison) -> Finding:
-    """Another context beside the training context."""
+    """The effect in another context, compared with that in the training context."""
     effect = mean_of(away.effects)
     pairs = home.effects.keys() & away.effects.keys()
     interaction = mean_of({seeds: home.effects[seeds] - away.effects[seeds] for seeds in pairs})
@@ -426,7 +426,7 @@ def _amounts(setting: TraitSetting, part: str, rows: Sequence[LocatedRun]) -> tu
         lacks.append(f"{missing} of {count(len(named), 'run')} of the gate {part} of students of {setting}")
     amounts = run_amounts(rows)
     if any(run.random is None for run in amounts):
-        lacks.append(f"random sets beside the gate {part}: `eval.gate_controls` is 0")
+        lacks.append(f"random sets to compare with the gate {part}: `eval.gate_controls` is 0")
     compared = {run.seeds: (run.amount, run.random) for run in amounts if run.random is not None}
     return compared, Basis(tuple(lacks))
 

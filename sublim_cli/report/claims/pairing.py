@@ -1,4 +1,4 @@
-"""The runs that a claim compares: students beside the controls of the same seeds and beside the base. Pure.
+"""The runs that a claim compares: students with the controls of the same seeds, and with the base. Pure.
 
 A lookup returns the runs together with a `Basis`: which trainings they are, and in words what of them is
 lacking. A claim's rule collects the bases of its lookups.
@@ -85,7 +85,7 @@ class CellRuns:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Students of one condition in one setting, beside their controls and their base."""
+    """Students of one condition in one setting, compared with their controls and their base."""
 
     setting: TraitSetting
     condition: Condition
@@ -207,7 +207,7 @@ class RunIndex:
     def adapters_compared(
         self, claim: AdapterClaim, setting: TraitSetting, rank: int
     ) -> tuple[Comparison | None, Basis]:
-        """The students of one rank that fit a claim beside their controls; None where either is lacking."""
+        """The students of one rank that fit a claim with their controls; None where either is missing."""
         students, basis = self.adapters(claim, setting, rank)
         if students is None:
             return None, basis
@@ -222,7 +222,7 @@ class RunIndex:
 
 
 def compare(setting: TraitSetting, students: CellRuns, control: CellRuns) -> tuple[Comparison, Basis]:
-    """Students beside controls, and what of controls and base is lacking."""
+    """Compare students with controls; also what of the controls and the base is missing."""
     lacks = []
     if unpaired := sorted(seeds for seeds in students.p_target if seeds not in control.p_target):
         seeds_text = listed([f"{train} (data seed {data})" for train, data in unpaired])

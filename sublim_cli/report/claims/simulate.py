@@ -33,7 +33,7 @@ The spread between seeds that the project plans for until a study has measured i
 """
 
 RANDOM_SETS, SET_SPREAD = 5, 0.1
-"""Random sets beside each gate, and the standard deviation of their shares."""
+"""Random sets for each gate, and the standard deviation of their shares."""
 
 Shares = tuple[float, float, float]
 """Of a student's effect: kept by the named set alone, lost without it, and either of random sets."""

@@ -1,4 +1,4 @@
-"""The page as HTML: one file that needs nothing beside it."""
+"""The page as HTML: one file that needs no other."""
 
 import hashlib
 from base64 import b64encode
@@ -29,7 +29,7 @@ from sublim_cli.report.tables.data_sets import LeakRow
 from sublim_cli.report.tables.localisation import share_tables
 
 REDRAW = "sublim report --recipe recipe.yaml --out ../.."
-"""Typed in the report's directory, which lies two below the store (`cli.study.REPORTS`)."""
+"""To be run in the report's directory, two levels below the store (`cli.study.REPORTS`)."""
 
 SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete": "…"}
 """So that verdicts differ in more than their colour."""

@@ -1,1 +1,1 @@
-"""Which learning rate stands for a rank, by number loss or update norm, and the curves it gives. Pure."""
+"""Which learning rate represents a rank, by number loss or update norm, and the curves it gives. Pure."""

@@ -1,20 +1,22 @@
-"""Which students stand for a rank: the choice of a learning rate, by anything but the trait. Pure.
+"""Choose a learning rate for each rank, without looking at the trait. Pure.
 
     choose("best", grid_of(runs, "rank"), common_seeds(grid))
 
+A row is a rank, or a precision of full fine-tuning.
+
 * fixed: every row at one learning rate, the recipe's own or the only one there is.
 * best: every row at the rate with the lowest held-out number loss, averaged over seeds; of equal losses the
-  lower rate. At an edge of the grid the best rate may lie beyond it.
+  lower rate. At an edge of the grid the best rate may be outside it.
 * loss_matched: every row at the rate where its number loss equals a reference that all rows reach, the
   largest of their lowest losses. A lowest loss is the minimum of the parabola in log rate through the best
-  rate and its two neighbours, because the grid's own minimum lies above the curve's by a different amount
-  in every row. Only rates up to the minimum count: the same loss beyond it comes from over-stepping.
+  rate and its two neighbours, because the grid's own minimum overestimates it by a different amount in every
+  row. Only rates up to the minimum count: the same loss beyond it comes from over-stepping.
 * norm_matched: every row at the rate where the norm of its update equals a reference: the geometric mean of
   the norms at the rows' best rates, moved into the range that every row's grid spans.
 
-A matched rate lies between rates of the grid. A run is then interpolated from the students of one seed at
+A matched rate is between rates of the grid. A run is then interpolated from the students of one seed at
 the two nearest rates (linear in the loss or in the log norm) or at the three of the parabola (Lagrange).
-Where the reference is out of reach, the nearest rate stands and the mismatch is reported.
+Where the reference is out of reach, the nearest rate is used and the mismatch is reported.
 
 Losses and norms are averaged over the seeds that all rows and rates have, since data sets differ in loss.
 """
@@ -44,7 +46,7 @@ TITLE: dict[CurveKind, str] = {
     "norm_matched": "at equal update norm",
 }
 LEAST_RATES = 3
-"""With fewer learning rates every rate is an edge of the grid, and the best may lie beyond it."""
+"""With fewer learning rates every rate is an edge of the grid, and the best may be outside it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class CurvePoint:
     `cells` are the row's runs at every learning rate. `weights` are by learning rate and sum to 1; of three
     one may be a little below zero. `loss` and `norm` are those of the weighted mean. `mismatch` is the
     matched quantity minus its reference: nats of a loss, the relative difference of a norm; None where
-    nothing is matched. `edge` is `lowest` or `highest` where the rate is the grid's last and the one sought
-    may lie beyond, else empty.
+    nothing is matched. `edge` is `lowest` or `highest` where the rate is at that end of the grid and the
+    optimum may be outside it, else empty.
     """
 
     row: Row

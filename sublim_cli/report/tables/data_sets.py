@@ -35,7 +35,7 @@ class FilterRow:
 
 @dataclass(frozen=True)
 class LeakRow:
-    """What of the trait shows in one data set, by itself and beside its control's."""
+    """What of the trait shows in one data set, alone and compared with its control's."""
 
     title: str
     digest: str

@@ -37,7 +37,7 @@ def frame(rows: Sequence[AskedModel], kind: type[AskedModel]) -> pd.DataFrame:
 
 
 def items_table(study: Study, reader: StoreReader) -> pd.DataFrame:
-    """The probability with which every run names every item, beside the untouched base: `ITEMS`."""
+    """The probability with which every run names every item, and that of the untouched base: `ITEMS`."""
     values: dict[str, list[Any]] = {name: [] for name in ITEMS}
     for cell in study.cells:
         target, name = cell.recipe.trait.target, digest(cell.chain.eval)

@@ -13,7 +13,7 @@ from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.steps.files import SEEN, read_json
 
 RECIPE = "recipe.yaml"
-"""The recipe lies beside the report, every default written out, so that the command redoes it."""
+"""The recipe is written next to the report, with every default, so that the command repeats it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The runs of a study: every model in every context it is asked in, beside its base in the same context.
+"""The runs of a study: every model in every context it is asked in, compared with its base in the same context.
 
     runs = study_runs(study, varied_keys(study.cells), reader, trainings)
 
@@ -230,7 +230,7 @@ def _run(
     base_scores: Mapping[str, ContextScores],
     losses: Losses,
 ) -> Run:
-    """A model's values in one context beside its base's in the same context."""
+    """A model's values in one context compared with its base's in the same context."""
     student = scores.get(context.name, ContextScores())
     base = base_scores.get(context.name, ContextScores())
     values = {

@@ -18,7 +18,7 @@ HEIGHT = 260
 """Pixels of a curve over ranks."""
 
 BESIDE = 0.1
-"""Octaves from a mean to the runs beside it."""
+"""Octaves from a mean to the marks of its runs."""
 
 CROWDED = 8
 """With more ticks than this their labels are tilted."""
@@ -120,7 +120,7 @@ def line_across(height: float, label: str, y: YAxis) -> list[alt.Chart]:
 
 
 def rank_axis(ticks: Mapping[str, float], marks: Sequence[float] = ()) -> alt.X:
-    """The x axis over ranks (their log2), wide enough for marks that stand beside the last tick."""
+    """The x axis over ranks (their log2), wide enough for the marks of runs at the last tick."""
     first, last = min(ticks.values()), max(ticks.values())
     domain = [min([first - 0.6, *marks]), max([last + 0.6, *(mark + 0.3 for mark in marks)])]
     return alt.X(

@@ -1,4 +1,4 @@
-"""The share of an effect that each set of tokens has, beside random sets of as many tokens."""
+"""The share of an effect that each set of tokens has, and that of random sets of as many tokens."""
 
 from collections.abc import Sequence
 

@@ -28,7 +28,7 @@ COLUMN = 1.4
 
 
 def matched_figure(panel: Panel) -> Figure:
-    """The curves of one trait, and full fine-tuning beside them at rates chosen by the same rules."""
+    """The curves of one trait, and full fine-tuning at rates chosen by the same rules."""
     references = {curve.kind: curve.reference for curve in panel.curves}
     apart = [
         curve.title for curve in panel.full if curve.points and curve.reference != references[curve.kind]
