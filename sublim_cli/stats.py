@@ -272,8 +272,9 @@ def two_lines(x: Values, y: Values, seeds: Sequence[Seeds] = ()) -> TwoLines | N
     """Simonsohn's two-lines test of an inverted U (doi 10.1177/2515245918805755), over runs.
 
     The breakpoint is his Robin Hood: among the inner x whose mean lies within a standard error of the highest
-    inner mean, a quantile nearer to the line with the larger t value, so that the other gets more points. It belongs to both lines. Each run is fitted by itself, and the test is a t test over the runs'
-    slopes (Ibragimov and Müller 2010), which holds with few runs and any correlation within a run.
+    inner mean, a quantile nearer to the line with the larger t value, so that the other gets more points. It
+    belongs to both lines. Each run is fitted by itself, and the test is a t test over the runs' slopes
+    (Ibragimov and Müller 2010), which holds with few runs and any correlation within a run.
 
     Args:
         x: ascending, four or more: [points]. Here log2 of the rank.

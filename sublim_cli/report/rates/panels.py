@@ -1,4 +1,4 @@
-"""P(target) over LoRA rank at four choices of the learning rate, and with full fine-tuning for comparison. Pure.
+"""P(target) over LoRA rank at four choices of the learning rate, with full fine-tuning for comparison. Pure.
 
     matched_curves(runs, fixed_rate(recipe))
 

@@ -1,4 +1,4 @@
-"""The runs of a study: every model in every context it is asked in, compared with its base in the same context.
+"""The runs of a study: every model in every context it is asked in, compared with its base there.
 
     runs = study_runs(study, varied_keys(study.cells), reader, trainings)
 

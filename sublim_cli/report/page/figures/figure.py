@@ -1,4 +1,4 @@
-"""A figure: an Altair chart with its title, description and caption, and the colours, shapes and axes that figures share."""
+"""A figure: an Altair chart with title, description and caption; the colours and axes that figures share."""
 
 import hashlib
 import json
