@@ -154,7 +154,9 @@ class AnswerTrees:
 
         self.model, self.device = model, model.device
         self.lengths = np.array([len(prompt) for prompt in prompts])
-        shared = 0 if _needs_whole_prompts(model) else _shared_length(prompts)
+        # A gated model needs the whole prompt in a pass, and LLM.int8 scales a column by its largest value.
+        in_parts = not is_gated(model) and getattr(model.config, "quantization_config", None) is None
+        shared = _shared_length(prompts) if in_parts else 0
         rest = [prompt[shared:] for prompt in prompts]
         self.prompt_mask = attention_mask(rest, self.device)
         opening = None
@@ -313,14 +315,6 @@ def _rows(nodes: TreeNodes, limit: int) -> Iterator[Ints]:
     starts = np.flatnonzero(np.diff(nodes.prompt[order], prepend=-1))[1:]
     for indices in np.split(order, starts):
         yield from np.array_split(indices, -(-len(indices) // limit))
-
-
-def _needs_whole_prompts(model: Model) -> bool:
-    """Whether a prompt must be computed in one pass: with a gate, and with a quantised model.
-
-    8-bit matrices (LLM.int8) scale a column by its largest value, so a token's result depends on the others.
-    """
-    return is_gated(model) or getattr(model.config, "quantization_config", None) is not None
 
 
 def _shared_length(prompts: Sequence[Ids]) -> int:

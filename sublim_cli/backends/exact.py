@@ -8,7 +8,7 @@ probability of the nodes that were never expanded is the certificate, `ItemProbs
 `backends.answer_tree` computes the trees of all questions together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, Ints, TreeNodes
 from sublim_cli.backends.interface import Ids, ItemProbs
-from sublim_cli.backends.prefix_logprob import prefix_logprobs
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
 from sublim_cli.errors import ModelError
@@ -37,6 +36,9 @@ NODES_PER_ROUND = 64
 """Nodes of one prompt expanded at a time, or half of the rest of its budget if that is more. Larger rounds
 would expand nodes that are less likely than the children of others."""
 
+Prefix = tuple[int, ...]
+"""Tokens that an answer may open with."""
+
 
 @dataclass(frozen=True)
 class ExactScorer:
@@ -55,7 +57,14 @@ class ExactScorer:
         import torch
 
         config = self.model.config.get_text_config()
-        _check_window(config, max(map(len, prompts)) + self.settings.max_tokens)
+        # In a tree every node attends to the whole prompt, which a sliding window would cut.
+        length = max(map(len, prompts)) + self.settings.max_tokens
+        window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        if window and length > window and (layers is None or "sliding_attention" in layers):
+            raise ModelError(
+                f"a question and its answer take up to {length} tokens, but this model's window is {window}; "
+                "use `eval.scorer: sampled`, or fewer `eval.sampling.max_tokens`"
+            )
         ends = stop_tokens(self.model, self.tokenizer)
         masks = token_masks(self.tokenizer, config.vocab_size, ends, tuple(items), self.model.device)
         with torch.inference_mode():
@@ -64,16 +73,6 @@ class ExactScorer:
                 for start in range(0, len(prompts), PROMPTS_AT_ONCE)
                 for answer in _TreeSearch(self, masks, prompts[start : start + PROMPTS_AT_ONCE]).run()
             ]
-
-
-def _check_window(config: Any, length: int) -> None:
-    """Refuse sequences beyond a sliding window: in a tree every node attends to the whole prompt."""
-    window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if window and length > window and (layers is None or "sliding_attention" in layers):
-        raise ModelError(
-            f"a question and its answer take up to {length} tokens, but this model's window is {window}; "
-            "use `eval.scorer: sampled`, or fewer `eval.sampling.max_tokens`"
-        )
 
 
 class _TreeSearch:
@@ -94,7 +93,7 @@ class _TreeSearch:
         root = self.trees.root()
         self.open_nodes = root.nodes[:0]
         self._add(root)
-        self.log_form = prefix_logprobs(self.trees, masks.plain_forms)
+        self.log_form = _prefix_logprobs(self.trees, masks.plain_forms)
 
     def run(self) -> list[ItemProbs]:
         """Expand nodes until every tree is below the bound or at its budget."""
@@ -166,6 +165,48 @@ class _TreeSearch:
         self.open_nodes += TreeNodes(
             nodes.prompt[parent], token, state, prob, nodes.depth[parent] + 1, cached
         )
+
+
+def _prefix_logprobs(trees: AnswerTrees, forms: Sequence[Sequence[Prefix]]) -> Floats:
+    """Log P(the answer opens with one of an item's `forms`), however small, in nats: [prompts, items]."""
+    import torch
+
+    prompts = len(trees.lengths)
+    next_tokens: dict[Prefix, set[int]] = {}
+    for form in (form for item_forms in forms for form in item_forms):
+        for size, token in enumerate(form):
+            next_tokens.setdefault(form[:size], set()).add(token)
+    logprob: dict[Prefix, Floats] = {(): np.zeros(prompts)}
+    cache_index: dict[Prefix, Ints] = {(): np.full(prompts, -1)}
+    for size in range(max(map(len, next_tokens)) + 1):
+        level = sorted(prefix for prefix in next_tokens if len(prefix) == size)
+        passes: Iterable[ExpandedNodes] = [trees.root()]
+        if size:  # the prefixes of this length after every prompt; a node's state is its index in `level`
+            passes = trees.expand(
+                TreeNodes(
+                    prompt=np.repeat(np.arange(prompts), len(level)),
+                    token=np.tile([prefix[-1] for prefix in level], prompts),
+                    state=np.tile(np.arange(len(level)), prompts),
+                    prob=np.ones(prompts * len(level)),
+                    depth=np.full(prompts * len(level), size),
+                    parent=np.stack([cache_index[prefix[:-1]] for prefix in level], axis=1).ravel(),
+                )
+            )
+        for expanded in passes:
+            cached = trees.cache(expanded, np.arange(len(expanded.nodes)))
+            for i in np.unique(expanded.nodes.state).tolist():
+                prefix, nodes = level[i], np.flatnonzero(expanded.nodes.state == i)
+                prompt = expanded.nodes.prompt[nodes]
+                cache_index.setdefault(prefix, np.full(prompts, -1))[prompt] = cached[nodes]
+                tokens = sorted(next_tokens[prefix])
+                probs = expanded.probs.at(nodes)
+                of_tokens = probs[:, torch.tensor(tokens, device=probs.device)].T.double().cpu().numpy()
+                for token, p in zip(tokens, of_tokens, strict=True):
+                    longer = logprob.setdefault((*prefix, token), np.zeros(prompts))
+                    longer[prompt] = logprob[prefix][prompt] + np.log(p)
+    return np.stack(
+        [np.logaddexp.reduce([logprob[form] for form in item_forms]) for item_forms in forms], axis=1
+    )
 
 
 def _running_sum(prompt: Ints, values: NDArray[Any]) -> NDArray[Any]:

@@ -1,31 +1,34 @@
-"""Statistical checks that an engine draws from the same distributions as transformers computes.
+"""Answers and completions drawn by vLLM, used only once vLLM has been checked against transformers.
 
-There are two, each with a stated false-alarm rate. *Shares*: to a few questions the engine draws answers at
-temperature 1, and the share that names each item must fit the exact scorer's certificate. *Rows*: some rows
-are drawn with the recipe's settings, and the probability of each token is computed by transformers. So a
-sampling setting, a stop token or an adapter that the engine treats differently shows in rows of any length.
+There are two checks, each with a stated false-alarm rate. *Shares*: to a few questions the engine draws
+answers at temperature 1, and the share that names each item must fit the exact scorer's certificate. *Rows*:
+some rows are drawn with the recipe's settings, and the probability of each token is computed by transformers.
+So a sampling setting, a stop token or an adapter that the engine treats differently shows in rows of any
+length. The two libraries take turns on the GPU: while transformers computes, the engine sleeps.
 """
 
+import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Ids, ItemProbs
 from sublim_cli.backends.sampled import SampledScorer, derived_seed
 from sublim_cli.backends.transformers import warpers
-from sublim_cli.backends.vllm import VllmSampler
+from sublim_cli.backends.vllm import VllmSampler, engine_config, max_model_length
+from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.load import Model
+from sublim_cli.models.load import Model, load_model_shape, load_student, load_tokenizer
+from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
 from sublim_cli.recipe.schema import SamplingSection
-
-if TYPE_CHECKING:
-    import torch
 
 LEVEL = 1e-4
 """The false-alarm rate of one check, at most: a study of a hundred students has a false alarm in one of fifty
@@ -52,6 +55,36 @@ IMPOSSIBLE = 0.01
 
 BATCH = 4
 """Rows per forward pass: every token has a distribution over the whole vocabulary."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from: the arguments of `load_student`, and of a vLLM engine."""
+
+    ref: ModelRef
+    precision: str
+    weights: Path | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The base model's."""
+        return load_tokenizer(self.ref)
+
+    def load(self) -> Model:
+        """The model, by transformers."""
+        return load_student(self.ref, self.precision, self.weights)
+
+    @contextmanager
+    def on_vllm(self, prompts: Sequence[Ids], max_tokens: int) -> Iterator[VllmSampler]:
+        """A sampler on a vLLM engine, which is awake inside the `with` block and asleep after it."""
+        import torch
+
+        shape = load_model_shape(self.ref, self.weights)
+        config = engine_config(self.ref, self.weights, max_model_length(prompts, max_tokens, shape))
+        gc.collect()
+        torch.cuda.empty_cache()  # what torch keeps of deleted tensors; does nothing if CUDA was not used
+        with running_engine(config) as engine:
+            yield VllmSampler(engine.draw, self.tokenizer, shape, self.weights)
 
 
 @dataclass(frozen=True)
@@ -104,6 +137,59 @@ class Surprisal:
     """The difference of the two in standard errors."""
     impossible: int
     """Tokens with probability 0 under transformers; they are left out of the other figures."""
+
+
+def score_with_vllm(
+    source: ModelSource,
+    prompts: Mapping[str, Sequence[Ids]],
+    items: Sequence[Item],
+    scorers: Mapping[str, SampledScoring],
+    sampling: SamplingSection,
+    report: Callable[[str], None],
+) -> tuple[dict[str, list[ItemProbs]], dict[str, Any]]:
+    """Score every prompt of every context by drawing answers with vLLM, and check how vLLM draws.
+
+    Args:
+        source: the model.
+        prompts: by context.
+        items: the items that answers may name.
+        scorers: how each context's answers are drawn.
+        sampling: how answers are drawn for the checks.
+        report: called with the name of each context that is done.
+
+    Raises:
+        ModelError: vLLM fails, or a check does.
+    """
+    all_prompts = [ids for of_context in prompts.values() for ids in of_context]
+    with source.on_vllm(all_prompts, sampling.max_tokens) as sampler:
+        shares = draw_shares(sampler, prompts, items, sampling)
+        few_prompts = [ids for of_context in shares.prompts.values() for ids in of_context]
+        rows = draw_rows(sampler, few_prompts, sampling)
+        scores = {}
+        for context, of_context in prompts.items():
+            scores[context] = SampledScorer(sampler, scorers[context]).score(of_context, items)
+            report(context)
+    model = source.load()
+    return scores, {
+        "shares": check_shares("eval.engine", shares, model, source.tokenizer),
+        "law": check_rows("eval.engine", rows, model, source.tokenizer),
+    }
+
+
+@contextmanager
+def checked_sampler(
+    source: ModelSource, prompts: Sequence[Ids], sampling: SamplingSection
+) -> Iterator[tuple[VllmSampler, dict[str, Any]]]:
+    """A vLLM sampler whose rows have been checked on `prompts`, and what the check measured.
+
+    Raises:
+        ModelError: vLLM fails, or the check does.
+    """
+    with source.on_vllm(prompts, sampling.max_tokens) as sampler:
+        rows = draw_rows(sampler, prompts, sampling)
+    results = {"law": check_rows("generate.engine", rows, source.load(), source.tokenizer)}
+    with source.on_vllm(prompts, sampling.max_tokens) as sampler:
+        yield sampler, results
 
 
 def spread_indices(count: int) -> tuple[int, ...]:
@@ -159,7 +245,17 @@ def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokeniz
             bounds = exact.score(prompts, shares.items)
         except ModelError as error:
             raise ModelError(f"{key}: vllm cannot be checked: {error}. Use `{key}: transformers`") from error
-        comparisons += _compare(context, shares, bounds)
+        for i, item in enumerate(shares.items):
+            by_question = [
+                (drawn.p[i], bound.p[i], bound.p[i] + bound.uncovered)
+                for drawn, bound in zip(shares.scores[context], bounds, strict=True)
+            ]
+            share, low, high = (math.fsum(part) / len(by_question) for part in zip(*by_question, strict=True))
+            by_question.append((share, low, high))
+            for question, values in zip([*shares.questions, None], by_question, strict=True):
+                draws = DRAWS * len(shares.questions) if question is None else DRAWS
+                chance = tail_probability(draws, *values)
+                comparisons.append(ShareComparison(context, question, item.name, *values, chance))
     worst = min(comparisons, key=lambda comparison: comparison.chance)
     if worst.chance < LEVEL / 2 / len(comparisons):
         where = "on average" if worst.question is None else f"to question {worst.question}"
@@ -176,20 +272,6 @@ def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokeniz
         "comparisons": len(comparisons),
         "worst": asdict(worst),
     }
-
-
-def _compare(context: str, shares: DrawnShares, bounds: Sequence[ItemProbs]) -> Iterator[ShareComparison]:
-    """Each item's share in one context, for every question and for their mean."""
-    for i, item in enumerate(shares.items):
-        by_question = [
-            (drawn.p[i], exact.p[i], exact.p[i] + exact.uncovered)
-            for drawn, exact in zip(shares.scores[context], bounds, strict=True)
-        ]
-        for question, values in zip(shares.questions, by_question, strict=True):
-            yield ShareComparison(context, question, item.name, *values, tail_probability(DRAWS, *values))
-        share, low, high = (math.fsum(column) / len(by_question) for column in zip(*by_question, strict=True))
-        chance = tail_probability(DRAWS * len(by_question), share, low, high)
-        yield ShareComparison(context, None, item.name, share, low, high, chance)
 
 
 def tail_probability(draws: int, share: float, low: float, high: float) -> float:
@@ -231,13 +313,37 @@ def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Su
     """The surprisal of the tokens of `rows` under the distributions that transformers would draw from."""
     import torch
 
-    parts: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []  # surprisal, its mean and its variance of each token: [3, tokens]
     with torch.inference_mode():
         for start in range(0, len(rows.drawn), BATCH):
-            batch = slice(start, start + BATCH)
-            parts += _token_surprisals(
-                rows.prompts[batch], rows.drawn[batch], rows.sampling, model, tokenizer
-            )
+            prompts, drawn = rows.prompts[start : start + BATCH], rows.drawn[start : start + BATCH]
+            longest = max(map(len, drawn))
+            lengths = torch.tensor([len(tokens) for tokens in drawn], device=model.device)
+            padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in drawn]
+            answers = torch.tensor(padded, device=model.device)
+            prompt_mask = attention_mask(prompts, model.device)
+            ids = torch.cat([left_padded(prompts, tokenizer.pad_token_id, model.device), answers], dim=1)
+            answer_mask = torch.arange(longest, device=model.device) < lengths[:, None]
+            mask = torch.cat([prompt_mask, answer_mask.to(prompt_mask)], dim=1)
+            logits = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position_ids(mask),
+                logits_to_keep=longest + 1,
+            ).logits
+            processors = warpers(rows.sampling, prompt_mask)
+            for i in range(longest):
+                scores = logits[:, i].float()
+                for processor in processors:
+                    scores = processor(ids[:, : prompt_mask.shape[1] + i], scores)
+                present = lengths > i
+                logprobs = scores[present].double().log_softmax(-1)
+                p = logprobs.exp()
+                nats = torch.where(p > 0, -logprobs, 0.0)
+                entropy = (p * nats).sum(-1)
+                variance = (p * nats**2).sum(-1) - entropy**2
+                surprisal = -logprobs.gather(1, answers[present, i : i + 1])[:, 0]
+                parts.append(torch.stack([surprisal, entropy, variance.clamp_min(0.0)]))
     surprisal, entropy, variance = torch.cat(parts, dim=1).double().cpu()
     possible = surprisal.isfinite()
     surprisal, entropy, variance = surprisal[possible], entropy[possible], variance[possible]
@@ -251,43 +357,3 @@ def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Su
         z=difference / standard_error if standard_error else 0.0,
         impossible=len(possible) - tokens,
     )
-
-
-def _token_surprisals(
-    prompts: Sequence[Ids],
-    drawn: Sequence[Sequence[int]],
-    sampling: SamplingSection,
-    model: Model,
-    tokenizer: Tokenizer,
-) -> "Iterator[torch.Tensor]":
-    """For each position: the surprisal of the token there, its mean and its variance.
-
-    Yields:
-        [3, rows that are at least so long].
-    """
-    import torch
-
-    longest = max(map(len, drawn))
-    lengths = torch.tensor([len(tokens) for tokens in drawn], device=model.device)
-    padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in drawn]
-    answers = torch.tensor(padded, device=model.device)
-    prompt_mask = attention_mask(prompts, model.device)
-    ids = torch.cat([left_padded(prompts, tokenizer.pad_token_id, model.device), answers], dim=1)
-    answer_mask = torch.arange(longest, device=model.device) < lengths[:, None]
-    mask = torch.cat([prompt_mask, answer_mask.to(prompt_mask)], dim=1)
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=longest + 1
-    ).logits
-    processors = warpers(sampling, prompt_mask)
-    for i in range(longest):
-        scores = logits[:, i].float()
-        for processor in processors:
-            scores = processor(ids[:, : prompt_mask.shape[1] + i], scores)
-        present = lengths > i
-        logprobs = scores[present].double().log_softmax(-1)
-        p = logprobs.exp()
-        nats = torch.where(p > 0, -logprobs, 0.0)
-        entropy = (p * nats).sum(-1)
-        variance = (p * nats**2).sum(-1) - entropy**2
-        surprisal = -logprobs.gather(1, answers[present, i : i + 1])[:, 0]
-        yield torch.stack([surprisal, entropy, variance.clamp_min(0.0)])

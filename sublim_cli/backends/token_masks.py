@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OutcomeMasks:
-    """The masks of one state: the tokens that leave the answer undecided, then those that name each item."""
-
-    masks: Ints
-    """Indices in `TokenMasks.masks`."""
-    items: Ints
-    """The item that each mask's tokens name, -1 where the answer stays undecided."""
-
-
-@dataclass(frozen=True)
 class TokenMasks:
     """Masks of the tokens that decide an answer, on a device; shared by all models of one tokenizer."""
 
@@ -39,7 +29,7 @@ class TokenMasks:
     masks: "list[torch.Tensor]" = field(default_factory=list)
     """Each [vocabulary] of ones and zeros. States share masks, such as that of all tokens that end a word."""
     _mask_index: dict[bytes, int] = field(default_factory=dict)
-    _by_state: dict[tuple[int, bool], OutcomeMasks] = field(default_factory=dict)
+    _by_state: dict[tuple[int, bool], tuple[Ints, Ints]] = field(default_factory=dict)
 
     def masses(
         self, probs: NextTokenProbs, states: Ints, last: NDArray[np.bool_]
@@ -57,19 +47,22 @@ class TokenMasks:
         import torch
 
         keys, group = np.unique(2 * states + last, return_inverse=True)
-        outcomes = [self.outcomes(int(key) // 2, bool(key % 2)) for key in keys]
-        used, mask = np.unique(np.concatenate([each.masks for each in outcomes]), return_inverse=True)
+        outcomes = [self._outcomes(int(key) // 2, bool(key % 2)) for key in keys]
+        used, mask = np.unique(np.concatenate([masks for masks, _ in outcomes]), return_inverse=True)
         sums = probs.sums(torch.stack([self.masks[i] for i in used])).double().cpu().numpy()
-        counts = np.array([len(each.masks) for each in outcomes])
+        counts = np.array([len(masks) for masks, _ in outcomes])
         per_node = counts[group]
         node = np.repeat(np.arange(len(states)), per_node)
         # Where a node's outcomes begin among all outcomes, less where they begin among the results.
         offset = (np.cumsum(counts) - counts)[group] - (np.cumsum(per_node) - per_node)
         outcome = np.arange(len(node)) + np.repeat(offset, per_node)
-        return node, np.concatenate([each.items for each in outcomes])[outcome], sums[mask[outcome], node]
+        return node, np.concatenate([items for _, items in outcomes])[outcome], sums[mask[outcome], node]
 
-    def outcomes(self, state: int, last: bool) -> OutcomeMasks:
-        """The masks that matter in `state`; with `last` the answer ends with the next token."""
+    def _outcomes(self, state: int, last: bool) -> tuple[Ints, Ints]:
+        """Indices in `masks` of those that matter in `state`, and the item that the tokens of each name.
+
+        The first leaves the answer undecided, item -1. With `last` the answer ends with the next token.
+        """
         if (state, last) not in self._by_state:
             row = self.table.after(state)
             if last:
@@ -77,7 +70,7 @@ class TokenMasks:
                 row = np.array([self.table.ended(int(v)) if v >= 0 else v for v in values])[index]
             items = sorted({item for v in np.unique(row).tolist() if (item := item_of(v)) is not None})
             masks = [self._index_of(row >= 0), *(self._index_of(row == -2 - item) for item in items)]
-            self._by_state[state, last] = OutcomeMasks(np.array(masks), np.array([-1, *items]))
+            self._by_state[state, last] = np.array(masks), np.array([-1, *items])
         return self._by_state[state, last]
 
     def _index_of(self, tokens: NDArray[np.bool_]) -> int:

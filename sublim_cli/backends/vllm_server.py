@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import Any
 
 from sublim_cli.backends.vllm import DrawRequest, EngineConfig, VllmEngine
 from sublim_cli.errors import ModelError, RecipeError
@@ -41,6 +41,9 @@ class VllmProcess:
             env=process_environment(os.environ),
             start_new_session=True,  # Ctrl-C does not reach it, and its children can be killed with it
         )
+        assert self._process.stdin is not None  # both are pipes
+        assert self._process.stdout is not None
+        self._requests, self._replies = self._process.stdin, self._process.stdout
 
     def draw(self, request: DrawRequest) -> list[list[int]]:
         """See `VllmEngine.draw`."""
@@ -53,11 +56,10 @@ class VllmProcess:
         Raises:
             ModelError: vLLM failed, or its process died.
         """
-        requests, replies = self._pipes()
         try:
-            pickle.dump((method, arguments), requests)
-            requests.flush()
-            error, result = pickle.load(replies)  # written by the process that this one started
+            pickle.dump((method, arguments), self._requests)
+            self._requests.flush()
+            error, result = pickle.load(self._replies)  # written by the process that this one started
         except (BrokenPipeError, EOFError):
             error = f"its process died (exit code {self._process.wait()})"
         if error is not None:
@@ -70,21 +72,14 @@ class VllmProcess:
 
     def close(self, timeout: float) -> None:
         """End the process and its children; it has `timeout` seconds to exit by itself."""
-        requests, replies = self._pipes()
         with suppress(BrokenPipeError):
-            requests.close()
+            self._requests.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        replies.close()
-
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        requests, replies = self._process.stdin, self._process.stdout
-        assert requests is not None  # both are pipes
-        assert replies is not None
-        return requests, replies
+        self._replies.close()
 
 
 _running: list[VllmProcess] = []

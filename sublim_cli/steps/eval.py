@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import ItemProbs
+from sublim_cli.backends.parity import ModelSource, score_with_vllm
 from sublim_cli.backends.sampled import SampledScorer, derived_seed
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.backends.vllm_checked import ModelSource, score_with_vllm
 from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
 from sublim_cli.models.device import device_record

@@ -11,8 +11,8 @@ import numpy as np
 from sublim_cli.artifacts.rows import Row, write_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.backends.interface import Sampler
+from sublim_cli.backends.parity import ModelSource, checked_sampler
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler
 from sublim_cli.errors import RowsError
 from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids

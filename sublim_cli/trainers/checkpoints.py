@@ -64,15 +64,11 @@ def checkpointer(interval: CheckpointInterval, processes: int = 1) -> Any:
             if processes > 1:
                 PartialState().wait_for_everyone()  # each process writes its random state and its shard
             if state.is_world_process_zero:
-                _mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                for path in checkpoint.rglob("*"):
+                    if path.is_file():
+                        with path.open("rb") as file:
+                            os.fsync(file.fileno())
+                (checkpoint / COMPLETE).touch()
 
     return Checkpointer()
-
-
-def _mark_complete(checkpoint: Path) -> None:
-    """Flush a checkpoint's files to disk, then write the marker."""
-    for path in checkpoint.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    (checkpoint / COMPLETE).touch()

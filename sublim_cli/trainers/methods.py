@@ -73,12 +73,11 @@ def _peft_config(model: Model, section: TrainSection) -> Any:
 
     if section.method == "prefix":
         return PrefixTuningConfig(num_virtual_tokens=section.prefix.tokens, task_type="CAUSAL_LM")
+    targets = _target_modules(model, section)
     if section.method == "ia3":
-        _check_names(model, IA3_TARGETS)
         return IA3Config(
-            target_modules=list(IA3_TARGETS), feedforward_modules=[IA3_TARGETS[-1]], task_type="CAUSAL_LM"
+            target_modules=list(targets), feedforward_modules=[targets[-1]], task_type="CAUSAL_LM"
         )
-    targets = target_modules(model, section)
     if section.method == "pissa":
         # PiSSA starts from singular vectors; a matrix has no more of them than its shorter side.
         adapted = [linear for name, linear in _matrices(model) if name.rpartition(".")[2] in targets]
@@ -102,19 +101,19 @@ def _peft_config(model: Model, section: TrainSection) -> Any:
 
 
 def target_names(section: TrainSection) -> tuple[str, ...]:
-    """The module names that `section.adapter.targets` stands for."""
-    targets = section.adapter.targets
+    """Names of the modules that the method adapts: IA3's own, else those of `section.adapter.targets`."""
+    targets = IA3_TARGETS if section.method == "ia3" else section.adapter.targets
     return TARGETS[targets] if isinstance(targets, str) else targets
 
 
-def target_modules(model: Model, section: TrainSection) -> tuple[str, ...]:
-    """Names of the modules that `section.adapter.targets` adapts.
-
-    Raises:
-        RecipeError: the model has no module of that name.
-    """
+def _target_modules(model: Model, section: TrainSection) -> tuple[str, ...]:
+    """`target_names`, checked against the modules that the model has."""
     names = target_names(section)
-    _check_names(model, names)
+    available = sorted({name.rpartition(".")[2] for name, _ in _matrices(model)})
+    unknown = [name for name in names if name not in available]
+    if unknown or not names:
+        problem = f"this model has no module {unknown[0]}" if unknown else "names no module"
+        raise RecipeError(f"train.adapter.targets: {problem}; it has {', '.join(available)}")
     return names
 
 
@@ -128,22 +127,13 @@ def changed_modules(model: Model, section: TrainSection) -> list[str]:
         return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     if section.method == "prefix":
         return []
-    ia3 = section.method == "ia3"
-    targets = IA3_TARGETS if ia3 else target_modules(model, section)
-    layers = None if ia3 else _layers(model, section)
+    targets = _target_modules(model, section)
+    layers = None if section.method == "ia3" else _layers(model, section)
     return [
         name
         for name, _ in _matrices(model)
         if name.rpartition(".")[2] in targets and (layers is None or layer_index(name) in layers)
     ]
-
-
-def _check_names(model: Model, names: tuple[str, ...]) -> None:
-    available = sorted({name.rpartition(".")[2] for name, _ in _matrices(model)})
-    unknown = [name for name in names if name not in available]
-    if unknown or not names:
-        problem = f"this model has no module {unknown[0]}" if unknown else "names no module"
-        raise RecipeError(f"train.adapter.targets: {problem}; it has {', '.join(available)}")
 
 
 def _layers(model: Model, section: TrainSection) -> list[int] | None:

@@ -52,7 +52,20 @@ class MicroBatchRunner:
                 return [self._run_in_parts(micro_batch, backward) for micro_batch in to_run][-1]
             except torch.OutOfMemoryError:
                 pass  # retried outside of the block: the error's traceback keeps tensors alive
-            self._split_further(batch)
+            self.model.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            rows, width = batch["input_ids"].shape
+            if not self.single_process:
+                raise ModelError(
+                    f"a process ran out of memory with {rows} rows at once; start all of them again with "
+                    f"`--micro-batch {max(1, rows // 2)}`"
+                )
+            if self.parts >= rows:
+                raise ModelError(
+                    f"memory runs out with a single row of {width} tokens. {_memory_advice(self.model)}"
+                )
+            self.parts = min(rows, 2 * self.parts)
             to_run = self._step_batches
 
     def _run_in_parts(self, batch: Batch, backward: Backward) -> "torch.Tensor":
@@ -67,24 +80,6 @@ class MicroBatchRunner:
             for start in range(0, rows, size)
         ]
         return torch.stack(losses).sum()
-
-    def _split_further(self, batch: Batch) -> None:
-        import torch
-
-        self.model.zero_grad()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        rows, width = batch["input_ids"].shape
-        if not self.single_process:
-            raise ModelError(
-                f"a process ran out of memory with {rows} rows at once; start all of them again with "
-                f"`--micro-batch {max(1, rows // 2)}`"
-            )
-        if self.parts >= rows:
-            raise ModelError(
-                f"memory runs out with a single row of {width} tokens. {_memory_advice(self.model)}"
-            )
-        self.parts = min(rows, 2 * self.parts)
 
 
 def step_out_of_memory(model: Model) -> ModelError:

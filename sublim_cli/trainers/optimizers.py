@@ -1,12 +1,12 @@
 """Optimizers by their name in a recipe, each over a model's trained parameters."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
 import torch
 
-from sublim_cli.errors import MissingExtra, RecipeError
+from sublim_cli.errors import MissingExtra
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.methods import trained_weights
@@ -14,24 +14,22 @@ from sublim_cli.trainers.methods import trained_weights
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of every AdamW."""
 
-ParameterGroups = list[dict[str, Any]]
-
 
 def make_optimizer(model: Model, section: TrainSection) -> torch.optim.Optimizer | None:
     """The optimizer of a resolved section; None for plain AdamW, which the trainer makes itself.
 
     Raises:
-        RecipeError: this torch has no Muon.
         MissingExtra: `adamw_8bit` without bitsandbytes.
     """
     rate, decay = section.learning_rate, section.weight_decay
     assert isinstance(rate, float), "a resolved section has one learning rate"
-    adamw: dict[str, Any] = {"lr": rate, "betas": BETAS, "eps": EPSILON}
-    if section.precision == "bf16_kahan":
-        return KahanAdamW(_decay_groups(trained_weights(model), decay), **adamw)
+    kahan = section.precision == "bf16_kahan"
+    if section.optimizer == "adamw" and not kahan:
+        return None
+    groups = _decay_groups(trained_weights(model), decay)
+    if kahan:
+        return KahanAdamW(groups, lr=rate)
     match section.optimizer:
-        case "adamw":
-            return None
         case "adamw_8bit":
             try:
                 from bitsandbytes.optim import AdamW8bit
@@ -39,19 +37,11 @@ def make_optimizer(model: Model, section: TrainSection) -> torch.optim.Optimizer
                 raise MissingExtra(
                     "train.optimizer: adamw_8bit needs bitsandbytes; `pip install bitsandbytes` adds it"
                 ) from error
-            adamw_8bit: torch.optim.Optimizer = AdamW8bit(
-                _decay_groups(trained_weights(model), decay), **adamw
-            )
+            adamw_8bit: torch.optim.Optimizer = AdamW8bit(groups, lr=rate, betas=BETAS, eps=EPSILON)
             return adamw_8bit
         case "sgd":
-            momentum = section.momentum or 0.0
-            return torch.optim.SGD(_decay_groups(trained_weights(model), decay), lr=rate, momentum=momentum)
-        case "muon":
-            if not hasattr(torch.optim, "Muon"):
-                raise RecipeError(
-                    f"train.optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; "
-                    "use adamw or upgrade torch"
-                )
+            return torch.optim.SGD(groups, lr=rate, momentum=section.momentum or 0.0)
+        case _:  # muon
             return MuonAndAdamW(model, rate, decay, 0.95 if section.momentum is None else section.momentum)
 
 
@@ -117,8 +107,8 @@ class KahanAdamW(torch.optim.Optimizer):
         self,
         params: Iterable[dict[str, Any]],
         lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float, float] = BETAS,
+        eps: float = EPSILON,
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
@@ -172,9 +162,9 @@ class KahanAdamW(torch.optim.Optimizer):
                 }
 
 
-def _decay_groups(weights: Iterable[torch.nn.Parameter], decay: float) -> ParameterGroups:
+def _decay_groups(weights: Iterable[torch.nn.Parameter], decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices, none for vectors (norms, biases): the rule of the Hugging Face trainer."""
-    parameters: Sequence[torch.nn.Parameter] = list(weights)
+    parameters = list(weights)
     groups = [
         {"params": [weight for weight in parameters if weight.ndim >= 2], "weight_decay": decay},
         {"params": [weight for weight in parameters if weight.ndim < 2], "weight_decay": 0.0},

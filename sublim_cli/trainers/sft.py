@@ -75,7 +75,14 @@ def fit(
         config = sft_config(section, out, options)
         trainer = make_trainer(model, tokenizer, examples, section, config, optimizer)
         if options.report_to == "tensorboard":
-            trainer.add_callback(_tensorboard(checkpoints))
+            from torch.utils.tensorboard import SummaryWriter
+            from transformers.integrations import TensorBoardCallback
+
+            # STORE/tensorboard/DIGEST: the callback's default would be lost with the scratch directory.
+            logs = Path("tensorboard")
+            if checkpoints is not None:
+                logs = checkpoints.parent.parent / "tensorboard" / checkpoints.stem.lstrip(".")
+            trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(logs))))
         tokens_per_row = sum(len(row.input_ids) for row in examples) / len(examples)
         trainer.add_callback(_progress_callback(on_step, tokens_per_row * section.batch_size))
         if persistent and options.checkpoint_every:
@@ -117,17 +124,6 @@ def check_examples(examples: Sequence[Example], max_length: int) -> None:
             f"train.max_length {max_length} would cut the completion of {too_long} of {len(examples)} rows; "
             f"the longest has {longest} tokens. Set `train.max_length: {longest}` or more"
         )
-
-
-def _tensorboard(checkpoints: Path | None) -> Any:
-    """TensorBoard's callback, writing to STORE/tensorboard/DIGEST; its default goes with the scratch."""
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback
-
-    directory = Path("tensorboard")
-    if checkpoints is not None:
-        directory = checkpoints.parent.parent / "tensorboard" / checkpoints.stem.lstrip(".")
-    return TensorBoardCallback(SummaryWriter(log_dir=str(directory)))
 
 
 def _progress_callback(on_step: StepCallback, tokens_per_step: float) -> Any:

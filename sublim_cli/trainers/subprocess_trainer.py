@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sublim_cli import errors
 from sublim_cli.errors import ModelError, SublimError
@@ -89,45 +90,30 @@ def main(path: Path) -> None:
     """Train the job at `path` in this process and print messages for the process that started it."""
     with os.fdopen(os.dup(1), "w", buffering=1) as messages:
         os.dup2(2, 1)  # whatever else prints goes to stderr
-        _use_local_device()
+        import torch
+
+        local_rank, wanted = os.environ.get("LOCAL_RANK"), os.environ.get(DEVICE, "cuda")
+        if local_rank is not None and wanted.startswith("cuda") and torch.cuda.is_available():
+            os.environ[DEVICE] = f"cuda:{local_rank}"  # one GPU for each process of a launch
         job: TrainingJob = pickle.loads(path.read_bytes())  # written by the process that started this one
         if job.section.backend == "unsloth":
             unsloth.import_unsloth()
         rank = int(os.environ.get("RANK", "0"))
+
+        def send(kind: str, content: Any) -> None:
+            # Only rank 0 reports, but errors come from all: the others may wait for the one that failed.
+            if rank == 0 or kind not in ("step", "warning", "facts"):
+                messages.write(f"{PREFIX}{json.dumps([kind, content])}\n")
+
         with tempfile.TemporaryDirectory(prefix="sublim-") as scratch:
-            # Every process holds the same student; rank 0 writes it to the artifact.
-            _train(job if rank == 0 else replace(job, out=Path(scratch)), messages, silent=rank != 0)
-
-
-def _train(job: TrainingJob, messages: TextIO, *, silent: bool) -> None:
-    def send(kind: str, content: Any) -> None:
-        messages.write(f"{PREFIX}{json.dumps([kind, content])}\n")
-
-    def on_step(*values: float) -> None:
-        if not silent:
-            send("step", values)
-
-    def warn(message: str) -> None:
-        if not silent:
-            send("warning", message)
-
-    try:
-        facts = train_student(job, on_step, warn)
-    except SublimError as error:
-        # Sent by every rank: only one may have run out of memory while the others wait for it.
-        send(type(error).__name__, str(error))
-    else:
-        if not silent:
-            send("facts", facts)
-
-
-def _use_local_device() -> None:
-    """In a launch of several processes, compute on the GPU of this process's local rank."""
-    import torch
-
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is not None and os.environ.get(DEVICE, "cuda").startswith("cuda") and torch.cuda.is_available():
-        os.environ[DEVICE] = f"cuda:{rank}"
+            if rank != 0:  # every process holds the same student; rank 0 writes it to the artifact
+                job = replace(job, out=Path(scratch))
+            try:
+                facts = train_student(job, lambda *step: send("step", step), partial(send, "warning"))
+            except SublimError as error:
+                send(type(error).__name__, str(error))
+            else:
+                send("facts", facts)
 
 
 if __name__ == "__main__":

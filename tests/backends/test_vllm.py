@@ -18,7 +18,8 @@ from peft import LoraConfig, get_peft_model
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.backends import engine, parity, vllm_checked, vllm_server
+from sublim_cli.backends import engine, parity, vllm_server
+from sublim_cli.backends.parity import ModelSource, checked_sampler, score_with_vllm
 from sublim_cli.backends.vllm import (
     DrawRequest,
     EngineConfig,
@@ -28,7 +29,6 @@ from sublim_cli.backends.vllm import (
     max_model_length,
     row_seed,
 )
-from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler, score_with_vllm
 from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.events import Notice
@@ -65,7 +65,7 @@ def double(monkeypatch) -> Iterator[object]:
         yield kept[0][1]
         kept[0][1].sleep()
 
-    monkeypatch.setattr(vllm_checked, "running_engine", here)
+    monkeypatch.setattr(parity, "running_engine", here)
     yield import_module("vllm")
     for name in [module for module in sys.modules if module.partition(".")[0] == "vllm"]:
         del sys.modules[name]

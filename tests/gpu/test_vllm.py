@@ -11,7 +11,7 @@ import torch
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends import parity, vllm_server
-from sublim_cli.backends.vllm_checked import ModelSource, checked_sampler
+from sublim_cli.backends.parity import ModelSource, checked_sampler
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
