@@ -111,6 +111,6 @@ def test_shards_that_do_not_fit_ask_for_more_processes(monkeypatch):
     launched(monkeypatch, "fsdp2-cpu2.yaml")
     error = step_out_of_memory(load_model(resolve_model("micro"), "fp32"))
     assert isinstance(error, ModelError)
-    assert "More processes hold less each; see `num_processes`" in str(error)
+    assert "With more processes each holds less; see `num_processes`" in str(error)
     assert "adamw_8bit" not in str(error)
-    assert not torch.cuda.is_available() or "on a device of" in str(error)
+    assert not torch.cuda.is_available() or "A device has" in str(error)
