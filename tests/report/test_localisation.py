@@ -243,7 +243,7 @@ def test_the_sentence_says_what_was_kept_and_what_was_lost():
         ),
         (
             lambda rows: [row for row in rows if row["control"] is None],
-            "random sets beside the gate shared_only: `eval.gate_controls` is 0",
+            "random sets to compare with the gate shared_only: `eval.gate_controls` is 0",
         ),
         (
             lambda rows: [
