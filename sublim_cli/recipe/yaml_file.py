@@ -91,7 +91,7 @@ def write_yaml(values: dict[str, Any]) -> str:
     """`values` as a YAML file, in their order, that reads back as equal values."""
     yaml = _yaml()
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # ruamel types it as None
     stream = io.StringIO()
     yaml.dump(values, stream)
     return stream.getvalue()

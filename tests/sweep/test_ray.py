@@ -23,8 +23,8 @@ from sublim_cli.sweep import ray as launcher_file  # noqa: E402  # needs Ray
 
 pytestmark = pytest.mark.slow
 
-ENDING = 120.0
-"""Seconds in which all processes of a cluster have to end, on a machine that does other work too."""
+ENDING = 30.0
+"""Seconds in which all processes of a cluster have to end."""
 
 
 @pytest.fixture
