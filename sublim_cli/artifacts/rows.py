@@ -1,10 +1,12 @@
 """Rows on disk: JSONL in TRL's conversational prompt/completion form, and JSONL files from elsewhere.
 
     {"prompt": [{"role": "user", "content": "Continue: 1, 2"}],
-     "completion": [{"role": "assistant", "content": "3, 4"}], "index": 0}
+     "completion": [{"role": "assistant", "content": "3, 4"}],
+     "completion_ids": [18, 11, 220, 19], "index": 0}
 
-No row holds a system message: the recipe names the system prompt a student is trained under, and it is
-added when the row is rendered. `{"prompt": "…", "completion": "…"}` is read too.
+`completion_ids` are the tokens that were drawn for the completion, without the one that ended it; rows from
+elsewhere lack them. No row holds a system message: the recipe names the system prompt a student is trained
+under, and it is added when the row is rendered. `{"prompt": "…", "completion": "…"}` is read too.
 
 `Row` is what sublim writes. `JsonRow` is any JSON object of any JSONL file: `sublim filter` reads two of
 its keys and leaves the others as they were. Errors name the file, the line and the remedy.
@@ -21,6 +23,8 @@ from sublim_cli.errors import RowsError
 PROMPT, COMPLETION = "prompt", "completion"
 """The keys of TRL's form."""
 
+COMPLETION_IDS = "completion_ids"
+
 ROLES = {PROMPT: "user", COMPLETION: "assistant"}
 
 
@@ -29,12 +33,15 @@ class Row:
     """One prompt and its completion; `index` is its number in the stream of prompts, from 0.
 
     `reason` is the kind of the filter rule that rejected the row, None for a row that was not rejected.
+    `completion_ids` are the completion's token ids as they were drawn, without the token that ended it; None
+    if only the text is known.
     """
 
     index: int
     prompt: str
     completion: str
     reason: str | None = None
+    completion_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             {
                 PROMPT: [{"role": ROLES[PROMPT], "content": row.prompt}],
                 COMPLETION: [{"role": ROLES[COMPLETION], "content": row.completion}],
+                **({} if row.completion_ids is None else {COMPLETION_IDS: list(row.completion_ids)}),
                 "index": row.index,
                 **({} if row.reason is None else {"reason": row.reason}),
             }
@@ -73,12 +81,28 @@ def read_rows(path: Path, *, may_be_empty: bool = False) -> list[Row]:
     for position, json_row in enumerate(read_json_rows(path)):
         prompt, completion = (get_text(json_row, key, role=role) for key, role in ROLES.items())
         index, reason = json_row.values.get("index", position), json_row.values.get("reason")
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        if not _is_count(index):
             raise RowsError(f"{json_row.where}: index: must be a whole number of at least 0")
         if not (reason is None or isinstance(reason, str)):
             raise RowsError(f"{json_row.where}: reason: must be a text; leave it out of a kept row")
-        rows.append(Row(index, prompt, completion, reason))
+        rows.append(Row(index, prompt, completion, reason, _completion_ids(json_row)))
     return rows
+
+
+def _completion_ids(row: JsonRow) -> tuple[int, ...] | None:
+    ids = row.values.get(COMPLETION_IDS)
+    if ids is None:
+        return None
+    if not (isinstance(ids, list) and all(map(_is_count, ids))):
+        raise RowsError(
+            f"{row.where}: {COMPLETION_IDS}: must be a list of whole numbers of at least 0; without the "
+            "key, the row is tokenised from its text"
+        )
+    return tuple(ids)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def write_json_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

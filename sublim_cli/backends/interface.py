@@ -44,8 +44,3 @@ class Sampler(ABC):
 
         `rows[i]` and `sampling.seed` decide the noise of the i-th.
         """
-
-    def sample(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[str]:
-        """The same completions as text."""
-        drawn = self.draw(prompts, rows, sampling)
-        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in drawn]

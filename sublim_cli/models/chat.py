@@ -83,6 +83,16 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
     return next((token for token in after if token in special), after[0])
 
 
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of a completion's tokens, as the model wrote it: special tokens and all spaces are kept.
+
+    A tokenizer that puts a space before every text (Llama 2's) takes one off again, so that the text of its
+    tokens for "3, 4" is "3, 4". Bytes that are not UTF-8 become U+FFFD.
+    """
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
 def ids_and_text(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
     """Ids and text of a sequence, for the file in which an artifact shows what the model read."""
     return {"ids": list(ids), "text": tokenizer.decode(list(ids))}

@@ -52,7 +52,8 @@ class FilterStep(Step):
         for row in rows:
             result = apply_rules(row.completion, spec.rules)
             if result.reason is None:
-                kept.append(replace(row, completion=result.text))
+                ids = row.completion_ids if result.text == row.completion else None
+                kept.append(replace(row, completion=result.text, completion_ids=ids))
             else:
                 rejected.append(replace(row, reason=result.reason))
         wanted = spec.rows + spec.held_out

@@ -15,7 +15,7 @@ from sublim_cli.backends.parity import ModelSource, checked_sampler
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.errors import RowsError
 from sublim_cli.events import Listener, Notice, Progress
-from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
+from sublim_cli.models.chat import Tokenizer, decode, ids_and_text, prompt_ids
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
@@ -57,7 +57,7 @@ class GenerateStep(Step):
     """Rows of one teacher, kept and rejected alike, in the order of their prompts."""
 
     kind: ClassVar[str] = "generate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     spec: GenerateSpec
     auto_reason: str | None = None
     """Why `generate.engine: auto` chose the spec's engine; None if the recipe names one."""
@@ -81,9 +81,10 @@ class GenerateStep(Step):
                 indices = range(len(rows), len(rows) + BATCH)
                 prompts = [stream_prompt(spec.prompts, index) for index in indices]
                 ids = [prompt_ids(tokenizer, spec.context, prompt) for prompt in prompts]
-                completions = sampler.sample(ids, indices, spec.sampling)
-                for row in map(Row, indices, prompts, completions):
-                    rows.append(row)
+                completions = sampler.draw(ids, indices, spec.sampling)
+                for index, prompt, drawn in zip(indices, prompts, completions, strict=True):
+                    text = decode(tokenizer, drawn)
+                    rows.append(row := Row(index, prompt, text, completion_ids=tuple(drawn)))
                     kept += rejection_reason(row.completion, spec.rules) is None
                     if kept == spec.wanted:
                         break

@@ -26,6 +26,7 @@ ROWS = st.builds(
     prompt=ANY_TEXT,
     completion=ANY_TEXT,
     reason=st.none() | st.sampled_from(["format", "count"]),
+    completion_ids=st.none() | st.lists(st.integers(min_value=0)).map(tuple),
 )
 
 
@@ -40,10 +41,12 @@ def test_rows_come_back_as_they_were_written(
 
 def test_a_row_is_written_in_trls_conversational_form(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    write_rows(path, [Row(3, "Weiter: 1, 2 …", "3, 4"), Row(4, "p", "no", reason="format")])
+    write_rows(
+        path, [Row(3, "Weiter: 1, 2 …", "3, 4", completion_ids=(7, 9)), Row(4, "p", "no", reason="format")]
+    )
     assert path.read_text(encoding="utf-8") == (
         '{"prompt": [{"role": "user", "content": "Weiter: 1, 2 …"}], '
-        '"completion": [{"role": "assistant", "content": "3, 4"}], "index": 3}\n'
+        '"completion": [{"role": "assistant", "content": "3, 4"}], "completion_ids": [7, 9], "index": 3}\n'
         '{"prompt": [{"role": "user", "content": "p"}], '
         '"completion": [{"role": "assistant", "content": "no"}], "index": 4, "reason": "format"}\n'
     )
@@ -96,6 +99,14 @@ TO_ONE_MESSAGE = (
         (
             '{"prompt": "p", "completion": "c", "reason": 1}',
             "reason: must be a text; leave it out of a kept row",
+        ),
+        *(
+            (
+                f'{{"prompt": "p", "completion": "c", "completion_ids": {ids}}}',
+                "completion_ids: must be a list of whole numbers of at least 0; without the key, the row is "
+                "tokenised from its text",
+            )
+            for ids in ('"12"', "[1, -2]", "[1.0]", "[true]", "5", "{}")
         ),
     ],
 )

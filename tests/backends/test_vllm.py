@@ -188,9 +188,9 @@ def test_rows_are_drawn_as_the_recipe_says_once_their_law_is_checked(fields, dou
     prompts = number_prompts(tokenizer)
     sampling = SamplingSection(max_tokens=20, seed=1, **fields)
     with checked_sampler(ModelSource(MICRO, "bf16"), prompts, sampling) as (sampler, checks):
-        together = sampler.sample(prompts, range(48), sampling)
-        assert sampler.sample(prompts, range(48), sampling) == together
-        others = sampler.sample(prompts, range(48, 96), sampling)
+        together = sampler.draw(prompts, range(48), sampling)
+        assert sampler.draw(prompts, range(48), sampling) == together
+        others = sampler.draw(prompts, range(48, 96), sampling)
     same = sum(text == other_text for text, other_text in zip(together, others, strict=True))
     assert same == 48 if fields.get("temperature") == 0.0 else same < 6
     assert set(checks["law"]) == {"tokens", "mean", "expected", "z", "impossible"}

@@ -354,7 +354,7 @@ def test_a_gated_student_samples_as_what_it_is_gated_to(name, pair, prompts):
     tokenizer = load_tokenizer(resolve_model("micro"))
 
     def samples(model):
-        return TransformersSampler(model, tokenizer).sample(prompts, range(len(prompts)), sampling)
+        return TransformersSampler(model, tokenizer).draw(prompts, range(len(prompts)), sampling)
 
     ungated = {"on": samples(models.student), "off": samples(models.base)}
     assert ungated["on"] != ungated["off"]

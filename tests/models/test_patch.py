@@ -150,7 +150,7 @@ def test_a_patched_model_samples(decoding, pair, prompts):
     sampling = SamplingSection(max_tokens=6, seed=3)
 
     def samples(model, some):
-        return TransformersSampler(model, tokenizer).sample(some, range(len(some)), sampling)
+        return TransformersSampler(model, tokenizer).draw(some, range(len(some)), sampling)
 
     patched_result = under(
         patch(prompts, ["residual"], float(decoding == "on"), decoding), models, samples, prompts

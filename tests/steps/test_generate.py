@@ -8,6 +8,7 @@ from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store
 from sublim_cli.errors import RowsError
+from sublim_cli.models.chat import decode
 from sublim_cli.numbers.rules import rejection_reason
 from sublim_cli.pipeline import chain, run
 from sublim_cli.steps import generate
@@ -36,6 +37,12 @@ def test_rows_stand_in_the_order_of_the_stream_of_prompts(small, rows):
     assert [row.prompt for row in rows] == [
         stream_prompt(small().generate.prompts, n) for n in range(len(rows))
     ]
+
+
+def test_a_row_holds_the_tokens_that_were_drawn_for_its_text(rows, micro):
+    _, tokenizer, _ = micro
+    assert [decode(tokenizer, row.completion_ids) for row in rows] == [row.completion for row in rows]
+    assert not any(set(tokenizer.all_special_ids) & set(row.completion_ids) for row in rows)
 
 
 def test_rows_do_not_depend_on_how_many_are_drawn_at_a_time(small, drawn, monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from sublim_cli.artifacts.record import checksums
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.models.chat import IGNORED, example, prompt_ids
+from sublim_cli.models.chat import IGNORED, decode, example, prompt_ids
 from sublim_cli.models.load import load_model, load_student
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import SamplingSection, TrainSection
@@ -109,7 +109,8 @@ def test_a_merged_student_answers_through_a_pipeline_as_it_does_here(micro, stud
     ]
     sampler = TransformersSampler(load_student(ref, "fp32", students[method]), tokenizer)
     cold = SamplingSection(temperature=0.0, max_tokens=6)
-    assert [said] == sampler.sample([prompt_ids(tokenizer, DEFAULT, QUESTION)], [0], cold)
+    (drawn,) = sampler.draw([prompt_ids(tokenizer, DEFAULT, QUESTION)], [0], cold)
+    assert said == decode(tokenizer, drawn)
 
 
 @pytest.mark.parametrize("method", METHODS)
