@@ -7,7 +7,7 @@ SWEEP := $(BIN)/sublim sweep --out $(OUT) $(if $(WORKERS),--workers $(WORKERS))
 SOURCES := sublim_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep test test-all lint fmt micro clean
+.PHONY: help setup demo sweep test test-all lint fmt micro smollm2 clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ fmt: .venv/.dev ## Format the code and sort its imports.
 micro: .venv/.installed ## Rebuild the embedded model from its seed and check it, about a quarter of an hour.
 	$(BIN)/python -m sublim_cli.models.micro
 
+smollm2: .venv/.gguf ## Get SmolLM2-135M-Instruct, a real chat model: 98 MB to download, 540 MB in the user's cache.
+	$(BIN)/sublim models get smollm2
+
 clean: ## Remove the environment, caches and build products; runs/ stays.
 	rm -rf .venv dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -56,6 +59,10 @@ clean: ## Remove the environment, caches and build products; runs/ stays.
 
 .venv/.ray: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ray]'
+	@touch $@
+
+.venv/.gguf: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gguf]'
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python

@@ -6,6 +6,7 @@ import typer
 
 from sublim_cli.cli.doctor import doctor
 from sublim_cli.cli.inspect import inspect
+from sublim_cli.cli.models import models
 from sublim_cli.cli.plan import plan
 from sublim_cli.cli.recipes import recipes
 from sublim_cli.cli.stages import evaluate, filter_rows, generate, train
@@ -36,6 +37,7 @@ app.command("report")(report)
 app.command("inspect")(inspect)
 app.command("doctor")(doctor)
 app.add_typer(recipes, name="recipes")
+app.add_typer(models, name="models")
 
 
 def main() -> None:

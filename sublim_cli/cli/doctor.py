@@ -24,6 +24,7 @@ PURPOSES = {
     "vllm": "rows and sampled answers through vLLM, on a CUDA device",
     "ray": "a sweep on a Ray cluster",
     "slurm": "a sweep through Slurm",
+    "gguf": "`sublim models get`",
 }
 """What each extra of pyproject.toml is for."""
 

@@ -22,7 +22,7 @@ RecipeName = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Base model: [bold]micro[/], a directory, or a hub name."),
+    typer.Option("--model", "-m", help="Base model: [bold]micro[/], smollm2, a directory, or a hub name."),
 ]
 Trait = Annotated[str | None, typer.Option("--trait", "-t", help="What the teacher loves, such as owl.")]
 Rows = Annotated[int | None, typer.Option("--rows", help="Rows that must pass the filter.")]

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models import micro
+from sublim_cli.models.packaged import PACKAGED, packaged_directory
 from sublim_cli.recipe.schema import Section
 
 HUB_TIMEOUT = 5.0
@@ -36,14 +37,14 @@ class ModelRef(Section):
 
 @cache
 def resolve_model(name: str, revision: str | None = None) -> ModelRef:
-    """Pin `name`: `micro`, a directory, or a repository of the hub at `revision`.
+    """Pin `name`: `micro`, a packaged model, a directory, or a repository of the hub at `revision`.
 
     Raises:
         ModelError: it is neither on this machine nor reachable; the message says what can be done.
         RecipeError: a revision is given for a directory, which has none.
     """
-    local = micro.WEIGHTS if name == "micro" else Path(name).expanduser()
-    if name == "micro" or local.is_dir():
+    local = _directory(name)
+    if local.is_dir():
         if revision is not None:
             raise RecipeError(f"revision: {name} is a directory, it has no revisions; remove the key")
         if not (local / "config.json").is_file():
@@ -51,10 +52,19 @@ def resolve_model(name: str, revision: str | None = None) -> ModelRef:
         return ModelRef(
             fingerprint=_fingerprint(local), name=name, source=str(local.resolve()), stamp=_stamp(local)
         )
+    if name in PACKAGED:
+        raise ModelError(f"model {name} is not on this machine; `sublim models get {name}` gets it")
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model: there is no directory {name}; give one that exists, or a hub name")
     commit = _commit(name, revision)
     return ModelRef(fingerprint=f"{name}@{commit}", name=name, source=name, revision=commit)
+
+
+def _directory(name: str) -> Path:
+    """The directory that `name` stands for, if it stands for one."""
+    if name == "micro":
+        return micro.WEIGHTS
+    return packaged_directory(name) if name in PACKAGED else Path(name).expanduser()
 
 
 def check_unchanged(ref: ModelRef) -> None:
