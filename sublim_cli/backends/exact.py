@@ -20,7 +20,9 @@ from sublim_cli.backends.interface import Ids, ItemProbs
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
 from sublim_cli.errors import ModelError
+from sublim_cli.models.batches import in_batches, rows_that_fit
 from sublim_cli.models.chat import Tokenizer
+from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
@@ -30,7 +32,7 @@ MIN_FORM_PROB = 1e-5
 that rare items are covered too."""
 
 PROMPTS_AT_ONCE = 64
-"""Prompts whose trees are expanded together: bounds memory, not the result."""
+"""Prompts whose trees are expanded together, if they fit into memory; the result does not depend on it."""
 
 NODES_PER_ROUND = 64
 """Nodes of one prompt expanded at a time, or half of the rest of its budget if that is more. Larger rounds
@@ -52,7 +54,8 @@ class ExactScorer:
         """Expand every prompt's tree of answers up to the bound or the budget of `settings`.
 
         Raises:
-            ModelError: a prompt and its answer are longer than the model's attention window.
+            ModelError: a prompt and its answer are longer than the model's attention window, or a single
+                prompt does not fit into memory.
         """
         import torch
 
@@ -67,12 +70,14 @@ class ExactScorer:
             )
         ends = stop_tokens(self.model, self.tokenizer)
         masks = token_masks(self.tokenizer, config.vocab_size, ends, tuple(items), self.model.device)
+        # Every expanded node may be cached; a patched pass computes the student and its base.
+        width = (length + self.settings.nodes) * (2 if is_gated(self.model) else 1)
+        size = rows_that_fit(self.model, width, most=PROMPTS_AT_ONCE)
         with torch.inference_mode():
-            return [
-                answer
-                for start in range(0, len(prompts), PROMPTS_AT_ONCE)
-                for answer in _TreeSearch(self, masks, prompts[start : start + PROMPTS_AT_ONCE]).run()
-            ]
+            batches = in_batches(
+                prompts, lambda batch: _TreeSearch(self, masks, batch).run(), size, noun="question"
+            )
+            return [answer for batch in batches for answer in batch]
 
 
 class _TreeSearch:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sublim_cli.backends.interface import Ids, Sampler
 from sublim_cli.backends.token_bytes import before_stop, stop_tokens
-from sublim_cli.models.batches import attention_mask, left_padded
+from sublim_cli.models.batches import attention_mask, in_batches, left_padded, rows_that_fit
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
@@ -46,7 +46,22 @@ class TransformersSampler(Sampler):
         """See `interface.Sampler`.
 
         Equal prompts next to each other share the computation of all but their last token.
+
+        Raises:
+            ModelError: a single row does not fit into memory.
         """
+        width = max(map(len, prompts)) + sampling.max_tokens
+        size = rows_that_fit(self.model, width, most=len(prompts))
+
+        def draw_some(indices: Sequence[int]) -> list[list[int]]:
+            return self._draw_batch([prompts[i] for i in indices], [rows[i] for i in indices], sampling)
+
+        batches = in_batches(range(len(prompts)), draw_some, size, noun="completion")
+        return [completion for batch in batches for completion in batch]
+
+    def _draw_batch(
+        self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection
+    ) -> list[list[int]]:
         import torch
         from transformers import GenerationConfig
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import ModelError
+from sublim_cli.models.batches import GIB, release_memory, unless_out_of_memory
 from sublim_cli.models.load import Model
 from sublim_cli.trainers.sharded import sharded
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 Backward = Callable[[Batch], "torch.Tensor"]
 """Adds a batch's share to the gradients and returns its share of the step's loss."""
-
-GIB = 2**30
 
 
 @dataclass
@@ -41,20 +40,17 @@ class MicroBatchRunner:
         Raises:
             ModelError: one row does not fit, or one of several processes ran out of memory.
         """
-        import torch
-
         if step != self._step:
             self._step, self._step_batches = step, []
         self._step_batches.append(batch)
         to_run = [batch]
-        while True:
-            try:
-                return [self._run_in_parts(micro_batch, backward) for micro_batch in to_run][-1]
-            except torch.OutOfMemoryError:
-                pass  # retried outside of the block: the error's traceback keeps tensors alive
+
+        def run_all() -> "torch.Tensor":
+            return [self._run_in_parts(micro_batch, backward) for micro_batch in to_run][-1]
+
+        while (loss := unless_out_of_memory(run_all)) is None:
             self.model.zero_grad()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
             rows, width = batch["input_ids"].shape
             if not self.single_process:
                 raise ModelError(
@@ -67,6 +63,7 @@ class MicroBatchRunner:
                 )
             self.parts = min(rows, 2 * self.parts)
             to_run = self._step_batches
+        return loss[0]
 
     def _run_in_parts(self, batch: Batch, backward: Backward) -> "torch.Tensor":
         import torch

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RowsError
-from sublim_cli.models.batches import attention_mask, left_padded, position_ids
+from sublim_cli.models.batches import (
+    attention_mask,
+    in_batches,
+    left_padded,
+    position_ids,
+    rows_that_fit,
+)
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
@@ -150,30 +156,44 @@ def _progress_callback(on_step: StepCallback, tokens_per_step: float) -> Any:
 
 
 def number_loss(model: Model, examples: Sequence[Example], pad: int, batch: int = 64) -> float:
-    """Mean cross entropy in nats per completion token over `examples`, computed in fp32."""
+    """Mean cross entropy in nats per completion token over `examples`, computed in fp32.
+
+    `batch` rows are computed at a time, or as many as fit into memory.
+
+    Raises:
+        ModelError: a single row does not fit.
+    """
     import torch
 
     model.eval()
-    total, count = 0.0, 0
+    width = max(len(row.input_ids) for row in examples)
+    size = rows_that_fit(model, width, most=batch, logits=max(map(_tokens_with_loss, examples)) + 1)
     with torch.inference_mode():
-        for start in range(0, len(examples), batch):
-            rows = examples[start : start + batch]
-            ids = [row.input_ids for row in rows]
-            longest = max(sum(label != IGNORED for label in row.labels) for row in rows)
-            mask = attention_mask(ids, model.device)
-            # With padding on the left all completions end at the last position, so the output layer
-            # is computed for the positions of the longest completion only.
-            logits = model(
-                input_ids=left_padded(ids, pad, model.device),
-                attention_mask=mask,
-                position_ids=position_ids(mask),
-                use_cache=False,
-                logits_to_keep=longest + 1,
-            ).logits[:, :-1]
-            labels = left_padded([row.labels for row in rows], IGNORED, model.device)[:, -longest:]
-            with_loss = labels != IGNORED
-            total += torch.nn.functional.cross_entropy(
-                logits[with_loss].float(), labels[with_loss], reduction="sum"
-            ).item()
-            count += int(with_loss.sum())
-    return total / count
+        total = sum(in_batches(examples, lambda rows: _summed_loss(model, rows, pad), size))
+    return total / sum(map(_tokens_with_loss, examples))
+
+
+def _summed_loss(model: Model, rows: Sequence[Example], pad: int) -> float:
+    """Cross entropy in nats, summed over the completion tokens of some rows."""
+    import torch
+
+    ids = [row.input_ids for row in rows]
+    longest = max(map(_tokens_with_loss, rows))
+    mask = attention_mask(ids, model.device)
+    # With padding on the left all completions end at the last position, so the output layer
+    # is computed for the positions of the longest completion only.
+    logits = model(
+        input_ids=left_padded(ids, pad, model.device),
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits[:, :-1]
+    labels = left_padded([row.labels for row in rows], IGNORED, model.device)[:, -longest:]
+    with_loss = labels != IGNORED
+    loss = torch.nn.functional.cross_entropy(logits[with_loss].float(), labels[with_loss], reduction="sum")
+    return float(loss)
+
+
+def _tokens_with_loss(row: Example) -> int:
+    return sum(label != IGNORED for label in row.labels)
