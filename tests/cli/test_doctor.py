@@ -20,7 +20,17 @@ def test_a_sound_machine_is_fit_and_every_extra_says_what_it_is_for(tmp_path):
     report = json.loads(done.stdout)
     assert (done.exit_code, report["fit"]) == (0, True)
     assert [check["name"] for check in report["findings"]] == [
-        *("Python", "packages", "training", "extra gpu", "extra vllm", "extra ray", "extra slurm", "store"),
+        *(
+            "Python",
+            "packages",
+            "training",
+            "extra gpu",
+            "extra vllm",
+            "extra ray",
+            "extra slurm",
+            "extra gguf",
+            "store",
+        ),
     ]
     assert all(check["remedy"] for check in report["findings"] if check["name"].startswith("extra"))
     assert list(tmp_path.iterdir()) == []
