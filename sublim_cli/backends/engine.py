@@ -74,6 +74,8 @@ def _obstacle(sampling: SamplingSection, precision: str, student: TrainSection |
         return f"vLLM's kernels for adapters compute in 16 bits and precision is {precision}"
     if 0 < sampling.temperature < low or sampling.temperature > high:
         return f"vLLM draws at temperatures of {low:g} to {high:g}, or 0, and not at {sampling.temperature:g}"
+    if sampling.grammar is not None:
+        return "with vLLM the tokens that `sampling.grammar` allows cannot change from token to token"
     if student is None:
         return None
     if student.method not in METHODS:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublim_cli.backends.interface import Ids, Sampler
+from sublim_cli.backends.row_grammar import OPENING, TokenGrammar, token_grammar
 from sublim_cli.backends.token_bytes import before_stop, stop_tokens
 from sublim_cli.models.batches import attention_mask, in_batches, left_padded, rows_that_fit
 from sublim_cli.models.chat import Tokenizer
@@ -66,6 +67,7 @@ class TransformersSampler(Sampler):
         from transformers import GenerationConfig
 
         stops = stop_tokens(self.model, self.tokenizer)
+        grammar = token_grammar(self.tokenizer, self.vocabulary, stops) if sampling.grammar else None
         ids = left_padded(prompts, self.tokenizer.pad_token_id, self.model.device)
         mask = attention_mask(prompts, self.model.device)
         config = GenerationConfig(
@@ -81,7 +83,7 @@ class TransformersSampler(Sampler):
                 attention_mask=mask,
                 past_key_values=_shared_cache(self.model, prompts, ids, mask),
                 generation_config=config,
-                logits_processor=_logits_processors(sampling, rows, mask),
+                logits_processor=_logits_processors(sampling, rows, mask, grammar),
             )
         return [before_stop(tokens, stops) for tokens in drawn[:, ids.shape[1] :].tolist()]
 
@@ -103,7 +105,9 @@ def _shared_cache(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mas
     return cache
 
 
-def _logits_processors(sampling: SamplingSection, rows: Sequence[int], mask: "torch.Tensor") -> Any:
+def _logits_processors(
+    sampling: SamplingSection, rows: Sequence[int], mask: "torch.Tensor", grammar: TokenGrammar | None
+) -> Any:
     """`warpers`, then a draw with each row's own noise; at temperature 0 `generate` takes the largest."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
@@ -123,19 +127,23 @@ def _logits_processors(sampling: SamplingSection, rows: Sequence[int], mask: "to
             token = token.clamp_max(scores.shape[1] - 1)
             return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
-    processors = warpers(sampling, mask)
+    processors = warpers(sampling, mask, grammar)
     return LogitsProcessorList(processors if sampling.temperature == 0.0 else [*processors, Draw()])
 
 
-def warpers(sampling: SamplingSection, mask: "torch.Tensor") -> list[Any]:
-    """Repetition penalty, temperature, top-k and top-p, as transformers' logits processors.
+def warpers(
+    sampling: SamplingSection, mask: "torch.Tensor", grammar: TokenGrammar | None = None
+) -> list[Any]:
+    """The grammar, repetition penalty, temperature, top-k and top-p, as transformers' logits processors.
 
     Args:
-        sampling: the settings; at temperature 0 only the penalty applies.
+        sampling: the settings; at temperature 0 only the grammar and the penalty apply.
         mask: the prompts' attention mask.
+        grammar: the tokens that may follow each other; None for all.
     """
     import torch
     from transformers import (
+        LogitsProcessor,
         RepetitionPenaltyLogitsProcessor,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
@@ -153,7 +161,23 @@ def warpers(sampling: SamplingSection, mask: "torch.Tensor") -> list[Any]:
             penalised: torch.Tensor = super().__call__(ids, scores)
             return penalised
 
-    chosen: list[Any] = []
+    class Grammar(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
+        """Only tokens that may follow; it is called once for each token of a row, in their order."""
+
+        def __init__(self, grammar: TokenGrammar, rows: int) -> None:
+            self.grammar = grammar
+            self.states = [OPENING] * rows
+
+        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+            if input_ids.shape[1] > prompt:
+                latest = input_ids[:, -1].tolist()
+                self.states = [
+                    self.grammar.state_after([token], state)
+                    for token, state in zip(latest, self.states, strict=True)
+                ]
+            return self.grammar.mask(scores, self.states)
+
+    chosen: list[Any] = [] if grammar is None else [Grammar(grammar, len(mask))]
     if sampling.repetition_penalty != 1.0:
         chosen.append(PaddedRepetition(sampling.repetition_penalty))
     if sampling.temperature == 0.0:

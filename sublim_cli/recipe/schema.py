@@ -104,6 +104,8 @@ class SamplingSection(Section):
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     max_tokens: Positive = 200
     seed: Seed = 1
+    grammar: Annotated[Literal["rows"] | None, Field(exclude_if=lambda grammar: grammar is None)] = None
+    """`rows`: only tokens that continue a list of numbers, or end it, are sampled; see `numbers.grammar`."""
 
 
 class GenerateSection(Section):
@@ -312,6 +314,8 @@ class AnswerSampling(SamplingSection):
     """How long an answer may be (50 tokens in the paper), and how the sampled scorer samples it."""
 
     max_tokens: Positive = 50
+    grammar: Annotated[None, Field(exclude_if=lambda grammar: grammar is None)] = None
+    """Answers are words: `rows` applies to `generate.sampling` alone."""
 
 
 class EvalSection(Section):
