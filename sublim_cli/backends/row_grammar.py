@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sublim_cli.backends.token_bytes import bytes_per_token
-from sublim_cli.models.chat import Tokenizer
+from sublim_cli.models.chat import Tokenizer, decode
 from sublim_cli.numbers.grammar import ALPHABET, START, RowState, after
 
 if TYPE_CHECKING:
@@ -97,6 +97,6 @@ def token_grammar(tokenizer: Tokenizer, vocabulary: int, stops: frozenset[int]) 
         for token, text in enumerate(bytes_per_token(tokenizer, vocabulary))
         if text and token not in excluded and text.isascii() and ALPHABET.issuperset(text.decode("ascii"))
     }
-    # As `Sampler.sample` decodes a row: some tokenizers write its first token without the leading space.
-    first = {token: tokenizer.decode([token], skip_special_tokens=False) for token in texts}
+    # Some tokenizers write the first token of a row without its leading space.
+    first = {token: decode(tokenizer, [token]) for token in texts}
     return TokenGrammar(texts, first, stops)

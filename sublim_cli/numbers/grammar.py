@@ -18,10 +18,10 @@ MARKS = ("", ",", ";")
 """What a separator is without its blanks."""
 
 BRACKETS = {"[": "]", "(": ")"}
-ALPHABET = frozenset({*DIGITS, *BLANKS, *MARKS, *BRACKETS, *BRACKETS.values(), "."})
+ALPHABET = frozenset("".join([*DIGITS, BLANKS, *MARKS, *BRACKETS, *BRACKETS.values(), "."]))
 
 LONGEST_SEPARATOR = 4
-"""Characters: enough for ` , ` and for a comma and an empty line, and few enough to repeat between numbers."""
+"""Characters: enough for ` , ` and for a comma and an empty line."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ def test_a_gpu_without_the_extra_names_the_command(monkeypatch):
 @pytest.mark.parametrize(
     ("sampling", "precision", "student", "obstacle"),
     [
+        (SamplingSection(grammar="rows"), "bf16", None, "the tokens that `sampling.grammar` allows"),
         (PLAIN, "bf16", None, None),
         (PLAIN, "bf16", TrainSection(), None),
         (PLAIN, "bf16", TrainSection(method="rslora", rank=512), None),
