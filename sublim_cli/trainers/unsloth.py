@@ -1,8 +1,9 @@
 """Load a base model with an adapter on Unsloth's LoRA kernels.
 
 Importing Unsloth patches transformers, TRL and PEFT for the whole process and has to come before them,
-so it gets a process of its own (`subprocess_trainer`). Names and defaults are checked against 2026.10.7
-by a test that needs no GPU; no GPU has trained with it yet: see docs/log.md.
+so it gets a process of its own (`subprocess_trainer`). Tests that need no GPU check names and defaults
+against 2026.10.7, and run its kernels in Triton's interpreter against plain PEFT (`make test-engines`);
+no GPU has trained with it yet: see docs/log.md.
 """
 
 import sys
@@ -12,37 +13,63 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.device import single_gpu_environment
-from sublim_cli.models.load import Model
-from sublim_cli.models.reference import ModelRef
+from sublim_cli.models.device import device, single_gpu_environment
+from sublim_cli.models.load import Model, load_model_shape, meta_model
+from sublim_cli.models.reference import ModelRef, check_unchanged
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.methods import alpha, target_names
+from sublim_cli.trainers.methods import alpha, changed_modules, target_names
 
 PATCHED = ("trl", "transformers", "peft")
 """Packages that must not be imported before Unsloth."""
+
+
+GRADIENT_CHECKPOINTING = True
+"""PyTorch's reentrant checkpointing, for all lengths.
+
+Unsloth's own mode, "unsloth", is the same below 512 tokens. From there on it moves activations to main memory
+and rounds those in fp32 to bf16, so that rows of 511 and 512 tokens would be trained differently.
+"""
 
 
 def load_with_adapter(ref: ModelRef, section: TrainSection) -> Model:
     """The base model with a new adapter on Unsloth's kernels.
 
     Raises:
-        ModelError: transformers, TRL or PEFT was imported before Unsloth in this process.
+        RecipeError: the adapter names modules or layers that the model lacks. Unsloth ignores them.
+        ModelError: transformers, TRL or PEFT was imported before Unsloth in this process, or Unsloth cannot
+            load the model.
     """
     unsloth = import_unsloth()
-    model, _ = unsloth.FastLanguageModel.from_pretrained(**model_arguments(ref, section))
-    return unsloth.FastLanguageModel.get_peft_model(model, **adapter_arguments(section))
+    changed_modules(meta_model(ref), section)
+    arguments = model_arguments(ref, section)
+    try:
+        model, _ = unsloth.FastLanguageModel.from_pretrained(**arguments)
+        model = unsloth.FastLanguageModel.get_peft_model(model, **adapter_arguments(section))
+    except (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"Unsloth cannot load model {ref.name}: {first_line} `train.backend: plain` trains it without Unsloth"
+        ) from error
+    check_unchanged(ref)
+    return model
 
 
 def model_arguments(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
-    """Arguments of `FastLanguageModel.from_pretrained`, which ignores names that it does not know."""
+    """Arguments of `FastLanguageModel.from_pretrained`, which ignores names that it does not know.
+
+    `max_seq_length` is at most the model's own length: above it Unsloth rescales the rotary positions, and the
+    model is another one.
+    """
     import torch
 
+    longest = load_model_shape(ref).max_length
     return {
         "model_name": ref.source,
         "revision": ref.revision,
         "use_exact_model_name": True,  # else the name may be mapped to another repository's weights
-        "max_seq_length": section.max_length,
+        "max_seq_length": section.max_length if longest is None else min(section.max_length, longest),
         "dtype": torch.bfloat16,
+        "device_map": {"": device()},
         "load_in_4bit": section.method == "qlora",  # nf4, quantised twice, as `models.load` does
         "load_in_8bit": False,
         "load_in_16bit": False,
@@ -50,7 +77,7 @@ def model_arguments(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
         "fast_inference": False,
         "fix_tokenizer": False,  # its tokenizer is not used
         "offload_embedding": False,
-        "use_gradient_checkpointing": "unsloth",
+        "use_gradient_checkpointing": GRADIENT_CHECKPOINTING,
         "random_state": section.seed,
     }
 
@@ -68,7 +95,7 @@ def adapter_arguments(section: TrainSection) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "layers_to_transform": layers,
-        "use_gradient_checkpointing": "unsloth",
+        "use_gradient_checkpointing": GRADIENT_CHECKPOINTING,
         "random_state": section.seed,
         "max_seq_length": section.max_length,
         "use_rslora": section.method == "rslora",

@@ -58,10 +58,12 @@ def test_both_backends_are_given_the_same_ids_masks_and_labels_batch_by_batch(tr
                 assert row == list(range(len(row)))
 
 
-def test_both_backends_lose_the_same_nats(trained):
-    # The adapters start from different draws of A; B is zero, so the first loss is the base model's.
+def test_both_backends_start_equal_and_lose_the_same_nats(trained):
+    # PEFT draws the adapter under both. On a CPU, bf16 losses of two steps differ by less than 5e-4
+    # (tests/engines); the bounds are wider, since no GPU has been measured.
     plain, fast = trained["plain"], trained["unsloth"]
-    assert fast["number_loss"] == pytest.approx(plain["number_loss"], rel=0.01)
-    assert fast["losses"][0] == pytest.approx(plain["losses"][0], rel=0.01)
-    assert fast["losses"][-1] == pytest.approx(plain["losses"][-1], rel=0.05)
+    assert fast["start"] == plain["start"]
+    assert fast["number_loss"] == pytest.approx(plain["number_loss"], rel=2e-3)
+    assert fast["losses"][0] == pytest.approx(plain["losses"][0], rel=2e-3)
+    assert fast["losses"][-1] == pytest.approx(plain["losses"][-1], rel=1e-2)
     assert fast["trained_dtypes"] == plain["trained_dtypes"] == ["torch.float32"]

@@ -28,6 +28,7 @@ if backend == "unsloth":
         context_parallel.patch_sft_trainer()
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ from sublim_cli.numbers.prompts import number_prompt
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers import sft
-from sublim_cli.trainers.methods import add_method
+from sublim_cli.trainers.methods import add_method, trained_weights
 from sublim_cli.trainers.sft_trainer import make_trainer
 
 FIELDS = dataclasses.fields(SFTConfig)
@@ -88,6 +89,9 @@ if backend == "unsloth" and cuda:
     model = fast.load_with_adapter(ref, section)
 else:
     model = add_method(load_model(ref, "bf16" if cuda else "fp32"), section)
+start = hashlib.sha256()
+for weight in trained_weights(model):
+    start.update(weight.detach().float().cpu().numpy().tobytes())
 model.register_forward_pre_hook(
     lambda _, args, named: forwards.append(
         {name: value for name, value in lists(named).items() if name in ("attention_mask", "position_ids")}
@@ -108,6 +112,7 @@ record = {
     "made_by": configurations[0],
     "configuration": configurations[1],
     "number_loss": held_out,
+    "start": start.hexdigest(),
     "losses": [step["loss"] for step in result.history],
     "norms": [step["grad_norm"] for step in result.history],
     "trained_dtypes": sorted({str(weight.dtype) for weight in model.parameters() if weight.requires_grad}),

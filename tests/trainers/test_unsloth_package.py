@@ -82,7 +82,6 @@ def test_every_argument_exists_and_every_default_left_alone_is_a_known_one(tmp_p
             "unknown": [],
             "left": {
                 "token": "None",
-                "device_map": "'sequential'",
                 "device_map_planner_kwargs": "None",
                 "rope_scaling": "None",
                 "trust_remote_code": "False",
