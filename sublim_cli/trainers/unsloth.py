@@ -48,7 +48,8 @@ def load_with_adapter(ref: ModelRef, section: TrainSection) -> Model:
     except (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"Unsloth cannot load model {ref.name}: {first_line} `train.backend: plain` trains it without Unsloth"
+            f"Unsloth cannot load model {ref.name}: {first_line} "
+            "`train.backend: plain` trains it without Unsloth"
         ) from error
     check_unchanged(ref)
     return model
@@ -57,8 +58,8 @@ def load_with_adapter(ref: ModelRef, section: TrainSection) -> Model:
 def model_arguments(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
     """Arguments of `FastLanguageModel.from_pretrained`, which ignores names that it does not know.
 
-    `max_seq_length` is at most the model's own length: above it Unsloth rescales the rotary positions, and the
-    model is another one.
+    `max_seq_length` is at most the model's own length: above it Unsloth rescales the rotary positions, which
+    changes the model.
     """
     import torch
 
