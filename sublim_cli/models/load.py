@@ -58,17 +58,17 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
     from transformers import GenerationConfig
 
     options: dict[str, Any] = {}
-    if quantize is not None:
-        # bitsandbytes quantises while the weights are read; a quantised model cannot be moved afterwards.
-        options = {"quantization_config": _quantization(ref, quantize, precision)}
+    if device().type != "cpu" or quantize is not None:
+        # Weights are read tensor by tensor onto the device: the model never stands in main memory. And
+        # bitsandbytes quantises while they are read; a quantised model cannot be moved afterwards.
         options["device_map"] = {"": device()}
+    if quantize is not None:
+        options["quantization_config"] = _quantization(ref, quantize, precision)
     model = _from_pretrained(ref, precision, **options)
     tokens = ("eos_token_id", "pad_token_id", "bos_token_id")
     # `generate` would take its defaults from the sampling settings of the checkpoint.
     model.generation_config = GenerationConfig(**{t: getattr(model.generation_config, t) for t in tokens})
-    if quantize is None:
-        return model.to(device()).eval()
-    for module in model.modules():
+    for module in model.modules() if quantize else ():
         # Otherwise bitsandbytes repacks 4-bit weights for a CPU's bf16 instructions at the first evaluation.
         # That rounds the block scales to bf16, so a student would score differently on another CPU and after
         # a reload; and a matrix whose width is no multiple of 64 cannot be repacked at all.
