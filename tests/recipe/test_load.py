@@ -288,7 +288,7 @@ def test_varying_a_key_to_its_own_value_changes_nothing(key: str) -> None:
     for part in split(key):
         if value is None:
             pytest.skip("what holds this key is empty by default")
-        value = value[part]
+        value = value.get(part) if isinstance(value, dict) else value[part]  # some keys are left out if null
     assert vary(recipe, {key: value}) == recipe
 
 
