@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
-from sublim_cli.artifacts.step import Artifact, Step, digest
+from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends.engine import resolve_engine
 from sublim_cli.errors import RecipeError
@@ -104,7 +104,8 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
     steps = chain(recipe)
-    check_parts(step for step in steps.evaluations if not store.find(step))
+    planned = [*([steps.teacher] if steps.teacher else []), *steps.evaluations]
+    check_parts(step for step in in_order(planned) if not store.find(step))
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
     for step in steps.evaluations if until == "eval" else ():

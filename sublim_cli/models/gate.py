@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.load import Model
-from sublim_cli.models.structure import backbone, language_model, layer_count, layer_index
+from sublim_cli.models.structure import backbone, decoder_layers, language_model, layer_part
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,6 @@ Policy = Literal["on", "off"]
 
 Masks = Mapping[tuple[int, ...], tuple[float, ...]]
 """For the token ids of a prompt a value per token: 1 is the student, 0 the base, others interpolate."""
-
-LAYER_PARTS: dict[str, tuple[str, ...]] = {"attention": ("self_attn", "attn"), "mlp": ("mlp",)}
-"""The parts of a layer, and the module names that models have for them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Gate:
     masks: Masks
     decoding: Policy
     modules: frozenset[str] | None = None
-    """Names in a module's path (`q_proj`, `self_attn`, `lm_head`) or of `LAYER_PARTS`; None for all."""
+    """Names in a module's path (`q_proj`, `self_attn`, `lm_head`), `attention` or `mlp`; None for all."""
     layers: frozenset[int] | None = None
     """Indices from 0; None for all layers and for modules in no layer, such as embeddings."""
     elsewhere: Policy = "off"
@@ -98,7 +95,7 @@ def gated(model: Model, gate: Gate, base: Model | None = None) -> Iterator[Model
     """
     trained_list = trained_modules(model, base)
     names = [trained.name for trained in trained_list]
-    selected = set(select_modules(names, layer_count(model), gate.modules, gate.layers))
+    selected = set(select_modules(model, names, gate.modules, gate.layers))
     forward_pass = ForwardPass(gate.masks, gate.decoding)
     head = language_model(model).get_output_embeddings()
 
@@ -124,17 +121,20 @@ def is_gated(model: Model) -> bool:
 
 
 def select_modules(
-    names: Sequence[str], count: int, modules: Collection[str] | None, layers: Collection[int] | None
+    model: Model, names: Sequence[str], modules: Collection[str] | None, layers: Collection[int] | None
 ) -> list[str]:
-    """Those of the module paths `names` that belong to `modules` and `layers`, in a model of `count` layers.
+    """Those of the module paths `names` of `model` that belong to `modules` and `layers`.
 
     Raises:
         RecipeError: a module or layer that does not exist, or no path is left.
     """
-    parts_of = {}
+    decoder = decoder_layers(model)
+    count = len(decoder.layers)
+    parts_of: dict[str, set[str]] = {}
     for name in names:
-        parts = {part for part in name.split(".") if not part.isdigit()} - {"model", "layers"}
-        parts_of[name] = parts | {part for part, aliases in LAYER_PARTS.items() if parts & set(aliases)}
+        parts = {part for part in name.split(".") if not part.isdigit()} - set(decoder.path.split("."))
+        part = layer_part(model, name)
+        parts_of[name] = parts | ({part} if part else set())
     known = set[str]().union(*parts_of.values())
     for module in sorted(modules or ()):
         if module not in known:
@@ -148,7 +148,7 @@ def select_modules(
         name
         for name in names
         if (modules is None or parts_of[name] & set(modules))
-        and (layers is None or layer_index(name) in layers)
+        and (layers is None or decoder.index(name) in layers)
     ]
     if not selected:
         raise RecipeError("eval.gates: training changes nothing in these modules of these layers")
@@ -249,6 +249,7 @@ def _adapted_modules(model: Model) -> Iterator[TrainedModule]:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
+    from transformers.pytorch_utils import Conv1D
 
     if model.active_peft_config.is_prompt_learning:
         raise RecipeError(
@@ -260,7 +261,7 @@ def _adapted_modules(model: Model) -> Iterator[TrainedModule]:
             raise ModelError(f"this adapter trains a full copy of {name}, which cannot be gated")
         if not isinstance(module, BaseTunerLayer):
             continue
-        linear = isinstance(module.get_base_layer(), torch.nn.Linear)
+        linear = isinstance(module.get_base_layer(), (torch.nn.Linear, Conv1D))
         if not (isinstance(module, (LoraLayer, IA3Layer)) and linear):
             raise ModelError(f"{name} is adapted as {type(module).__name__}, which cannot be gated")
         if module.merged:

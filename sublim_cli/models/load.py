@@ -154,10 +154,9 @@ def _with_weights(ref: ModelRef, weights: Path) -> ModelRef:
 
 def _from_pretrained(ref: ModelRef, precision: str, **options: Any) -> Model:
     """The model in main memory, or as the `options` of transformers say."""
-    from transformers import AutoModelForCausalLM
-
+    auto_class = _auto_class(ref, _config(ref))
     with _reading(ref, "weights"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class.from_pretrained(
             ref.source, revision=ref.revision or "main", dtype=DTYPES[precision], **options
         )
     check_unchanged(ref)  # after reading, so that a change during it is noticed too
@@ -198,11 +197,32 @@ def meta_model(ref: ModelRef) -> Model:
         ModelError: its configuration cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = _config(ref)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return _auto_class(ref, config).from_config(config)
+
+
+def _auto_class(ref: ModelRef, config: Any) -> Any:
+    """Transformers' class for the model: a text model where it has one, else an image-and-text model.
+
+    Raises:
+        ModelError: it has neither, as an encoder.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise ModelError(
+        f"model {ref.name} is a {config.model_type}, which writes no text; take a causal language model"
+    )
 
 
 def _config(ref: ModelRef) -> Any:

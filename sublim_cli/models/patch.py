@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.gate import ForwardPass, Masks, Policy, TrainedModule, trained_modules
 from sublim_cli.models.load import Model
-from sublim_cli.models.structure import backbone, language_model
+from sublim_cli.models.structure import backbone, decoder_layers, layer_part
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 Kind = Literal["residual", "attention", "mlp"]
 """`residual`: the output of a layer. `attention`, `mlp`: the output of that module of it, before a norm that
 some models apply to it and before it is added to the residual stream."""
-
-MODULES: dict[Kind, str] = {"attention": "self_attn", "mlp": "mlp"}
-"""Their attributes of a layer, in Llama and models built like it (Qwen, Gemma, Mistral)."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +153,7 @@ def patched_modules(
     Raises:
         RecipeError, ModelError: see `patched`.
     """
-    model_layers = getattr(language_model(model).get_decoder(), "layers", None)
-    if model_layers is None:
-        raise ModelError("this model does not keep its layers as `layers`, so they cannot be patched")
+    model_layers = decoder_layers(model).layers
     count = len(model_layers)
     for layer in sorted(layers or ()):
         if not 0 <= layer < count:
@@ -166,9 +161,28 @@ def patched_modules(
     modules: dict[str, torch.nn.Module] = {}
     for index in sorted(layers if layers is not None else range(count)):
         for kind in sorted(kinds):
-            layer = model_layers[index]
-            module = layer if kind == "residual" else getattr(layer, MODULES[kind], None)
-            if module is None:
-                raise ModelError(f"layer {index} of this model has no {MODULES[kind]} to patch")
+            module = model_layers[index] if kind == "residual" else _layer_module(model, index, kind)
             modules[f"{kind} of layer {index}"] = module
     return modules
+
+
+def _layer_module(model: Model, index: int, kind: Literal["attention", "mlp"]) -> "torch.nn.Module":
+    """The module of a layer that computes its attention or its MLP.
+
+    Raises:
+        ModelError: it has none, or several.
+    """
+    decoder = decoder_layers(model)
+    children = {
+        name: child
+        for name, child in decoder.layers[index].named_children()
+        if next(child.children(), None) is not None
+        and layer_part(model, f"{decoder.path}.{index}.{name}") == kind
+    }
+    if len(children) != 1:
+        names = ", ".join(children or [name for name, _ in decoder.layers[index].named_children()])
+        raise ModelError(
+            f"layer {index} of this model has no single {kind} module to patch (it has {names}); patch "
+            "`residual`"
+        )
+    return next(iter(children.values()))

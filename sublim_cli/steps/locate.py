@@ -21,11 +21,11 @@ from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, meta_model
 from sublim_cli.models.positions import check_positions, is_only_set, named_mask, random_mask_like, set_text
-from sublim_cli.models.structure import layer_count
 from sublim_cli.models.token_roles import render_with_roles
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import ExactScoring
 from sublim_cli.recipe.schema import GateSection, PatchSection, PositionSet, TrainSection
+from sublim_cli.steps.architecture import check_architectures
 from sublim_cli.steps.eval import EvalSpec
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.train import TrainStep
@@ -194,15 +194,18 @@ def part_name(part: Part | None) -> str:
 
 
 def check_parts(missing: Iterable[Step]) -> None:
-    """Refuse gates and patches of tokens, modules or layers that do not exist, before anything is built.
+    """Refuse what the models lack before anything is built, as far as that needs no weights.
 
-    Where a step has a part it loads a tokenizer and a model without weights. That takes seconds, so it is
-    not in `pipeline.chain`; `plan`, `sweep` and `run` call it.
+    These are gates and patches of tokens, modules or layers that do not exist, and `check_architectures`.
+    Tokenizers and models without weights are loaded, which takes seconds, so it is not in `pipeline.chain`;
+    `plan`, `sweep` and `run` call it.
 
     Raises:
         RecipeError: a set without tokens, an unknown module or layer; the message lists what exists.
-        ModelError: the model is not there, or a context cannot be rendered.
+        ModelError: the model is not there, a context cannot be rendered, or see `check_architectures`.
     """
+    missing = list(missing)
+    check_architectures(missing)
     by_spec: dict[LocateSpec, dict[tuple[Part, str], TrainSection]] = {}
     for step in missing:
         if isinstance(step, LocateStep) and (part := step.spec.part) is not None:
@@ -222,6 +225,4 @@ def check_parts(missing: Iterable[Step]) -> None:
                 patch.patched_modules(meta_model(spec.model), part.kinds, part.layers)
             elif part.modules or part.layers:
                 model = meta_model(spec.model)
-                gate.select_modules(
-                    changed_modules(model, train), layer_count(model), part.modules, part.layers
-                )
+                gate.select_modules(model, changed_modules(model, train), part.modules, part.layers)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_cli.models.load import Model, load_student
 from sublim_cli.models.reference import ModelRef
+from sublim_cli.models.structure import outside_parameters
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.precision import BF16_TRAINED, base_precision
 from sublim_cli.trainers.updates import (
@@ -61,10 +62,17 @@ def audit_in_memory(
 ) -> dict[str, Any]:
     """The part of the audit that needs the model as it was trained: dtypes and counts of parameters.
 
+    Of an image-and-text model the language model's parameters are counted, and `parameters.not_counted` says
+    how many others there are.
+
     `adapter_before` is from `copy_adapter`, `optimizer_state` the dtypes of the optimizer's state.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    not_counted = {id(weight) for weight in outside_parameters(model)}
+    frozen = [
+        weight for weight in model.parameters() if not weight.requires_grad and id(weight) not in not_counted
+    ]
+    outside = sum(weight.numel() for weight in outside_parameters(model))
     trained_sizes, frozen_sizes = _sizes_by_dtype(trained.values()), _sizes_by_dtype(frozen)
     return {
         "dtypes": {
@@ -80,6 +88,7 @@ def audit_in_memory(
             "changed": sum(
                 int((trained[name].detach() != before).sum()) for name, before in adapter_before.items()
             ),
+            **({"not_counted": outside} if outside else {}),
         },
     }
 

@@ -16,7 +16,7 @@ from sublim_cli.models.load import Model, load_model, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.audit import audit, audit_in_memory, copy_adapter
-from sublim_cli.trainers.methods import add_method, trained_weights
+from sublim_cli.trainers.methods import add_method, trained_weights, unadapted_experts
 from sublim_cli.trainers.precision import base_precision, bf16_warning
 from sublim_cli.trainers.sft import StepCallback, fit, number_loss
 from sublim_cli.trainers.sharded import check_shardable, gathered, is_main_process, sharded
@@ -59,9 +59,9 @@ def train_student(
     check_shardable(section)
     tokenizer = load_tokenizer(job.ref)
     model = load_trainable(job.ref, section)
-    warning = bf16_warning(section, trained_weights(model))
-    if warning and warn:
-        warn(warning)
+    for warning in (bf16_warning(section, trained_weights(model)), unadapted_experts(model, section)):
+        if warning and warn:
+            warn(warning)
     adapter_before = copy_adapter(model, section)
 
     from sublim_cli.trainers.optimizers import make_optimizer  # it imports torch, which takes seconds

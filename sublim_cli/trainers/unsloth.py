@@ -17,7 +17,7 @@ from sublim_cli.models.device import device, single_gpu_environment
 from sublim_cli.models.load import Model, load_model_shape, meta_model
 from sublim_cli.models.reference import ModelRef, check_unchanged
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.methods import alpha, changed_modules, target_names
+from sublim_cli.trainers.methods import alpha, peft_targets
 
 PATCHED = ("trl", "transformers", "peft")
 """Packages that must not be imported before Unsloth."""
@@ -40,11 +40,11 @@ def load_with_adapter(ref: ModelRef, section: TrainSection) -> Model:
             load the model.
     """
     unsloth = import_unsloth()
-    changed_modules(meta_model(ref), section)
+    adapter = adapter_arguments(meta_model(ref), section)
     arguments = model_arguments(ref, section)
     try:
         model, _ = unsloth.FastLanguageModel.from_pretrained(**arguments)
-        model = unsloth.FastLanguageModel.get_peft_model(model, **adapter_arguments(section))
+        model = unsloth.FastLanguageModel.get_peft_model(model, **adapter)
     except (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
@@ -83,15 +83,18 @@ def model_arguments(ref: ModelRef, section: TrainSection) -> dict[str, Any]:
     }
 
 
-def adapter_arguments(section: TrainSection) -> dict[str, Any]:
-    """Arguments of `FastLanguageModel.get_peft_model`, which seeds the process with `random_state`."""
-    layers = None
-    if section.adapter.layers is not None:
-        first, last = section.adapter.layers
-        layers = list(range(first, last + 1))
+def adapter_arguments(model: Model, section: TrainSection) -> dict[str, Any]:
+    """Arguments of `FastLanguageModel.get_peft_model`, which seeds the process with `random_state`.
+
+    `model` is the base model, without weights too (on the meta device).
+
+    Raises:
+        RecipeError: see `methods.adapted_modules`.
+    """
+    names, layers = peft_targets(model, section)
     return {
         "r": section.rank,
-        "target_modules": list(target_names(section)),
+        "target_modules": names,
         "lora_alpha": alpha(section),
         "lora_dropout": 0.0,
         "bias": "none",

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sublim_cli.errors import ModelError
 from sublim_cli.models.load import Model, load_weights
 from sublim_cli.models.reference import ModelRef
+from sublim_cli.models.structure import in_language_model
 
 if TYPE_CHECKING:
     import torch
@@ -78,10 +80,19 @@ class WeightUpdate:
 
 
 def weight_updates(student: Model, ref: ModelRef, precision: str) -> Iterator[WeightUpdate]:
-    """The update of every parameter of a student that `load_student` loaded on `ref` in `precision`."""
+    """The update of every parameter of a student that `load_student` loaded on `ref` in `precision`.
+
+    Of an image-and-text model only the language model's. A matrix is [out, in] as in `nn.Linear`.
+
+    Raises:
+        ModelError: an adapter whose update is not known, so that it would be missing from the audit.
+    """
     if not hasattr(student, "peft_config"):
         base = load_weights(ref, precision)
+        inside = in_language_model(student)
         for name, weight in student.named_parameters():
+            if not inside(name):
+                continue
             base_weight = base.pop(name).to(weight.device)
             delta = DenseDelta(weight.detach().float() - base_weight.float())
             yield WeightUpdate(name, delta, base_weight)
@@ -89,7 +100,7 @@ def weight_updates(student: Model, ref: ModelRef, precision: str) -> Iterator[We
     for name, module in student.named_modules():
         adapter_delta = _adapter_delta(module)
         if adapter_delta is not None:
-            adapted = module.get_base_layer().weight
+            adapted = _base_weight(module)
             name = f"{name.removeprefix('base_model.model.')}.weight"
             yield WeightUpdate(
                 name, adapter_delta, adapted.detach() if adapted.dtype.is_floating_point else None
@@ -146,18 +157,34 @@ def project(update: WeightUpdate) -> "torch.Tensor":
 
 def _adapter_delta(module: Any) -> Delta | None:
     """The update of an adapted module; None for any other module."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if hasattr(module, "lora_A") and "default" in module.lora_A:
         scaled = module.lora_B["default"].weight.detach().float() * module.scaling["default"]
         low_rank = LowRankDelta(scaled, module.lora_A["default"].weight.detach().float())
         magnitudes = getattr(module, "lora_magnitude_vector", {})
         if "default" not in magnitudes:
             return low_rank
-        base_weight = module.get_base_layer().weight.detach().float()
+        base_weight = _base_weight(module).detach().float()
         return _dora_delta(base_weight, low_rank, magnitudes["default"].weight)
     if hasattr(module, "ia3_l") and "default" in module.ia3_l:
-        weight = module.get_base_layer().weight.detach().float()
+        weight = _base_weight(module).detach().float()
         return DenseDelta(weight * (module.ia3_l["default"].detach().float() - 1))
+    if isinstance(module, BaseTunerLayer):
+        raise ModelError(
+            f"the update of an adapter of {type(module).__name__} is not known, so it cannot be audited; "
+            "name other modules in `train.adapter.targets`"
+        )
     return None
+
+
+def _base_weight(module: Any) -> "torch.Tensor":
+    """The weight below an adapter, [out, in]; GPT-2's `Conv1D` stores [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    base_layer = module.get_base_layer()
+    weight: torch.Tensor = base_layer.weight
+    return weight.T if isinstance(base_layer, Conv1D) else weight
 
 
 def _dora_delta(weight: "torch.Tensor", low_rank: LowRankDelta, magnitude: "torch.Tensor") -> DenseDelta:

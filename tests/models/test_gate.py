@@ -23,7 +23,7 @@ from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.gate import Gate, gated, is_gated, masks_by_prompt, trained_modules
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
-from sublim_cli.models.structure import layer_index
+from sublim_cli.models.structure import decoder_layers
 from sublim_cli.recipe.schema import SamplingSection
 
 GATED = ["lora", "lora, attention", "rslora", "dora", "pissa", "nf4", "int8", "ia3", "full"]
@@ -244,7 +244,11 @@ def test_modules_of_full_fine_tuning_that_are_on_are_the_tuned_ones_in_an_untune
     models = pair("full")
     mixed = copy.deepcopy(models.base)
     tuned = models.student.state_dict()
-    picked = {name for name in tuned if set(name.split(".")) & modules and layer_index(name) in (0, 2)}
+    picked = {
+        name
+        for name in tuned
+        if set(name.split(".")) & modules and decoder_layers(models.base).index(name) in (0, 2)
+    }
     mixed.load_state_dict({**mixed.state_dict(), **{name: tuned[name] for name in picked}})
     gate = Gate(constant(prompts, 1), "on", frozenset(modules), frozenset({0, 2}))
     gated_logits = under(gate, models, measure, prompts)

@@ -12,7 +12,7 @@ from sublim_cli.artifacts.record import checksums
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.chat import prompt_ids
-from sublim_cli.models.load import load_student, load_tokenizer
+from sublim_cli.models.load import load_student, load_tokenizer, meta_model
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.contexts import resolve_context
 from sublim_cli.recipe.questions import load_items, load_questions
@@ -196,5 +196,6 @@ def test_alpha_follows_its_rule(rule, value) -> None:
 
 
 def test_full_fine_tuning_adds_nothing_to_the_model(section) -> None:
-    model = object()
+    model = meta_model(MICRO)
     assert add_method(model, section(method="full")) is model
+    assert all(weight.requires_grad for weight in model.parameters())

@@ -13,7 +13,7 @@ from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.methods import PROJECTIONS, add_method, alpha
+from sublim_cli.trainers.methods import add_method, alpha
 from sublim_cli.trainers.sft import fit, number_loss
 
 DEFAULT = Context(name="default", kind="default")
@@ -144,9 +144,10 @@ def test_lora_leaves_the_base_as_it_was_and_trains_all_seven_projections(base, m
     assert {weight.requires_grad for name, weight in model.named_parameters() if "lora_" not in name} == {
         False
     }
-    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in adapters} == set(PROJECTIONS)
+    modules = {name.split(".lora_")[0].rsplit(".", 1)[1].removesuffix("_proj") for name in adapters}
+    assert modules == {*"qkvo", "gate", "up", "down"}
     layers = micro[2].config.num_hidden_layers
-    assert len(adapters) == 2 * len(PROJECTIONS) * layers
+    assert len(adapters) == 2 * 7 * layers
 
 
 @pytest.mark.parametrize(

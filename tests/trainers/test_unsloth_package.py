@@ -27,6 +27,7 @@ TRAINING = Path(__file__).with_name("record_training.py")
 SIGNATURES = """
     import inspect, json, os, sys
     from pathlib import Path
+    from sublim_cli.models.load import meta_model
     from sublim_cli.models.reference import resolve_model
     from sublim_cli.recipe.schema import TrainSection
     from sublim_cli.trainers import unsloth as loader
@@ -46,12 +47,13 @@ SIGNATURES = """
     _utils._get_statistics = lambda *_, **__: asked.append("home")
     _utils.get_statistics()
     section = TrainSection(learning_rate=1e-3)
+    outline = meta_model(resolve_model("micro"))
     Fast = unsloth.FastLanguageModel
     result = {
         "from_pretrained": left(
             Fast.from_pretrained, loader.model_arguments(resolve_model("micro"), section)
         ),
-        "get_peft_model": left(Fast.get_peft_model, loader.adapter_arguments(section)),
+        "get_peft_model": left(Fast.get_peft_model, loader.adapter_arguments(outline, section)),
         "called_home": asked,
     }
     Path(sys.argv[2]).write_text(json.dumps(result))

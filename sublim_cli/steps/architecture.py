@@ -1,0 +1,71 @@
+"""What a model's outline and its tokenizer can tell before anything is built: adapters and lengths."""
+
+from collections.abc import Iterable
+from functools import cache
+
+from sublim_cli.artifacts.step import Step
+from sublim_cli.errors import ModelError
+from sublim_cli.models.chat import prompt_ids
+from sublim_cli.models.load import load_model_shape, load_tokenizer, meta_model
+from sublim_cli.models.reference import ModelRef
+from sublim_cli.recipe.contexts import Context
+from sublim_cli.recipe.resolve import Scoring
+from sublim_cli.steps.eval import EvalStep
+from sublim_cli.steps.generate import GenerateStep, stream_prompt
+from sublim_cli.steps.teacher import TeacherStep
+from sublim_cli.steps.train import TrainStep
+from sublim_cli.trainers.methods import changed_modules
+
+PROMPTS_MEASURED = 64
+"""Number prompts whose length is measured; the others are made of as many numbers of as many digits."""
+
+
+def check_architectures(missing: Iterable[Step]) -> None:
+    """Refuse adapters that the model has no place for, and prompts and answers longer than it can read.
+
+    Raises:
+        RecipeError: see `methods.adapted_modules`.
+        ModelError: a prompt and its answer are longer than the model's window.
+    """
+    checked: set[str] = set()
+    for step in missing:
+        if isinstance(step, TrainStep):
+            key = step.spec.train.model_dump_json(include={"method", "adapter", "rank"}) + repr(
+                step.spec.model
+            )
+            if key not in checked:
+                checked.add(key)
+                changed_modules(meta_model(step.spec.model), step.spec.train)
+        elif isinstance(step, GenerateStep):
+            spec = step.spec
+            prompts = tuple(stream_prompt(spec.prompts, row) for row in range(PROMPTS_MEASURED))
+            _check_length(spec.model, (spec.context,), prompts, spec.sampling.max_tokens, "generate")
+        elif isinstance(step, EvalStep):
+            _check_scored(step.spec.model, step.spec.contexts, step.spec.questions, step.spec.scorer)
+        elif isinstance(step, TeacherStep):
+            _check_scored(step.spec.model, (step.spec.context,), step.spec.questions, step.spec.scorer)
+
+
+def _check_scored(
+    model: ModelRef, contexts: tuple[Context, ...], questions: tuple[str, ...], scorer: Scoring
+) -> None:
+    max_tokens = scorer.max_tokens if scorer.kind == "exact" else scorer.sampling.max_tokens
+    _check_length(model, contexts, questions, max_tokens, "eval")
+
+
+@cache
+def _check_length(
+    model: ModelRef, contexts: tuple[Context, ...], texts: tuple[str, ...], max_tokens: int, section: str
+) -> None:
+    window = load_model_shape(model).max_length
+    if window is None:
+        return
+    tokenizer = load_tokenizer(model)
+    for context in contexts:
+        longest = max(len(prompt_ids(tokenizer, context, text)) for text in texts)
+        if longest + max_tokens > window:
+            raise ModelError(
+                f"{section}: a prompt of {longest} tokens (context {context.name}) and an answer of up to "
+                f"{max_tokens} do not fit into the {window} tokens that model {model.name} can read; lower "
+                f"`{section}.sampling.max_tokens`, shorten the prompt or take a model with a longer window"
+            )
