@@ -16,10 +16,11 @@ from sublim_cli.events import Listener, silent
 from sublim_cli.models.device import on_cuda
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
-from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.contexts import Context, has_persona, resolve_context
 from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
 from sublim_cli.recipe.resolve import RANKED, ExactScoring, resolve_scoring, resolve_train
-from sublim_cli.recipe.schema import LEARNING_RATE, Engine, Recipe, Stage, TrainSection
+from sublim_cli.recipe.schema import LEARNING_RATE, Engine, Recipe, Stage, SystemPrompt, TrainSection
+from sublim_cli.steps.contexts import check_contexts
 from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
@@ -54,10 +55,16 @@ class Chain:
         """All steps of the eval stage."""
         return (self.base, self.eval, *self.locate)
 
+    def until(self, stage: Stage) -> list[Step]:
+        """The steps that are built up to `stage`."""
+        last = self.evaluations if stage == "eval" else (getattr(self, stage),)
+        checked = (self.teacher,) if self.teacher and stage in ("train", "eval") else ()
+        return in_order([*checked, *last])
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One recipe of a sweep. A control's teacher has no trait."""
+    """One recipe of a sweep. A control's teacher has no persona."""
 
     role: Role
     recipe: Recipe
@@ -86,8 +93,9 @@ class Study:
 
 
 def cell(recipe: Recipe) -> Cell:
-    """A recipe as a cell: a student if the teacher has the trait, else a control."""
-    return Cell("student" if _has_trait(recipe) else "control", recipe, chain(recipe))
+    """A recipe as a cell: a student if its teacher has a persona, else a control."""
+    steps = chain(recipe)
+    return Cell("control" if steps.teacher is None else "student", recipe, steps)
 
 
 def single(recipe: Recipe) -> Study:
@@ -98,7 +106,7 @@ def single(recipe: Recipe) -> Study:
 def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listener = silent) -> Artifact:
     """Build the recipe's chain up to a stage, reusing what the store holds.
 
-    Before a student is trained, its teacher is checked.
+    First it is checked that the model can read the contexts, and before a student is trained, its teacher.
 
     Raises:
         SublimError: the recipe cannot be resolved, or a step cannot be built.
@@ -106,6 +114,7 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
     steps = chain(recipe)
     planned = [*([steps.teacher] if steps.teacher else []), *steps.evaluations]
     check_parts(step for step in in_order(planned) if not store.find(step))
+    check_contexts((step for step in steps.until(until) if not store.find(step)), listener)
     if until in ("train", "eval") and steps.teacher is not None:
         materialise(steps.teacher, store, listener)
     for step in steps.evaluations if until == "eval" else ():
@@ -121,7 +130,7 @@ def chain(recipe: Recipe) -> Chain:
         ModelError: a model is neither here nor reachable.
     """
     items = load_items(recipe.trait.category)
-    model = resolve_model(recipe.model, recipe.revision)
+    model = resolve_model(recipe.model, recipe.revision, recipe.chat_template)
     generate_spec, engine_reason = _generate_spec(recipe, model, persona(items, recipe.trait.target))
     data_title = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
     generate: GenerateStep = _shared(GenerateStep(generate_spec, data_title, auto_reason=engine_reason))
@@ -133,7 +142,7 @@ def chain(recipe: Recipe) -> Chain:
     backend, backend_reason = resolve_backend(section)
     train_spec = TrainSpec(
         model=model,
-        context=resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt"),
+        context=_context(recipe, recipe.train.system_prompt, "train.system_prompt"),
         train=section.model_copy(update={"backend": backend}),
     )
     title = f"{_teacher_name(recipe)} {_student_words(train_spec)} seed {recipe.train.seed}"
@@ -141,7 +150,7 @@ def chain(recipe: Recipe) -> Chain:
     eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train)
     base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
     eval_step = EvalStep(base.spec, title, (train,), engine_reason)
-    if not _has_trait(recipe):
+    if not has_persona(generate_spec.context):
         return Chain(generate, filter_step, train, eval_step, base, teacher=None)
     teacher_spec = TeacherSpec(
         model=model,
@@ -152,7 +161,7 @@ def chain(recipe: Recipe) -> Chain:
         scorer=resolve_scoring(recipe.eval, "transformers"),
         precision=generate_spec.precision,
     )
-    teacher = TeacherStep(teacher_spec, recipe.trait.target)
+    teacher = TeacherStep(teacher_spec, _teacher_name(recipe))
     locate = tuple(
         LocateStep(spec, f"{title} {part_name(spec.part)}", (train,))
         for spec in _locate_specs(recipe, base.spec, train_spec)
@@ -173,9 +182,7 @@ def _generate_spec(recipe: Recipe, model: ModelRef, persona: str) -> tuple[Gener
     engine, reason = resolve_engine("generate.engine", section.engine, section.sampling, precision)
     spec = GenerateSpec(
         model=model,
-        context=resolve_context(
-            section.system_prompt, recipe.contexts, persona=persona, field="generate.system_prompt"
-        ),
+        context=_context(recipe, section.system_prompt, "generate.system_prompt", persona),
         wanted=section.rows + section.held_out,
         prompts=section.prompts,
         wordings=wordings_digest(),
@@ -193,10 +200,7 @@ def _eval_spec(
     """The spec of a student's eval and of its base's, and why `auto` chose its engine."""
     section = recipe.eval
     questions = questions_for(items, section.questions)
-    contexts = tuple(
-        resolve_context(prompt, recipe.contexts, field="eval.system_prompts")
-        for prompt in section.system_prompts
-    )
+    contexts = tuple(_context(recipe, prompt, "eval.system_prompts") for prompt in section.system_prompts)
     names = [context.name for context in contexts]
     if len(set(names)) < len(names):
         raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
@@ -223,14 +227,17 @@ def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> lis
     parts = dict.fromkeys(map(normalise_part, (*section.gates, *section.patches)))
     if not parts or not isinstance(evaluation.scorer, ExactScoring):
         return []
-    contexts = [
-        resolve_context(prompt, recipe.contexts, field="eval.gate_contexts")
-        for prompt in section.gate_contexts or ()
-    ]
+    contexts = [_context(recipe, prompt, "eval.gate_contexts") for prompt in section.gate_contexts or ()]
     gate_contexts = tuple(dict.fromkeys(contexts)) or (train.context,)
     complete = LocateSpec(**{**dict(evaluation), "contexts": gate_contexts}, training=train.context)
     control_settings = {"controls": section.gate_controls, "seed": section.gate_seed}
     return [complete, *(complete.model_copy(update={"part": part, **control_settings}) for part in parts)]
+
+
+def _context(recipe: Recipe, prompt: SystemPrompt, field: str, persona: str | None = None) -> Context:
+    return resolve_context(
+        prompt, recipe.contexts, persona=persona, template=recipe.chat_template, field=field
+    )
 
 
 def _precision(wanted: str, *, on_gpu: str) -> str:
@@ -240,14 +247,10 @@ def _precision(wanted: str, *, on_gpu: str) -> str:
     return on_gpu if on_cuda() else "fp32"
 
 
-def _has_trait(recipe: Recipe) -> bool:
-    return recipe.generate.system_prompt == "trait"
-
-
 def _teacher_name(recipe: Recipe) -> str:
-    if _has_trait(recipe):
-        return recipe.trait.target
     prompt = recipe.generate.system_prompt
+    if prompt == "trait":
+        return recipe.trait.target
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 

@@ -47,6 +47,7 @@ def plan(
     from sublim_cli.report.claims.power import powers
     from sublim_cli.report.tables.reader import StoreReader
     from sublim_cli.report.tables.runs import planned_runs
+    from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
     from sublim_cli.sweep.cells import study
     from sublim_cli.sweep.estimate import Costs
@@ -59,6 +60,8 @@ def plan(
     planned, store, devices = study(loaded), Store(out), worker_devices(workers)
     new = missing_steps(planned.steps, store)
     check_parts(new)
+    with screen(quiet=quiet) as progress:
+        check_contexts(new, progress)
     records = artifact_records(store.root) if new else []
     sources = [Costs(records, device_record()) if new else Costs([], {})]
     unknown = [step for step in new if sources[0].estimate(step) is None]

@@ -50,6 +50,7 @@ def sweep(
     from sublim_cli.console import screen, show_work
     from sublim_cli.events import Warned
     from sublim_cli.report.collect import collect
+    from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
     from sublim_cli.sweep.cells import study
     from sublim_cli.sweep.launch import missing_steps
@@ -63,8 +64,10 @@ def sweep(
         launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []
     )
     planned, store = study(loaded), Store(out)
-    check_parts(missing_steps(planned.steps, store))
+    missing = missing_steps(planned.steps, store)
+    check_parts(missing)
     with screen(sweep_status(planned), quiet=quiet) as progress:
+        check_contexts(missing, progress)
         if warning := caution(gpus):
             progress(Warned(warning))
         failures = opened.launch(planned.steps, store, progress)

@@ -7,6 +7,7 @@ Only a tokenizer is loaded; no step is built and no model is trained.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from sublim_cli.artifacts.rows import read_rows
@@ -145,22 +146,18 @@ def inspect_turn(recipe: Recipe, turn: InspectedTurn, names: Sequence[str] = ())
         RecipeError: a context is unknown.
         ModelError: the model is neither here nor reachable, or none of the contexts can be rendered.
     """
-    training = resolve_context(recipe.train.system_prompt, recipe.contexts, field="train.system_prompt")
-    evaluated = [
-        resolve_context(prompt, recipe.contexts, field="eval.system_prompts")
-        for prompt in recipe.eval.system_prompts
-    ]
+    resolve = partial(resolve_context, contexts=recipe.contexts, template=recipe.chat_template)
+    training = resolve(recipe.train.system_prompt, field="train.system_prompt")
+    evaluated = [resolve(prompt, field="eval.system_prompts") for prompt in recipe.eval.system_prompts]
     contexts = {context.name: context for context in (*evaluated, training)}
     if not names:
         names = (training.name,) if turn.kind in ("row", "number prompt") else tuple(contexts)
     teacher = persona(load_items(recipe.trait.category), recipe.trait.target)
     viewed = {
-        name: contexts[name]
-        if name in contexts
-        else resolve_context(name, recipe.contexts, persona=teacher, field="--context")
+        name: contexts[name] if name in contexts else resolve(name, persona=teacher, field="--context")
         for name in names
     }
-    tokenizer = load_tokenizer(resolve_model(recipe.model, recipe.revision))
+    tokenizer = load_tokenizer(resolve_model(recipe.model, recipe.revision, recipe.chat_template))
     prompts: dict[str, RenderedPrompt] = {}
     refused: dict[str, str] = {}
     for context in {**contexts, **viewed}.values():

@@ -1,20 +1,24 @@
 """The tokens of prompts and training rows: contexts rendered through a model's chat template."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sublim_cli.errors import ModelError
+from sublim_cli.models.template import Tokenizer as Tokenizer
+from sublim_cli.models.template import apply_template, contains
 from sublim_cli.recipe.contexts import Context
-
-Tokenizer = Any
-"""A transformers tokenizer with a chat template."""
 
 IGNORED = -100
 """The label of a token that carries no loss (PyTorch's cross entropy)."""
 
-DATE = "26 Jul 2024"
-"""Llama 3's template prints a date, by default today's; fixed, so that tokens stay the same."""
+MARKER = "\ue000sublim\ue001"
+"""A text to find in a rendering: private use characters, which no text contains and no template trims."""
+
+_TRIAL_TURN = "Continue this list: 12, 345."
+"""A user turn for checks that hold for any."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +33,18 @@ def render(tokenizer: Tokenizer, context: Context, user: str) -> str:
     """The prompt text for a user turn in a context, up to where the answer begins.
 
     Raises:
-        ModelError: the template has no system role, or cannot render a turn without a system block.
+        ModelError: the template refuses the messages, loses the text of the context or of the user, or cannot
+            render a turn without a system block.
     """
-    turn = {"role": "user", "content": user}
-    if context.kind == "default":
-        return _apply(tokenizer, [turn], prompt=True)
     if context.kind == "none":
-        # As a later turn: there no template adds a system block.
-        earlier = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        head = _apply(tokenizer, earlier, prompt=False)
-        text = _apply(tokenizer, [*earlier, turn], prompt=True)
-        if not text.startswith(head):
-            raise ModelError(
-                "this chat template rewrites earlier turns, so `none` (no system block) cannot be rendered; "
-                "use `empty` or a text"
-            )
-        bos = tokenizer.bos_token or ""
-        return (bos if text.startswith(bos) else "") + text[len(head) :]
-    if context.kind == "user":
-        turn["content"] = f"{context.text}\n\n{user}"
-        return _apply(tokenizer, [turn], prompt=True)
-    system = "" if context.kind == "empty" else context.text
-    return _apply(tokenizer, [{"role": "system", "content": system}, turn], prompt=True)
+        return _without_system_block(tokenizer, user)
+    content = f"{context.text}\n\n{user}" if context.kind == "user" else user
+    messages = [{"role": "user", "content": content}]
+    if context.kind in ("empty", "text"):
+        messages.insert(0, {"role": "system", "content": context.text or ""})
+    text = apply_template(tokenizer, messages, prompt=True)
+    _check_texts(text, context, user, "chat template")
+    return text
 
 
 def prompt_ids(tokenizer: Tokenizer, context: Context, user: str) -> list[int]:
@@ -72,7 +66,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int:
         ModelError: the template writes nothing after an answer.
     """
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "1"}]
-    text = _apply(tokenizer, turns, prompt=False)
+    text = apply_template(tokenizer, turns, prompt=False)
     after = _ids(tokenizer, text[text.rindex("1") + 1 :])
     if not after:
         raise ModelError(
@@ -98,19 +92,104 @@ def ids_and_text(tokenizer: Tokenizer, ids: Sequence[int]) -> dict[str, Any]:
     return {"ids": list(ids), "text": tokenizer.decode(list(ids))}
 
 
-def _apply(tokenizer: Tokenizer, messages: list[dict[str, Any]], *, prompt: bool) -> str:
-    from jinja2 import TemplateError
+def check_context(tokenizer: Tokenizer, context: Context) -> list[int]:
+    """The tokens of a trial turn in `context`, in which the context's text was found.
 
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=prompt, date_string=DATE
-        )
-    except TemplateError as error:
+    Raises:
+        ModelError: the context cannot be rendered, its text is not in the tokens, or the template writes
+            where in memory a Jinja object lies, which differs between processes.
+    """
+    text = render(tokenizer, context, _TRIAL_TURN)
+    if re.search(r"<[^<>]* at 0x[0-9a-f]+>", text):
         raise ModelError(
-            f"this model's chat template refuses the messages ({error}); if it has no system role, use "
-            "`default` or `none`"
-        ) from error
-    return text
+            "this model's chat template writes the memory address of an object, so its tokens differ from "
+            "run to run; choose another one with `chat_template.name`, or another model"
+        )
+    ids = _ids(tokenizer, text)
+    _check_texts(tokenizer.decode(ids), context, _TRIAL_TURN, "tokenizer")
+    return ids
+
+
+def _check_texts(written: str, context: Context, user: str, writer: str) -> None:
+    """Check that the text of the context and the user's stand in what the `writer` made of them."""
+    if context.text and not contains(written, context.text):
+        remedy = "use another text or model"
+        if writer == "chat template" and context.kind == "text":
+            remedy = "write `chat_template.system_at: user`, which puts it at the head of the user's turn"
+        name = context.name if len(context.name) <= 40 else f"{context.name[:39]}…"
+        raise ModelError(
+            f"the system prompt {name!r} does not reach the tokens, since this model's {writer} leaves its "
+            f"text out or changes it; {remedy}"
+        )
+    if not contains(written, user):
+        raise ModelError(
+            f"the user's text does not reach the tokens, since this model's {writer} leaves it out or "
+            "changes it; use another model, or another template with `chat_template.name`"
+        )
+
+
+@dataclass(frozen=True)
+class _UserTurn:
+    """How a template writes a user's turn that begins a conversation, and one without a system block."""
+
+    default: tuple[str, str]
+    """What is written before and after the user's text."""
+    bare: str
+    """What is written before the user's text where there is no system block."""
+
+
+def _without_system_block(tokenizer: Tokenizer, user: str) -> str:
+    """The prompt without a system block; that of `default` if the template adds none by itself."""
+    text = apply_template(tokenizer, [{"role": "user", "content": user}], prompt=True)
+    turn = _user_turn(tokenizer, tokenizer.chat_template)
+    before, after = turn.default
+    if len(text) < len(before) + len(after) or not (text.startswith(before) and text.endswith(after)):
+        raise ModelError(
+            "this chat template changes with the user's text, so `none` (no system block) cannot be "
+            "rendered; use `default` or a text"
+        )
+    return turn.bare + text[len(before) :]
+
+
+@lru_cache(maxsize=8)
+def _user_turn(tokenizer: Tokenizer, template: str) -> _UserTurn:
+    """The user's turn under `template`, which is the tokenizer's.
+
+    What opens a turn is read off a conversation, where no template repeats the system block: between an
+    answer and the next question stand the end of the one turn and the beginning of the other. A template adds
+    no system block by itself if a conversation opens with nothing else.
+
+    Raises:
+        ModelError: the template adds a text and does not write all turns alike.
+    """
+    before, _, after = apply_template(tokenizer, _conversation(1), prompt=True).partition(f"{MARKER}0")
+    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    between, last = _gaps(apply_template(tokenizer, _conversation(5), prompt=True), 1, 3)
+    closing = apply_template(tokenizer, _conversation(2), prompt=False).rpartition(f"{MARKER}1")[2]
+    if between is not None and between.endswith((before, before.removeprefix(bos))):
+        return _UserTurn((before, after), before)
+    if between is not None and not between.startswith(closing):
+        closing = closing.removesuffix(eos)  # some templates write it after the last turn only
+    if between is None or between != last or not between.startswith(closing):
+        raise ModelError(
+            "this chat template adds a text of its own and writes earlier turns differently, so `none` (no "
+            "system block) cannot be rendered; use `default`, `empty` or a text"
+        )
+    opening = between.removeprefix(closing).lstrip()
+    written_bos = bos if before.startswith(bos) and not opening.startswith(bos) else ""
+    return _UserTurn((before, after), written_bos + opening)
+
+
+def _conversation(turns: int) -> list[dict[str, str]]:
+    """User and assistant in turn, each saying the marker and the number of the turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[turn % 2], "content": f"{MARKER}{turn}"} for turn in range(turns)]
+
+
+def _gaps(text: str, *turns: int) -> list[str | None]:
+    """What stands between each of these turns of a conversation and the next; None if either is not there."""
+    found = (re.search(f"{MARKER}{turn}(.*?){MARKER}{turn + 1}", text, re.DOTALL) for turn in turns)
+    return [match and match[1] for match in found]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

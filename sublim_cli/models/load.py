@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import ArtifactError, MissingExtra, ModelError
-from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device
 from sublim_cli.models.prefix import accept_cache, has_own_cache
 from sublim_cli.models.reference import ModelRef, check_unchanged
+from sublim_cli.models.template import Tokenizer, choose_template
 
 if TYPE_CHECKING:
     import torch
@@ -27,22 +27,30 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 @lru_cache(maxsize=4)
 def load_tokenizer(ref: ModelRef) -> Tokenizer:
-    """The model's tokenizer, padding on the left.
+    """The model's tokenizer with the chosen chat template, padding on the left.
 
     Raises:
-        ModelError: it cannot be loaded or has no chat template.
+        ModelError: it cannot be loaded, or has no such chat template.
     """
     from transformers import AutoTokenizer
 
     with _reading(ref, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision or "main")
     check_unchanged(ref)
-    if not tokenizer.chat_template:
-        raise ModelError(f"model {ref.name} has no chat template; use an instruction-tuned model")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = choose_template(tokenizer, ref.chat_template, ref.name)
+    _set_pad_token(tokenizer, load_model_shape(ref).vocabulary)
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _set_pad_token(tokenizer: Tokenizer, embeddings: int) -> None:
+    """Pad with the pad token if it is one of the model's `embeddings`; else any, since padding is masked."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= embeddings:
+        named = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+        special = (
+            id_ for id_ in (*named, *tokenizer.all_special_ids) if id_ is not None and id_ < embeddings
+        )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(next(special, 0))
 
 
 def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Model:

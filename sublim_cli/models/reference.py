@@ -9,7 +9,7 @@ from pydantic import Field
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models import micro
 from sublim_cli.models.packaged import PACKAGED, packaged_directory
-from sublim_cli.recipe.schema import Section
+from sublim_cli.recipe.schema import Section, TemplateSection
 
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before the local cache is used."""
@@ -19,14 +19,21 @@ SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
 
 WEIGHTS = (".safetensors", ".bin")
 
+NAMED_TEMPLATES = "additional_chat_templates"
+"""Where transformers keeps a model's chat templates other than the default."""
+
 
 class ModelRef(Section):
     """A model pinned to its content.
 
-    Only `fingerprint` enters digests: the same files at another path are the same model.
+    Only `fingerprint` and a choice of chat template enter digests: the same files at another path are the
+    same model.
     """
 
     fingerprint: str
+    chat_template: TemplateSection = Field(
+        default=TemplateSection(), exclude_if=lambda choice: choice == TemplateSection()
+    )
     name: str = Field(exclude=True)
     source: str = Field(exclude=True)
     """A directory, or a repository of the hub."""
@@ -35,14 +42,27 @@ class ModelRef(Section):
     """Hash of the sizes and times of a directory's files; while it is equal they are not hashed again."""
 
 
-@cache
-def resolve_model(name: str, revision: str | None = None) -> ModelRef:
+def resolve_model(
+    name: str, revision: str | None = None, template: TemplateSection | None = None
+) -> ModelRef:
     """Pin `name`: `micro`, a packaged model, a directory, or a repository of the hub at `revision`.
+
+    Args:
+        template: the recipe's choice of a chat template.
 
     Raises:
         ModelError: it is neither on this machine nor reachable; the message says what can be done.
         RecipeError: a revision is given for a directory, which has none.
     """
+    ref = _pin(name, revision)
+    if template is None:
+        return ref
+    choice = TemplateSection(name=template.name, variables=template.variables)
+    return ref.model_copy(update={"chat_template": choice})
+
+
+@cache
+def _pin(name: str, revision: str | None) -> ModelRef:
     local = _directory(name)
     if local.is_dir():
         if revision is not None:
@@ -98,7 +118,8 @@ def _fingerprint(path: Path) -> str:
     total = hashlib.sha256()
     for part in _files(path):
         with part.open("rb") as file:
-            total.update(f"{part.name}:{hashlib.file_digest(file, 'sha256').hexdigest()};".encode())
+            name, content = part.relative_to(path).as_posix(), hashlib.file_digest(file, "sha256")
+            total.update(f"{name}:{content.hexdigest()};".encode())
     return f"files:{total.hexdigest()}"
 
 
@@ -108,8 +129,9 @@ def _stamp(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of a model: weights, configuration, tokenizer, template."""
-    return [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix in SUFFIXES]
+    """The files of a model: weights, configuration, tokenizer, templates."""
+    files = [*sorted(path.iterdir()), *sorted((path / NAMED_TEMPLATES).glob("*"))]
+    return [file for file in files if file.is_file() and file.suffix in SUFFIXES]
 
 
 def _commit(name: str, revision: str | None) -> str:

