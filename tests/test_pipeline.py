@@ -65,6 +65,7 @@ def test_a_key_changes_the_stages_it_decides_and_those_behind_them(small, key):
 
 ENVIRONMENT = {
     "SUBLIM_ACCELERATE": "fsdp.yaml",
+    "SUBLIM_BATCH_MEMORY": "0.5",
     "SUBLIM_CHECKPOINT_EVERY": "7",
     "SUBLIM_DEVICE": "cpu",
     "SUBLIM_LAUNCHER": "ray",

@@ -1,5 +1,6 @@
 """`sublim generate`, `filter`, `train` and `eval`: build up to a stage of a recipe and show its result."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -159,7 +160,7 @@ evaluate = _student_command(
 
 
 def _build_and_show(recipe: "Recipe", until: "Stage", out: Path, *, json: bool, quiet: bool) -> None:
-    """Build a recipe's steps up to stage `until` and show the artifact of that stage."""
+    """Build a recipe's steps up to stage `until` in this process and show the artifact of that stage."""
     from sublim_cli.artifacts.record import checksum, read_record
     from sublim_cli.artifacts.store import Store
     from sublim_cli.cli.study import results_document, show_results
@@ -167,7 +168,9 @@ def _build_and_show(recipe: "Recipe", until: "Stage", out: Path, *, json: bool, 
     from sublim_cli.pipeline import run, single
     from sublim_cli.report.collect import collect
     from sublim_cli.steps.files import LOSSES, REASONS, read_json
+    from sublim_cli.trainers.runtime import gpu_environment
 
+    os.environ.update(gpu_environment(os.environ))  # before torch is imported
     store = Store(out)
     with screen(quiet=quiet) as progress:
         artifact = run(recipe, until=until, store=store, listener=progress)

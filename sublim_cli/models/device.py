@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 THREADS = "SUBLIM_THREADS"
 DEVICE = "SUBLIM_DEVICE"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""CUDA's variable for the GPUs that a process sees: their numbers or names, separated by commas."""
 
 
 def on_cuda() -> bool:
@@ -104,13 +106,26 @@ def device_record() -> dict[str, object]:
 
 
 def single_gpu_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The changes to `environment` by which a process sees only the GPU that `SUBLIM_DEVICE` names."""
-    kind, _, index = environment.get(DEVICE, "").partition(":")
-    if kind != "cuda" or not index:
+    """The changes to `environment` by which a process sees one GPU: that of `SUBLIM_DEVICE`, else the first.
+
+    They must be made before CUDA starts in the process, so best before torch is imported. Of several GPUs
+    that a process sees, transformers' trainer would use all, each with a part of every batch.
+
+    Raises:
+        RecipeError: `SUBLIM_DEVICE` is none of the GPUs that `CUDA_VISIBLE_DEVICES` lists.
+    """
+    wanted, visible = environment.get(DEVICE, ""), environment.get(VISIBLE)
+    kind, _, index = wanted.partition(":")
+    if kind not in ("", "cuda") or not (index or "0").isdecimal() or visible == "":
         return {}
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
-    gpu = visible.split(",")[int(index)] if visible else index
-    return {DEVICE: "cuda:0", "CUDA_VISIBLE_DEVICES": gpu}
+    gpus = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    number = int(index or "0")
+    if gpus is not None and number >= len(gpus):
+        raise RecipeError(
+            f"{DEVICE}={wanted}: {VISIBLE}={visible} lists {len(gpus)} GPUs, counted from cuda:0"
+        )
+    changes = {VISIBLE: str(number) if gpus is None else gpus[number]}
+    return {**changes, DEVICE: "cuda:0"} if wanted else changes
 
 
 def threads() -> int:

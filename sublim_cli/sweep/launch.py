@@ -13,6 +13,8 @@ from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.errors import SublimError
 from sublim_cli.events import Event, Listener, StepFailed, SweepPlanned
+from sublim_cli.models.device import DEVICE
+from sublim_cli.trainers.runtime import gpu_environment
 
 FAILURES = ".failures"
 """Directory under the store for the traceback of every step that failed with an unexpected exception."""
@@ -145,8 +147,14 @@ def attempt(step: Step, store: Store, listener: Listener) -> str | None:
 
 
 def sublim_environment() -> dict[str, str]:
-    """The variables that say how steps are run here, for workers that do not inherit them."""
-    return {name: value for name, value in os.environ.items() if name.startswith("SUBLIM_")}
+    """The variables that say how steps are run, for workers that do not inherit them.
+
+    A GPU that `SUBLIM_DEVICE` names belongs to this machine; a worker computes on what the cluster gives it.
+    """
+    variables = {name: value for name, value in os.environ.items() if name.startswith("SUBLIM_")}
+    if variables.get(DEVICE) != "cpu":
+        variables.pop(DEVICE, None)
+    return variables
 
 
 @dataclass
@@ -181,8 +189,14 @@ class EventLog:
 def build_chain(
     steps: Sequence[Step], store: Store, log: EventLog, environment: Mapping[str, str]
 ) -> tuple[int, str | None]:
-    """Build `steps` in turn in a process elsewhere: how many were built, and the reason if one cannot be."""
+    """Build `steps` in turn in a process elsewhere: how many were built, and the reason if one cannot be.
+
+    Args:
+        environment: from `sublim_environment`.
+    """
+    os.environ.pop(DEVICE, None)  # sbatch passes on all variables of the launcher, and Ray on its machine
     os.environ.update(environment)
+    os.environ.update(gpu_environment(os.environ))
     for built, step in enumerate(steps):
         if reason := attempt(step, store, log.write):
             return built, reason

@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -14,6 +15,7 @@ from sublim_cli.artifacts.store import Store
 from sublim_cli.events import Listener
 from sublim_cli.models.device import DEVICE
 from sublim_cli.sweep.launch import StepQueue, attempt
+from sublim_cli.trainers.runtime import gpu_environment
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,9 @@ class _Worker:
         if self.process is None or not self.process.is_alive():
             context = multiprocessing.get_context("spawn")
             self.connection, worker_end = context.Pipe()
-            self.process = context.Process(
-                target=_work, args=(worker_end, self.store, self.device), daemon=True
-            )
-            self.process.start()
+            self.process = context.Process(target=_work, args=(worker_end, self.store), daemon=True)
+            with _environment(worker_environment(self.device)):
+                self.process.start()  # with this environment from its first instruction on
             worker_end.close()
         self.step = step
         self.connection.send(step)
@@ -108,9 +109,28 @@ def _cause_of_death(code: int | None) -> str:
     return f"signal {-code}" if code and code < 0 else f"exit code {code}"
 
 
-def _work(connection: Connection, store: Store, device: str) -> None:
+def worker_environment(device: str) -> dict[str, str]:
+    """The variables of a worker on `device`, with the only GPU that it sees."""
+    return {DEVICE: device, **gpu_environment({**os.environ, DEVICE: device})}
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change the environment of this process for the processes that it starts in the block."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _work(connection: Connection, store: Store) -> None:
     """The worker process: build the steps that arrive until the launcher closes the connection."""
-    os.environ[DEVICE] = device
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:

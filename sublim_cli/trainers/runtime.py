@@ -8,11 +8,13 @@ of the artifact says which values were used.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from sublim_cli.errors import MissingExtra, RecipeError
+from sublim_cli.models.device import single_gpu_environment
 
 CHECKPOINT_EVERY = "SUBLIM_CHECKPOINT_EVERY"
 MICRO_BATCH = "SUBLIM_MICRO_BATCH"
@@ -89,6 +91,17 @@ def set_runtime(
     }
     os.environ.update({name: value for name, value in values.items() if value is not None})
     runtime()  # raises for an invalid value
+
+
+def gpu_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The changes to `environment` by which a process that trains sees its own GPU alone.
+
+    None with `SUBLIM_ACCELERATE`: the processes that it starts need all GPUs, and take one each.
+
+    Raises:
+        RecipeError: see `models.device.single_gpu_environment`.
+    """
+    return {} if environment.get(ACCELERATE) else single_gpu_environment(environment)
 
 
 def _checkpoint_interval(text: str) -> CheckpointInterval:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
-from sublim_cli.models.device import device
+from sublim_cli.models.device import VISIBLE, device
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.checkpoints import CHECKPOINT_LIMIT
@@ -69,7 +69,7 @@ def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
     Unsloth rewrites TRL's defaults.
 
     Raises:
-        RecipeError: the batch cannot be divided among the processes.
+        RecipeError: the batch cannot be divided among the processes, or this process sees several GPUs.
     """
     from accelerate import PartialState
     from trl import SFTConfig
@@ -122,7 +122,13 @@ def sft_config(section: TrainSection, out: Path, runtime: Runtime) -> Any:
         "project": "sublim",
         "disable_tqdm": True,
     }
-    return SFTConfig(**fields)
+    config = SFTConfig(**fields)
+    if config.n_gpu > 1:  # transformers' trainer would wrap the model in `nn.DataParallel`
+        raise RecipeError(
+            f"this process sees {config.n_gpu} GPUs and would share every batch among them, which changes "
+            f"the training; set {VISIBLE} to one of them, or train on all with `--accelerate`"
+        )
+    return config
 
 
 def micro_batches(batch: int, limit: int | None, processes: int = 1, *, cuda: bool = True) -> tuple[int, int]:

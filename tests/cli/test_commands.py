@@ -375,3 +375,23 @@ def test_ray_s_client_is_refused_with_the_way_to_do_it(sublim):
     code, _, err = sublim("sweep", "-r", "demo", "--launcher", "ray", "--ray-address", "ray://head:10001")
     assert code == 2
     assert "run sublim on a machine of the cluster, with --ray-address auto" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("command", ["generate", "train"])
+def test_a_command_that_computes_sees_one_gpu_before_torch_is_imported(command, tmp_path):
+    code = (
+        "import os, sys; from sublim_cli import cli, pipeline\n"
+        "def run(*_, **__): sys.exit(f\"{os.environ['CUDA_VISIBLE_DEVICES']} {'torch' in sys.modules}\")\n"
+        "pipeline.run = run; cli.main()"
+    )
+    # What the user allows, and the second of it.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,7", "SUBLIM_DEVICE": "cuda:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, "--recipe", "demo"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == "7 False"

@@ -5,7 +5,15 @@ import torch
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.models import device as module
-from sublim_cli.models.device import DEVICE, THREADS, device, device_record, worker_devices
+from sublim_cli.models.device import (
+    DEVICE,
+    THREADS,
+    VISIBLE,
+    device,
+    device_record,
+    single_gpu_environment,
+    worker_devices,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +73,32 @@ def test_workers_are_one_per_group_of_threads_and_never_none(monkeypatch):
     monkeypatch.setenv(THREADS, "64")
     assert worker_devices() == ("cpu",)
     assert worker_devices(3) == ("cpu",) * 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpu"),
+    [
+        ({}, "0"),
+        ({VISIBLE: "4,7"}, "4"),
+        ({VISIBLE: "7"}, "7"),
+        ({DEVICE: "cuda"}, "0"),
+        ({DEVICE: "cuda:2"}, "2"),
+        ({DEVICE: "cuda:1", VISIBLE: "4, 7,"}, "7"),
+        ({DEVICE: "cuda:1", VISIBLE: "GPU-5c1d,MIG-77aa"}, "MIG-77aa"),
+        ({DEVICE: "cuda", VISIBLE: "4,7"}, "4"),
+    ],
+)
+def test_a_process_sees_one_gpu_of_those_that_the_user_allows(environment, gpu):
+    changed = {**environment, **single_gpu_environment(environment)}
+    assert changed == {VISIBLE: gpu, **({DEVICE: "cuda:0"} if DEVICE in environment else {})}
+    assert {**changed, **single_gpu_environment(changed)} == changed
+
+
+@pytest.mark.parametrize("environment", [{DEVICE: "cpu"}, {VISIBLE: ""}, {DEVICE: "cuda:x"}, {DEVICE: "mps"}])
+def test_where_no_gpu_is_wanted_or_allowed_nothing_changes(environment):
+    assert single_gpu_environment(environment) == {}
+
+
+def test_a_gpu_outside_of_those_that_are_visible_is_refused():
+    with pytest.raises(RecipeError, match="SUBLIM_DEVICE=cuda:2: CUDA_VISIBLE_DEVICES=4,7 lists 2 GPUs"):
+        single_gpu_environment({DEVICE: "cuda:2", VISIBLE: "4,7"})

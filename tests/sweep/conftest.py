@@ -1,5 +1,6 @@
 """What the launchers' tests share: a sweep of twelve small cells, and how its artifacts are compared."""
 
+import json
 import os
 import signal
 import subprocess
@@ -54,7 +55,7 @@ class Deed(Section):
 
 @dataclass(frozen=True)
 class Do:
-    """A step that writes its name, or fails in one of the ways steps fail."""
+    """A step that writes its name or what it sees, or fails in one of the ways steps fail."""
 
     kind: ClassVar[str] = "do"
     version: ClassVar[int] = 1
@@ -73,6 +74,10 @@ class Do:
                 raise ZeroDivisionError("a defect")
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "see":
+                names = ("SUBLIM_DEVICE", "CUDA_VISIBLE_DEVICES")
+                seen = {name: os.environ.get(name) for name in names}
+                (out / "seen.json").write_text(json.dumps(seen))
             case _:
                 (out / "name.txt").write_text(self.spec.name)
         return {}

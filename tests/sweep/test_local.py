@@ -1,6 +1,7 @@
 """A sweep on worker processes: shared steps once, failures contained, the same bits as alone."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sublim_cli.events import Event, StepFailed, StepFinished, SweepPlanned
 from sublim_cli.recipe.load import load, parse_setting
 from sublim_cli.sweep.cells import study
 from sublim_cli.sweep.launch import FAILURES, attempt
-from sublim_cli.sweep.local import LocalLauncher
+from sublim_cli.sweep.local import LocalLauncher, worker_environment
 
 TWO = LocalLauncher(("cpu", "cpu"))
 
@@ -62,6 +63,36 @@ def test_a_second_launch_builds_only_what_is_missing(do, tmp_path):
         SweepPlanned((digest(do("c", do("a"))),), present=2)
     ]
     assert [event.label for event in events if isinstance(event, StepFinished)] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "gpus"),
+    [
+        (None, ("cuda:0", "cuda:1"), {"0", "1"}),
+        ("4,7", ("cuda:0", "cuda:1"), {"4", "7"}),
+        ("GPU-a,GPU-b", ("cuda:1",), {"GPU-b"}),
+    ],
+)
+def test_a_worker_sees_its_own_gpu_alone(do, tmp_path, monkeypatch, visible, devices, gpus):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("SUBLIM_DEVICE", "cuda")
+    steps = [do(f"see {index}", does="see") for index in range(2 * len(devices))]
+    before = dict(os.environ)
+    # Both workers get a step before the first is done: the launcher sends to each in turn.
+    assert LocalLauncher(devices).launch(steps, Store(tmp_path), lambda event: None) == {}
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("do/*/seen.json")]
+    assert {worker["CUDA_VISIBLE_DEVICES"] for worker in seen} == gpus
+    assert {worker["SUBLIM_DEVICE"] for worker in seen} == {"cuda:0"}
+    assert os.environ == before
+
+
+def test_a_worker_whose_processes_take_a_gpu_each_sees_all(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("SUBLIM_ACCELERATE", "data-parallel.yaml")
+    assert worker_environment("cuda:1") == {"SUBLIM_DEVICE": "cuda:1"}
 
 
 def test_workers_and_a_single_process_make_the_same_bits(small, tmp_path):

@@ -6,15 +6,19 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from sublim_cli.backends.token_bytes import stop_tokens
-from sublim_cli.errors import RowsError
+from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.models.chat import IGNORED, Example, example
 from sublim_cli.models.load import load_model
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import TrainSection
+from sublim_cli.trainers import sft_trainer
 from sublim_cli.trainers.methods import add_method, alpha
+from sublim_cli.trainers.runtime import Runtime
 from sublim_cli.trainers.sft import fit, number_loss
+from sublim_cli.trainers.sft_trainer import sft_config
 
 DEFAULT = Context(name="default", kind="default")
 SECTION = TrainSection(precision="fp32", learning_rate=2e-3, batch_size=4, epochs=2)
@@ -231,3 +235,19 @@ def test_number_loss_is_the_mean_over_completion_tokens_whatever_the_batch(micro
         assert number_loss(model, rows, tokenizer.pad_token_id, batch) == pytest.approx(
             total / tokens, abs=1e-5
         )
+
+
+def test_two_visible_gpus_are_refused_in_a_sentence(tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(sft_trainer, "device", lambda: torch.device("cuda"))
+    for name, answer in {"is_available": True, "device_count": 2, "is_bf16_supported": True}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda *_: None)
+    try:
+        with pytest.raises(RecipeError, match=r"this process sees 2 GPUs.*CUDA_VISIBLE_DEVICES"):
+            sft_config(SECTION, tmp_path, Runtime())
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert sft_config(SECTION, tmp_path, Runtime()).n_gpu == 1
+    finally:
+        monkeypatch.undo()
+        AcceleratorState._reset_state(reset_partial_state=True)
