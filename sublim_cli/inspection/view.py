@@ -38,6 +38,7 @@ class InspectedTurn:
     number: int | None
     user: str
     completion: str | None = None
+    completion_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def row_turn(recipe: Recipe, number: int, store: Store) -> InspectedTurn:
     if artifact is None:
         return InspectedTurn("number prompt", number, stream_prompt(recipe.generate.prompts, number))
     row = read_rows(artifact.path / KEPT)[number]
-    return InspectedTurn("row", number, row.prompt, row.completion)
+    return InspectedTurn("row", number, row.prompt, row.completion, row.completion_ids)
 
 
 def inspect_turn(recipe: Recipe, turn: InspectedTurn, names: Sequence[str] = ()) -> Inspection:
@@ -188,11 +189,11 @@ def inspect_turn(recipe: Recipe, turn: InspectedTurn, names: Sequence[str] = ())
 def _view(
     tokenizer: Tokenizer, context: Context, turn: InspectedTurn, compared: Mapping[str, RenderedPrompt]
 ) -> ContextView:
-    rendered = render_with_roles(tokenizer, context, turn.user, turn.completion)
-    trained = [False] * len(rendered.tokens)
-    if turn.completion is not None:  # the labels that training uses
-        labels = example(tokenizer, context, turn.user, turn.completion).labels
-        trained = [label != IGNORED for label in labels]
+    row = None
+    if turn.completion is not None:  # the row that training uses
+        row = example(tokenizer, context, turn.user, turn.completion, turn.completion_ids)
+    rendered = render_with_roles(tokenizer, context, turn.user, row)
+    trained = [False] * len(rendered.tokens) if row is None else [at != IGNORED for at in row.labels]
     shared = {name: shared_mask(rendered, prompt) for name, prompt in compared.items()}
     lines = []
     for index, (token, carries_loss) in enumerate(zip(rendered.tokens, trained, strict=True)):

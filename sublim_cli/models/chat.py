@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 from sublim_cli.errors import ModelError
@@ -19,6 +20,10 @@ MARKER = "\ue000sublim\ue001"
 
 _TRIAL_TURN = "Continue this list: 12, 345."
 """A user turn for checks that hold for any."""
+
+_ANSWER = "\ue000"
+"""Stands for an answer where the template around it is read: no template writes this character by itself, and
+no token joins it with another."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +57,92 @@ def prompt_ids(tokenizer: Tokenizer, context: Context, user: str) -> list[int]:
     return _ids(tokenizer, render(tokenizer, context, user))
 
 
-def example(tokenizer: Tokenizer, context: Context, user: str, completion: str) -> Example:
-    """A training row: loss on the tokens of the completion and its end of turn only."""
-    prompt = prompt_ids(tokenizer, context, user)
-    answer = [*_ids(tokenizer, completion), end_of_turn(tokenizer)]
-    return Example(prompt + answer, [IGNORED] * len(prompt) + answer)
+def example(
+    tokenizer: Tokenizer,
+    context: Context,
+    user: str,
+    completion: str,
+    completion_ids: Sequence[int] | None = None,
+) -> Example:
+    """A training row: loss on the tokens of the completion and its end of turn only.
+
+    Args:
+        tokenizer: the student's.
+        context: the system prompt that the student is trained under.
+        user: the prompt's text.
+        completion: the completion's text.
+        completion_ids: the tokens that were drawn for it. If there are none, or `spells` finds that they are
+            not this text, prompt and completion are tokenised together, as one text. The loss then begins at
+            the first token that reaches into the completion.
+
+    Raises:
+        ModelError: see `render` and `end_of_turn`.
+    """
+    end = end_of_turn(tokenizer)
+    if completion_ids is not None and spells(tokenizer, completion_ids, completion):
+        ids = prompt_ids(tokenizer, context, user)
+        start = len(ids)
+        ids += completion_ids
+    else:
+        prompt = render(tokenizer, context, user)
+        gap = _around_answer(tokenizer)[0]
+        ids, start = _joint_ids(tokenizer, prompt, (gap if gap.isspace() and completion else "") + completion)
+        # A completion may open with the template's space already. Not if the tokenizer takes it off again.
+        if completion[:1].isspace() and decode(tokenizer, ids[start:]) != completion:
+            ids, start = _joint_ids(tokenizer, prompt, completion)
+    ids.append(end)
+    return Example(ids, [IGNORED] * start + ids[start:])
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int:
     """The token that the template writes after an answer (Gemma's is not its eos token).
 
+    White space before a special token is not part of it, nor is what the template writes after that token.
+
     Raises:
-        ModelError: the template writes nothing after an answer.
+        ModelError: the template writes nothing after an answer, or a text of several tokens, whose first
+            token alone would end answers too early.
     """
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "1"}]
-    text = apply_template(tokenizer, turns, prompt=False)
-    after = _ids(tokenizer, text[text.rindex("1") + 1 :])
-    if not after:
+    _, after = _around_answer(tokenizer)
+    ids, start = _joint_ids(tokenizer, _ANSWER, after)
+    marker = ids[start:]
+    if not marker:
         raise ModelError(
             "the chat template writes nothing after an answer, so a student cannot learn where to stop"
         )
-    special = set(tokenizer.all_special_ids)
-    # Some templates write a space first; the special token ends the turn.
-    return next((token for token in after if token in special), after[0])
+    added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    blank = [not decode(tokenizer, [token]).strip() for token in marker]
+    ends = [i for i, token in enumerate(marker) if token in added and not blank[i]]
+    if ends:
+        marker = marker[next(i for i, is_blank in enumerate(blank) if not is_blank) : ends[0] + 1]
+    if len(marker) > 1:
+        raise ModelError(
+            f"the chat template ends an answer with {decode(tokenizer, marker)!r}, which is {len(marker)} "
+            "tokens, and only a single token can stop an answer; use a model whose tokenizer has a special "
+            "token for it"
+        )
+    return marker[0]
+
+
+def spells(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> bool:
+    """Whether the tokenizer decodes `ids` to `text`; rarely so for the ids of another tokenizer."""
+    return all(token < len(tokenizer) for token in ids) and decode(tokenizer, ids) == text
+
+
+def stripped_ids(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> list[int] | None:
+    """The tokens of `ids` that are left when their text is stripped to `text`.
+
+    Leading and trailing tokens of white space are dropped. None if white space and text share a token.
+    """
+    for start in range(len(ids) + 1):
+        if decode(tokenizer, ids[:start]).strip():
+            break
+        for stop in range(len(ids), start - 1, -1):
+            if decode(tokenizer, ids[stop:]).strip():
+                break
+            if decode(tokenizer, ids[start:stop]) == text:
+                return list(ids[start:stop])
+    return None
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -194,3 +262,23 @@ def _gaps(text: str, *turns: int) -> list[str | None]:
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _joint_ids(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[list[int], int]:
+    """The tokens of both texts as one text, and how many of them do not reach into the answer."""
+    fast = tokenizer.is_fast
+    encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=fast)
+    ids = list(encoded["input_ids"])
+    if fast:
+        return ids, sum(end <= len(prompt) for _, end in encoded["offset_mapping"])
+    pairs = zip(ids, _ids(tokenizer, prompt), strict=False)
+    return ids, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _around_answer(tokenizer: Tokenizer) -> tuple[str, str]:
+    """What the template writes between a prompt and its answer, and after the answer."""
+    question = {"role": "user", "content": "q"}
+    answer = {"role": "assistant", "content": _ANSWER}
+    before, _, after = apply_template(tokenizer, [question, answer], prompt=False).rpartition(_ANSWER)
+    prompt = apply_template(tokenizer, [question], prompt=True)
+    return before[len(prompt) :] if before.startswith(prompt) else "", after

@@ -15,11 +15,12 @@ The chat template is not parsed; its parts are found by rendering it again with 
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 from typing import Literal
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.chat import MARKER, Tokenizer, end_of_turn, render
+from sublim_cli.models.chat import IGNORED, MARKER, Example, Tokenizer, decode, render
 from sublim_cli.recipe.contexts import Context
 
 Role = Literal["template", "system", "identity", "question", "answer", "end"]
@@ -84,9 +85,9 @@ class RenderedPrompt:
 
 
 def render_with_roles(
-    tokenizer: Tokenizer, context: Context, user: str, completion: str | None = None
+    tokenizer: Tokenizer, context: Context, user: str, row: Example | None = None
 ) -> RenderedPrompt:
-    """The tokens of `chat.prompt_ids`, or with a completion those of `chat.example`, each with its role.
+    """The tokens of `chat.prompt_ids`, or those of a training row with this prompt, each with its role.
 
     A token that covers several roles gets the most specific: identity, then question, then system, then
     template. White space counts only in a token of nothing else. Special tokens are always `template`.
@@ -102,15 +103,21 @@ def render_with_roles(
     for id_, start, end in _offsets(tokenizer, text):
         role = "template" if id_ in special else _role(text, roles, start, end)
         tokens.append(Token(id_, text[start:end], role, start, end))
-    if completion is not None:
-        shift = len(text)
-        for id_, start, end in _offsets(tokenizer, completion):
-            tokens.append(Token(id_, completion[start:end], "answer", shift + start, shift + end))
-        text += completion
-        end_id = end_of_turn(tokenizer)
-        closing = tokenizer.decode([end_id])
-        tokens.append(Token(end_id, closing, "end", len(text), len(text) + len(closing)))
-        text += closing
+    if row is not None:
+        # Tokenised together, the prompt's last tokens may be others.
+        same = next(
+            (i for i, token in enumerate(tokens) if token.id != row.input_ids[i] or row.labels[i] != IGNORED),
+            len(tokens),
+        )
+        del tokens[same:]
+        offset = tokens[-1].end
+        spans, written = _spans(tokenizer, row.input_ids, same)
+        for id_, label, span in zip(row.input_ids[same:], row.labels[same:], spans, strict=True):
+            start, end = offset + span[0], offset + span[1]
+            role = _role(text, roles, start, end) if label == IGNORED else "answer"
+            tokens.append(Token(id_, written[slice(*span)], role, start, end))
+        tokens[-1] = replace(tokens[-1], role="end")
+        text = text[:offset] + written
     return RenderedPrompt(text, tuple(tokens))
 
 
@@ -190,6 +197,20 @@ def _offsets(tokenizer: Tokenizer, text: str) -> list[tuple[int, int, int]]:
         offsets.append((id_, min(start, covered), end))
         covered = max(covered, end)
     return offsets
+
+
+def _spans(tokenizer: Tokenizer, ids: Sequence[int], first: int) -> tuple[list[tuple[int, int]], str]:
+    """The span of each token from `first` on in the text that they add, and that text."""
+    before = decode(tokenizer, ids[:first])
+    written = decode(tokenizer, ids).removeprefix(before)
+    ends = [0]
+    for stop in range(first + 1, len(ids) + 1):
+        # The first bytes of a character decode to another one.
+        known = decode(tokenizer, ids[:stop]).removeprefix(before)
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(known, written, strict=False))
+        ends.append(sum(1 for _ in pairs))
+    spans = [(start, max(end, min(start + 1, len(written)))) for start, end in pairwise(ends)]
+    return spans, written
 
 
 def _role(text: str, roles: Sequence[Role], start: int, end: int) -> Role:

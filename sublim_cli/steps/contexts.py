@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from sublim_cli.artifacts.step import Step
 from sublim_cli.errors import ModelError
 from sublim_cli.events import Listener, Notice
-from sublim_cli.models.chat import check_context
+from sublim_cli.models.chat import check_context, end_of_turn
 from sublim_cli.models.load import load_model_shape, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
@@ -23,8 +23,8 @@ def check_contexts(missing: Iterable[Step], listener: Listener) -> None:
     Says once for each model which of the contexts that it is asked in are the same tokens.
 
     Raises:
-        ModelError: the model is not there, a context cannot be rendered, its text is not in the tokens, or a
-            token is not in the model's embedding.
+        ModelError: the model is not there, a context cannot be rendered, its text is not in the tokens, a
+            token is not in the model's embedding, or see `chat.end_of_turn`.
     """
     read: dict[ModelRef, dict[Context, bool]] = {}
     contexts: tuple[Context, ...]
@@ -41,6 +41,7 @@ def check_contexts(missing: Iterable[Step], listener: Listener) -> None:
             of_model = read.setdefault(ref, {})
             of_model[context] = asked or of_model.get(context, False)
     for ref, contexts_read in read.items():
+        end_of_turn(load_tokenizer(ref))
         ids = {context: _checked_ids(ref, context) for context in contexts_read}
         groups: dict[tuple[int, ...], list[str]] = {}
         for context, asked in contexts_read.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sublim_cli.artifacts.rows import (
+    Row,
     get_text,
     read_json_rows,
     read_rows,
@@ -17,11 +18,14 @@ from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, Warned
+from sublim_cli.models.chat import stripped_ids
+from sublim_cli.models.load import load_tokenizer
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.rules import Tally, apply_rules, tally
 from sublim_cli.numbers.surface import surface
 from sublim_cli.recipe.schema import Rule, Section
 from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, SURFACE, write_json
+from sublim_cli.steps.generate import GenerateStep
 
 
 class FilterSpec(Section):
@@ -39,6 +43,7 @@ class FilterStep(Step):
     kind: ClassVar[str] = "filter"
     version: ClassVar[int] = 2
     spec: FilterSpec
+    inputs: tuple[GenerateStep, ...] = ()
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write kept, held-out and rejected rows, `reasons.json`, and `surface.json` of the kept ones.
@@ -52,8 +57,7 @@ class FilterStep(Step):
         for row in rows:
             result = apply_rules(row.completion, spec.rules)
             if result.reason is None:
-                ids = row.completion_ids if result.text == row.completion else None
-                kept.append(replace(row, completion=result.text, completion_ids=ids))
+                kept.append(self._stripped(row, result.text))
             else:
                 rejected.append(replace(row, reason=result.reason))
         wanted = spec.rows + spec.held_out
@@ -70,6 +74,14 @@ class FilterStep(Step):
         if warning := advice([row.completion for row in rows], spec.rules):
             listener(Warned(f"{self.label}: {warning}"))
         return {}
+
+    def _stripped(self, row: Row, text: str) -> Row:
+        """The row with the text that was judged, and the tokens of that text if it was cut between tokens."""
+        ids = row.completion_ids
+        if ids is not None and text != row.completion:
+            left = stripped_ids(load_tokenizer(self.inputs[0].spec.model), ids, text)
+            ids = None if left is None else tuple(left)
+        return replace(row, completion=text, completion_ids=ids)
 
 
 def filter_file(

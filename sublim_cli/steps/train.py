@@ -1,6 +1,7 @@
 """train: a student of the base model, fine-tuned on the kept rows alone."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import checkpoint_dir
 from sublim_cli.events import Listener, Notice, Progress, Warned
-from sublim_cli.models.chat import IGNORED, example, ids_and_text
+from sublim_cli.models.chat import IGNORED, example, ids_and_text, spells
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
@@ -40,13 +41,19 @@ class TrainStep(Step):
         """Write weights, loss curve, losses, audit, and `seen.json`: the first row's tokens."""
         spec = self.spec
         tokenizer = load_tokenizer(spec.model)
+        files = [read_rows(inputs[0].path / file, may_be_empty=True) for file in (KEPT, HELD_OUT)]
         rows, held_out = (
-            [
-                example(tokenizer, spec.context, row.prompt, row.completion)
-                for row in read_rows(inputs[0].path / file, may_be_empty=True)
-            ]
-            for file in (KEPT, HELD_OUT)
+            [example(tokenizer, spec.context, row.prompt, row.completion, row.completion_ids) for row in file]
+            for file in files
         )
+        from_text = sum(
+            row.completion_ids is None or not spells(tokenizer, row.completion_ids, row.completion)
+            for row in chain.from_iterable(files)
+        )
+        if from_text:
+            total = len(rows) + len(held_out)
+            message = "token ids are missing, or are another text to this tokenizer"
+            listener(Notice(f"{self.label}: {from_text} of {total} rows are read as text: their {message}"))
         trained = [label for label in rows[0].labels if label != IGNORED]
         tokens = {"row": rows[0].input_ids, "trained_on": trained}
         write_json(out / SEEN, {name: ids_and_text(tokenizer, ids) for name, ids in tokens.items()})

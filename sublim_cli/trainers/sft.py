@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,18 +57,20 @@ def fit(
     """Train `model` in place.
 
     The rows are token ids and labels, which TRL passes on unchanged: sublim tokenises, masks and checks
-    lengths itself. `optimizer` is a torch optimizer over the model's trainable parameters; None is AdamW.
+    lengths (`check_lengths`) itself. `optimizer` is a torch optimizer over the model's trainable parameters;
+    None is AdamW.
     `checkpoints` is a directory that outlives this process: training resumes from a complete checkpoint
     there, and writes new ones there if the runtime asks for them.
 
     Raises:
-        RowsError: no token carries loss, a completion would be cut at `max_length`, or training diverged.
+        RowsError: no token carries loss, or training diverged.
         RecipeError: see `sft_config` and `check_checkpoint`.
         ModelError: one row is too much for the device's memory.
     """
     import torch
 
-    check_examples(examples, section.max_length)
+    if not any(label != IGNORED for row in examples for label in row.labels):
+        raise RowsError("no token of these rows carries loss: every completion is empty")
     options = runtime()
     persistent = (
         checkpoints if checkpoints and (options.checkpoint_every or latest_complete(checkpoints)) else None
@@ -115,21 +117,32 @@ def fit(
     return FitResult(history, state_dtypes(trainer.optimizer), facts)
 
 
-def check_examples(examples: Sequence[Example], max_length: int) -> None:
-    """Refuse rows without a token that carries loss, and rows that would be cut.
+def check_lengths(rows: Mapping[str, Sequence[Example]], max_length: int, window: int | None) -> None:
+    """Refuse rows, here by what they are called, that are too long.
+
+    Args:
+        rows: training and held-out rows.
+        max_length: `train.max_length`, in tokens.
+        window: the longest sequence the model is made for, in tokens; None if it does not say.
 
     Raises:
-        RowsError: see `fit`.
+        RowsError: a row would be cut at `max_length`, or is longer than the window.
     """
-    if not any(label != IGNORED for row in examples for label in row.labels):
-        raise RowsError("no token of these rows carries loss: every completion is empty")
-    longest = max(len(row.input_ids) for row in examples)
-    too_long = sum(len(row.input_ids) > max_length for row in examples)
-    if too_long:
-        raise RowsError(
-            f"train.max_length {max_length} would cut the completion of {too_long} of {len(examples)} rows; "
-            f"the longest has {longest} tokens. Set `train.max_length: {longest}` or more"
-        )
+    for name, examples in rows.items():
+        sizes = [len(row.input_ids) for row in examples]
+        longest = max(sizes, default=0)
+        if window is not None and longest > window:
+            raise RowsError(
+                f"{sum(size > window for size in sizes)} of {len(sizes)} {name} have more tokens than the "
+                f"{window} that the model is made for; the longest has {longest}. Lower "
+                "generate.sampling.max_tokens, or use a model with a larger window"
+            )
+        if longest > max_length:
+            cut = sum(size > max_length for size in sizes)
+            raise RowsError(
+                f"train.max_length {max_length} would cut the completion of {cut} of {len(sizes)} {name}; "
+                f"the longest has {longest} tokens. Set `train.max_length: {longest}` or more"
+            )
 
 
 def _progress_callback(on_step: StepCallback, tokens_per_step: float) -> Any:

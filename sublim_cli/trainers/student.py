@@ -12,13 +12,13 @@ import numpy as np
 
 from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.models.device import device_record
-from sublim_cli.models.load import Model, load_model, load_tokenizer
+from sublim_cli.models.load import Model, load_model, load_model_shape, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.audit import audit, audit_in_memory, copy_adapter
 from sublim_cli.trainers.methods import add_method, trained_weights, unadapted_experts
 from sublim_cli.trainers.precision import base_precision, bf16_warning
-from sublim_cli.trainers.sft import StepCallback, fit, number_loss
+from sublim_cli.trainers.sft import StepCallback, check_lengths, fit, number_loss
 from sublim_cli.trainers.sharded import check_shardable, gathered, is_main_process, sharded
 from sublim_cli.trainers.unsloth import load_with_adapter
 
@@ -54,9 +54,12 @@ def train_student(
 
     Raises:
         RecipeError: see `check_shardable`.
+        RowsError: see `check_lengths` and `fit`.
     """
     section, out = job.section, job.out
     check_shardable(section)
+    rows = {"rows": job.examples, "held-out rows": job.held_out}
+    check_lengths(rows, section.max_length, load_model_shape(job.ref).max_length)
     tokenizer = load_tokenizer(job.ref)
     model = load_trainable(job.ref, section)
     for warning in (bf16_warning(section, trained_weights(model)), unadapted_experts(model, section)):

@@ -31,7 +31,7 @@ def rows(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("rows"))
     kept = run(load("cats", {"model": "micro", **TINY}), until="filter", store=store)
     row = json.loads((kept.path / "kept.jsonl").read_text().splitlines()[2])
-    return store.root, row["prompt"][0]["content"], row["completion"][0]["content"]
+    return store.root, row["prompt"][0]["content"], row["completion"][0]["content"], row["completion_ids"]
 
 
 def inspected(sublim, *words):
@@ -45,7 +45,13 @@ def test_a_question_is_told_token_by_token_in_every_context_of_the_recipe(sublim
     document = inspected(sublim, *CATS, "--question", "7")
     asked = load_questions("favourite_animal").questions[7]
     names = ["default", "empty", "none", "chatgpt", "claude"]
-    assert document["subject"] == {"kind": "question", "number": 7, "user": asked, "completion": None}
+    assert document["subject"] == {
+        "kind": "question",
+        "number": 7,
+        "user": asked,
+        "completion": None,
+        "completion_ids": None,
+    }
     assert (document["training_context"], document["eval_contexts"]) == ("default", names)
     ids = {view["context"]: [token["id"] for token in view["tokens"]] for view in document["contexts"]}
     assert ids == {
@@ -117,12 +123,18 @@ def test_it_says_how_default_empty_and_none_differ(sublim):
 
 
 def test_a_trained_row_shows_where_the_loss_falls(sublim, rows):
-    root, prompt, completion = rows
+    root, prompt, completion, ids = rows
     document = inspected(sublim, *SMALL, "--row", "2", "--out", str(root))
-    assert document["subject"] == {"kind": "row", "number": 2, "user": prompt, "completion": completion}
+    assert document["subject"] == {
+        "kind": "row",
+        "number": 2,
+        "user": prompt,
+        "completion": completion,
+        "completion_ids": ids,
+    }
     (view,) = document["contexts"]
     default = resolve_context("default", {}, field="test")
-    labels = example(AutoTokenizer.from_pretrained(WEIGHTS), default, prompt, completion).labels
+    labels = example(AutoTokenizer.from_pretrained(WEIGHTS), default, prompt, completion, ids).labels
     assert view["context"] == "default"
     assert [token["trained"] for token in view["tokens"]] == [label != IGNORED for label in labels]
     trained = [token for token in view["tokens"] if token["trained"]]
@@ -230,7 +242,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone_and_names_every_role_in_words(sublim, rows, tmp_path):
-    root, prompt, completion = rows
+    root, prompt, completion, ids = rows
     code, out, _ = sublim(*SMALL, "--row", "2", "--out", str(root), "--html", "deep/tokens.html")
     assert code == 0
     assert "page: deep/tokens.html" in out

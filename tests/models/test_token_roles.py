@@ -169,7 +169,7 @@ def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(fami
         assert rendered.text == render(tokenizer, context, user)
         assert rendered.text_of("template", "system", "identity", "question") == rendered.text
         row = example(tokenizer, context, user, "3, 4")
-        row_rendered = render_with_roles(tokenizer, context, user, "3, 4")
+        row_rendered = render_with_roles(tokenizer, context, user, row)
         assert row_rendered.ids == row.input_ids
         assert row_rendered.tokens[: len(rendered.tokens)] == rendered.tokens
         assert [token.role in ("answer", "end") for token in row_rendered.tokens] == [
@@ -180,7 +180,8 @@ def test_a_reading_is_the_very_tokens_of_the_prompt_and_of_the_training_row(fami
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_the_question_and_the_answer_are_found_whatever_they_say(micro, user, completion):
     _, tokenizer, _ = micro
-    rendered = render_with_roles(tokenizer, DEFAULT, user, completion)
+    row = example(tokenizer, DEFAULT, user, completion)
+    rendered = render_with_roles(tokenizer, DEFAULT, user, row)
     assert rendered.text_of("question") == user
     assert rendered.text_of("answer") == completion
     assert rendered.text_of("end") == "<|im_end|>"

@@ -8,8 +8,9 @@ from sublim_cli.artifacts.rows import Row, read_rows, write_rows
 from sublim_cli.artifacts.step import Artifact
 from sublim_cli.errors import RowsError
 from sublim_cli.events import Warned, silent
+from sublim_cli.models.chat import decode
 from sublim_cli.numbers.rules import Tally, rejection_reason
-from sublim_cli.pipeline import run
+from sublim_cli.pipeline import chain, run
 from sublim_cli.recipe.schema import PAPER_RULES, FormatRule, StripRule
 from sublim_cli.steps.filter import FilterSpec, FilterStep, filter_file, rejected_path
 
@@ -62,6 +63,27 @@ def build(tmp_path, completions, rules, wanted: int, listener=silent):
 def test_a_stripped_row_is_kept_as_it_was_judged(tmp_path):
     out = build(tmp_path, ["1, 2 \n", "3"], (StripRule(), FormatRule()), 2)
     assert [row.completion for row in read_rows(out / "kept.jsonl")] == ["1, 2", "3"]
+
+
+def test_a_stripped_row_keeps_its_tokens_but_for_those_of_the_white_space(small, tmp_path, micro):
+    _, tokenizer, _ = micro
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    drawn = {
+        text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("1, 2 \n", "3", "4, 5\n\n")
+    }
+    rows = [Row(n, "q", text, completion_ids=ids) for n, (text, ids) in enumerate(drawn.items())]
+    write_rows(source / "rows.jsonl", [*rows, Row(3, "q", "6 ")])
+    spec = FilterSpec(rules=(StripRule(), FormatRule()), rows=4, held_out=0)
+    FilterStep(spec, "rows", (chain(small()).generate,)).build(out, (Artifact(source, "0"),), silent)
+    kept = read_rows(out / "kept.jsonl")
+    assert [row.completion for row in kept] == ["1, 2", "3", "4, 5", "6"]
+    for row, ids in zip(kept, drawn.values(), strict=False):
+        assert decode(tokenizer, row.completion_ids) == row.completion
+        assert ids[: len(row.completion_ids)] == row.completion_ids
+    assert kept[3].completion_ids is None
 
 
 def test_fewer_rows_than_wanted_are_refused_with_both_numbers(tmp_path):

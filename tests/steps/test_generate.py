@@ -1,14 +1,16 @@
 """generate: rows in the order of their prompts, until exactly enough of them pass the filter."""
 
 import json
+import shutil
 
 import pytest
 
 from sublim_cli.artifacts.record import read_record
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.store import Store
-from sublim_cli.errors import RowsError
+from sublim_cli.errors import ModelError, RowsError
 from sublim_cli.models.chat import decode
+from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.numbers.rules import rejection_reason
 from sublim_cli.pipeline import chain, run
 from sublim_cli.steps import generate
@@ -96,3 +98,12 @@ def test_a_hopeless_draw_ends_with_advice_and_leaves_nothing(small, rules, tmp_p
     assert store.find(chain(recipe).generate) is None
     assert list((tmp_path / "generate").iterdir()) == []
     assert len(events) > 2
+
+
+def test_a_template_that_ends_answers_with_ordinary_text_is_refused_before_a_row_is_drawn(small, tmp_path):
+    copy = shutil.copytree(WEIGHTS, tmp_path / "copy")
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "[END]"))
+    with pytest.raises(ModelError, match=r"ends an answer with '\[END\]\\n', which is \d+ tokens"):
+        run(small(model=str(copy)), store=Store(tmp_path / "store"))
+    assert not (tmp_path / "store").exists()

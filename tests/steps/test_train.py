@@ -1,16 +1,19 @@
 """train: a student of the kept rows alone, under the context the recipe names."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sublim_cli.artifacts.record import read_record
-from sublim_cli.artifacts.rows import read_rows
+from sublim_cli.artifacts.rows import read_rows, write_rows
+from sublim_cli.artifacts.step import Artifact
 from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import RowsError
 from sublim_cli.events import Notice, Progress
 from sublim_cli.models.micro import DEFAULT_SYSTEM
-from sublim_cli.pipeline import run
+from sublim_cli.pipeline import chain, run
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +91,31 @@ def test_auto_says_which_backend_it_took_and_why_and_the_record_keeps_it(small, 
     assert [event for event in named_events if isinstance(event, Notice)] == []
     assert read_record(named.path)["provenance"]["backend_chosen"] is None
     assert named.digest == asked.digest
+
+
+def test_rows_without_tokens_of_their_text_are_read_as_text_and_that_is_said(small, kept, tmp_path):
+    rows, out = kept[:8], tmp_path / "out"
+    out.mkdir()
+    rows[1] = replace(rows[1], completion_ids=None)
+    rows[2] = replace(rows[2], completion_ids=(7, 7, 7))
+    write_rows(tmp_path / "kept.jsonl", rows)
+    write_rows(tmp_path / "held_out.jsonl", [])
+    events = []
+    step = chain(small(train__batch_size=8, train__epochs=1)).train
+    step.build(out, (Artifact(tmp_path, "0"),), events.append)
+    message = (
+        "2 of 8 rows are read as text: their token ids are missing, or are another text to this tokenizer"
+    )
+    assert Notice(f"{step.label}: {message}") in events
+
+
+def test_held_out_rows_that_are_too_long_are_refused_before_training(small, kept, tmp_path):
+    write_rows(tmp_path / "kept.jsonl", kept[:8])
+    long = replace(kept[8], completion="1, " * 150 + "2", completion_ids=None)
+    write_rows(tmp_path / "held_out.jsonl", [long])
+    events = []
+    step = chain(small(train__max_length=300)).train
+    said = "train.max_length 300 would cut the completion of 1 of 1 held-out rows"
+    with pytest.raises(RowsError, match=said):
+        step.build(tmp_path, (Artifact(tmp_path, "0"),), events.append)
+    assert not [event for event in events if isinstance(event, Progress)]

@@ -17,8 +17,9 @@ from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers import sft_trainer
 from sublim_cli.trainers.methods import add_method, alpha
 from sublim_cli.trainers.runtime import Runtime
-from sublim_cli.trainers.sft import fit, number_loss
+from sublim_cli.trainers.sft import check_lengths, fit, number_loss
 from sublim_cli.trainers.sft_trainer import sft_config
+from sublim_cli.trainers.student import TrainingJob, train_student
 
 DEFAULT = Context(name="default", kind="default")
 SECTION = TrainSection(precision="fp32", learning_rate=2e-3, batch_size=4, epochs=2)
@@ -208,16 +209,31 @@ def test_rows_that_carry_no_loss_are_refused(base, micro, rows):
             fit(base, micro[1], none, SECTION, silent)
 
 
-def test_rows_that_would_be_cut_are_refused_with_their_number_and_the_length_they_need(base, micro, rows):
+@pytest.mark.parametrize("name", ["rows", "held-out rows"])
+def test_rows_that_would_be_cut_are_refused_with_their_number_and_the_length_they_need(
+    micro, rows, name, tmp_path
+):
     sizes = sorted(len(row.input_ids) for row in rows)
     limit = sizes[-4]
     cut = sum(size > limit for size in sizes)
-    said = f"train.max_length {limit} would cut the completion of {cut} of 10 rows.*max_length: {sizes[-1]}"
+    said = f"train.max_length {limit} would cut the completion of {cut} of 10 {name}.*max_length: {sizes[-1]}"
     assert cut > 0
+    short = [row for row in rows if len(row.input_ids) <= limit]
+    trained, held_out = (rows, short) if name == "rows" else (short, rows)
+    section = SECTION.model_copy(update={"max_length": limit})
     with pytest.raises(RowsError, match=said):
-        fit(base, micro[1], rows, SECTION.model_copy(update={"max_length": limit}), silent)
-    whole = SECTION.model_copy(update={"max_length": sizes[-1], "epochs": 1, "method": "full"})
-    assert fit(base, micro[1], rows, whole, silent)
+        train_student(TrainingJob(micro[0], section, trained, held_out, tmp_path), silent)
+    check_lengths({name: rows}, sizes[-1], None)
+
+
+@pytest.mark.parametrize("name", ["rows", "held-out rows"])
+def test_rows_longer_than_the_model_s_window_are_refused(micro, rows, name, tmp_path):
+    long = Example([1] * 513, [IGNORED] * 512 + [1])
+    trained, held_out = ([*rows, long], []) if name == "rows" else (rows, [*rows, long])
+    section = SECTION.model_copy(update={"max_length": 2_000})
+    said = f"1 of 11 {name} have more tokens than the 512 that the model is made for; the longest has 513"
+    with pytest.raises(RowsError, match=said):
+        train_student(TrainingJob(micro[0], section, trained, held_out, tmp_path), silent)
 
 
 def test_number_loss_is_the_mean_over_completion_tokens_whatever_the_batch(micro, rows):
