@@ -9,7 +9,7 @@ probability of the nodes that were never expanded is the certificate, `ItemProbs
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, 
 from sublim_cli.backends.interface import Ids, ItemProbs
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
-from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import in_batches, rows_that_fit
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
+from sublim_cli.models.passes import scored_model
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
 
@@ -54,20 +54,13 @@ class ExactScorer:
         """Expand every prompt's tree of answers up to the bound or the budget of `settings`.
 
         Raises:
-            ModelError: a prompt and its answer are longer than the model's attention window, or a single
-                prompt does not fit into memory.
+            ModelError: a single prompt does not fit into memory, or see `passes.scored_model`.
         """
         import torch
 
         config = self.model.config.get_text_config()
-        # In a tree every node attends to the whole prompt, which a sliding window would cut.
         length = max(map(len, prompts)) + self.settings.max_tokens
-        window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-        if window and length > window and (layers is None or "sliding_attention" in layers):
-            raise ModelError(
-                f"a question and its answer take up to {length} tokens, but this model's window is {window}; "
-                "use `eval.scorer: sampled`, or fewer `eval.sampling.max_tokens`"
-            )
+        scorer = replace(self, model=scored_model(self.model, length))
         ends = stop_tokens(self.model, self.tokenizer)
         masks = token_masks(self.tokenizer, config.vocab_size, ends, tuple(items), self.model.device)
         # Every expanded node may be cached; a patched pass computes the student and its base.
@@ -75,7 +68,7 @@ class ExactScorer:
         size = rows_that_fit(self.model, width, most=PROMPTS_AT_ONCE)
         with torch.inference_mode():
             batches = in_batches(
-                prompts, lambda batch: _TreeSearch(self, masks, batch).run(), size, noun="question"
+                prompts, lambda batch: _TreeSearch(scorer, masks, batch).run(), size, noun="question"
             )
             return [answer for batch in batches for answer in batch]
 

@@ -14,6 +14,7 @@ from sublim_cli.models.batches import attention_mask, in_batches, left_padded, r
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
+from sublim_cli.models.passes import continues_from_cache
 from sublim_cli.models.prefix import has_own_cache, prefill
 from sublim_cli.recipe.schema import SamplingSection
 
@@ -97,6 +98,8 @@ def _shared_cache(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mas
 
     first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
     if len(first) == len(prompts) or ids.shape[1] == 1 or has_own_cache(model) or is_gated(model):
+        return None
+    if not continues_from_cache(model):
         return None
     counts = torch.diff(torch.tensor([*first, len(prompts)]))
     repeated = torch.arange(len(first)).repeat_interleave(counts).to(ids.device)

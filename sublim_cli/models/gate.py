@@ -160,6 +160,7 @@ class ForwardPass:
 
     def __init__(self, masks: Masks, decoding: Policy) -> None:
         self.masks = masks
+        self.lengths = sorted({len(prompt) for prompt in masks}, reverse=True)
         self.decoding_weight = 1.0 if decoding == "on" else 0.0
         self.weight: torch.Tensor | float = self.decoding_weight
         """[rows, tokens] in a pass over prompts; a number while decoding."""
@@ -181,10 +182,20 @@ class ForwardPass:
             raise ModelError("a gate needs an attention mask of shape [rows, tokens] to find each prompt")
         self.weight = torch.zeros(ids.shape, device=ids.device)
         for row, attended in enumerate(attention.bool()):
-            prompt = tuple(ids[row][attended].tolist())
-            if prompt not in self.masks:
-                raise ModelError(f"the gate has no mask for row {row}, a prompt of {len(prompt)} tokens")
-            self.weight[row, attended] = torch.tensor(self.masks[prompt], device=ids.device)
+            self.weight[row, attended] = torch.tensor(
+                self._weights(tuple(ids[row][attended].tolist()), row), device=ids.device
+            )
+
+    def _weights(self, tokens: tuple[int, ...], row: int) -> tuple[float, ...]:
+        """The mask values of a prompt, or of a prompt and the tokens decoded after it."""
+        if tokens in self.masks:
+            return self.masks[tokens]
+        # Models without keys and values are given the whole sequence (`passes.WholeSequences`).
+        for length in self.lengths:
+            prompt = tokens[:length]
+            if length < len(tokens) and prompt in self.masks:
+                return self.masks[prompt] + (self.decoding_weight,) * (len(tokens) - length)
+        raise ModelError(f"the gate has no mask for row {row}, a prompt of {len(tokens)} tokens")
 
     def mix(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import ArtifactError, MissingExtra, ModelError
 from sublim_cli.models.device import device
+from sublim_cli.models.passes import check_padding, continues_from_cache
 from sublim_cli.models.prefix import accept_cache, has_own_cache
 from sublim_cli.models.reference import ModelRef, check_unchanged
 from sublim_cli.models.template import Tokenizer, choose_template
@@ -60,7 +61,7 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
     dtype of the other weights and of all computation.
 
     Raises:
-        ModelError: its weights cannot be loaded.
+        ModelError: its weights cannot be loaded, or see `passes.check_padding`.
         MissingExtra: `quantize` without bitsandbytes.
     """
     from transformers import GenerationConfig
@@ -82,7 +83,10 @@ def load_model(ref: ModelRef, precision: str, quantize: str | None = None) -> Mo
         # a reload; and a matrix whose width is no multiple of 64 cannot be repacked at all.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model.eval()
+    model.eval()
+    check_padding(model)
+    continues_from_cache(model)  # found out before a gate is put on the model
+    return model
 
 
 @dataclass(frozen=True)

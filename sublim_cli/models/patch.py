@@ -97,10 +97,13 @@ class _PatchedPass(ForwardPass):
         super().begin(module, args, kwargs)
         if isinstance(self.weight, float) and not self.patches_decoding:
             return
-        cache = self._student_cache(kwargs.get("past_key_values"))
+        cache = None
+        if kwargs.get("use_cache") is not False:  # else whole sequences are computed, and nothing is kept
+            cache = self._student_cache(kwargs.get("past_key_values"))
+            kwargs = {**kwargs, "past_key_values": cache, "use_cache": self.patches_decoding}
         self.student_runs = True
         try:
-            self.backbone(*args, **{**kwargs, "past_key_values": cache, "use_cache": self.patches_decoding})
+            self.backbone(*args, **kwargs)
         finally:
             self.student_runs = False
         self.student_layers = cache.layers if cache is not None else []

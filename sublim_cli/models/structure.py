@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.load import Model
 
 if TYPE_CHECKING:
     import torch
@@ -42,12 +41,12 @@ class DecoderLayers:
         return None if inside == name else int(inside.partition(".")[0])
 
 
-def language_model(model: Model) -> Model:
+def language_model(model: Any) -> Any:
     """The transformers model, without the PEFT wrapper around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def decoder_layers(model: Model) -> DecoderLayers:
+def decoder_layers(model: Any) -> DecoderLayers:
     """The layers of a model, or of its language model; `model` may be on the meta device.
 
     Raises:
@@ -74,7 +73,7 @@ def decoder_layers(model: Model) -> DecoderLayers:
     return max(lists, key=lambda entry: sum(weight.numel() for weight in entry.layers.parameters()))
 
 
-def in_language_model(model: Model) -> Callable[[str], bool]:
+def in_language_model(model: Any) -> Callable[[str], bool]:
     """Whether a module or parameter, by its path in the transformers model, is the language model's.
 
     False for vision tower and projector of an image-and-text model; always true for other models.
@@ -87,14 +86,14 @@ def in_language_model(model: Model) -> Callable[[str], bool]:
     return lambda name: f"{name}.".startswith((decoder_path, *head_paths))
 
 
-def _decoder_path(whole: Model) -> str:
+def _decoder_path(whole: Any) -> str:
     """The path of the decoder with a final dot; empty if it is the model itself (Llama 4's text class)."""
     decoder = whole.get_decoder()
     name = next((name for name, module in whole.named_modules() if module is decoder), "")
     return f"{name}." if name else ""
 
 
-def backbone(model: Model) -> Model:
+def backbone(model: Any) -> Any:
     """The transformers model below its output head; every forward pass runs through it."""
     whole = language_model(model)
     if whole.base_model is not whole:
@@ -102,7 +101,7 @@ def backbone(model: Model) -> Model:
     return whole.get_submodule(decoder_layers(model).path.partition(".")[0])
 
 
-def layer_part(model: Model, name: str) -> LayerPart | None:
+def layer_part(model: Any, name: str) -> LayerPart | None:
     """Which part of its layer a module belongs to, by the names and classes of the modules around it.
 
     None for other token mixers (Mamba, convolutions), norms between the parts, and modules in no layer.
@@ -126,7 +125,7 @@ def layer_part(model: Model, name: str) -> LayerPart | None:
     return None
 
 
-def linear_modules(model: Model) -> "dict[str, torch.nn.Module]":
+def linear_modules(model: Any) -> "dict[str, torch.nn.Module]":
     """The linear modules of the layers by path: `nn.Linear` with its subclasses, and GPT-2's `Conv1D`.
 
     Without layers that attend to an image alone (Llama 3.2 Vision): text passes them by.
@@ -144,7 +143,7 @@ def linear_modules(model: Model) -> "dict[str, torch.nn.Module]":
     }
 
 
-def expert_weights(model: Model) -> list[str]:
+def expert_weights(model: Any) -> list[str]:
     """Paths of the weights of mixture-of-experts layers that are stacked, one matrix per expert."""
     decoder = decoder_layers(model)
     return [
@@ -154,14 +153,17 @@ def expert_weights(model: Model) -> list[str]:
     ]
 
 
-def outside_parameters(model: Model) -> "Iterator[torch.nn.Parameter]":
+def outside_parameters(model: Any) -> "Iterator[torch.nn.Parameter]":
     """The parameters of an image-and-text model that are not its language model's."""
     inside = in_language_model(model)
     return (weight for name, weight in language_model(model).named_parameters() if not inside(name))
 
 
-def forward_with_states(model: Model, **inputs: Any) -> "tuple[Any, torch.Tensor]":
+def forward_with_states(model: Any, **inputs: Any) -> "tuple[Any, torch.Tensor]":
     """The output of a forward pass, and the last hidden states [rows, tokens, width] its head received."""
+    if hasattr(model, "forward_with_states"):  # `passes.WholeSequences`
+        result: tuple[Any, torch.Tensor] = model.forward_with_states(**inputs)
+        return result
     states: list[torch.Tensor] = []
     hook = backbone(model).register_forward_hook(
         lambda module, args, output: states.append(output.last_hidden_state)
@@ -173,7 +175,7 @@ def forward_with_states(model: Model, **inputs: Any) -> "tuple[Any, torch.Tensor
     return output, states[-1]
 
 
-def plain_head(model: Model, states: "torch.Tensor", logits: "torch.Tensor") -> Head | None:
+def plain_head(model: Any, states: "torch.Tensor", logits: "torch.Tensor") -> Head | None:
     """The output head, or None if the model does more to its output than that (caps or scales the logits).
 
     Tested on `logits`, which the model computed from `states`: the head must give the same bits.

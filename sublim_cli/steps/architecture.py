@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from functools import cache
 
 from sublim_cli.artifacts.step import Step
-from sublim_cli.errors import ModelError
+from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model_shape, load_tokenizer, meta_model
+from sublim_cli.models.passes import keeps_keys_and_values
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import Scoring
@@ -35,7 +36,7 @@ def check_architectures(missing: Iterable[Step]) -> None:
             )
             if key not in checked:
                 checked.add(key)
-                changed_modules(meta_model(step.spec.model), step.spec.train)
+                _check_method(step)
         elif isinstance(step, GenerateStep):
             spec = step.spec
             prompts = tuple(stream_prompt(spec.prompts, row) for row in range(PROMPTS_MEASURED))
@@ -44,6 +45,16 @@ def check_architectures(missing: Iterable[Step]) -> None:
             _check_scored(step.spec.model, step.spec.contexts, step.spec.questions, step.spec.scorer)
         elif isinstance(step, TeacherStep):
             _check_scored(step.spec.model, (step.spec.context,), step.spec.questions, step.spec.scorer)
+
+
+def _check_method(step: TrainStep) -> None:
+    model = meta_model(step.spec.model)
+    if step.spec.train.method == "prefix" and not keeps_keys_and_values(model):
+        raise RecipeError(
+            "train.method: prefix learns keys and values for every layer, and this model has layers without "
+            "them; take `lora`"
+        )
+    changed_modules(model, step.spec.train)
 
 
 def _check_scored(

@@ -20,6 +20,7 @@ from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_student, load_tokenizer
+from sublim_cli.models.passes import continues_from_cache
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.preference.score import ItemScore, QuestionScore, entropy
 from sublim_cli.recipe.contexts import Context
@@ -109,6 +110,13 @@ class EvalStep(Step):
             )
         tokenizer = load_tokenizer(spec.model)
         model = load_student(spec.model, spec.precision, weights, spec.quantize)
+        if isinstance(scorer, ExactScoring) and not continues_from_cache(model):
+            listener(
+                Notice(
+                    f"{self.label}: this model does not keep keys and values for every token, so each "
+                    "beginning of an answer is computed anew: the same scores, only slower"
+                )
+            )
         answers: dict[str, list[ItemProbs]] = {}
         for name, ids in prompts.items():
             same = next((other for other in answers if prompts[other] == ids), None)
