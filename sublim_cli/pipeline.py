@@ -4,16 +4,17 @@ from sublim_cli.pipeline import run
 artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path("runs")))
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
-from sublim_cli.backends.engine import resolve_engine
+from sublim_cli.backends.engine import resolve_engine, vllm_installed
 from sublim_cli.errors import RecipeError
 from sublim_cli.events import Listener, silent
-from sublim_cli.models.device import on_cuda
+from sublim_cli.models.device import Capabilities, on_cuda
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import Context, has_persona, resolve_context
@@ -28,10 +29,33 @@ from sublim_cli.steps.leak import LeakStep
 from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, normalise_part, part_name
 from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
 from sublim_cli.steps.train import TrainSpec, TrainStep
-from sublim_cli.trainers.backend import resolve_backend
+from sublim_cli.trainers.backend import resolve_backend, unsloth_installed
 from sublim_cli.wording import rate
 
 Role = Literal["student", "control"]
+
+EVERYTHING = Capabilities(cuda=True, unsloth=True, vllm=True)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What `auto` and the names of models stood for when a study was planned, perhaps elsewhere.
+
+    `auto` is resolved as on `machine`. A key that names its value is not compared with any machine.
+    """
+
+    machine: Capabilities
+    models: Mapping[tuple[str, str | None], ModelRef] = field(default_factory=dict)
+    """By name and revision as the recipe has them; see `resolve_model`."""
+
+    def capabilities(self, choice: str) -> Capabilities:
+        """The machine for which a key with the value `choice` is resolved."""
+        return self.machine if choice == "auto" else EVERYTHING
+
+
+def this_machine() -> Capabilities:
+    """What this machine has, without importing any of it."""
+    return Capabilities(cuda=on_cuda(), unsloth=unsloth_installed(), vllm=vllm_installed())
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,8 @@ class Study:
     name: str
     cells: tuple[Cell, ...]
     leaks: tuple[LeakStep, ...]
+    resolution: Resolution | None = None
+    """What its `auto` was resolved with; None for this machine."""
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -92,26 +118,34 @@ class Study:
         return list({digest(step): step for step in steps}.values())
 
 
-def cell(recipe: Recipe) -> Cell:
+def cell(recipe: Recipe, resolution: Resolution | None = None) -> Cell:
     """A recipe as a cell: a student if its teacher has a persona, else a control."""
-    steps = chain(recipe)
+    steps = chain(recipe, resolution)
     return Cell("control" if steps.teacher is None else "student", recipe, steps)
 
 
-def single(recipe: Recipe) -> Study:
+def single(recipe: Recipe, resolution: Resolution | None = None) -> Study:
     """A study of one cell; the recipe's sweep is ignored."""
-    return Study(recipe.name, (cell(recipe),), ())
+    return Study(recipe.name, (cell(recipe, resolution),), (), resolution)
 
 
-def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listener = silent) -> Artifact:
+def run(
+    recipe: Recipe,
+    *,
+    until: Stage = "eval",
+    store: Store,
+    listener: Listener = silent,
+    resolution: Resolution | None = None,
+) -> Artifact:
     """Build the recipe's chain up to a stage, reusing what the store holds.
 
     First it is checked that the model can read the contexts, and before a student is trained, its teacher.
+    `resolution` is None for what this machine chooses.
 
     Raises:
         SublimError: the recipe cannot be resolved, or a step cannot be built.
     """
-    steps = chain(recipe)
+    steps = chain(recipe, resolution)
     planned = [*([steps.teacher] if steps.teacher else []), *steps.evaluations]
     check_parts(step for step in in_order(planned) if not store.find(step))
     check_contexts((step for step in steps.until(until) if not store.find(step)), listener)
@@ -122,32 +156,38 @@ def run(recipe: Recipe, *, until: Stage = "eval", store: Store, listener: Listen
     return materialise(getattr(steps, until), store, listener)
 
 
-def chain(recipe: Recipe) -> Chain:
+def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
     """Resolve a recipe into steps: model to content, names to texts, `auto` to precision, engine and backend.
+
+    `resolution` is None for what this machine chooses.
 
     Raises:
         RecipeError: a trait, context or question set is unknown.
         ModelError: a model is neither here nor reachable.
     """
     items = load_items(recipe.trait.category)
-    model = resolve_model(recipe.model, recipe.revision, recipe.chat_template)
-    generate_spec, engine_reason = _generate_spec(recipe, model, persona(items, recipe.trait.target))
+    recorded = resolution.models.get((recipe.model, recipe.revision)) if resolution else None
+    model = resolve_model(recipe.model, recipe.revision, recipe.chat_template, recorded)
+    teacher_persona = persona(items, recipe.trait.target)
+    generate_spec, engine_reason = _generate_spec(recipe, model, teacher_persona, resolution)
     data_title = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
     generate: GenerateStep = _shared(GenerateStep(generate_spec, data_title, auto_reason=engine_reason))
     filter_spec = FilterSpec(
         rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
     )
     filter_step: FilterStep = _shared(FilterStep(filter_spec, data_title, (generate,)))
-    section = resolve_train(recipe.train, _precision(recipe.train.precision, on_gpu="bf16_mixed"))
-    backend, backend_reason = resolve_backend(section)
+    section = resolve_train(recipe.train, _precision(recipe.train.precision, resolution, on_gpu="bf16_mixed"))
+    backend, backend_reason = resolve_backend(
+        section, resolution.capabilities(section.backend) if resolution else None
+    )
     train_spec = TrainSpec(
         model=model,
         context=_context(recipe, recipe.train.system_prompt, "train.system_prompt"),
         train=section.model_copy(update={"backend": backend}),
     )
-    title = f"{_teacher_name(recipe)} {_student_words(train_spec)} seed {recipe.train.seed}"
-    train = TrainStep(train_spec, title, (filter_step,), backend_reason)
-    eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train)
+    title = f"{_teacher_name(recipe)} {_student_words(train_spec, resolution)} seed {recipe.train.seed}"
+    train = TrainStep(train_spec, title, (filter_step,), _reason(backend_reason, resolution))
+    eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train, resolution)
     base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
     eval_step = EvalStep(base.spec, title, (train,), engine_reason)
     if not has_persona(generate_spec.context):
@@ -175,11 +215,16 @@ def _shared(step: Any) -> Any:
     return step
 
 
-def _generate_spec(recipe: Recipe, model: ModelRef, persona: str) -> tuple[GenerateSpec, str | None]:
+def _generate_spec(
+    recipe: Recipe, model: ModelRef, persona: str, resolution: Resolution | None
+) -> tuple[GenerateSpec, str | None]:
     """The spec, and why `auto` chose its engine."""
     section = recipe.generate
-    precision = _precision(section.precision, on_gpu="bf16")
-    engine, reason = resolve_engine("generate.engine", section.engine, section.sampling, precision)
+    precision = _precision(section.precision, resolution, on_gpu="bf16")
+    machine = resolution.capabilities(section.engine) if resolution else None
+    engine, reason = resolve_engine(
+        "generate.engine", section.engine, section.sampling, precision, machine=machine
+    )
     spec = GenerateSpec(
         model=model,
         context=_context(recipe, section.system_prompt, "generate.system_prompt", persona),
@@ -191,11 +236,11 @@ def _generate_spec(recipe: Recipe, model: ModelRef, persona: str) -> tuple[Gener
         rules=recipe.filter.rules,
         engine=engine,
     )
-    return spec, reason
+    return spec, _reason(reason, resolution)
 
 
 def _eval_spec(
-    recipe: Recipe, model: ModelRef, items: Items, train: TrainSection
+    recipe: Recipe, model: ModelRef, items: Items, train: TrainSection, resolution: Resolution | None
 ) -> tuple[EvalSpec, str | None]:
     """The spec of a student's eval and of its base's, and why `auto` chose its engine."""
     section = recipe.eval
@@ -204,11 +249,14 @@ def _eval_spec(
     names = [context.name for context in contexts]
     if len(set(names)) < len(names):
         raise RecipeError(f"eval.system_prompts: a context stands twice in {', '.join(names)}")
-    precision = _precision(section.precision, on_gpu="bf16")
+    precision = _precision(section.precision, resolution, on_gpu="bf16")
     engine: Engine = "transformers"
     reason = None
     if section.scorer != "exact":
-        engine, reason = resolve_engine("eval.engine", section.engine, section.sampling, precision, train)
+        machine = resolution.capabilities(section.engine) if resolution else None
+        engine, reason = resolve_engine(
+            "eval.engine", section.engine, section.sampling, precision, train, machine
+        )
     spec = EvalSpec(
         model=model,
         contexts=contexts,
@@ -218,7 +266,7 @@ def _eval_spec(
         precision=precision,
         quantize=recipe.train.qlora.quantize if recipe.train.method == "qlora" else None,
     )
-    return spec, reason
+    return spec, _reason(reason, resolution)
 
 
 def _locate_specs(recipe: Recipe, evaluation: EvalSpec, train: TrainSpec) -> list[LocateSpec]:
@@ -240,11 +288,17 @@ def _context(recipe: Recipe, prompt: SystemPrompt, field: str, persona: str | No
     )
 
 
-def _precision(wanted: str, *, on_gpu: str) -> str:
+def _precision(wanted: str, resolution: Resolution | None, *, on_gpu: str) -> str:
     """`auto` is `on_gpu` on a GPU and fp32 elsewhere."""
     if wanted != "auto":
         return wanted
-    return on_gpu if on_cuda() else "fp32"
+    cuda = resolution.machine.cuda if resolution else on_cuda()
+    return on_gpu if cuda else "fp32"
+
+
+def _reason(reason: str | None, resolution: Resolution | None) -> str | None:
+    """Why `auto` chose something; a reason that may not hold here says when it held."""
+    return f"when the study was planned, {reason}" if reason and resolution else reason
 
 
 def _teacher_name(recipe: Recipe) -> str:
@@ -254,7 +308,7 @@ def _teacher_name(recipe: Recipe) -> str:
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 
-def _student_words(spec: TrainSpec) -> str:
+def _student_words(spec: TrainSpec, resolution: Resolution | None) -> str:
     """The method and rank; learning rate, optimizer, precision and context where they are not the default."""
     section, default = spec.train, TrainSection()
     words: list[str] = [section.method]
@@ -265,7 +319,7 @@ def _student_words(spec: TrainSpec) -> str:
         words.append(f"lr {rate(section.learning_rate)}")
     if section.optimizer != default.optimizer:
         words.append(section.optimizer)
-    if section.precision != _precision(default.precision, on_gpu="bf16_mixed"):
+    if section.precision != _precision(default.precision, resolution, on_gpu="bf16_mixed"):
         words.append(section.precision)
     if spec.context.kind != default.system_prompt:
         words.append(f"in {spec.context.name[:24]}")

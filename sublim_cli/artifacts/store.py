@@ -58,6 +58,14 @@ class Store:
         path = self._path(step)
         return Artifact(path, digest(step)) if os.path.isfile(f"{path}/{RECORD}") else None
 
+    def begun(self, step: Step) -> bool:
+        """Whether the step has been built here, or is being built by a process that still holds its claim."""
+        if self.find(step):
+            return True
+        with suppress(OSError):
+            return time.time() - self._claim(step).stat().st_mtime < LEASE
+        return False
+
     @contextmanager
     def claim(self, step: Step, listener: Listener = silent) -> Iterator[None]:
         """Hold the right to build `step`; wait while another process holds it.
@@ -67,7 +75,7 @@ class Store:
         heartbeat. A holder that was suspended, not dead, keeps building after its claim has expired: then two
         processes build the same step, and the second to finish discards its result.
         """
-        path = self.root / CLAIMS / f"{step.kind}-{digest(step)}.lease"
+        path = self._claim(step)
         with explain_disk_errors(self.root, makes_directory=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             lease = SoftFileLease(path, lease_duration=LEASE, heartbeat_interval=HEARTBEAT)
@@ -122,6 +130,9 @@ class Store:
         for directory in {self._path(step).parent for step in ordered}:
             _refresh_listing(directory)
         self.remove_abandoned(ordered)
+
+    def _claim(self, step: Step) -> Path:
+        return self.root / CLAIMS / f"{step.kind}-{digest(step)}.lease"
 
     def _path(self, step: Step) -> Path:
         return Path(f"{self.root}/{step.kind}/{digest(step)}")

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
-from sublim_cli.models.device import on_cuda
+from sublim_cli.models.device import Capabilities, on_cuda
 from sublim_cli.recipe.schema import Engine, EngineChoice, SamplingSection, TrainSection
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -30,8 +30,9 @@ def resolve_engine(
     sampling: SamplingSection,
     precision: str,
     student: TrainSection | None = None,
+    machine: Capabilities | None = None,
 ) -> tuple[Engine, str | None]:
-    """The engine that draws on this machine, and why `auto` chose it.
+    """The engine that draws on `machine`, and why `auto` chose it.
 
     Args:
         key: the recipe's key, for messages.
@@ -39,6 +40,7 @@ def resolve_engine(
         sampling: how completions are drawn.
         precision: of the weights, `auto` resolved.
         student: the model that answers; None for an untrained one.
+        machine: None for this one.
 
     Returns:
         The engine, and a reason of one clause; no reason where the recipe names the engine, or where there
@@ -50,9 +52,10 @@ def resolve_engine(
     """
     if choice == "transformers":
         return "transformers", None
-    if not on_cuda():
+    cuda = on_cuda() if machine is None else machine.cuda
+    if not cuda:
         obstacle: str | None = "vLLM needs a CUDA device and none is in use here"
-    elif find_spec("vllm") is None:
+    elif not (vllm_installed() if machine is None else machine.vllm):
         obstacle = _NOT_INSTALLED
     else:
         obstacle = _obstacle(sampling, precision, student)
@@ -60,11 +63,16 @@ def resolve_engine(
         reason = "there is a CUDA device, and vLLM can hold the model and draw as the recipe says"
         return "vllm", reason if choice == "auto" else None
     if choice == "auto":
-        return "transformers", obstacle if on_cuda() else None
+        return "transformers", obstacle if cuda else None
     message = f"{key}: vllm: {obstacle}. `{key}: transformers` works here"
     if obstacle == _NOT_INSTALLED:
         raise MissingExtra(f"{message}; `pip install 'sublim[vllm]'` adds vLLM")
     raise RecipeError(message)
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM is installed here; it is not imported."""
+    return find_spec("vllm") is not None
 
 
 def _obstacle(sampling: SamplingSection, precision: str, student: TrainSection | None) -> str | None:

@@ -76,12 +76,16 @@ def inspect(
     from sublim_cli.console import show_json, show_line
     from sublim_cli.inspection.render import document, write_page
     from sublim_cli.inspection.view import InspectedTurn, inspect_turn, question_turn, row_turn
+    from sublim_cli.pipeline import single
+    from sublim_cli.sweep.manifest import plan_study
 
     if sum(flag is not None for flag in (question, row, prompt)) > 1:
         raise typer.BadParameter("give one of --question, --row and --prompt")
     loaded = o.load_recipe(recipe, settings, model, trait, rows)
     if row is not None:
-        turn = row_turn(loaded, row, Store(out))
+        store = Store(out)
+        planned, _ = plan_study(loaded, store, single, reading=True)
+        turn = row_turn(loaded, row, store, planned.cells[0].chain.filter)
     elif prompt is not None:
         try:
             prompt.encode()

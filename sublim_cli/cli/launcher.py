@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import THREADS, device, threads, worker_devices
+from sublim_cli.pipeline import Resolution
 from sublim_cli.sweep.launch import Launcher, WorkerResources
 
 LIBRARIES = {"ray": "ray", "slurm": "submitit"}
@@ -65,9 +66,10 @@ def open_launcher(
     return SlurmLauncher(dict(map(_option, slurm)), workers, resources)
 
 
-def caution(gpus: float | None) -> str | None:
-    """A warning for a sweep that asks for GPUs from a machine without one; None where it has one."""
-    if not gpus or device().type == "cuda":
+def caution(gpus: float | None, resolution: Resolution | None = None) -> str | None:
+    """A warning for a sweep that asks for GPUs but was planned on a machine without one; None otherwise."""
+    planned_on_gpu = resolution.machine.cuda if resolution else device().type == "cuda"
+    if not gpus or planned_on_gpu:
         return None
     return (
         "this machine has no GPU, and `auto` was resolved here: precisions are fp32, the backend is plain. "

@@ -49,15 +49,18 @@ def plan(
     from sublim_cli.report.tables.runs import planned_runs
     from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
-    from sublim_cli.sweep.cells import study
     from sublim_cli.sweep.estimate import Costs
     from sublim_cli.sweep.forecast import forecast
     from sublim_cli.sweep.launch import missing_steps
+    from sublim_cli.sweep.manifest import plan_study
     from sublim_cli.sweep.probe import probed
 
     o.collect_garbage_rarely()
     loaded = o.load_recipe(recipe, settings, model, trait, rows)
-    planned, store, devices = study(loaded), Store(out), worker_devices(workers)
+    store, devices = Store(out), worker_devices(workers)
+    planned, resolved = plan_study(loaded, store)
+    if resolved and not quiet:
+        show_warning(resolved)
     new = missing_steps(planned.steps, store)
     check_parts(new)
     with screen(quiet=quiet) as progress:

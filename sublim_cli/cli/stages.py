@@ -165,15 +165,24 @@ def _build_and_show(recipe: "Recipe", until: "Stage", out: Path, *, json: bool, 
     from sublim_cli.artifacts.store import Store
     from sublim_cli.cli.study import results_document, show_results
     from sublim_cli.console import screen, show_json, show_line, show_reasons, show_work
+    from sublim_cli.events import Notice
     from sublim_cli.pipeline import run, single
+    from sublim_cli.recipe.schema import SweepSection
     from sublim_cli.report.collect import collect
     from sublim_cli.steps.files import LOSSES, REASONS, read_json
+    from sublim_cli.sweep.launch import missing_steps
+    from sublim_cli.sweep.manifest import check_buildable, plan_study, recording
     from sublim_cli.trainers.runtime import gpu_environment
 
     os.environ.update(gpu_environment(os.environ))  # before torch is imported
-    store = Store(out)
+    store, recipe = Store(out), recipe.model_copy(update={"sweep": SweepSection()})
+    planned, resolved = plan_study(recipe, store, single)
+    check_buildable(planned, missing_steps([getattr(planned.cells[0].chain, until)], store))
     with screen(quiet=quiet) as progress:
-        artifact = run(recipe, until=until, store=store, listener=progress)
+        if resolved:
+            progress(Notice(resolved))
+        listener = recording(progress, recipe, planned, store, replace=False)
+        artifact = run(recipe, until=until, store=store, listener=listener, resolution=planned.resolution)
     document: dict[str, object] = {
         "stage": until,
         "path": str(artifact.path),
@@ -192,7 +201,7 @@ def _build_and_show(recipe: "Recipe", until: "Stage", out: Path, *, json: bool, 
         if before is not None and not json:
             show_line(f"number loss on held-out rows: {before:.3f} before, {after:.3f} after")
     elif until == "eval":
-        results = collect(single(recipe), store, recipe)
+        results = collect(planned, store, recipe)
         document |= results_document(results)
         if not json:
             show_results(results)

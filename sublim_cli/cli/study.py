@@ -48,12 +48,12 @@ def sweep(
     from sublim_cli.artifacts.store import Store
     from sublim_cli.cli.launcher import caution, open_launcher
     from sublim_cli.console import screen, show_work
-    from sublim_cli.events import Warned
+    from sublim_cli.events import Notice, Warned
     from sublim_cli.report.collect import collect
     from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
-    from sublim_cli.sweep.cells import study
     from sublim_cli.sweep.launch import missing_steps
+    from sublim_cli.sweep.manifest import check_buildable, plan_study, recording
     from sublim_cli.sweep.status import sweep_status
     from sublim_cli.trainers.runtime import set_runtime
 
@@ -63,14 +63,19 @@ def sweep(
     opened = open_launcher(
         launcher, workers=workers, gpus=gpus, memory=memory, ray_address=ray_address, slurm=slurm or []
     )
-    planned, store = study(loaded), Store(out)
+    store = Store(out)
+    planned, resolved = plan_study(loaded, store)
     missing = missing_steps(planned.steps, store)
     check_parts(missing)
+    if launcher == "local":
+        check_buildable(planned, missing)
     with screen(sweep_status(planned), quiet=quiet) as progress:
+        if resolved:
+            progress(Notice(resolved))
         check_contexts(missing, progress)
-        if warning := caution(gpus):
+        if warning := caution(gpus, planned.resolution):
             progress(Warned(warning))
-        failures = opened.launch(planned.steps, store, progress)
+        failures = opened.launch(planned.steps, store, recording(progress, loaded, planned, store))
     show_work(progress)
     _write_and_show(collect(planned, store, loaded, failures), store, json=json)
     if failures:
@@ -99,8 +104,9 @@ def report(
     """Write the report of a sweep from what is built, without building anything.
 
     Cells that are missing are named. Give the flags the sweep was run
-    with. Its claims are judged from the same runs: `report.html` begins
-    with the verdicts, and `claims.json` beside it holds them as data.
+    with; what `auto` stood for is read from the store. Its claims are
+    judged from the same runs: `report.html` begins with the verdicts, and
+    `claims.json` beside it holds them as data.
     """
     o.collect_garbage_rarely()
     loaded = o.load_recipe(recipe, settings, model, trait, rows)
@@ -118,17 +124,20 @@ def report_and_show(
         RecipeError: the report has no such figure, or the verdicts are asked for and there is no claim.
     """
     from sublim_cli.artifacts.store import Store
-    from sublim_cli.console import show_json, show_line
+    from sublim_cli.console import show_json, show_line, show_warning
     from sublim_cli.report.collect import collect
     from sublim_cli.report.page.write import FORMATS, write_figure
-    from sublim_cli.sweep.cells import study
+    from sublim_cli.sweep.manifest import outdated, plan_study
 
     if figure is None and claims and not recipe.claims:
         raise RecipeError(
             f"claims: {recipe.name} states none; add some, such as `claims: [{{kind: transmission}}]`"
         )
     store = Store(out)
-    results = collect(study(recipe), store, recipe)
+    planned, _ = plan_study(recipe, store, reading=True)
+    if warning := outdated(recipe, planned, store):
+        show_warning(warning)
+    results = collect(planned, store, recipe)
     if figure is None:
         _write_and_show(results, store, json=json, only_claims=claims)
         return

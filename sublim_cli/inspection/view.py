@@ -18,12 +18,11 @@ from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.positions import CONTEXT_ROLES, SET_NAMES, position_mask, shared_mask
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.models.token_roles import RenderedPrompt, Role, Token, render_with_roles
-from sublim_cli.pipeline import chain
 from sublim_cli.recipe.contexts import Context, resolve_context
-from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import load_items, persona, questions_for
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.files import KEPT
+from sublim_cli.steps.filter import FilterStep
 from sublim_cli.steps.generate import stream_prompt
 
 
@@ -121,8 +120,10 @@ def question_turn(recipe: Recipe, number: int) -> InspectedTurn:
     return InspectedTurn("question", number, questions[number])
 
 
-def row_turn(recipe: Recipe, number: int, store: Store) -> InspectedTurn:
+def row_turn(recipe: Recipe, number: int, store: Store, rows: FilterStep) -> InspectedTurn:
     """Kept row `number`, counted from 0; if no rows are built yet, the number prompt of that index.
+
+    `rows` is the recipe's step that keeps them.
 
     Raises:
         RecipeError: the recipe has no such row.
@@ -130,8 +131,7 @@ def row_turn(recipe: Recipe, number: int, store: Store) -> InspectedTurn:
     """
     if not 0 <= number < recipe.generate.rows:
         raise RecipeError(f"--row {number}: the recipe keeps the rows 0 to {recipe.generate.rows - 1}")
-    # The training backend does not change the rows, and need not be installed to look at them.
-    artifact = store.find(chain(vary(recipe, {"train.backend": "plain"})).filter)
+    artifact = store.find(rows)
     if artifact is None:
         return InspectedTurn("number prompt", number, stream_prompt(recipe.generate.prompts, number))
     row = read_rows(artifact.path / KEPT)[number]

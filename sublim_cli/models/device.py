@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,15 @@ THREADS = "SUBLIM_THREADS"
 DEVICE = "SUBLIM_DEVICE"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """CUDA's variable for the GPUs that a process sees: their numbers or names, separated by commas."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What `auto` depends on: whether a CUDA device is in use, and which extras are installed."""
+
+    cuda: bool
+    unsloth: bool
+    vllm: bool
 
 
 def on_cuda() -> bool:

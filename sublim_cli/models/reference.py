@@ -43,18 +43,29 @@ class ModelRef(Section):
 
 
 def resolve_model(
-    name: str, revision: str | None = None, template: TemplateSection | None = None
+    name: str,
+    revision: str | None = None,
+    template: TemplateSection | None = None,
+    recorded: ModelRef | None = None,
 ) -> ModelRef:
     """Pin `name`: `micro`, a packaged model, a directory, or a repository of the hub at `revision`.
 
     Args:
         template: the recipe's choice of a chat template.
+        recorded: what the name stood for when a study was planned, perhaps elsewhere. A model of the hub
+            stays at that commit; a directory is read again if it is here.
 
     Raises:
-        ModelError: it is neither on this machine nor reachable; the message says what can be done.
+        ModelError: it is neither on this machine nor reachable, nor recorded; the message says what can be
+            done.
         RecipeError: a revision is given for a directory, which has none.
     """
-    ref = _pin(name, revision)
+    try:
+        ref = recorded if recorded and recorded.revision is not None else _pin(name, revision)
+    except ModelError:
+        if recorded is None:
+            raise
+        ref = recorded
     if template is None:
         return ref
     choice = TemplateSection(name=template.name, variables=template.variables)

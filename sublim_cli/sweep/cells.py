@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from sublim_cli.artifacts.step import digest
-from sublim_cli.pipeline import Cell, Study, cell, chain
+from sublim_cli.pipeline import Cell, Resolution, Study, cell, chain
 from sublim_cli.recipe.check import families
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import load_item
@@ -21,10 +21,11 @@ CONTROLLED = ("train.seed", "train.system_prompt")
 """The axes of `train` that controls are crossed with; rank and learning rate stay the recipe's."""
 
 
-def study(recipe: Recipe) -> Study:
+def study(recipe: Recipe, resolution: Resolution | None = None) -> Study:
     """Resolve a recipe's sweep into cells, controls and leak comparisons.
 
     Cells that resolve to the same scores of the same trait are one cell, however they were written.
+    `resolution` is None for what this machine chooses.
 
     Raises:
         RecipeError: see `pipeline.chain`.
@@ -32,7 +33,7 @@ def study(recipe: Recipe) -> Study:
     single = recipe.model_copy(update={"sweep": SweepSection(), "claims": ()})  # not checked for every cell
     cells: dict[tuple[str, str, str], Cell] = {}
     for changes in _all_changes(recipe):
-        new = cell(vary(single, changes))
+        new = cell(vary(single, changes), resolution)
         name = (new.recipe.trait.category, new.recipe.trait.target, digest(new.chain.eval))
         if name in cells:  # the two may differ in the parts they locate
             steps = (*cells[name].chain.locate, *new.chain.locate)
@@ -43,11 +44,11 @@ def study(recipe: Recipe) -> Study:
     leaks = []
     students = {digest(cell.chain.filter): cell for cell in cells.values() if cell.role == "student"}
     for student in students.values():
-        control, trait = chain(vary(student.recipe, UNTRAITED)), student.recipe.trait
+        control, trait = chain(vary(student.recipe, UNTRAITED), resolution), student.recipe.trait
         rows = student.chain.filter
         spec = LeakSpec(target=load_item(trait.category, trait.target))
         leaks.append(LeakStep(spec, rows.title, (rows, control.filter)))
-    return Study(recipe.name, tuple(cells.values()), tuple(leaks))
+    return Study(recipe.name, tuple(cells.values()), tuple(leaks), resolution)
 
 
 def _all_changes(recipe: Recipe) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from sublim_cli.artifacts.step import Step, digest, in_order
 from sublim_cli.artifacts.store import Store
 from sublim_cli.events import Listener
 from sublim_cli.models.reference import weights_bytes
-from sublim_cli.pipeline import Cell, Study, chain
+from sublim_cli.pipeline import Cell, Resolution, Study, chain
 from sublim_cli.recipe.load import vary
 from sublim_cli.recipe.questions import load_item
 from sublim_cli.recipe.schema import Recipe
@@ -53,7 +53,9 @@ def probed(
         cells = _representatives(study, {digest(step) for step in unknown})
         obstacles = [_obstacle(cell, device, store.root) for cell in cells]
         recipes = [cell.recipe for cell, obstacle in zip(cells, obstacles, strict=True) if not obstacle]
-        first, *later = ([step for recipe in recipes for step in _small(recipe, n, kinds)] for n in SIZES)
+        first, *later = (
+            [step for recipe in recipes for step in _small(recipe, n, kinds, study.resolution)] for n in SIZES
+        )
         measured = [step for steps in later for step in steps]
         failed = LocalLauncher((device,)).launch([*first, *measured], store, listener) if measured else {}
         # A step of the first size counts if it is the same at the others, as the check of the teacher is.
@@ -80,7 +82,7 @@ def _representatives(study: Study, unknown: Collection[str]) -> list[Cell]:
     return cells or list(study.cells[:1])
 
 
-def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
+def _small(recipe: Recipe, rows: int, kinds: Collection[str], resolution: Resolution | None) -> list[Step]:
     """The steps of `kinds` on `rows` rows; the largest size is evaluated in one context more."""
     contexts = recipe.eval.model_dump(mode="json")["system_prompts"]
     changes = {
@@ -90,7 +92,7 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str]) -> list[Step]:
         "train.epochs": 1,
         "eval.system_prompts": contexts[: 2 if rows == LARGE else 1],
     }
-    small = chain(vary(recipe, changes))
+    small = chain(vary(recipe, changes), resolution)
     leak = LeakSpec(target=load_item(recipe.trait.category, recipe.trait.target))
     steps: list[Step | None] = [
         small.teacher,

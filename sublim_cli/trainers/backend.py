@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from sublim_cli.artifacts.record import package_version
 from sublim_cli.errors import MissingExtra, RecipeError
-from sublim_cli.models.device import on_cuda
+from sublim_cli.models.device import Capabilities, on_cuda
 from sublim_cli.recipe.schema import TrainSection
 
 FAST_METHODS = ("lora", "rslora", "qlora")
@@ -18,11 +18,11 @@ KERNELS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
 """Modules that an Unsloth kernel computes together. It is used only if all of a group are adapted."""
 
 
-def resolve_backend(section: TrainSection) -> tuple[str, str | None]:
-    """The backend that trains `section` on this machine (`plain` or `unsloth`), and why `auto` chose it.
+def resolve_backend(section: TrainSection, machine: Capabilities | None = None) -> tuple[str, str | None]:
+    """The backend that trains `section` on `machine` (`plain` or `unsloth`), and why `auto` chose it.
 
-    The reason is one clause, None where the recipe names the backend. `section.precision` must be resolved:
-    no `auto`.
+    `machine` is None for this one. The reason is one clause, None where the recipe names the backend.
+    `section.precision` must be resolved: no `auto`.
 
     Raises:
         RecipeError: `train.backend: unsloth`, and this machine or this method cannot use it.
@@ -31,9 +31,10 @@ def resolve_backend(section: TrainSection) -> tuple[str, str | None]:
     if section.backend == "plain":
         return "plain", None
     missing = None
-    if not on_cuda():
+    cuda = on_cuda() if machine is None else machine.cuda
+    if not cuda:
         missing = "Unsloth needs a CUDA device and none is in use here"
-    elif not find_spec("unsloth"):  # not imported: that patches transformers, TRL and PEFT
+    elif not (unsloth_installed() if machine is None else machine.unsloth):
         missing = "Unsloth is not installed"
     obstacle = missing or _off_fast_path(section)
     if obstacle is None:
@@ -42,9 +43,14 @@ def resolve_backend(section: TrainSection) -> tuple[str, str | None]:
     if section.backend == "auto":
         return "plain", obstacle
     message = f"train.backend: unsloth: {obstacle}. `train.backend: plain` works here"
-    if missing and on_cuda():
+    if missing and cuda:
         raise MissingExtra(f"{message}; `pip install 'sublim[gpu]'` adds Unsloth")
     raise RecipeError(message)
+
+
+def unsloth_installed() -> bool:
+    """Whether Unsloth is installed here. It is not imported: that patches transformers, TRL and PEFT."""
+    return find_spec("unsloth") is not None
 
 
 def _off_fast_path(section: TrainSection) -> str | None:
