@@ -94,11 +94,14 @@ def _decoder_path(whole: Any) -> str:
 
 
 def backbone(model: Any) -> Any:
-    """The transformers model below its output head; every forward pass runs through it."""
+    """The transformers model below its output head; every forward pass runs through it and gives it ids."""
     whole = language_model(model)
-    if whole.base_model is not whole:
-        return whole.base_model
-    return whole.get_submodule(decoder_layers(model).path.partition(".")[0])
+    if whole.config.get_text_config() is not whole.config and whole.base_model is not whole:
+        return whole.base_model  # its decoder is given embeddings
+    decoder = whole.get_decoder()  # OPT's head calls it without the model around it
+    return (
+        decoder if decoder is not whole else whole.get_submodule(decoder_layers(model).path.partition(".")[0])
+    )
 
 
 def layer_part(model: Any, name: str) -> LayerPart | None:

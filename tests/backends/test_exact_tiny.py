@@ -9,16 +9,28 @@ import torch
 from peft import PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     Gemma2Config,
-    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    JambaConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen3_5TextConfig,
 )
 
 from sublim_cli.backends.exact import ExactScorer
@@ -83,7 +95,7 @@ def shake(tiny: PreTrainedModel, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     for weight in tiny.parameters():
         weight.normal_(0, 0.5, generator=draw)
-    tiny.lm_head.weight.mul_(0.3 + 2.0 * torch.rand((), generator=draw))
+    tiny.get_output_embeddings().weight.mul_(0.3 + 2.0 * torch.rand((), generator=draw))
 
 
 def _verdicts() -> np.ndarray:
@@ -155,29 +167,70 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
     assert wide > 300
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        gemma(window=7),
-        gemma(window=4),
-        Gemma2ForCausalLM(
-            Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=0.5, attn_implementation="eager")
-        ).eval(),
-        Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval(),
-    ],
-    ids=[
-        "gemma 3",
-        "gemma 3, whose window is shorter than an answer",
-        "gemma 2, whose logits are capped",
-        "qwen 2",
-    ],
-)
-def test_a_tree_grows_as_well_on_other_families(smallest, other):
-    shake(other, 3)
+def others() -> dict[str, PretrainedConfig]:
+    """Families that do something else than Llama, most of them with the sizes of `SIZES`."""
+    one_head = SIZES | {"head_dim": 8}
+    classic = {"vocab_size": len(TOKENS), "eos_token_id": END, "pad_token_id": 0, "bos_token_id": 2}
+    linear = {f"linear_{name}": 8 for name in ("key_head_dim", "value_head_dim")}
+    linear |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
+    sides = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kinds = ["linear_attention", "full_attention"]
+    return {
+        "gemma 2, whose logits are capped": Gemma2Config(
+            **one_head, final_logit_softcapping=0.5, attn_implementation="eager"
+        ),
+        "qwen 2": Qwen2Config(**SIZES),
+        "gpt 2": GPT2Config(**classic, n_embd=16, n_layer=2, n_head=2, n_positions=32),
+        "opt": OPTConfig(**classic, **sides, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=32),
+        "bloom, whose attention falls with distance": BloomConfig(
+            **classic, hidden_size=16, n_layer=2, n_head=2
+        ),
+        "falcon, likewise": FalconConfig(**classic, **sides, alibi=True),
+        "mixtral": MixtralConfig(**SIZES, num_local_experts=2),
+        "phi 3": Phi3Config(**SIZES, bos_token_id=2),
+        "olmo 2": Olmo2Config(**SIZES),
+        "llama 4, whose attention is chunked": Llama4TextConfig(
+            **one_head,
+            intermediate_size_mlp=16,
+            attention_chunk_size=4,
+            layer_types=["chunked_attention", "full_attention"],
+            no_rope_layers=[1, 0],
+            moe_layers=[],
+        ),
+        "qwen 3.5, with linear attention": Qwen3_5TextConfig(**one_head, **linear, layer_types=kinds),
+        "lfm 2, with convolutions": Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]),
+        "mamba": MambaConfig(**classic, hidden_size=16, state_size=4, num_hidden_layers=2),
+        "jamba, of mamba and attention": JambaConfig(
+            **SIZES,
+            num_experts=1,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=4,
+            mamba_dt_rank=2,
+            use_mamba_kernels=False,
+        ),
+    }
+
+
+def expect_enumeration(tested: PreTrainedModel, smallest: SimpleNamespace) -> None:
     settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
-    answers = ExactScorer(other, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
-    expected = np.stack([enumerated(other, prompt) for prompt in PROMPTS])
+    answers = ExactScorer(tested, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    expected = np.stack([enumerated(tested, prompt) for prompt in PROMPTS])
     assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", others())
+def test_a_tree_grows_as_well_on_other_families(name, smallest):
+    other = AutoModelForCausalLM.from_config(others()[name]).eval()
+    shake(other, 3)
+    expect_enumeration(other, smallest)
+
+
+@pytest.mark.parametrize("window", [7, 4])
+def test_a_window_as_long_as_an_answer_or_shorter_changes_nothing(window, smallest):
+    other = gemma(window)
+    shake(other, 3)
+    expect_enumeration(other, smallest)
 
 
 def test_a_tree_grows_behind_a_learned_prefix(smallest):
