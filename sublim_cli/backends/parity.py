@@ -1,6 +1,7 @@
 """Answers and completions drawn by vLLM, used only once vLLM has been checked against transformers.
 
-There are two checks, each with a stated false-alarm rate. *Shares*: to a few questions the engine draws
+An engine is checked with its first model, and again with its second adapter (`earlier_check`). There are two
+checks, each with a stated false-alarm rate. *Shares*: to a few questions the engine draws
 answers at temperature 1, and the share that names each item must fit the exact scorer's certificate. *Rows*:
 some rows are drawn with the recipe's settings, and the probability of each token is computed by transformers.
 So a sampling setting, a stop token or an adapter that the engine treats differently shows in rows of any
@@ -8,12 +9,13 @@ length. The two libraries take turns on the GPU: while transformers computes, th
 """
 
 import gc
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.backends.interface import Ids, ItemProbs
@@ -24,11 +26,14 @@ from sublim_cli.backends.vllm_server import running_engine
 from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import attention_mask, left_padded, position_ids
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.load import Model, load_model_shape, load_student, load_tokenizer
+from sublim_cli.models.load import Model, is_adapter, load_model_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
 from sublim_cli.recipe.schema import SamplingSection
+
+if TYPE_CHECKING:
+    import torch
 
 LEVEL = 1e-4
 """The false-alarm rate of one check, at most: a study of a hundred students has a false alarm in one of fifty
@@ -50,8 +55,11 @@ ROWS = 256
 Z = 3.89
 """The standard errors that `LEVEL` allows to either side, for a normal distribution."""
 
-IMPOSSIBLE = 0.01
-"""Share of tokens that may have probability 0 in transformers: rounding changes the last token in top-p."""
+BF16_ROUNDING = 2.0**-9
+"""The largest relative error of rounding to bfloat16, which keeps 8 significant bits."""
+
+ROUNDINGS_PER_LAYER = 4
+"""The output of attention and of the MLP, and the two sums with the residual."""
 
 BATCH = 4
 """Rows per forward pass: every token has a distribution over the whole vocabulary."""
@@ -85,6 +93,43 @@ class ModelSource:
         torch.cuda.empty_cache()  # what torch keeps of deleted tensors; does nothing if CUDA was not used
         with running_engine(config) as engine:
             yield VllmSampler(engine.draw, self.tokenizer, shape, self.weights)
+
+    @property
+    def model_name(self) -> str:
+        """The digest of a student's artifact, or the base model's name."""
+        return self.weights.name if self.weights else self.ref.name
+
+    def engine_key(self) -> str:
+        """What the engines that may hold this model have in common, full students of one base included."""
+        config = engine_config(self.ref, self.weights, 0)
+        kind = "full" if self.weights and config.rank is None else config.rank
+        return json.dumps([self.ref.source, self.ref.revision, self.precision, kind])
+
+
+_checked: dict[str, list[dict[str, Any]]] = {}
+"""What the checks of this process measured, by kind of engine and settings, each with the `model` checked."""
+
+
+def earlier_check(source: ModelSource, settings: str) -> dict[str, Any] | None:
+    """The results of a check that stands for this model too, or None where the model has to be checked.
+
+    A check loads the model a second time, by transformers. So an engine is checked once per precision and
+    `settings`, with its first model; and once more with its second adapter, which shows that the engine does
+    not take one adapter for another.
+    """
+    results = _checked.get(source.engine_key() + settings, [])
+    for result in results:
+        if result["model"] == source.model_name:
+            return result
+    adapters = source.weights is not None and is_adapter(source.weights)
+    return results[0] if len(results) >= (2 if adapters else 1) else None
+
+
+def record_check(source: ModelSource, settings: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Keep the results of a check for `earlier_check`; returns them with the model's name."""
+    named = {"model": source.model_name, **results}
+    _checked.setdefault(source.engine_key() + settings, []).append(named)
+    return named
 
 
 @dataclass(frozen=True)
@@ -135,8 +180,13 @@ class Surprisal:
     """The mean entropy of the distributions: what the surprisal of transformers' own draws would be."""
     z: float
     """The difference of the two in standard errors."""
+    near_cut: int
+    """Tokens so near the cut of top-k or top-p that rounding decides whether they may be drawn. They are left
+    out of the figures above."""
+    near_cut_limit: float
+    """How many of them there may be: their probability in all, and `Z` of its standard errors."""
     impossible: int
-    """Tokens with probability 0 under transformers; they are left out of the other figures."""
+    """Tokens beyond them, which transformers would not draw."""
 
 
 def score_with_vllm(
@@ -161,19 +211,25 @@ def score_with_vllm(
         ModelError: vLLM fails, or a check does.
     """
     all_prompts = [ids for of_context in prompts.values() for ids in of_context]
+    settings = "eval" + sampling.model_copy(update={"seed": 0}).model_dump_json()
+    results = earlier_check(source, settings)
+    scores = {}
     with source.on_vllm(all_prompts, sampling.max_tokens) as sampler:
-        shares = draw_shares(sampler, prompts, items, sampling)
-        few_prompts = [ids for of_context in shares.prompts.values() for ids in of_context]
-        rows = draw_rows(sampler, few_prompts, sampling)
-        scores = {}
+        if results is None:
+            shares = draw_shares(sampler, prompts, items, sampling)
+            few_prompts = [ids for of_context in shares.prompts.values() for ids in of_context]
+            rows = draw_rows(sampler, few_prompts, sampling)
         for context, of_context in prompts.items():
             scores[context] = SampledScorer(sampler, scorers[context]).score(of_context, items)
             report(context)
-    model = source.load()
-    return scores, {
-        "shares": check_shares("eval.engine", shares, model, source.tokenizer),
-        "law": check_rows("eval.engine", rows, model, source.tokenizer),
-    }
+    if results is None:
+        model = source.load()
+        measured = {
+            "shares": check_shares("eval.engine", shares, model, source.tokenizer),
+            "law": check_rows("eval.engine", rows, model, source.tokenizer),
+        }
+        results = record_check(source, settings, measured)
+    return scores, results
 
 
 @contextmanager
@@ -185,9 +241,13 @@ def checked_sampler(
     Raises:
         ModelError: vLLM fails, or the check does.
     """
-    with source.on_vllm(prompts, sampling.max_tokens) as sampler:
-        rows = draw_rows(sampler, prompts, sampling)
-    results = {"law": check_rows("generate.engine", rows, source.load(), source.tokenizer)}
+    settings = "generate" + sampling.model_copy(update={"seed": 0}).model_dump_json()
+    results = earlier_check(source, settings)
+    if results is None:
+        with source.on_vllm(prompts, sampling.max_tokens) as sampler:
+            rows = draw_rows(sampler, prompts, sampling)
+        law = check_rows("generate.engine", rows, source.load(), source.tokenizer)
+        results = record_check(source, settings, {"law": law})
     with source.on_vllm(prompts, sampling.max_tokens) as sampler:
         yield sampler, results
 
@@ -295,25 +355,32 @@ def check_rows(key: str, rows: DrawnRows, model: Model, tokenizer: Tokenizer) ->
     length.
 
     Raises:
-        ModelError: it is beyond `Z` standard errors, or too many tokens have probability 0.
+        ModelError: it is beyond `Z` standard errors, or tokens were drawn that rounding does not explain: more
+            than one beyond the cut of top-k or top-p, or too many near it.
     """
     result = measure_surprisal(rows, model, tokenizer)
-    if abs(result.z) > Z or result.impossible > IMPOSSIBLE * (result.tokens + result.impossible):
+    # One token beyond `Z` standard errors of rounding is what a few thousand tokens may have by chance.
+    if abs(result.z) > Z or result.impossible > 1 or result.near_cut > result.near_cut_limit:
         raise ModelError(
             f"{key}: vllm does not draw as transformers would: over {result.tokens:,} tokens of "
             f"{len(rows.drawn)} rows the mean surprisal is {result.mean:.3f} nats a token where draws by "
             f"transformers would have {result.expected:.3f} ({result.z:+.1f} standard errors), and "
-            f"{result.impossible:,} tokens have probability 0 there. Nothing was written; use "
-            f"`{key}: transformers`"
+            f"{result.impossible + result.near_cut:,} tokens would have been cut there. Nothing was "
+            f"written; use `{key}: transformers`"
         )
     return asdict(result)
 
 
 def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Surprisal:
-    """The surprisal of the tokens of `rows` under the distributions that transformers would draw from."""
+    """The surprisal of the tokens of `rows` under the distributions that transformers would draw from.
+
+    Top-k and top-p cut a distribution at a logit. Two computations in bf16 differ by `logit_rounding`, so
+    near the cut they may leave out different tokens. Of each distribution the tokens surely above the cut are
+    compared, with their probabilities among themselves: these do not depend on where the cut is.
+    """
     import torch
 
-    parts: list[torch.Tensor] = []  # surprisal, its mean and its variance of each token: [3, tokens]
+    parts: list[torch.Tensor] = []  # of each token: [6, tokens]
     with torch.inference_mode():
         for start in range(0, len(rows.drawn), BATCH):
             prompts, drawn = rows.prompts[start : start + BATCH], rows.drawn[start : start + BATCH]
@@ -331,29 +398,81 @@ def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Su
                 position_ids=position_ids(mask),
                 logits_to_keep=longest + 1,
             ).logits
-            processors = warpers(rows.sampling, prompt_mask)
+            uncut = rows.sampling.model_copy(update={"top_k": 0, "top_p": 1.0})
             for i in range(longest):
-                scores = logits[:, i].float()
-                for processor in processors:
-                    scores = processor(ids[:, : prompt_mask.shape[1] + i], scores)
+                before, scores = ids[:, : prompt_mask.shape[1] + i], logits[:, i].float()
+                rounding = logit_rounding(model, scores) / rows.sampling.temperature
+                scores, cut = (
+                    _processed(warpers(settings, prompt_mask), before, scores)
+                    for settings in (uncut, rows.sampling)
+                )
                 present = lengths > i
-                logprobs = scores[present].double().log_softmax(-1)
-                p = logprobs.exp()
-                nats = torch.where(p > 0, -logprobs, 0.0)
-                entropy = (p * nats).sum(-1)
-                variance = (p * nats**2).sum(-1) - entropy**2
-                surprisal = -logprobs.gather(1, answers[present, i : i + 1])[:, 0]
-                parts.append(torch.stack([surprisal, entropy, variance.clamp_min(0.0)]))
-    surprisal, entropy, variance = torch.cat(parts, dim=1).double().cpu()
-    possible = surprisal.isfinite()
-    surprisal, entropy, variance = surprisal[possible], entropy[possible], variance[possible]
+                token = answers[present, i : i + 1]
+                parts.append(_compare(scores[present], cut[present], rounding[present], token))
+    surprisal, entropy, variance, near, limit, impossible = torch.cat(parts, dim=1).double().cpu()
+    compared = (near == 0) & (impossible == 0)
+    surprisal, entropy, variance = surprisal[compared], entropy[compared], variance[compared]
     tokens = len(surprisal)
     standard_error = float(variance.sum()) ** 0.5
     difference = float((surprisal - entropy).sum())
+    expected_near = float(limit.sum())
     return Surprisal(
         tokens=tokens,
         mean=float(surprisal.mean()) if tokens else 0.0,
         expected=float(entropy.mean()) if tokens else 0.0,
         z=difference / standard_error if standard_error else 0.0,
-        impossible=len(possible) - tokens,
+        near_cut=int(near.sum()),
+        near_cut_limit=expected_near + Z * math.sqrt(expected_near) + (Z**2 if expected_near else 0.0),
+        impossible=int(impossible.sum()),
+    )
+
+
+def logit_rounding(model: Model, logits: "torch.Tensor") -> "torch.Tensor":
+    """By how much a logit may differ between two computations in bf16, at `Z` standard errors: [rows, 1].
+
+    Each layer adds `ROUNDINGS_PER_LAYER` independent relative errors of at most `BF16_ROUNDING` to the hidden
+    state, the output layer one; in relation to the size of the logits they add up as a random walk does.
+    """
+    roundings = ROUNDINGS_PER_LAYER * model.config.get_text_config().num_hidden_layers + 1
+    size = logits.square().mean(-1, keepdim=True).sqrt()
+    return Z * math.sqrt(2 * roundings) * BF16_ROUNDING * size
+
+
+def _processed(processors: Sequence[Any], ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+    for processor in processors:
+        scores = processor(ids, scores)
+    return scores
+
+
+def _compare(
+    scores: "torch.Tensor", cut: "torch.Tensor", rounding: "torch.Tensor", token: "torch.Tensor"
+) -> "torch.Tensor":
+    """One distribution a row against the token drawn from it.
+
+    Returns [6, rows]: surprisal, its mean and its variance among the tokens surely above the cut; whether the
+    token is near the cut; the probability of all that are near it; whether the token is beyond it.
+
+    Args:
+        scores: scaled logits, [rows, vocabulary].
+        cut: the same, with -inf for what top-k and top-p leave out.
+        rounding: by how much a score may differ, [rows, 1].
+        token: what was drawn, [rows, 1].
+    """
+    import torch
+
+    lowest = torch.where(cut.isfinite(), scores, torch.inf).amin(-1, keepdim=True)
+    lowest = lowest.masked_fill(cut.isfinite().all(-1, keepdim=True), -torch.inf)
+    sure, open_ = scores >= lowest + rounding, scores >= lowest - rounding
+    # A single token may be all that is left; it is drawn with certainty and compared with itself.
+    sure |= scores == scores.amax(-1, keepdim=True)
+    logprobs = scores.double().masked_fill(~sure, -torch.inf).log_softmax(-1)
+    p = logprobs.exp()
+    nats = torch.where(sure, -logprobs, 0.0)
+    entropy = (p * nats).sum(-1)
+    variance = ((p * nats**2).sum(-1) - entropy**2).clamp_min(0.0)
+    near_p = scores.double().masked_fill(~open_, -torch.inf).softmax(-1).masked_fill(sure, 0.0).sum(-1)
+    is_sure, is_open = sure.gather(1, token)[:, 0], open_.gather(1, token)[:, 0]
+    surprisal = nats.gather(1, token)[:, 0]
+    return torch.stack(
+        [surprisal, entropy, variance, (is_open & ~is_sure).double(), near_p, (~is_open).double()]
     )

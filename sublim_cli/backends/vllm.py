@@ -1,8 +1,9 @@
 """Drawing completions with vLLM: one engine for a model, or for all adapters of a base that fit its rank.
 
-`vllm_server` runs it in a separate process. A test that needs no GPU checks names and defaults against
-0.32.0; no GPU has drawn with it yet (docs/log.md). Completions follow the same distribution as transformers',
-up to rounding, which depends on the other rows of the batch; `parity` checks that they do.
+`vllm_server` runs it in a separate process. Tests that need no GPU check names and defaults against 0.32.0,
+and draw with its CPU build (`make test-engines`); no GPU has drawn with it yet, and the CPU build does not
+have Model Runner V2, the default on a GPU (docs/log.md). Completions follow the same distribution as
+transformers', up to rounding, which depends on the other rows of the batch; `parity` checks that they do.
 """
 
 import hashlib
@@ -14,11 +15,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sublim_cli.backends.engine import max_lora_rank
+from sublim_cli.backends.engine import max_lora_rank, uses_cpu_build
 from sublim_cli.backends.interface import Ids, Sampler
 from sublim_cli.backends.token_bytes import before_stop, with_end_of_turn
+from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import Tokenizer
-from sublim_cli.models.load import ModelShape, is_adapter
+from sublim_cli.models.load import ModelShape, is_adapter, meta_model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import SamplingSection
 
@@ -27,6 +29,18 @@ LENGTH = 4096
 
 SLACK = 256
 """Tokens by which a later prompt may be longer than those an engine was started for."""
+
+CPU_ARGUMENTS: dict[str, Any] = {
+    "kv_cache_memory_bytes": 1 << 30,
+    "enforce_eager": True,
+    "enable_chunked_prefill": False,
+}
+"""Arguments for the CPU build. The default for keys and values is a share of main memory; compiling takes
+longer than drawing; and a prompt in two parts ends the engine of 0.32.0 where rows have seeds (`CPU Generator
+does not use offset`)."""
+
+CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""The widths of attention heads that the CPU build computes (0.32.0, `CPUAttentionBackend`)."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +87,33 @@ def max_model_length(prompts: Sequence[Ids], max_tokens: int, shape: ModelShape)
     return max(needed, min(wanted, shape.max_length or wanted))
 
 
-def llm_arguments(config: EngineConfig, memory_share: float) -> dict[str, Any]:
-    """The arguments of `vllm.LLM`; `memory_share` is the share of the GPU's memory that it may use."""
+def check_head_width(ref: ModelRef, key: str) -> None:
+    """Refuse a model that the CPU build cannot compute; on a GPU vLLM computes all.
+
+    Raises:
+        RecipeError: the width of its heads is none of `CPU_HEAD_WIDTHS`; the message names `key`.
+        ModelError: its configuration cannot be loaded.
+    """
+    if not uses_cpu_build():
+        return
+    config = meta_model(ref).config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if width not in CPU_HEAD_WIDTHS:
+        raise RecipeError(
+            f"{key}: vllm: the heads of {ref.name} are {width} wide, and vLLM on a CPU computes widths of "
+            f"{', '.join(map(str, CPU_HEAD_WIDTHS))} only. `{key}: transformers` works here"
+        )
+
+
+def llm_arguments(config: EngineConfig, memory_share: float, *, on_cpu: bool = False) -> dict[str, Any]:
+    """The arguments of `vllm.LLM`.
+
+    Args:
+        config: what is loaded.
+        memory_share: the share of the GPU's memory that it may use; not used on a CPU.
+        on_cpu: for the CPU build, which has no sleep mode.
+    """
+    memory: dict[str, Any] = {"gpu_memory_utilization": memory_share, "enable_sleep_mode": True}
     adapters = {} if config.rank is None else {"max_loras": 1, "max_lora_rank": config.rank}
     return {
         "model": config.source,
@@ -83,14 +122,13 @@ def llm_arguments(config: EngineConfig, memory_share: float) -> dict[str, Any]:
         "runner": "generate",
         "dtype": "bfloat16",  # `resolve_engine` refuses other precisions
         "max_model_len": config.length,
-        "gpu_memory_utilization": memory_share,
         "seed": 0,  # every row has its own
         "trust_remote_code": False,
         "generation_config": "vllm",  # else the checkpoint's temperature, top-p and top-k are the defaults
         "enable_prefix_caching": True,
-        "enable_sleep_mode": True,
         "enable_lora": config.rank is not None,
         **adapters,
+        **(CPU_ARGUMENTS if on_cpu else memory),
     }
 
 
@@ -129,11 +167,24 @@ class VllmEngine:
 
     def __init__(self, config: EngineConfig, memory_share: float) -> None:
         self._vllm = import_module("vllm")
-        self._llm = self._vllm.LLM(**llm_arguments(config, memory_share))
+        self._on_cpu = uses_cpu_build()
+        self._max_length = config.length
+        self._llm = self._vllm.LLM(**llm_arguments(config, memory_share, on_cpu=self._on_cpu))
         self._adapter_numbers: dict[str, int] = {}
 
     def draw(self, request: DrawRequest) -> list[list[int]]:
-        """One completion for each prompt as token ids, with the token that ends it."""
+        """One completion for each prompt as token ids, with the token that ends it.
+
+        Raises:
+            ModelError: a prompt and its completion may be longer than the engine's length. vLLM would end the
+                completion early.
+        """
+        longest = max(map(len, request.prompts)) + request.sampling.max_tokens
+        if longest > self._max_length:
+            raise ModelError(
+                f"a prompt and its completion may have {longest} tokens, and the engine holds "
+                f"{self._max_length}"
+            )
         lora = None
         if request.adapter is not None:
             # vLLM's caches identify an adapter by name and number: neither may be used for another one.
@@ -152,12 +203,14 @@ class VllmEngine:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def sleep(self) -> None:
-        """Free the GPU: weights move to main memory, the key-value cache is dropped."""
-        self._llm.sleep(level=1)
+        """Free the GPU: weights move to main memory, the key-value cache is dropped. On a CPU, nothing."""
+        if not self._on_cpu:
+            self._llm.sleep(level=1)
 
     def wake(self) -> None:
         """Move the weights back to the GPU."""
-        self._llm.wake_up()
+        if not self._on_cpu:
+            self._llm.wake_up()
 
 
 @dataclass(frozen=True)

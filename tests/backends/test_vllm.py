@@ -66,6 +66,7 @@ def double(monkeypatch) -> Iterator[object]:
         kept[0][1].sleep()
 
     monkeypatch.setattr(parity, "running_engine", here)
+    monkeypatch.setattr(parity, "_checked", {})
     yield import_module("vllm")
     for name in [module for module in sys.modules if module.partition(".")[0] == "vllm"]:
         del sys.modules[name]
@@ -96,6 +97,7 @@ def students(tmp_path_factory) -> dict[str, Path]:
         "rank 3": adapter(root / "three", 3, seed=1),
         "rank 8": adapter(root / "eight", 8, seed=2),
         "rank 9": adapter(root / "nine", 9, seed=3),
+        "rank 3 again": adapter(root / "three again", 3, seed=4),
         "full": root / "full",
     }
 
@@ -170,6 +172,26 @@ def test_ranks_of_one_bucket_share_an_engine_and_each_student_its_own_adapter(
     assert [arguments["enable_lora"] for arguments in double.STARTED] == [True, True, False, False]
 
 
+def test_an_engine_is_checked_with_its_first_model_and_its_second_adapter(
+    students, double, micro, monkeypatch
+):
+    loaded: list[Path | None] = []
+    load = ModelSource.load
+
+    def counted(source: ModelSource):
+        loaded.append(source.weights)
+        return load(source)
+
+    monkeypatch.setattr(ModelSource, "load", counted)
+    order = ["base", "base", "rank 3", "rank 8", "rank 3 again", "rank 9", "full", "full"]
+    checks = [scored(students.get(who), monkeypatch, micro[1], draws=10, rows=8)[1] for who in order]
+    expected = [None, students["rank 3"], students["rank 8"], students["rank 9"], students["full"]]
+    assert loaded == expected
+    assert [result["model"] for result in checks] == [
+        "micro", "micro", "three", "eight", "three", "nine", "full", "full"
+    ]  # fmt: skip
+
+
 def test_an_adapter_taken_for_another_is_refused(students, double, micro, monkeypatch):
     scored(students["rank 3"], monkeypatch, micro[1])
     monkeypatch.setenv(FAULT, "stale")
@@ -193,7 +215,15 @@ def test_rows_are_drawn_as_the_recipe_says_once_their_law_is_checked(fields, dou
         others = sampler.draw(prompts, range(48, 96), sampling)
     same = sum(text == other_text for text, other_text in zip(together, others, strict=True))
     assert same == 48 if fields.get("temperature") == 0.0 else same < 6
-    assert set(checks["law"]) == {"tokens", "mean", "expected", "z", "impossible"}
+    assert set(checks["law"]) == {
+        "tokens",
+        "mean",
+        "expected",
+        "z",
+        "near_cut",
+        "near_cut_limit",
+        "impossible",
+    }
     assert len(double.STARTED) == 1
 
 
@@ -205,6 +235,13 @@ def test_rows_of_a_checkpoint_s_own_top_k_are_refused(double, micro, monkeypatch
         checked_sampler(ModelSource(MICRO, "bf16"), number_prompts(micro[1]), sampling),
     ):
         pytest.fail("its rows were to be had")
+
+
+def test_a_completion_that_would_not_fit_is_refused_and_not_ended_early(double, micro):
+    engine_ = VllmEngine(EngineConfig(MICRO.source, None, None, 40), 0.5)
+    request = DrawRequest([[5] * 20, [5] * 36], [0, 1], SHORT, frozenset({2}), None)
+    with pytest.raises(ModelError, match="may have 44 tokens, and the engine holds 40"):
+        engine_.draw(request)
 
 
 def test_every_row_has_a_seed_of_its_own():
@@ -250,7 +287,7 @@ def test_a_failing_engine_is_one_sentence_and_is_not_running(apart, micro, monke
     request = DrawRequest([[1, 2]], [0], SHORT, frozenset({2}), None)
     for fault, says in (
         ("start", r"^vLLM could not start: Engine core initialization failed; what it printed is above\."),
-        ("draw", r"^vLLM could not draw: the engine cannot draw; .*SUBLIM_VLLM_MEMORY=0\.42"),
+        ("draw", r"^vLLM could not draw: EngineCore encountered an issue\. .*; .*SUBLIM_VLLM_MEMORY=0\.42"),
         ("die", r"^vLLM could not draw: its process died \(exit code 3\); .*`engine: transformers` works"),
     ):
         monkeypatch.setenv(FAULT, fault)
@@ -304,7 +341,7 @@ def test_a_recipe_runs_through_vllm_from_its_rows_to_its_scores(small, apart, tm
     ]
     for artifact, checks in ((rows, {"law"}), (student, {"law", "shares"}), (base, {"law", "shares"})):
         facts = read_record(artifact.path)["provenance"]
-        assert set(facts["parity"]) == checks
+        assert set(facts["parity"]) == {"model", *checks}
         assert "CUDA" in facts["engine_chosen"]
     assert [row.index for row in read_rows(rows.path / "rows.jsonl")][:3] == [0, 1, 2]
     shares = pd.read_parquet(student.path / "scores.parquet")

@@ -19,6 +19,7 @@ from typing import Any
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.transformers import TransformersSampler
 from sublim_cli.recipe.schema import SamplingSection
+from vllm.exceptions import EngineDeadError, VLLMValidationError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -119,31 +120,31 @@ class LLM:
         lora_request: Any = None,
     ) -> list[RequestOutput]:
         if fault() == "draw" or self.asleep:
-            raise RuntimeError("the engine cannot draw")
+            raise EngineDeadError
         if fault() == "die":
             os._exit(3)
         ids = [prompt["prompt_token_ids"] for prompt in prompts]
-        if any(
-            len(tokens) + params.max_tokens > self.given["max_model_len"]
-            for tokens, params in zip(ids, sampling_params, strict=True)
-        ):
-            raise ValueError("a prompt is longer than max_model_len allows")
+        if any(len(tokens) >= self.given["max_model_len"] for tokens in ids):
+            raise VLLMValidationError("The decoder prompt is longer than the maximum model length")
         model = self.base if lora_request is None else self.adapted(lora_request)
         sampling = settings_of(sampling_params[0])
         (end,) = sampling_params[0].stop_token_ids
         assert {end} == stop_tokens(model, self.tokenizer)
         rows = [params.seed for params in sampling_params]
         drawn = TransformersSampler(model, self.tokenizer).draw(ids, rows, sampling)
+        ended = [[*tokens, end] if len(tokens) < sampling.max_tokens else tokens for tokens in drawn]
+        # A completion that would pass max_model_len ends there, without a word.
+        room = [self.given["max_model_len"] - len(tokens) for tokens in ids]
         return [
-            RequestOutput([CompletionOutput([*tokens, end] if len(tokens) < sampling.max_tokens else tokens)])
-            for tokens in drawn
+            RequestOutput([CompletionOutput(tokens[:count])])
+            for tokens, count in zip(ended, room, strict=True)
         ]
 
     def adapted(self, request: Any) -> Any:
         from peft import PeftModel
 
         if not self.given["enable_lora"]:
-            raise ValueError("LoRA is not enabled")
+            raise VLLMValidationError("LoRA is not enabled")
         number = (
             min(self.adapters, default=request.lora_int_id) if fault() == "stale" else request.lora_int_id
         )
