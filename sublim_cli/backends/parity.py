@@ -55,11 +55,11 @@ ROWS = 256
 Z = 3.89
 """The standard errors that `LEVEL` allows to either side, for a normal distribution."""
 
-BF16_ROUNDING = 2.0**-9
-"""The largest relative error of rounding to bfloat16, which keeps 8 significant bits."""
+BF16_ROUNDING = 2.0**-9 / math.sqrt(3)
+"""The standard deviation of the relative error of rounding to bfloat16: uniform, at most 2^-9."""
 
-ROUNDINGS_PER_LAYER = 4
-"""The output of attention and of the MLP, and the two sums with the residual."""
+ROUNDINGS_PER_LAYER = 8
+"""Two normed inputs, the values, the outputs of attention and MLP, the MLP's product, two residual sums."""
 
 BATCH = 4
 """Rows per forward pass: every token has a distribution over the whole vocabulary."""
@@ -355,11 +355,11 @@ def check_rows(key: str, rows: DrawnRows, model: Model, tokenizer: Tokenizer) ->
     length.
 
     Raises:
-        ModelError: it is beyond `Z` standard errors, or tokens were drawn that rounding does not explain: more
-            than one beyond the cut of top-k or top-p, or too many near it.
+        ModelError: it is beyond `Z` standard errors, or tokens were drawn that rounding does not explain:
+            more than one beyond the cut of top-k or top-p, or too many near it.
     """
     result = measure_surprisal(rows, model, tokenizer)
-    # One token beyond `Z` standard errors of rounding is what a few thousand tokens may have by chance.
+    # Among some thousand tokens, one may be beyond `Z` standard errors of rounding by chance.
     if abs(result.z) > Z or result.impossible > 1 or result.near_cut > result.near_cut_limit:
         raise ModelError(
             f"{key}: vllm does not draw as transformers would: over {result.tokens:,} tokens of "
@@ -430,12 +430,12 @@ def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Su
 def logit_rounding(model: Model, logits: "torch.Tensor") -> "torch.Tensor":
     """By how much a logit may differ between two computations in bf16, at `Z` standard errors: [rows, 1].
 
-    Each layer adds `ROUNDINGS_PER_LAYER` independent relative errors of at most `BF16_ROUNDING` to the hidden
-    state, the output layer one; in relation to the size of the logits they add up as a random walk does.
+    Each layer adds `ROUNDINGS_PER_LAYER` independent errors of `BF16_ROUNDING` to the hidden state, the output
+    layer one, and they add up as a random walk does; relative to the logits' standard deviation, since a sum
+    common to all logits decides nothing.
     """
     roundings = ROUNDINGS_PER_LAYER * model.config.get_text_config().num_hidden_layers + 1
-    size = logits.square().mean(-1, keepdim=True).sqrt()
-    return Z * math.sqrt(2 * roundings) * BF16_ROUNDING * size
+    return Z * math.sqrt(2 * roundings) * BF16_ROUNDING * logits.std(-1, keepdim=True)
 
 
 def _processed(processors: Sequence[Any], ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":

@@ -79,7 +79,7 @@ class VllmProcess:
     def close(self, timeout: float) -> None:
         """End the process and its children, and return once none is left.
 
-        They are asked to exit, and killed after `timeout` seconds. vLLM's own end takes up to 14 s, because it
+        They are asked to exit, and killed after `timeout` seconds. vLLM's own end takes up to 14 s, as it
         waits for its children in turn; nothing that they hold is needed any more.
         """
         with suppress(BrokenPipeError):

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from sublim_cli.artifacts.step import Step
+from sublim_cli.backends.vllm import check_head_width
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model_shape, load_tokenizer, meta_model
@@ -25,7 +26,7 @@ def check_architectures(missing: Iterable[Step]) -> None:
     """Refuse adapters that the model has no place for, and prompts and answers longer than it can read.
 
     Raises:
-        RecipeError: see `methods.adapted_modules`.
+        RecipeError: see `methods.adapted_modules` and `vllm.check_head_width`.
         ModelError: a prompt and its answer are longer than the model's window.
     """
     checked: set[str] = set()
@@ -41,6 +42,8 @@ def check_architectures(missing: Iterable[Step]) -> None:
             spec = step.spec
             prompts = tuple(stream_prompt(spec.prompts, row) for row in range(PROMPTS_MEASURED))
             _check_length(spec.model, (spec.context,), prompts, spec.sampling.max_tokens, "generate")
+            if spec.engine == "vllm":
+                check_head_width(spec.model, "generate.engine")
         elif isinstance(step, EvalStep):
             _check_scored(step.spec.model, step.spec.contexts, step.spec.questions, step.spec.scorer)
         elif isinstance(step, TeacherStep):
@@ -60,6 +63,8 @@ def _check_method(step: TrainStep) -> None:
 def _check_scored(
     model: ModelRef, contexts: tuple[Context, ...], questions: tuple[str, ...], scorer: Scoring
 ) -> None:
+    if scorer.kind == "sampled" and scorer.engine == "vllm":
+        check_head_width(model, "eval.engine")
     max_tokens = scorer.max_tokens if scorer.kind == "exact" else scorer.sampling.max_tokens
     _check_length(model, contexts, questions, max_tokens, "eval")
 
