@@ -430,9 +430,9 @@ def measure_surprisal(rows: DrawnRows, model: Model, tokenizer: Tokenizer) -> Su
 def logit_rounding(model: Model, logits: "torch.Tensor") -> "torch.Tensor":
     """By how much a logit may differ between two computations in bf16, at `Z` standard errors: [rows, 1].
 
-    Each layer adds `ROUNDINGS_PER_LAYER` independent errors of `BF16_ROUNDING` to the hidden state, the output
-    layer one, and they add up as a random walk does; relative to the logits' standard deviation, since a sum
-    common to all logits decides nothing.
+    Each layer adds `ROUNDINGS_PER_LAYER` independent errors of `BF16_ROUNDING` to the hidden state, the
+    output layer one, and they add up as a random walk does. They are relative to the logits' standard
+    deviation, since a sum common to all logits decides nothing.
     """
     roundings = ROUNDINGS_PER_LAYER * model.config.get_text_config().num_hidden_layers + 1
     return Z * math.sqrt(2 * roundings) * BF16_ROUNDING * logits.std(-1, keepdim=True)
