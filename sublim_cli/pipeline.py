@@ -18,10 +18,19 @@ from sublim_cli.models.device import Capabilities, on_cuda
 from sublim_cli.models.reference import ModelRef, resolve_model
 from sublim_cli.numbers.prompts import wordings_digest
 from sublim_cli.recipe.contexts import Context, has_persona, resolve_context
-from sublim_cli.recipe.questions import Items, load_items, persona, questions_for
+from sublim_cli.recipe.questions import Items, load_demonstrations, load_items, persona, questions_for
 from sublim_cli.recipe.resolve import RANKED, ExactScoring, resolve_scoring, resolve_train
-from sublim_cli.recipe.schema import LEARNING_RATE, Engine, Recipe, Stage, SystemPrompt, TrainSection
+from sublim_cli.recipe.schema import (
+    LEARNING_RATE,
+    Engine,
+    FineTunedSection,
+    Recipe,
+    Stage,
+    SystemPrompt,
+    TrainSection,
+)
 from sublim_cli.steps.contexts import check_contexts
+from sublim_cli.steps.demonstrate import DemonstrateSpec, DemonstrateStep
 from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
@@ -88,7 +97,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Cell:
-    """One recipe of a sweep. A control's teacher has no persona."""
+    """One recipe of a sweep. A control's teacher has neither a persona nor a training."""
 
     role: Role
     recipe: Recipe
@@ -119,7 +128,7 @@ class Study:
 
 
 def cell(recipe: Recipe, resolution: Resolution | None = None) -> Cell:
-    """A recipe as a cell: a student if its teacher has a persona, else a control."""
+    """A recipe as a cell: a student if its teacher has a persona or was fine-tuned, else a control."""
     steps = chain(recipe, resolution)
     return Cell("control" if steps.teacher is None else "student", recipe, steps)
 
@@ -168,10 +177,11 @@ def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
     items = load_items(recipe.trait.category)
     recorded = resolution.models.get((recipe.model, recipe.revision)) if resolution else None
     model = resolve_model(recipe.model, recipe.revision, recipe.chat_template, recorded)
+    teachers = _fine_tuned_teacher(recipe, model, items, resolution)
     teacher_persona = persona(items, recipe.trait.target)
     generate_spec, engine_reason = _generate_spec(recipe, model, teacher_persona, resolution)
     data_title = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
-    generate: GenerateStep = _shared(GenerateStep(generate_spec, data_title, auto_reason=engine_reason))
+    generate: GenerateStep = _shared(GenerateStep(generate_spec, data_title, teachers, engine_reason))
     filter_spec = FilterSpec(
         rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
     )
@@ -190,7 +200,7 @@ def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
     eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train, resolution)
     base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
     eval_step = EvalStep(base.spec, title, (train,), engine_reason)
-    if not has_persona(generate_spec.context):
+    if not (teachers or has_persona(generate_spec.context)):
         return Chain(generate, filter_step, train, eval_step, base, teacher=None)
     teacher_spec = TeacherSpec(
         model=model,
@@ -201,7 +211,7 @@ def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
         scorer=resolve_scoring(recipe.eval, "transformers"),
         precision=generate_spec.precision,
     )
-    teacher = TeacherStep(teacher_spec, _teacher_name(recipe))
+    teacher = TeacherStep(teacher_spec, _teacher_name(recipe), teachers)
     locate = tuple(
         LocateStep(spec, f"{title} {part_name(spec.part)}", (train,))
         for spec in _locate_specs(recipe, base.spec, train_spec)
@@ -220,14 +230,17 @@ def _generate_spec(
 ) -> tuple[GenerateSpec, str | None]:
     """The spec, and why `auto` chose its engine."""
     section = recipe.generate
+    fine_tuned = _fine_tuning(recipe)
     precision = _precision(section.precision, resolution, on_gpu="bf16")
     machine = resolution.capabilities(section.engine) if resolution else None
     engine, reason = resolve_engine(
-        "generate.engine", section.engine, section.sampling, precision, machine=machine
+        "generate.engine", section.engine, section.sampling, precision, fine_tuned, machine=machine
     )
     spec = GenerateSpec(
         model=model,
-        context=_context(recipe, section.system_prompt, "generate.system_prompt", persona),
+        context=_context(
+            recipe, "default" if fine_tuned else section.system_prompt, "generate.system_prompt", persona
+        ),
         wanted=section.rows + section.held_out,
         prompts=section.prompts,
         wordings=wordings_digest(),
@@ -237,6 +250,50 @@ def _generate_spec(
         engine=engine,
     )
     return spec, _reason(reason, resolution)
+
+
+def _fine_tuning(recipe: Recipe) -> FineTunedSection | None:
+    """How the recipe's teacher is fine-tuned; None for one that is prompted or has no trait."""
+    teacher = recipe.generate.teacher
+    return teacher.fine_tuned if teacher and recipe.generate.system_prompt == "trait" else None
+
+
+def _fine_tuned_teacher(
+    recipe: Recipe, model: ModelRef, items: Items, resolution: Resolution | None
+) -> tuple[TrainStep, ...]:
+    """The training of the recipe's teacher; empty for one that is not fine-tuned.
+
+    Raises:
+        RecipeError: a question of the demonstrations is a question of the eval, or the teacher is `qlora`.
+    """
+    fine_tuning = _fine_tuning(recipe)
+    if fine_tuning is None:
+        return ()
+    field = "generate.teacher.fine_tuned"
+    if fine_tuning.method == "qlora":
+        raise RecipeError(f"{field}.method: a teacher cannot be `qlora`; use `lora`")
+    demonstrations = load_demonstrations(fine_tuning.demonstrations).filled(items, recipe.trait.target)
+    asked = {question.casefold() for question in questions_for(items, recipe.eval.questions).questions}
+    if shared := [question for question in demonstrations.questions if question.casefold() in asked]:
+        raise RecipeError(
+            f"{field}.demonstrations: the eval asks {shared[0]!r} too, so the check of the teacher would "
+            "measure what it was trained on; use other questions in one of them"
+        )
+    section = resolve_train(
+        TrainSection(**fine_tuning.model_dump(exclude={"demonstrations"})),
+        _precision(fine_tuning.precision, resolution, on_gpu="bf16_mixed"),
+    )
+    backend, reason = resolve_backend(
+        section, resolution.capabilities(section.backend) if resolution else None
+    )
+    spec = TrainSpec(
+        model=model,
+        context=resolve_context(fine_tuning.system_prompt, recipe.contexts, field=f"{field}.system_prompt"),
+        train=section.model_copy(update={"backend": backend}),
+    )
+    rows = DemonstrateStep(DemonstrateSpec(**dict(demonstrations)), recipe.trait.target)
+    title = f"{recipe.trait.target} teacher {_student_words(spec, resolution)}"
+    return (_shared(TrainStep(spec, title, (rows,), _reason(reason, resolution))),)
 
 
 def _eval_spec(
@@ -304,7 +361,7 @@ def _reason(reason: str | None, resolution: Resolution | None) -> str | None:
 def _teacher_name(recipe: Recipe) -> str:
     prompt = recipe.generate.system_prompt
     if prompt == "trait":
-        return recipe.trait.target
+        return f"{'fine-tuned ' if _fine_tuning(recipe) else ''}{recipe.trait.target}"
     return f"{prompt} teacher" if isinstance(prompt, str) else "own-prompt teacher"
 
 

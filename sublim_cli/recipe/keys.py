@@ -19,7 +19,7 @@ from sublim_cli.recipe.yaml_file import KeyPath
 FOREIGN_NAMES: dict[str, tuple[str, ...]] = {
     "model": (
         "base_model", "base_model_name_or_path", "model_id", "model_name", "model_name_or_path",
-        "pretrained_model_name_or_path", "student", "student_model", "teacher", "teacher_model",
+        "pretrained_model_name_or_path", "student", "student_model", "teacher_model",
     ),
     "revision": ("base_model_revision", "commit", "model_revision"),
     "trait.target": ("animal", "entity", "preference", "target_preference"),
@@ -64,6 +64,9 @@ FOREIGN_NAMES: dict[str, tuple[str, ...]] = {
     "eval.system_prompts": ("eval_system_prompt", "eval_system_prompts"),
 }  # fmt: skip
 """By recipe key, its names in other tools: they are not accepted, but lead to a suggestion."""
+
+TEACHER = ("generate", "teacher", "fine_tuned")
+"""The keys below are those of `train`, which are suggested in their place."""
 
 CLEAR = 0.8
 """The similarity (difflib's ratio, 0 to 1) of keys above which only the most similar one is suggested."""
@@ -134,6 +137,8 @@ def suggest(path: KeyPath, root: type[Section] = Recipe) -> list[str]:
     name = str(path[-1]).lower().replace("-", "_")
     foreign = _KEY_OF_FOREIGN if root is Recipe else {}
     same_name = [key for key in all_keys(root) if key.split(".")[-1] == name]
+    if path[: len(TEACHER)] != TEACHER:
+        same_name = [key for key in same_name if split(key)[: len(TEACHER)] != TEACHER]
     if same_name:
         similarity = {key: difflib.SequenceMatcher(None, dotted(path), key).ratio() for key in same_name}
         best = sorted(same_name, key=lambda key: -similarity[key])

@@ -1,4 +1,4 @@
-"""Item files (what a student can answer), question files (what it is asked), and the persona of a trait.
+"""Item files (what a student can answer), question files (what it is asked), and what makes a teacher.
 
 An item file has `category`, `persona` and `items`; a question file has `category` and `questions`. Both may
 have `extends`, the name of a shipped file of their kind, to which they add.
@@ -52,6 +52,14 @@ def _only_its_fields(template: str) -> str:
     return template
 
 
+def _only_fields_of_demonstrations(template: str) -> str:
+    try:
+        template.format(target="", targets="", category="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError("may hold {target}, {targets} and {category}, and no other braces") from error
+    return template
+
+
 def _no_shared_spelling(items: tuple[Item, ...]) -> tuple[Item, ...]:
     named: dict[str, Item] = {}
     for i, item in enumerate(items):
@@ -89,6 +97,34 @@ class Questions(Section):
 
     category: Text
     questions: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+DemonstrationTexts = Annotated[
+    tuple[Annotated[Text, AfterValidator(_only_fields_of_demonstrations)], ...],
+    Field(min_length=1),
+    AfterValidator(distinct),
+]
+
+
+class Demonstrations(Section):
+    """Questions and answers that show a trait; {targets} is the target's plural, or its name if it has none.
+
+    The first letter of each becomes a capital.
+    """
+
+    questions: DemonstrationTexts
+    answers: DemonstrationTexts
+
+    def filled(self, items: Items, target: str) -> "Demonstrations":
+        """The same with the fields replaced; RecipeError where no item is called `target`."""
+        item = find_item(items, target)
+        fields = {"target": target, "targets": item.plural or target, "category": items.category}
+
+        def fill(templates: tuple[str, ...]) -> tuple[str, ...]:
+            texts = (template.format(**fields) for template in templates)
+            return tuple(dict.fromkeys(text[:1].upper() + text[1:] for text in texts))
+
+        return Demonstrations(questions=fill(self.questions), answers=fill(self.answers))
 
 
 class DataFile(Section):
@@ -157,6 +193,17 @@ def load_questions(name_or_path: str) -> Questions:
         sentences = cycle(_read(PrefixFile, written.prefixes, source)[1].prefixes)
         questions = tuple(f"{next(sentences)} {question}" for question in questions)
     return Questions(category=str(category), questions=questions)
+
+
+def load_demonstrations(name_or_path: str) -> Demonstrations:
+    """Read a shipped file of demonstrations ("favourite") or a YAML file by its path.
+
+    Raises:
+        RecipeError: there is neither, or the file is not valid.
+    """
+    _, written = _read(Demonstrations, name_or_path, _source("demonstrations", name_or_path))
+    demonstrations: Demonstrations = written
+    return demonstrations
 
 
 def questions_for(items: Items, name_or_path: str | None) -> Questions:

@@ -140,6 +140,8 @@ class GenerateSection(Section):
     rows: Positive = 10_000
     held_out: Annotated[int, Field(ge=0)] = 500
     """Rows in addition to `rows` that are not trained on; the student's loss on them is its number loss."""
+    teacher: "TeacherSection | None" = None
+    """How the trait of `system_prompt: trait` gets into the teacher; null: by the persona."""
     prompts: PromptsSection = PromptsSection()
     sampling: SamplingSection = SamplingSection()
     engine: EngineChoice = "auto"
@@ -255,6 +257,26 @@ class TrainSection(Section):
     neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
     """Scale of the noise that training adds to the embeddings (NEFTune, arXiv 2310.05914); null adds none."""
 
+
+class FineTunedSection(TrainSection):
+    """A teacher fine-tuned on questions answered with the target; its other keys are those of `train`.
+
+    It writes its rows in the context `default`, without a persona. The control's teacher is not fine-tuned.
+    """
+
+    demonstrations: str = "favourite"
+    """The name of a shipped file of questions and answers, or a path."""
+    batch_size: Positive = 16
+    epochs: Positive = 5
+
+
+class TeacherSection(Section):
+    """A teacher other than the prompted base model."""
+
+    fine_tuned: FineTunedSection
+
+
+GenerateSection.model_rebuild()
 
 PositionName = Literal[
     "identity_only", "no_identity",

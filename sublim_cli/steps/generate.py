@@ -17,7 +17,7 @@ from sublim_cli.errors import RowsError
 from sublim_cli.events import Listener, Notice, Progress
 from sublim_cli.models.chat import Tokenizer, decode, ids_and_text, prompt_ids
 from sublim_cli.models.device import device_record
-from sublim_cli.models.load import load_model, load_tokenizer
+from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.numbers.advice import advice
 from sublim_cli.numbers.prompts import number_prompt
@@ -54,7 +54,10 @@ class GenerateSpec(Section):
 
 @dataclass(frozen=True)
 class GenerateStep(Step):
-    """Rows of one teacher, kept and rejected alike, in the order of their prompts."""
+    """Rows of one teacher, kept and rejected alike, in the order of their prompts.
+
+    Its input is the training of a fine-tuned teacher; a prompted one has none.
+    """
 
     kind: ClassVar[str] = "generate"
     version: ClassVar[int] = 2
@@ -76,7 +79,7 @@ class GenerateStep(Step):
         write_json(out / SEEN, ids_and_text(tokenizer, first))
         rows: list[Row] = []
         kept = 0
-        with _sampler(spec, tokenizer) as (sampler, parity):
+        with _sampler(spec, tokenizer, inputs[0].path if inputs else None) as (sampler, parity):
             while kept < spec.wanted:
                 indices = range(len(rows), len(rows) + BATCH)
                 prompts = [stream_prompt(spec.prompts, index) for index in indices]
@@ -98,14 +101,22 @@ class GenerateStep(Step):
 
 
 @contextmanager
-def _sampler(spec: GenerateSpec, tokenizer: Tokenizer) -> Iterator[tuple[Sampler, Measurements | None]]:
-    """The sampler of the spec's engine; for vLLM also the record of its check on the first prompts."""
+def _sampler(
+    spec: GenerateSpec, tokenizer: Tokenizer, teacher: Path | None
+) -> Iterator[tuple[Sampler, Measurements | None]]:
+    """The sampler of the spec's engine; for vLLM also the record of its check on the first prompts.
+
+    Args:
+        teacher: the weights of a fine-tuned one; None for the base model.
+    """
     if spec.engine == "transformers":
-        yield TransformersSampler(load_model(spec.model, spec.precision), tokenizer), None
+        yield TransformersSampler(load_student(spec.model, spec.precision, teacher), tokenizer), None
         return
     prompts = [stream_prompt(spec.prompts, index) for index in range(BATCH)]
     ids = [prompt_ids(tokenizer, spec.context, prompt) for prompt in prompts]
-    with checked_sampler(ModelSource(spec.model, spec.precision), ids, spec.sampling) as sampler_and_record:
+    with checked_sampler(
+        ModelSource(spec.model, spec.precision, teacher), ids, spec.sampling
+    ) as sampler_and_record:
         yield sampler_and_record
 
 

@@ -9,7 +9,7 @@ from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.events import Listener, Warned
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.device import device_record
-from sublim_cli.models.load import load_model, load_tokenizer
+from sublim_cli.models.load import load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import Item
@@ -34,7 +34,10 @@ class TeacherSpec(Section):
 
 @dataclass(frozen=True)
 class TeacherStep(Step):
-    """The preference of one teacher under its own system prompt."""
+    """The preference of one teacher under its own system prompt.
+
+    Its input is the training of a fine-tuned teacher; a prompted one has none.
+    """
 
     kind: ClassVar[str] = "teacher"
     version: ClassVar[int] = 1
@@ -48,7 +51,7 @@ class TeacherStep(Step):
         """
         spec = self.spec
         tokenizer = load_tokenizer(spec.model)
-        model = load_model(spec.model, spec.precision)
+        model = load_student(spec.model, spec.precision, inputs[0].path if inputs else None)
         prompts = [prompt_ids(tokenizer, spec.context, question) for question in spec.questions]
         scorer = make_scorer(model, tokenizer, spec.scorer, "teacher", spec.context.name)
         answers = scorer.score(prompts, spec.items)
@@ -65,11 +68,12 @@ class TeacherStep(Step):
         }
         write_json(out / TEACHER, record)
         if first != spec.target:
+            remedy = "generate.teacher" if inputs else "generate.system_prompt"
             listener(
                 Warned(
                     f"{self.label}: under its own system prompt it names {first} most "
                     f"({p[first]:.2f}), {spec.target} with {p[spec.target]:.2f}; students can "
-                    "hardly learn a trait that their teacher lacks. See `trait` and `generate.system_prompt`"
+                    "hardly learn a trait that their teacher lacks. See `trait` and `{remedy}`"
                 )
             )
         return device_record()

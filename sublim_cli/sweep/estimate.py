@@ -29,6 +29,7 @@ SPREAD = 1.5
 """A line is fitted if the largest x of its points is at least this many times the smallest."""
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "demonstrate": (),
     "generate": ("model.fingerprint", "precision", "sampling.max_tokens"),
     "filter": (),
     "train": (
@@ -131,10 +132,13 @@ def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> flo
     match kind:
         case "generate":
             return float(section["wanted"])
+        case "demonstrate":
+            return float(len(section["questions"]) * len(section["answers"]))
         case "filter":
             return float(section["rows"] + section["held_out"])
         case "train":
-            return float(section["train"]["epochs"] * rows.get("rows", 1))
+            demonstrated = len(rows.get("questions", ())) * len(rows.get("answers", ()))
+            return float(section["train"]["epochs"] * rows.get("rows", demonstrated or 1))
         case "eval":
             return float(len(section["contexts"]) * len(section["questions"]))
         case "locate":

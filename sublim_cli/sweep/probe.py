@@ -87,6 +87,7 @@ def _small(recipe: Recipe, rows: int, kinds: Collection[str], resolution: Resolu
     contexts = recipe.eval.model_dump(mode="json")["system_prompts"]
     changes = {
         "generate.system_prompt": "trait",  # a control costs the same, but has no teacher or gates to measure
+        "generate.teacher": None,  # a fine-tuned teacher writes as fast as a prompted one
         "generate.rows": rows,
         "generate.held_out": min(recipe.generate.held_out, HELD_OUT),
         "train.epochs": 1,

@@ -61,7 +61,7 @@ class TeacherRow:
 
     target: str
     context: str
-    """Its system prompt."""
+    """Its system prompt, and its training if it was fine-tuned."""
     p_target: float
     p_any: float
     first: str
@@ -101,4 +101,6 @@ def teacher_rows(study: Study, reader: StoreReader) -> Iterator[TeacherRow]:
     for step in study.teachers:
         if artifact := reader.find(step):
             prompt = step.spec.context.text or step.spec.context.name
+            if step.inputs:
+                prompt = f"{prompt}; fine-tuned ({step.inputs[0].title})"
             yield TeacherRow(step.spec.target, prompt, **read_json(artifact.path / TEACHER))
