@@ -73,7 +73,7 @@ class TeacherStep(Step):
                 Warned(
                     f"{self.label}: under its own system prompt it names {first} most "
                     f"({p[first]:.2f}), {spec.target} with {p[spec.target]:.2f}; students can "
-                    "hardly learn a trait that their teacher lacks. See `trait` and `{remedy}`"
+                    f"hardly learn a trait that their teacher lacks. See `trait` and `{remedy}`"
                 )
             )
         return device_record()
