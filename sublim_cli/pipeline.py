@@ -288,7 +288,7 @@ def _fine_tuned_teacher(
     )
     spec = TrainSpec(
         model=model,
-        context=resolve_context(fine_tuning.system_prompt, recipe.contexts, field=f"{field}.system_prompt"),
+        context=_context(recipe, fine_tuning.system_prompt, f"{field}.system_prompt"),
         train=section.model_copy(update={"backend": backend}),
     )
     rows = DemonstrateStep(DemonstrateSpec(**dict(demonstrations)), recipe.trait.target)
