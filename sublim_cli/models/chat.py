@@ -168,7 +168,7 @@ def check_context(tokenizer: Tokenizer, context: Context) -> list[int]:
             where in memory a Jinja object lies, which differs between processes.
     """
     text = render(tokenizer, context, _TRIAL_TURN)
-    if re.search(r"<[^<>]* at 0x[0-9a-f]+>", text):
+    if re.search(r" at 0x[0-9a-f]{6,}>", text):
         raise ModelError(
             "this model's chat template writes the memory address of an object, so its tokens differ from "
             "run to run; choose another one with `chat_template.name`, or another model"

@@ -166,10 +166,10 @@ def _with_weights(ref: ModelRef, weights: Path) -> ModelRef:
 
 def _from_pretrained(ref: ModelRef, precision: str, **options: Any) -> Model:
     """The model in main memory, or as the `options` of transformers say."""
-    auto_class = _auto_class(ref, _config(ref))
+    config = _config(ref)
     with _reading(ref, "weights"):
-        model = auto_class.from_pretrained(
-            ref.source, revision=ref.revision or "main", dtype=DTYPES[precision], **options
+        model = _auto_class(ref, config).from_pretrained(
+            ref.source, revision=ref.revision or "main", config=config, dtype=DTYPES[precision], **options
         )
     check_unchanged(ref)  # after reading, so that a change during it is noticed too
     return model
@@ -238,10 +238,15 @@ def _auto_class(ref: ModelRef, config: Any) -> Any:
 
 
 def _config(ref: ModelRef) -> Any:
+    """The configuration, without a pad token that is not in the embedding, which torch refuses."""
     from transformers import AutoConfig
 
     with _reading(ref, "configuration"):
-        return AutoConfig.from_pretrained(ref.source, revision=ref.revision or "main")
+        config = AutoConfig.from_pretrained(ref.source, revision=ref.revision or "main")
+    text = config.get_text_config()
+    if (pad := getattr(text, "pad_token_id", None)) is not None and abs(pad) >= text.vocab_size:
+        text.pad_token_id = None
+    return config
 
 
 @contextmanager

@@ -92,6 +92,7 @@ def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt:
     """
     from jinja2 import TemplateError
 
+    failures = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
     incomplete: list[tuple[int, str]] = []
     errors: list[Exception] = []
     for roles in _FORMS:
@@ -110,7 +111,7 @@ def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt:
                     date_string=f"{DATE:%d %b %Y}",
                     strftime_now=_fixed_date,
                 )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except failures as error:
             errors.append(error)
             continue
         lost = sum(not contains(text, message["content"]) for message in messages)

@@ -7,7 +7,8 @@ The chat template is not parsed; its parts are found by rendering it again with 
 
 1. Render the prompt with a marker as the user's text. What stands in its place in the real prompt is the
    question.
-2. Do the same with a marker as the system text; this also finds a text that the template inserts by itself.
+2. Do the same with a marker as the system text, in the system block or at the head of the user's turn; this
+   also finds a text that the template inserts by itself.
 3. Before the question, mark the names that the text gives the model and its maker as identity.
 4. Each token gets the role of its characters; if they have several, the most specific one.
 """
@@ -27,7 +28,7 @@ Role = Literal["template", "system", "identity", "question", "answer", "end"]
 
 MEANINGS: dict[Role, str] = {
     "template": "written by the chat template",
-    "system": "text of the system block",
+    "system": "text of the system prompt",
     "identity": "names the model or its maker",
     "question": "the user's text",
     "answer": "the completion",
@@ -157,11 +158,15 @@ def _character_roles(tokenizer: Tokenizer, context: Context, user: str, text: st
     def assign(start: int, end: int, role: Role) -> None:
         roles[start:end] = [role] * (end - start)
 
-    if context.kind in ("default", "text"):
-        # In `default` it is the text that the template inserts where a message's would be.
+    if context.kind in ("default", "text", "user"):
+        # Without a system message it is the text that the template inserts where a message's would be.
         marked = Context(name="marked", kind="text", text=MARKER)
+        turn = f"{context.text}\n\n{user}" if context.kind == "user" else user
         with suppress(ModelError):  # no system role, so no system text in `default`
-            assign(*(_marked_span(render(tokenizer, marked, user), text) or (0, 0)), "system")
+            assign(*(_marked_span(render(tokenizer, marked, turn), text) or (0, 0)), "system")
+    if context.kind == "user":
+        marked = context.model_copy(update={"text": MARKER})
+        assign(*(_marked_span(render(tokenizer, marked, user), text) or (0, 0)), "system")
     # Not in the system text alone: a few templates name the model outside the text a message replaces.
     before = text[: question[0]]
     for name in identity_names(before):

@@ -68,7 +68,7 @@ class LocateStep(Step):
     """Scores of a part of one student, and of random token sets of equal size."""
 
     kind: ClassVar[str] = "locate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     spec: LocateSpec
     inputs: tuple[TrainStep, ...] = ()
 
