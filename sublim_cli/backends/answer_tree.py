@@ -121,6 +121,10 @@ class NextTokenProbs:
         position, token, p = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return position, token, p
 
+    def part(self, rows: slice) -> "NextTokenProbs":
+        """Those of some nodes, with their logits computed once and for all: [nodes, vocabulary] are held."""
+        return NextTokenProbs(_identity, self.head(self.states[rows]), self.chunk)
+
     def _probs(self, states: "torch.Tensor") -> "torch.Tensor":
         return self.head(states).float().softmax(-1)
 
@@ -175,6 +179,8 @@ class AnswerTrees:
         self.prompt_probs = NextTokenProbs(_identity, out.logits[:, -1], self.chunk)
         self.cached: CacheLayers = []
         """For each layer the keys and values of the cached nodes, [cached, heads, width]."""
+        self._cached_tokens = np.zeros(0, dtype=np.int64)
+        """The last token of each cached node."""
         self.ancestors = np.full((1, 0), -1)
         """The cache indices of each cached node's ancestors and, last, its own, padded with -1: [cached + 1,
         depth]. The last row is all -1, for nodes directly below a prompt (parent -1)."""
@@ -219,6 +225,7 @@ class AnswerTrees:
             ]
         self.cached = layers
         nodes = expanded.nodes[chosen]
+        self._cached_tokens = np.concatenate([self._cached_tokens, nodes.token])
         count, depth = self.ancestors.shape[0] - 1, self.ancestors.shape[1]
         index = np.arange(count, count + len(chosen))
         ancestors = np.full((count + len(chosen) + 1, max(depth, int(nodes.depth.max(initial=0)))), -1)
@@ -227,6 +234,19 @@ class AnswerTrees:
         ancestors[index, nodes.depth - 1] = index
         self.ancestors = ancestors
         return index
+
+    def beginnings(self, nodes: TreeNodes) -> list[list[int]]:
+        """The tokens of each node after its prompt; none for the prompts themselves."""
+        return [
+            [*self._cached_tokens[above[above >= 0]].tolist(), *([token] if depth else [])]
+            for above, token, depth in zip(
+                self.ancestors[nodes.parent], nodes.token.tolist(), nodes.depth.tolist(), strict=True
+            )
+        ]
+
+    def next_token_probs(self, states: "torch.Tensor", logits: "torch.Tensor") -> NextTokenProbs:
+        """The distributions after nodes from their last hidden `states`, or `logits` if these are needed."""
+        return NextTokenProbs(self.head or _identity, states if self.head else logits, self.chunk)
 
     def _forward(self, nodes: TreeNodes, rows: list[Ints]) -> ExpandedNodes:
         """One pass over `rows`, each the indices of some nodes of one prompt."""
@@ -324,3 +344,12 @@ def _shared_length(prompts: Sequence[Ids]) -> int:
     first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     longest = min(map(len, prompts)) - 1
     return next((i for i in range(longest) if first[i] != last[i]), longest)
+
+
+def running_sum(groups: Ints, values: NDArray[Any]) -> NDArray[Any]:
+    """The running sum of `values` within each run of equal `groups`, which are sorted; inclusive."""
+    total = np.cumsum(values)
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    before = np.concatenate([[0], total])[starts]
+    sums: NDArray[Any] = total - np.repeat(before, np.diff(np.append(starts, len(groups))))
+    return sums

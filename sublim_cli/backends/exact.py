@@ -1,4 +1,4 @@
-"""The exact scorer: best-first search in the tree of answers, until little probability is left undecided.
+"""The exact scorer: best-first search in the tree of answers, and draws from what it leaves open.
 
 A node is the beginning of an answer. It is open while the tokens that follow could still change which item
 the answer names. Expanding an open node costs one token's forward pass: the model gives the probability of
@@ -6,17 +6,29 @@ every next token, and `preference.token_table` the state of the answer after eac
 to their item's probability; undecided ones become open nodes, and the most likely are expanded first. The
 probability of the nodes that were never expanded is the certificate, `ItemProbs.uncovered`.
 `backends.answer_tree` computes the trees of all questions together.
+
+Of a model that answers in sentences a tree covers little. As soon as a question's open nodes are so many that
+its budget cannot bring it below the bound, its tree stops. A node is then expanded only if a draw or more
+would pass through it, which costs at least as much, and `backends.drawn_answers` estimates the rest.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sublim_cli.backends.answer_tree import AnswerTrees, ExpandedNodes, Floats, Ints, TreeNodes
+from sublim_cli.backends.answer_paths import AnswerPaths
+from sublim_cli.backends.answer_tree import (
+    AnswerTrees,
+    ExpandedNodes,
+    Floats,
+    Ints,
+    TreeNodes,
+    running_sum,
+)
+from sublim_cli.backends.drawn_answers import DrawnAnswers, OpenBeginnings
 from sublim_cli.backends.interface import Ids, ItemProbs
+from sublim_cli.backends.sampled import derived_seed
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
 from sublim_cli.models.batches import in_batches, rows_that_fit
@@ -38,20 +50,29 @@ NODES_PER_ROUND = 64
 """Nodes of one prompt expanded at a time, or half of the rest of its budget if that is more. Larger rounds
 would expand nodes that are less likely than the children of others."""
 
+ROWS_PER_DRAW = 2
+"""Rows that a draw takes at once, with the tokens that are tried beside it: an allowance for memory."""
+
+PATHS_AT_ONCE = 256
+"""Rows of drawn answers computed together, if they fit into memory; the result does not depend on it."""
+
 Prefix = tuple[int, ...]
 """Tokens that an answer may open with."""
 
 
 @dataclass(frozen=True)
 class ExactScorer:
-    """Answer probabilities with a certificate; see `interface.ItemProbs`."""
+    """Answer probabilities with a certificate; see `interface.ItemProbs`.
+
+    Draws have the noise of the settings' seed and of the prompt's tokens.
+    """
 
     model: Model
     tokenizer: Tokenizer
     settings: ExactScoring = field(default_factory=ExactScoring)
 
     def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
-        """Expand every prompt's tree of answers up to the bound or the budget of `settings`.
+        """Expand every prompt's tree of answers up to the bound or the budget of `settings`, then draw.
 
         Raises:
             ModelError: a single prompt does not fit into memory, or see `passes.scored_model`.
@@ -79,6 +100,7 @@ class _TreeSearch:
     def __init__(self, scorer: ExactScorer, masks: TokenMasks, prompts: Sequence[Ids]) -> None:
         """Compute the prompts, their first open nodes and the log-probabilities of the plain forms."""
         self.settings, self.masks, self.table = scorer.settings, masks, masks.table
+        self.prompts, self.scorer = prompts, scorer
         self.trees = AnswerTrees(scorer.model, prompts, scorer.tokenizer.pad_token_id, self.table.size)
         self.p_items = np.zeros((len(prompts), len(masks.plain_forms)))
         """P(item) so far: [prompts, items]."""
@@ -86,28 +108,123 @@ class _TreeSearch:
         """Probability of nodes that are too unlikely to be kept open."""
         self.expanded_count = np.zeros(len(prompts), dtype=np.int64)
         """Nodes expanded."""
+        self.beyond_budget = np.zeros(len(prompts), dtype=bool)
+        """Prompts whose budget cannot bring them below the bound."""
+        self.leftovers: list[tuple[TreeNodes, Floats, Floats]] = []
+        """Expanded nodes, the probability below each that is not kept open, and the `OpenBeginnings.limit`
+        of the next tokens that have it."""
         # Less likely nodes are not kept: a whole budget of them has less than a quarter of the bound.
         self.min_prob = min(MIN_FORM_PROB, self.settings.uncovered / (4 * self.settings.nodes))
         root = self.trees.root()
         self.open_nodes = root.nodes[:0]
         self._add(root)
-        self.log_form = _prefix_logprobs(self.trees, masks.plain_forms)
+        self.logprobs = _prefix_logprobs(self.trees, masks.plain_forms)
 
     def run(self) -> list[ItemProbs]:
         """Expand nodes until every tree is below the bound or at its budget."""
         while len(nodes := self._take_open()):
             for expanded in self.trees.expand(nodes):
                 self._add(expanded)
+        log_form = np.stack(
+            [
+                np.logaddexp.reduce([self.logprobs[form] for form in forms])
+                for forms in self.masks.plain_forms
+            ],
+            axis=1,
+        )  # [prompts, items]
         uncovered = self._uncovered()
-        return [
-            ItemProbs(
-                tuple(map(float, self.p_items[i])),
-                float(uncovered[i]),
-                tuple(map(float, self.log_form[i])),
-                nodes=int(self.expanded_count[i]),
+        drawn = self._draw(np.flatnonzero(uncovered > self.settings.uncovered))
+        answers = []
+        for i, covered in enumerate(self.p_items):
+            p, error = drawn[i].estimate() if i in drawn else (0.0 * covered, 0.0 * covered)
+            answers.append(
+                ItemProbs(
+                    tuple(map(float, covered + p)),
+                    tuple(map(float, error)),
+                    float(uncovered[i]),
+                    tuple(map(float, log_form[i])),
+                    nodes=int(self.expanded_count[i]),
+                    samples=self.settings.draws if i in drawn else 0,
+                    tokens=int(self.expanded_count[i]) + (drawn[i].passes if i in drawn else 0),
+                )
             )
-            for i in range(len(self.p_items))
-        ]
+        return answers
+
+    def _draw(self, prompts: Ints) -> dict[int, DrawnAnswers]:
+        """Draw answers to some prompts from what their trees left open, if the settings want draws."""
+        if not self.settings.draws or not len(prompts):
+            return {}
+        width = max(map(len, self.prompts)) + self.settings.max_tokens
+        rows = ROWS_PER_DRAW * self.settings.draws
+        fitting = rows_that_fit(self.scorer.model, width, most=max(PATHS_AT_ONCE, rows))
+        batches = in_batches(prompts.tolist(), self._drawn, max(1, fitting // rows), noun="question")
+        return {prompt: drawn for batch in batches for prompt, drawn in batch.items()}
+
+    def _drawn(self, prompts: Sequence[int]) -> dict[int, DrawnAnswers]:
+        """The finished draws for some prompts."""
+        settings = self.settings
+        drawn = {}
+        for prompt in prompts:
+            seed = derived_seed(settings.seed, *map(str, self.prompts[prompt]))
+            beginnings = self._open_beginnings(prompt)
+            drawn[prompt] = DrawnAnswers(
+                self.masks,
+                beginnings,
+                self._spellings(prompt),
+                settings.draws,
+                settings.max_tokens,
+                seed,
+            )
+            drawn[prompt].begin(self.trees.prompt_probs, prompt)
+        going = list(drawn)
+        paths = AnswerPaths(
+            self.trees,
+            np.repeat(going, [len(drawn[prompt]) for prompt in going]),
+            [tokens for prompt in going for tokens in drawn[prompt].tokens],
+        )
+        while going:
+            parents, tokens, start = [], [], 0
+            for prompt in going:
+                end = start + len(drawn[prompt])
+                chosen, following = drawn[prompt].step(paths.probs.part(slice(start, end)))
+                parents.append(chosen + start)
+                tokens.append(following)
+                start = end
+            going = [prompt for prompt in going if len(drawn[prompt])]
+            if going:
+                paths.advance(np.concatenate(parents), np.concatenate(tokens))
+        return drawn
+
+    def _spellings(self, prompt: int) -> dict[int, Floats]:
+        """How likely each item's plain forms go on where they have begun, by the state of the beginning."""
+        begun: dict[int, dict[Prefix, float]] = {}
+        complete: dict[int, Floats] = {}
+        for item, forms in enumerate(self.masks.plain_forms):
+            for form in forms:
+                state = 0
+                for size in range(1, len(form)):
+                    state = int(self.table.after(state)[form[size - 1]])
+                    if state < 0:
+                        break
+                    prefix = form[:size]
+                    begun.setdefault(state, {})[prefix] = float(np.exp(self.logprobs[prefix][prompt]))
+                    items = complete.setdefault(state, np.zeros(len(self.masks.plain_forms)))
+                    items[item] += np.exp(self.logprobs[form][prompt])
+        return {state: items / max(sum(begun[state].values()), 1e-300) for state, items in complete.items()}
+
+    def _open_beginnings(self, prompt: int) -> OpenBeginnings:
+        """What the tree of a prompt left open: its open nodes, and what lies below expanded ones."""
+        nodes = self.open_nodes[self.open_nodes.prompt == prompt]
+        order = np.lexsort((nodes.token, nodes.parent))  # siblings are alike, and so are their draws
+        nodes = nodes[order]
+        prob, limit = nodes.prob, np.full(len(nodes), np.inf)
+        expanded = np.zeros(len(nodes), dtype=bool)
+        for parents, rest, limits in self.leftovers:
+            own = (parents.prompt == prompt) & (rest > 0)
+            nodes += parents[own]
+            prob, limit = np.append(prob, rest[own]), np.append(limit, limits[own])
+            expanded = np.append(expanded, np.ones(own.sum(), dtype=bool))
+        return OpenBeginnings(self.trees.beginnings(nodes), nodes.state, prob, limit, expanded)
 
     def _uncovered(self) -> Floats:
         return self.dropped_mass + np.bincount(
@@ -120,17 +237,22 @@ class _TreeSearch:
         prompt = nodes.prompt
         # Of each prompt above the bound the most likely nodes, until the rest sums to half of the bound.
         total = np.bincount(prompt, nodes.prob, len(self.p_items))
-        mass_from_here = total[prompt] - _running_sum(prompt, nodes.prob) + nodes.prob
+        mass_from_here = total[prompt] - running_sum(prompt, nodes.prob) + nodes.prob
         allowed_rest = np.maximum(self.settings.uncovered / 2 - self.dropped_mass, 0.0)
-        wanted = (self._uncovered() > self.settings.uncovered)[prompt] & (
-            mass_from_here > allowed_rest[prompt]
-        )
+        uncovered, budget_left = self._uncovered(), self.settings.nodes - self.expanded_count
+        wanted = (uncovered > self.settings.uncovered)[prompt] & (mass_from_here > allowed_rest[prompt])
         states, index = np.unique(nodes.state, return_inverse=True)
         in_form = np.array([self.table.is_open_form(int(state)) for state in states], dtype=bool)
         wanted |= in_form[index] & (nodes.prob >= MIN_FORM_PROB)
-        budget_left = self.settings.nodes - self.expanded_count
+        if self.settings.draws:
+            # The bound is reached only if all nodes are expanded that are not among the last within it.
+            last = mass_from_here <= (self.settings.uncovered - self.dropped_mass)[prompt]
+            needed = np.bincount(prompt[~last], minlength=len(self.p_items))
+            self.beyond_budget |= (needed > budget_left) | (self.dropped_mass > self.settings.uncovered)
+            cheap = self.settings.draws * nodes.prob >= uncovered[prompt]
+            wanted = np.where(self.beyond_budget[prompt], cheap, wanted)
         limit = np.minimum(np.maximum(NODES_PER_ROUND, budget_left // 2), budget_left)
-        wanted &= _running_sum(prompt, wanted) <= limit[prompt]
+        wanted &= running_sum(prompt, wanted) <= limit[prompt]
         self.open_nodes = nodes[~wanted]
         self.expanded_count += np.bincount(prompt[wanted], minlength=len(self.p_items))
         return nodes[wanted]
@@ -144,12 +266,14 @@ class _TreeSearch:
         decided = item >= 0
         np.add.at(self.p_items, (nodes.prompt[node[decided]], item[decided]), mass[decided])
         undecided = mass[~decided]  # [nodes]; 0 where the answer has reached its length
-        np.add.at(self.dropped_mass, nodes.prompt, np.where(undecided > self.min_prob, 0.0, undecided))
+        dropped = np.where(undecided > self.min_prob, 0.0, undecided)
+        self._leave_open(nodes, dropped, np.full(len(nodes), np.inf))
         parents = np.flatnonzero(undecided > self.min_prob)
         if not len(parents):
             return
         nodes, undecided = nodes[parents], undecided[parents]
-        parent, token, p = expanded.probs.above_threshold(parents, self.min_prob / nodes.prob)
+        least = self.min_prob / nodes.prob
+        parent, token, p = expanded.probs.above_threshold(parents, least)
         states, index = np.unique(nodes.state, return_inverse=True)
         after = np.stack([self.table.after(int(state)) for state in states])
         state = after[index[parent], token].astype(np.int64)
@@ -157,16 +281,22 @@ class _TreeSearch:
         parent, token, state = parent[is_open], token[is_open], state[is_open]
         prob = nodes.prob[parent] * p[is_open]
         rest = undecided - np.bincount(parent, prob, len(nodes))
-        np.add.at(self.dropped_mass, nodes.prompt, np.maximum(rest, 0.0))
+        self._leave_open(nodes, np.maximum(rest, 0.0), least)
         with_children, index = np.unique(parent, return_inverse=True)
         cached = self.trees.cache(expanded, parents[with_children])[index]
         self.open_nodes += TreeNodes(
             nodes.prompt[parent], token, state, prob, nodes.depth[parent] + 1, cached
         )
 
+    def _leave_open(self, nodes: TreeNodes, rest: Floats, limit: Floats) -> None:
+        """Keep no child of some nodes open whose probability is at most `limit`; together these have `rest`."""
+        np.add.at(self.dropped_mass, nodes.prompt, rest)
+        if self.settings.draws:
+            self.leftovers.append((nodes, rest, limit))
 
-def _prefix_logprobs(trees: AnswerTrees, forms: Sequence[Sequence[Prefix]]) -> Floats:
-    """Log P(the answer opens with one of an item's `forms`), however small, in nats: [prompts, items]."""
+
+def _prefix_logprobs(trees: AnswerTrees, forms: Sequence[Sequence[Prefix]]) -> dict[Prefix, Floats]:
+    """Log P(the answer opens with a prefix of one of the `forms`), however small, in nats: [prompts]."""
     import torch
 
     prompts = len(trees.lengths)
@@ -202,15 +332,4 @@ def _prefix_logprobs(trees: AnswerTrees, forms: Sequence[Sequence[Prefix]]) -> F
                 for token, p in zip(tokens, of_tokens, strict=True):
                     longer = logprob.setdefault((*prefix, token), np.zeros(prompts))
                     longer[prompt] = logprob[prefix][prompt] + np.log(p)
-    return np.stack(
-        [np.logaddexp.reduce([logprob[form] for form in item_forms]) for item_forms in forms], axis=1
-    )
-
-
-def _running_sum(prompt: Ints, values: NDArray[Any]) -> NDArray[Any]:
-    """The running sum of `values` within each run of equal `prompt`, which is sorted; inclusive."""
-    total = np.cumsum(values)
-    starts = np.flatnonzero(np.diff(prompt, prepend=-1))
-    before = np.concatenate([[0], total])[starts]
-    sums: NDArray[Any] = total - np.repeat(before, np.diff(np.append(starts, len(prompt))))
-    return sums
+    return logprob

@@ -15,17 +15,24 @@ Ids = Sequence[int]
 class ItemProbs:
     """How likely the answer to one prompt names each item (`preference.forms`).
 
-    A computed `p[i]` is a lower bound: p[i] ≤ P(item i) ≤ p[i] + uncovered. A sampled one is the share of
-    `samples` draws, so its error is binomial and `uncovered` is 0.
+    Without `samples`, `p[i]` is a lower bound: p[i] ≤ P(item i) ≤ p[i] + uncovered. With them, what the tree
+    covers is exact and the rest, of probability `uncovered`, is estimated by `samples` draws without bias, so
+    that an estimate of a small probability may be below 0. The sampled scorer covers nothing: its `p[i]` is
+    the share of all answers, and its `uncovered` is 0.
     """
 
     p: tuple[float, ...]
+    standard_error: tuple[float, ...]
+    """Of each `p`, from the draws; 0 where there were none."""
     uncovered: float
     log_form: tuple[float, ...]
     """For each item log P(the answer opens with the tokens of its plain name), in nats; empty if sampled."""
     nodes: int = 0
     """Nodes of the answer tree that were expanded."""
     samples: int = 0
+    """Answers drawn."""
+    tokens: int = 0
+    """Tokens of answers that were computed for `p`."""
 
 
 class Sampler(ABC):

@@ -298,7 +298,7 @@ def check_shares(key: str, shares: DrawnShares, model: Model, tokenizer: Tokeniz
     Raises:
         ModelError: a share is less likely than `LEVEL` allows, or the exact scorer refuses the model.
     """
-    exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.max_tokens))
+    exact = ExactScorer(model, tokenizer, ExactScoring(max_tokens=shares.max_tokens, draws=0))
     comparisons: list[ShareComparison] = []
     for context, prompts in shares.prompts.items():
         try:

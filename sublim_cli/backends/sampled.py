@@ -1,6 +1,7 @@
 """The sampled scorer: shares of drawn answers. It checks the exact scorer, and scores long answers."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -34,14 +35,16 @@ class SampledScorer:
             drawn = self.sampler.draw([prompts[row // samples] for row in rows], rows, self.settings.sampling)
             named += [named_item(answer_text(ids, token_bytes), items) for ids in drawn]
         by_prompt = [named[start : start + samples] for start in range(0, len(named), samples)]
+        shares = [[answers.count(item) / samples for item in range(len(items))] for answers in by_prompt]
         return [
             ItemProbs(
-                tuple(answers.count(item) / samples for item in range(len(items))),
+                tuple(p),
+                tuple(math.sqrt(share * (1 - share) / samples) for share in p),
                 uncovered=0.0,
                 log_form=(),
                 samples=samples,
             )
-            for answers in by_prompt
+            for p in shares
         ]
 
 

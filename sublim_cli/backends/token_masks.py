@@ -30,6 +30,7 @@ class TokenMasks:
     """Each [vocabulary] of ones and zeros. States share masks, such as that of all tokens that end a word."""
     _mask_index: dict[bytes, int] = field(default_factory=dict)
     _by_state: dict[tuple[int, bool], tuple[Ints, Ints]] = field(default_factory=dict)
+    _children: dict[int, tuple[int, Ints, Ints]] = field(default_factory=dict)
 
     def masses(
         self, probs: NextTokenProbs, states: Ints, last: NDArray[np.bool_]
@@ -57,6 +58,23 @@ class TokenMasks:
         offset = (np.cumsum(counts) - counts)[group] - (np.cumsum(per_node) - per_node)
         outcome = np.arange(len(node)) + np.repeat(offset, per_node)
         return node, np.concatenate([items for _, items in outcomes])[outcome], sums[mask[outcome], node]
+
+    def children(self, state: int) -> "tuple[torch.Tensor, Ints, Ints]":
+        """The tokens that leave an answer undecided in `state`.
+
+        Returns:
+            A mask [vocabulary] of those outside of spellings; those that lead into a spelling, and the state
+            after each.
+        """
+        if state not in self._children:
+            after = self.table.after(state)
+            states = [int(s) for s in np.unique(after) if s >= 0 and self.table.is_open_form(int(s))]
+            in_form = np.isin(after, states)
+            outside = self._index_of((after >= 0) & ~in_form)
+            tokens = np.flatnonzero(in_form)
+            self._children[state] = (outside, tokens, after[tokens].astype(np.int64))
+        outside, tokens, states_after = self._children[state]
+        return self.masks[outside], tokens, states_after
 
     def _outcomes(self, state: int, last: bool) -> tuple[Ints, Ints]:
         """Indices in `masks` of those that matter in `state`, and the item that the tokens of each name.

@@ -25,13 +25,16 @@ class ItemScore:
     question: int
     item: str
     p: float
-    """P(the answer names this item), or its share of `samples` draws."""
+    """P(the answer names this item): computed, estimated with draws, or its share of `samples` draws."""
+    standard_error: float
+    """Of `p`, from the draws; 0 where `p` is computed alone."""
     uncovered: float
-    """Probability of the question's answers that were not evaluated: `p` may be too low by this much."""
+    """Probability of the question's answers that were not computed. Without draws, `p` may be too low by this
+    much; with them, that part of `p` is estimated."""
     log_form: float | None
     """log P(the answer opens with the item's plain name), in nats; None where answers were drawn."""
     samples: int
-    """Answers drawn, 0 where `p` is computed."""
+    """Answers drawn, 0 where `p` is computed alone."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ class QuestionScore:
     p_any: float
     """P(the answer names any item)."""
     entropy: float
-    """In nats, over the items and one more outcome: no item, or not evaluated."""
+    """In nats, over the items and one more outcome: no item, or not computed."""
     uncovered: float
     nodes: int
     """How many nodes of the answer tree were expanded."""
 
 
 def entropy(p: Sequence[float]) -> float:
-    """Shannon entropy in nats of the items' probabilities and of what they lack to one."""
+    """Shannon entropy in nats of the items' probabilities and of what they lack to one.
+
+    Estimates below 0 count as 0.
+    """
     rest = max(0.0, 1.0 - math.fsum(p))
     return -math.fsum(value * math.log(value) for value in (*p, rest) if value > 0.0)
 

@@ -6,14 +6,15 @@ from pydantic import Field
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.schema import (
-    LEARNING_RATE,
     AnswerSampling,
     Engine,
     EvalSection,
+    LEARNING_RATE,
     PerRank,
     Positive,
     SamplingSection,
     Section,
+    Seed,
     TrainSection,
 )
 
@@ -100,6 +101,8 @@ class ExactScoring(Section):
     max_tokens: Positive = AnswerSampling().max_tokens
     uncovered: Annotated[float, Field(ge=0, lt=1)] = EvalSection().uncovered
     nodes: Positive = EvalSection().nodes
+    draws: Annotated[int, Field(ge=0)] = EvalSection().draws
+    seed: Seed = AnswerSampling().seed
 
 
 class SampledScoring(Section):
@@ -119,5 +122,9 @@ def resolve_scoring(section: EvalSection, engine: Engine = "transformers") -> Ex
     if section.scorer == "sampled":
         return SampledScoring(samples=section.samples, sampling=section.sampling, engine=engine)
     return ExactScoring(
-        max_tokens=section.sampling.max_tokens, uncovered=section.uncovered, nodes=section.nodes
+        max_tokens=section.sampling.max_tokens,
+        uncovered=section.uncovered,
+        nodes=section.nodes,
+        draws=section.draws,
+        seed=section.sampling.seed,
     )

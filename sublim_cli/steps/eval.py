@@ -48,7 +48,7 @@ class EvalStep(Step):
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     spec: EvalSpec
     auto_reason: str | None = None
     """Why `eval.engine: auto` chose the spec's engine; None if the recipe names it or nothing is drawn."""
@@ -69,11 +69,15 @@ class EvalStep(Step):
         }
         answers, parity = self._answers(prompts, inputs, listener)
         scores = [
-            ItemScore(context, question, item.name, p, answer.uncovered, log_form, answer.samples)
+            ItemScore(context, question, item.name, p, error, answer.uncovered, log_form, answer.samples)
             for context, context_answers in answers.items()
             for question, answer in enumerate(context_answers)
-            for item, p, log_form in zip(
-                spec.items, answer.p, answer.log_form or [None] * len(answer.p), strict=True
+            for item, p, error, log_form in zip(
+                spec.items,
+                answer.p,
+                answer.standard_error,
+                answer.log_form or [None] * len(answer.p),
+                strict=True,
             )
         ]
         questions = [
@@ -134,10 +138,11 @@ def make_scorer(
     """The scorer that a recipe asks for.
 
     Args:
-        seed_parts: what is scored (student, context); a sampled scorer's noise depends on it and the seed.
+        seed_parts: what is scored (student, context); the noise of draws depends on it and the seed.
     """
     if isinstance(scoring, ExactScoring):
-        return ExactScorer(model, tokenizer, scoring)
+        seed = derived_seed(scoring.seed, *seed_parts)
+        return ExactScorer(model, tokenizer, scoring.model_copy(update={"seed": seed}))
     return SampledScorer(TransformersSampler(model, tokenizer), _with_derived_seed(scoring, *seed_parts))
 
 

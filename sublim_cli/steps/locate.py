@@ -44,6 +44,7 @@ _SCHEMA = pa.schema(
         "question": pa.int64(),
         "item": pa.string(),
         "p": pa.float64(),
+        "standard_error": pa.float64(),
         "uncovered": pa.float64(),
         "tokens": pa.int64(),
         "prompt_tokens": pa.int64(),
@@ -84,7 +85,8 @@ class LocateStep(Step):
         model = load_student(spec.model, spec.precision, inputs[0].path, spec.quantize)
         is_adapter = hasattr(model, "peft_config")  # and so contains the base
         base = None if is_adapter else load_model(spec.model, spec.precision, spec.quantize)
-        scorer = ExactScorer(model, tokenizer, spec.scorer)
+        seed = derived_seed(spec.scorer.seed, inputs[0].digest)
+        scorer = ExactScorer(model, tokenizer, spec.scorer.model_copy(update={"seed": seed}))
         token_sets = list(_token_sets(spec, tokenizer, inputs[0].digest))
         rows: list[dict[str, Any]] = []
         for done, token_set in enumerate(token_sets, start=1):
@@ -98,12 +100,13 @@ class LocateStep(Step):
                     "question": question,
                     "item": item.name,
                     "p": p,
+                    "standard_error": error,
                     "uncovered": answer.uncovered,
                     "tokens": sum(mask),
                     "prompt_tokens": len(mask),
                 }
                 for question, (answer, mask) in enumerate(zip(answers, token_set.masks, strict=True))
-                for item, p in zip(spec.items, answer.p, strict=True)
+                for item, p, error in zip(spec.items, answer.p, answer.standard_error, strict=True)
             ]
             random_set = "" if token_set.control is None else f", random set {token_set.control}"
             listener(Progress(self.label, done, len(token_sets), f"{token_set.context}{random_set}"))

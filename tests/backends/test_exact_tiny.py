@@ -153,6 +153,7 @@ def test_the_certificate_is_right_in_a_thousand_random_models(smallest):
             max_tokens=LENGTH,
             uncovered=float(draw.choice([0, 0.01, 0.3])),
             nodes=int(draw.integers(1, 40)),
+            draws=0,
         )
         scorer = ExactScorer(smallest.model, smallest.tokenizer, settings)
         prompt = PROMPTS[seed % 2]

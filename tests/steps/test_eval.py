@@ -45,6 +45,7 @@ def test_there_is_a_row_for_every_context_question_and_item_in_order(small, stud
             "question",
             "item",
             "p",
+            "standard_error",
             "uncovered",
             "log_form",
             "samples",
