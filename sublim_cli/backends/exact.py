@@ -50,6 +50,9 @@ NODES_PER_ROUND = 64
 """Nodes of one prompt expanded at a time, or half of the rest of its budget if that is more. Larger rounds
 would expand nodes that are less likely than the children of others."""
 
+ROUNDING = 1e-6
+"""What the sums of a question's probabilities in float32 may lack."""
+
 ROWS_PER_DRAW = 2
 """Rows that a draw takes at once, with the tokens that are tried beside it: an allowance for memory."""
 
@@ -133,7 +136,7 @@ class _TreeSearch:
             axis=1,
         )  # [prompts, items]
         uncovered = self._uncovered()
-        drawn = self._draw(np.flatnonzero(uncovered > self.settings.uncovered))
+        drawn = self._draw(np.flatnonzero(uncovered > self.settings.uncovered + ROUNDING))
         answers = []
         for i, covered in enumerate(self.p_items):
             p, error = drawn[i].estimate() if i in drawn else (0.0 * covered, 0.0 * covered)
@@ -246,9 +249,9 @@ class _TreeSearch:
         wanted |= in_form[index] & (nodes.prob >= MIN_FORM_PROB)
         if self.settings.draws:
             # The bound is reached only if all nodes are expanded that are not among the last within it.
-            last = mass_from_here <= (self.settings.uncovered - self.dropped_mass)[prompt]
-            needed = np.bincount(prompt[~last], minlength=len(self.p_items))
-            self.beyond_budget |= (needed > budget_left) | (self.dropped_mass > self.settings.uncovered)
+            allowed = self.settings.uncovered + ROUNDING - self.dropped_mass
+            needed = np.bincount(prompt[mass_from_here > allowed[prompt]], minlength=len(self.p_items))
+            self.beyond_budget |= (needed > budget_left) | (allowed < 0)
             cheap = self.settings.draws * nodes.prob >= uncovered[prompt]
             wanted = np.where(self.beyond_budget[prompt], cheap, wanted)
         limit = np.minimum(np.maximum(NODES_PER_ROUND, budget_left // 2), budget_left)
