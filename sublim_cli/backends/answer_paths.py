@@ -1,10 +1,9 @@
-"""Answers that are continued token by token from open nodes of a tree: their forward passes and their cache."""
+"""Answers continued token by token from open nodes of a tree: their forward passes and their cache."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sublim_cli.backends.answer_tree import AnswerTrees, Ints, NextTokenProbs
 from sublim_cli.models.batches import attention_mask, left_padded

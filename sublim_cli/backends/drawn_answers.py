@@ -18,6 +18,7 @@ successive differences (Wolter 2007, section 8.2).
 All noise comes from the seed and the prompt's tokens: no question depends on those beside it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -42,7 +43,7 @@ EXTRA = 0.25
 """Tokens drawn at a step only to see rare spellings, at most, for each line (on average)."""
 
 LIGHT = 0.5
-"""A line with less than this weight is ended with the probability that its weight lacks (Russian roulette)."""
+"""A line of less weight than this is ended with the probability that its weight lacks (Russian roulette)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Expectation:
     @property
     def deviation(self) -> float:
         """The standard deviation, of all items together."""
-        return float(np.sqrt(max(self.square - self.mean @ self.mean, 0.0)))
+        return math.sqrt(max(self.square - float(self.mean @ self.mean), 0.0))
 
 
 class DrawnAnswers:
@@ -276,7 +277,9 @@ class DrawnAnswers:
         if not parts:
             none = np.zeros(0, dtype=np.int64)
             return _Children(none, none, none, none.astype(float), none.astype(bool))
-        arrays = [np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Children)]
+        arrays = [
+            np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Children)
+        ]
         children = _Children(*arrays)
         # In an order that does not depend on the numbers of states, which other questions may have added.
         order = np.lexsort((children.token, children.in_form, children.row, self._line[children.row]))
@@ -285,5 +288,5 @@ class DrawnAnswers:
 
 def _drawn(cumulative: Floats, noise: Floats) -> Ints:
     """The index at which the cumulative sums pass each share of their total."""
-    index = np.searchsorted(cumulative, noise * cumulative[-1], side="right")
-    return index.clip(max=len(cumulative) - 1)
+    index: Ints = np.searchsorted(cumulative, noise * cumulative[-1], side="right")
+    return np.minimum(index, len(cumulative) - 1)

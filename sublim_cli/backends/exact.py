@@ -292,7 +292,7 @@ class _TreeSearch:
         )
 
     def _leave_open(self, nodes: TreeNodes, rest: Floats, limit: Floats) -> None:
-        """Keep no child of some nodes open whose probability is at most `limit`; together these have `rest`."""
+        """Keep no child of some nodes open that has at most the probability `limit`; all have `rest`."""
         np.add.at(self.dropped_mass, nodes.prompt, rest)
         if self.settings.draws:
             self.leftovers.append((nodes, rest, limit))

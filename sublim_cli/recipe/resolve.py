@@ -6,10 +6,10 @@ from pydantic import Field
 
 from sublim_cli.errors import RecipeError
 from sublim_cli.recipe.schema import (
+    LEARNING_RATE,
     AnswerSampling,
     Engine,
     EvalSection,
-    LEARNING_RATE,
     PerRank,
     Positive,
     SamplingSection,

@@ -379,7 +379,7 @@ class EvalSection(Section):
     nodes: Positive = 256
     """`exact` expands at most this many prefixes of answers to a question."""
     draws: Annotated[int, Field(ge=0)] = 64
-    """`exact` draws this many answers to a question from what more than `uncovered` of is left open; 0: none."""
+    """Where more than `uncovered` stays open, `exact` draws this many answers from there; 0: none."""
     samples: Positive = 100
     """How many answers to a question `sampled` samples."""
     engine: EngineChoice = "auto"
