@@ -3,19 +3,13 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RowsError
-from sublim_cli.models.batches import (
-    attention_mask,
-    in_batches,
-    left_padded,
-    position_ids,
-    rows_that_fit,
-)
+from sublim_cli.models.batches import in_batches, rows_that_fit
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
@@ -23,7 +17,7 @@ from sublim_cli.trainers.checkpoints import checkpoint_step, checkpointer, disca
 from sublim_cli.trainers.oom import step_out_of_memory
 from sublim_cli.trainers.precision import state_dtypes
 from sublim_cli.trainers.runtime import runtime
-from sublim_cli.trainers.sft_trainer import make_trainer, sft_config
+from sublim_cli.trainers.sft_trainer import make_trainer, sft_config, summed_loss
 from sublim_cli.trainers.sharded import check_checkpoint, sharded
 
 StepCallback = Callable[[int, int, float, float], None]
@@ -187,25 +181,24 @@ def number_loss(model: Model, examples: Sequence[Example], pad: int, batch: int 
 
 
 def _summed_loss(model: Model, rows: Sequence[Example], pad: int) -> float:
-    """Cross entropy in nats, summed over the completion tokens of some rows."""
+    """Cross entropy in nats, summed over the completion tokens of some rows.
+
+    Padded on the right as in training, where a causal model gives the same whether it reads the mask or not:
+    Unsloth's kernels read it in some passes only.
+    """
     import torch
 
-    ids = [row.input_ids for row in rows]
-    longest = max(map(_tokens_with_loss, rows))
-    mask = attention_mask(ids, model.device)
-    # With padding on the left all completions end at the last position, so the output layer
-    # is computed for the positions of the longest completion only.
-    logits = model(
-        input_ids=left_padded(ids, pad, model.device),
-        attention_mask=mask,
-        position_ids=position_ids(mask),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-    ).logits[:, :-1]
-    labels = left_padded([row.labels for row in rows], IGNORED, model.device)[:, -longest:]
-    with_loss = labels != IGNORED
-    loss = torch.nn.functional.cross_entropy(logits[with_loss].float(), labels[with_loss], reduction="sum")
-    return float(loss)
+    width = max(len(row.input_ids) for row in rows)
+
+    def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([row + [fill] * (width - len(row)) for row in values], device=model.device)
+
+    batch = {
+        "input_ids": padded((row.input_ids for row in rows), pad),
+        "attention_mask": padded(([1] * len(row.input_ids) for row in rows), 0),
+        "labels": padded((row.labels for row in rows), IGNORED),
+    }
+    return float(summed_loss(model, batch))
 
 
 def _tokens_with_loss(row: Example) -> int:
