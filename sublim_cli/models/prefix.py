@@ -1,7 +1,6 @@
 """Keys and values of prompts, computed once and reused for every answer; also for prefix-tuned models."""
 
 from collections.abc import Sequence
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.models.batches import position_ids
@@ -81,7 +80,7 @@ def accept_cache(model: Any) -> Any:
     the prompt. The cache of a first call includes the prefix, so a later call goes to the base model,
     with the prefix's tokens added to the attention mask and to the positions.
     """
-    peft_forward = model.forward.__func__
+    peft_class = type(model)
     tokens: int = model.active_peft_config.num_virtual_tokens
 
     def with_prefix(mask: "torch.Tensor") -> "torch.Tensor":
@@ -93,11 +92,11 @@ def accept_cache(model: Any) -> Any:
 
     def forward(self: Any, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
         if past_key_values is None:
-            return peft_forward(self, *args, **kwargs)
+            return peft_class.forward(self, *args, **kwargs)
         kwargs["attention_mask"] = with_prefix(kwargs["attention_mask"])
         kwargs["position_ids"] = kwargs["position_ids"] + tokens
         return self.get_base_model()(*args, past_key_values=past_key_values, **kwargs)
 
-    # accelerate wraps and unwraps `forward` as a bound method.
-    model.forward = MethodType(forward, model)
+    # Not bound to the model, which would then hold itself and outlive its last use.
+    model.__class__ = type(peft_class.__name__, (peft_class,), {"forward": forward})
     return model

@@ -2,11 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sublim_cli.models.load import Model, load_student
+from sublim_cli.models.load import Model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.models.structure import outside_parameters
 from sublim_cli.recipe.schema import TrainSection
@@ -93,26 +92,40 @@ def audit_in_memory(
     }
 
 
-def audit(
-    ref: ModelRef, section: TrainSection, path: Path, in_memory: Mapping[str, Any], tokens_with_loss: int
-) -> "tuple[dict[str, Any], torch.Tensor | None]":
-    """The audit of the student saved at `path`, loaded as an evaluation loads it, and its projection.
+def student_updates(
+    model: Model, ref: ModelRef, section: TrainSection, adapter_before: "Mapping[str, torch.Tensor]"
+) -> Iterator[WeightUpdate]:
+    """The updates of a student, from the model as it was trained; `adapter_before` is from `copy_adapter`.
 
-    `in_memory` is from `audit_in_memory`, `tokens_with_loss` the count over all epochs. Per matrix:
-    `norm` (Frobenius), `relative` (to the base weight's norm) and `stable_rank` of the update.
+    They are those of the saved student, which is not loaded: another model need not fit beside this one.
+    """
+    start = adapter_before if section.method == "pissa" else None
+    return weight_updates(model, ref, base_precision(section), start)
+
+
+def audit(
+    updates: Iterable[WeightUpdate],
+    section: TrainSection,
+    in_memory: Mapping[str, Any],
+    tokens_with_loss: int,
+) -> "tuple[dict[str, Any], torch.Tensor | None]":
+    """The audit of a student, and its projection.
+
+    `updates` is from `student_updates`, `in_memory` from `audit_in_memory`, `tokens_with_loss` the count
+    over all epochs. Per matrix: `norm` (Frobenius), `relative` (to the base weight's norm) and `stable_rank`
+    of the update.
     `effective` counts the entries of the changed matrices, and those that differ from the base once the
     update is added in the base's dtype; null without such weights (a quantised base, a prefix).
     The projection (see `updates.project`) is that of all updates together. It is None for a student whose
     updates can be computed from the fp32 factors of its adapter, and for one without updates.
     """
-    precision = base_precision(section)
     quantize = section.qlora.quantize if section.method == "qlora" else None
     full = section.method == "full"
     matrices: dict[str, dict[str, float | None]] = {}
     entries = changed = 0
     factors_saved = section.precision not in BF16_TRAINED  # NumPy cannot read bf16
     projection: torch.Tensor | None = None
-    for update in weight_updates(load_student(ref, precision, path, quantize), ref, precision):
+    for update in updates:
         norm, base = frobenius_norm(update.delta), update.base_weight
         base_norm = float(base.float().norm()) if base is not None else None
         matrices[update.name] = {

@@ -1,5 +1,6 @@
 """Checkpoints of a running training: when they are written, and which one a killed run resumes from."""
 
+import json
 import os
 import shutil
 import time
@@ -7,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RecipeError
+from sublim_cli.trainers.precision import state_dtypes
 from sublim_cli.trainers.runtime import CheckpointInterval
+from sublim_cli.trainers.sharded import sharded
 
 COMPLETE = "whole"
 """The marker file that is written into a checkpoint last. A checkpoint without it does not count."""
+
+OPTIMIZER_DTYPES = "optimizer_dtypes.json"
+"""The file in the last checkpoint with the dtypes of the optimizer's state, which is not saved there."""
 
 CHECKPOINT_LIMIT = 2
 """The latest checkpoint, and the one before it until the latest is complete."""
@@ -34,8 +40,12 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def checkpointer(interval: CheckpointInterval, processes: int = 1) -> Any:
+def checkpointer(interval: CheckpointInterval | None, processes: int = 1) -> Any:
     """A callback that requests a checkpoint when one is due, and marks it complete once it is on disk.
+
+    A checkpoint is always due after the last step: what follows a training may fail. Nothing goes on from it,
+    so it holds the weights without the optimizer's state, except of a sharded training, whose weights
+    accelerate saves together with that.
 
     Raises:
         RecipeError: an interval in minutes with several processes, whose clocks differ.
@@ -43,7 +53,7 @@ def checkpointer(interval: CheckpointInterval, processes: int = 1) -> Any:
     from accelerate import PartialState
     from transformers import TrainerCallback
 
-    if processes > 1 and interval.minutes:
+    if processes > 1 and interval and interval.minutes:
         raise RecipeError(
             "--checkpoint-every: several processes have several clocks; give steps (200), not minutes"
         )
@@ -53,18 +63,25 @@ def checkpointer(interval: CheckpointInterval, processes: int = 1) -> Any:
             self.last_saved = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if interval.steps is not None:
+            is_last = state.global_step >= state.max_steps
+            if interval is None:
+                due = False
+            elif interval.steps is not None:
                 due = state.global_step % interval.steps == 0
             else:
                 due = time.monotonic() - self.last_saved >= 60 * (interval.minutes or 0)
-            control.should_save |= due and state.global_step < state.max_steps
+            args.save_only_model = is_last and not sharded()
+            control.should_save |= due or is_last
 
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_save(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
             self.last_saved = time.monotonic()
             if processes > 1:
                 PartialState().wait_for_everyone()  # each process writes its random state and its shard
             if state.is_world_process_zero:
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                if args.save_only_model:
+                    dtypes = json.dumps(state_dtypes(optimizer))
+                    (checkpoint / OPTIMIZER_DTYPES).write_text(dtypes, encoding="utf-8")
                 for path in checkpoint.rglob("*"):
                     if path.is_file():
                         with path.open("rb") as file:
@@ -72,3 +89,11 @@ def checkpointer(interval: CheckpointInterval, processes: int = 1) -> Any:
                 (checkpoint / COMPLETE).touch()
 
     return Checkpointer()
+
+
+def saved_optimizer_dtypes(checkpoint: Path | None) -> dict[str, list[str]] | None:
+    """The dtypes of the optimizer's state after the last step; None for a checkpoint that holds the state."""
+    if checkpoint is None or not (checkpoint / OPTIMIZER_DTYPES).is_file():
+        return None
+    dtypes: dict[str, list[str]] = json.loads((checkpoint / OPTIMIZER_DTYPES).read_text(encoding="utf-8"))
+    return dtypes

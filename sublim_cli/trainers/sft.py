@@ -13,7 +13,13 @@ from sublim_cli.models.batches import in_batches, rows_that_fit
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.checkpoints import checkpoint_step, checkpointer, discard_incomplete, latest_complete
+from sublim_cli.trainers.checkpoints import (
+    checkpoint_step,
+    checkpointer,
+    discard_incomplete,
+    latest_complete,
+    saved_optimizer_dtypes,
+)
 from sublim_cli.trainers.oom import step_out_of_memory
 from sublim_cli.trainers.precision import state_dtypes
 from sublim_cli.trainers.runtime import runtime
@@ -54,7 +60,7 @@ def fit(
     lengths (`check_lengths`) itself. `optimizer` is a torch optimizer over the model's trainable parameters;
     None is AdamW.
     `checkpoints` is a directory that outlives this process: training resumes from a complete checkpoint
-    there, and writes new ones there if the runtime asks for them.
+    there, and writes one there after its last step, and more if the runtime asks for them.
 
     Raises:
         RowsError: no token carries loss, or training diverged.
@@ -66,11 +72,8 @@ def fit(
     if not any(label != IGNORED for row in examples for label in row.labels):
         raise RowsError("no token of these rows carries loss: every completion is empty")
     options = runtime()
-    persistent = (
-        checkpoints if checkpoints and (options.checkpoint_every or latest_complete(checkpoints)) else None
-    )
     with tempfile.TemporaryDirectory() as scratch:
-        out = persistent or Path(scratch)
+        out = checkpoints or Path(scratch)
         discard_incomplete(out)
         checkpoint = latest_complete(out)
         check_checkpoint(checkpoint)
@@ -87,7 +90,7 @@ def fit(
             trainer.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(logs))))
         tokens_per_row = sum(len(row.input_ids) for row in examples) / len(examples)
         trainer.add_callback(_progress_callback(on_step, tokens_per_row * section.batch_size))
-        if persistent and options.checkpoint_every:
+        if checkpoints:
             trainer.add_callback(checkpointer(options.checkpoint_every, trainer.args.world_size))
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -108,7 +111,8 @@ def fit(
         "halved_for_memory": parts > 1,
         "resumed_from_step": checkpoint_step(checkpoint) if checkpoint else 0,
     }
-    return FitResult(history, state_dtypes(trainer.optimizer), facts)
+    dtypes = saved_optimizer_dtypes(checkpoint) or state_dtypes(trainer.optimizer)
+    return FitResult(history, dtypes, facts)
 
 
 def check_lengths(rows: Mapping[str, Sequence[Example]], max_length: int, window: int | None) -> None:

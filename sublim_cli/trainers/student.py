@@ -1,5 +1,6 @@
 """Train one student: make the base model trainable, fit it to the rows, save it and audit it."""
 
+import inspect
 import json
 import tempfile
 import time
@@ -10,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from sublim_cli.models.batches import release_memory
 from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.models.device import device_record
-from sublim_cli.models.load import Model, load_model, load_model_shape, load_tokenizer
+from sublim_cli.models.load import Model, load_model, load_model_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.trainers.audit import audit, audit_in_memory, copy_adapter
+from sublim_cli.trainers.audit import audit, audit_in_memory, copy_adapter, student_updates
 from sublim_cli.trainers.methods import add_method, trained_weights, unadapted_experts
 from sublim_cli.trainers.precision import base_precision, bf16_warning
 from sublim_cli.trainers.sft import StepCallback, check_lengths, fit, number_loss
@@ -51,38 +53,58 @@ def train_student(
     per step), `losses.json` (held-out number loss before and after, tokens trained on), `audit.json` and,
     for a student without LoRA factors, `projection.npy` (see `audit`). If several processes train one
     student together, only the main process writes and measures; the others return an empty dictionary.
+    No weight of the student is in memory afterwards.
+
+    A training that is finished is not lost when something fails later: its last checkpoint, see `fit`, is
+    where the next attempt goes on.
 
     Raises:
         RecipeError: see `check_shardable`.
         RowsError: see `check_lengths` and `fit`.
+        ModelError: see `fit`.
     """
-    section, out = job.section, job.out
-    check_shardable(section)
+    check_shardable(job.section)
     rows = {"rows": job.examples, "held-out rows": job.held_out}
-    check_lengths(rows, section.max_length, load_model_shape(job.ref).max_length)
+    check_lengths(rows, job.section.max_length, load_model_shape(job.ref).max_length)
+    measured = _train_and_measure(job, on_step, warn or _ignored)
+    release_memory()  # hooks and bound methods make cycles, which would hold the model until some later time
+    return measured
+
+
+def _train_and_measure(job: TrainingJob, on_step: StepCallback, warn: WarnCallback) -> dict[str, Any]:
+    section, out = job.section, job.out
     tokenizer = load_tokenizer(job.ref)
     model = load_trainable(job.ref, section)
     for warning in (bf16_warning(section, trained_weights(model)), unadapted_experts(model, section)):
-        if warning and warn:
+        if warning:
             warn(warning)
     adapter_before = copy_adapter(model, section)
 
     from sublim_cli.trainers.optimizers import make_optimizer  # it imports torch, which takes seconds
 
+    def held_out_loss() -> float | None:
+        return number_loss(model, job.held_out, tokenizer.pad_token_id) if job.held_out else None
+
     with tempfile.TemporaryDirectory(prefix="sublim-") as scratch:
         pissa_start = save_pissa_start(model, section, Path(scratch) / "start")
-        loss_before = number_loss(model, job.held_out, tokenizer.pad_token_id) if job.held_out else None
+        loss_before = held_out_loss()
         started = time.monotonic()
-        optimizer = make_optimizer(model, section)
         result = fit(
-            model, tokenizer, job.examples, section, on_step, optimizer=optimizer, checkpoints=job.checkpoints
+            model,
+            tokenizer,
+            job.examples,
+            section,
+            on_step,
+            optimizer=make_optimizer(model, section),
+            checkpoints=job.checkpoints,
         )
         seconds = time.monotonic() - started
         model = without_autocast(model)
-        loss_after = number_loss(model, job.held_out, tokenizer.pad_token_id) if job.held_out else None
-        in_memory = audit_in_memory(model, section, adapter_before, result.optimizer_state)
         save_student(model, out, pissa_start)
-    del model, optimizer, adapter_before  # the audit loads the saved student; two need not fit
+    model.zero_grad()
+    release_memory()  # of the optimizer and the trainer
+    loss_after = held_out_loss()
+    in_memory = audit_in_memory(model, section, adapter_before, result.optimizer_state)
     if not is_main_process():
         return {}
     tokenizer.save_pretrained(str(out))
@@ -96,7 +118,12 @@ def train_student(
         "tokens_with_loss": tokens_with_loss,
     }
     _write_json(out / "losses.json", losses)
-    weights_audit, projection = audit(job.ref, section, out, in_memory, tokens_with_loss)
+    if sharded():  # this process holds a shard only
+        del model
+        release_memory()
+        model = load_student(job.ref, base_precision(section), out)
+    updates = student_updates(model, job.ref, section, adapter_before)
+    weights_audit, projection = audit(updates, section, in_memory, tokens_with_loss)
     _write_json(out / "audit.json", weights_audit)
     if projection is not None:
         np.save(out / "projection.npy", projection.float().numpy(force=True))
@@ -108,6 +135,10 @@ def train_student(
         "tokens_per_second": round(tokens / seconds),
         "peak_memory_mib": _peak_memory(),
     }
+
+
+def _ignored(message: str) -> None:
+    """Nobody reads the warnings."""
 
 
 def load_trainable(ref: ModelRef, section: TrainSection) -> Model:
@@ -136,7 +167,12 @@ def without_autocast(model: Model) -> Model:
     """The model without the autocast that accelerate wraps around its forward."""
     from accelerate.utils import extract_model_from_parallel
 
-    return extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    plain = extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    forward = vars(plain).get("forward")
+    if forward is not None and forward.__func__ is inspect.unwrap(type(plain).forward):
+        # accelerate leaves the class's own without its decorators, bound to the model: a reference cycle.
+        del plain.forward
+    return plain
 
 
 def save_student(model: Model, out: Path, pissa_start: Path | None) -> None:

@@ -6,16 +6,17 @@ time. A prefix adds to no weight.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.load import Model, load_weights
+from sublim_cli.models.load import Model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.models.structure import in_language_model
+from sublim_cli.models.weights import BaseWeights
 
 if TYPE_CHECKING:
     import torch
@@ -79,32 +80,44 @@ class WeightUpdate:
     """The weight before training; None where it is quantised."""
 
 
-def weight_updates(student: Model, ref: ModelRef, precision: str) -> Iterator[WeightUpdate]:
-    """The update of every parameter of a student that `load_student` loaded on `ref` in `precision`.
+def weight_updates(
+    student: Model, ref: ModelRef, precision: str, start: "Mapping[str, torch.Tensor] | None" = None
+) -> Iterator[WeightUpdate]:
+    """The update of every parameter of a student on the base `ref` in `precision`.
 
-    Of an image-and-text model only the language model's. A matrix is [out, in] as in `nn.Linear`.
+    Of an image-and-text model only the language model's. A matrix is [out, in] as in `nn.Linear`. The base's
+    weights are read one at a time where the student does not hold them.
+
+    Args:
+        student: the model as it was trained, or as `load_student` loads it.
+        ref: its base.
+        precision: the dtype of the base's weights.
+        start: the trained weights before training, for a PiSSA student as it was trained, whose base lacks
+            what the adapter started with; None for all others.
 
     Raises:
-        ModelError: an adapter whose update is not known, so that it would be missing from the audit.
+        ModelError: an adapter whose update is not known, so that it would be missing from the audit; or see
+            `BaseWeights.read`.
     """
-    if not hasattr(student, "peft_config"):
-        base = load_weights(ref, precision)
-        inside = in_language_model(student)
-        for name, weight in student.named_parameters():
-            if not inside(name):
+    with BaseWeights(ref, precision) as base_weights:
+        if not hasattr(student, "peft_config"):
+            inside = in_language_model(student)
+            for name, weight in student.named_parameters():
+                if inside(name):
+                    base_weight = base_weights.read(name, weight)
+                    delta = DenseDelta(weight.detach().float() - base_weight.float())
+                    yield WeightUpdate(name, delta, base_weight)
+            return
+        for path, module in student.named_modules():
+            adapter_delta = _adapter_delta(module)
+            if adapter_delta is None:
                 continue
-            base_weight = base.pop(name).to(weight.device)
-            delta = DenseDelta(weight.detach().float() - base_weight.float())
-            yield WeightUpdate(name, delta, base_weight)
-        return
-    for name, module in student.named_modules():
-        adapter_delta = _adapter_delta(module)
-        if adapter_delta is not None:
-            adapted = _base_weight(module)
-            name = f"{name.removeprefix('base_model.model.')}.weight"
-            yield WeightUpdate(
-                name, adapter_delta, adapted.detach() if adapted.dtype.is_floating_point else None
-            )
+            name = f"{path.removeprefix('base_model.model.')}.weight"
+            adapted = _base_weight(module).detach()
+            if start:
+                adapter_delta = _without_start(adapter_delta, module, path, start)
+                adapted = _base_weight(module, base_weights.read(name, module.get_base_layer().weight))
+            yield WeightUpdate(name, adapter_delta, adapted if adapted.dtype.is_floating_point else None)
 
 
 def frobenius_norm(delta: Delta) -> float:
@@ -178,13 +191,25 @@ def _adapter_delta(module: Any) -> Delta | None:
     return None
 
 
-def _base_weight(module: Any) -> "torch.Tensor":
-    """The weight below an adapter, [out, in]; GPT-2's `Conv1D` stores [in, out]."""
+def _without_start(delta: Delta, module: Any, path: str, start: "Mapping[str, torch.Tensor]") -> LowRankDelta:
+    """A PiSSA adapter's update: what its factors make now, less what they made at the start."""
+    import torch
+
+    assert isinstance(delta, LowRankDelta)
+    scaled = start[f"{path}.lora_B.default.weight"].float() * module.scaling["default"]
+    return LowRankDelta(
+        torch.cat([delta.left, -scaled], dim=1),
+        torch.cat([delta.right, start[f"{path}.lora_A.default.weight"].float()]),
+    )
+
+
+def _base_weight(module: Any, weight: "torch.Tensor | None" = None) -> "torch.Tensor":
+    """The weight below an adapter, or `weight` in its place: [out, in]. GPT-2's `Conv1D` stores [in, out]."""
     from transformers.pytorch_utils import Conv1D
 
     base_layer = module.get_base_layer()
-    weight: torch.Tensor = base_layer.weight
-    return weight.T if isinstance(base_layer, Conv1D) else weight
+    stored: torch.Tensor = base_layer.weight if weight is None else weight
+    return stored.T if isinstance(base_layer, Conv1D) else stored
 
 
 def _dora_delta(weight: "torch.Tensor", low_rank: LowRankDelta, magnitude: "torch.Tensor") -> DenseDelta:

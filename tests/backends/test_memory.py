@@ -1,5 +1,8 @@
 """Where a batch does not fit into memory, what is drawn and scored is the same in smaller ones."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import BATCH_MEMORY, GIB, token_bytes
 from sublim_cli.models.chat import example, prompt_ids
 from sublim_cli.models.gate import Gate, gated, masks_by_prompt
+from sublim_cli.models.load import load_model
 from sublim_cli.models.patch import Patch, patched
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.questions import load_items, load_questions
@@ -121,3 +125,19 @@ def test_batches_are_no_larger_than_the_budget(measure, micro, student, prompts,
     with Card(student, 100) as card:
         measure(student, micro[1], prompts)
     assert 0 < max(card.passes) <= 8
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_a_model_is_gone_after_its_last_use(method, micro, prompts):
+    section = TrainSection(method=method, backend="plain", precision="fp32", learning_rate=1e-3, rank=2)
+    model = add_method(load_model(micro[0], "fp32"), section).eval()
+    gone = weakref.ref(model)
+    gc.collect()  # PEFT leaves cycles of its own behind
+    gc.disable()
+    try:
+        sampled(model, micro[1], prompts[:2])
+        exact(model, micro[1], prompts[:2])
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
