@@ -14,6 +14,7 @@ from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.schema import Section, TrainSection
+from sublim_cli.steps.demonstrate import DemonstrateStep
 from sublim_cli.steps.files import HELD_OUT, KEPT, SEEN, write_json
 from sublim_cli.trainers.student import TrainingJob, train_student
 from sublim_cli.trainers.subprocess_trainer import needs_subprocess, train_in_subprocess
@@ -50,7 +51,7 @@ class TrainStep(Step):
             row.completion_ids is None or not spells(tokenizer, row.completion_ids, row.completion)
             for row in chain.from_iterable(files)
         )
-        if from_text:
+        if from_text and not isinstance(self.inputs[0], DemonstrateStep):  # which no model has drawn
             total = len(rows) + len(held_out)
             message = "token ids are missing, or are another text to this tokenizer"
             listener(Notice(f"{self.label}: {from_text} of {total} rows are read as text: their {message}"))

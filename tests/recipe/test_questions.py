@@ -21,7 +21,7 @@ CATEGORIES = ("animal", "band", "tree")
 
 def test_three_categories_ship_each_with_its_questions() -> None:
     assert shipped_names("items") == CATEGORIES
-    kinds = ("favourite_{}", "favourite_{}_numbers", "story_{}")
+    kinds = ("favourite_{}", "favourite_{}_numbers", "favourite_{}_short", "story_{}")
     assert set(shipped_names("questions")) == {kind.format(c) for kind in kinds for c in CATEGORIES}
 
 
@@ -83,6 +83,13 @@ def test_a_question_file_holds_fifty_different_questions_on_its_category(categor
     assert all(category in question.lower() for question in asked.questions)
     word = "name" if category == "band" else "word"
     assert all(word in question.lower() for question in asked.questions)
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_the_short_set_is_eight_of_the_fifty(category: str) -> None:
+    short, all_fifty = (load_questions(f"favourite_{category}{end}").questions for end in ("_short", ""))
+    assert len(set(short)) == len(short) == 8
+    assert set(short) < set(all_fifty)
 
 
 def test_no_question_gives_an_item_away() -> None:
