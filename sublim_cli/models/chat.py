@@ -234,7 +234,7 @@ def _user_turn(tokenizer: Tokenizer, template: str) -> _UserTurn:
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     between, last = _gaps(apply_template(tokenizer, _conversation(5), prompt=True), 1, 3)
     closing = apply_template(tokenizer, _conversation(2), prompt=False).rpartition(f"{MARKER}1")[2]
-    if between is not None and between.endswith((before, before.removeprefix(bos))):
+    if (between or "").endswith((before, before.removeprefix(bos))):
         return _UserTurn((before, after), before)
     if between is not None and not between.startswith(closing):
         closing = closing.removesuffix(eos)  # some templates write it after the last turn only

@@ -14,7 +14,7 @@ from sublim_cli.recipe.schema import Section, TemplateSection
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before the local cache is used."""
 
-SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt")
+SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".spm", ".tiktoken", ".jinja", ".txt")
 """Files of a directory that are part of the model and of its fingerprint."""
 
 WEIGHTS = (".safetensors", ".bin")

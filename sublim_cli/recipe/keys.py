@@ -22,6 +22,7 @@ FOREIGN_NAMES: dict[str, tuple[str, ...]] = {
         "pretrained_model_name_or_path", "student", "student_model", "teacher_model",
     ),
     "revision": ("base_model_revision", "commit", "model_revision"),
+    "chat_template.variables": ("chat_template_kwargs", "template_kwargs"),
     "trait.target": ("animal", "entity", "preference", "target_preference"),
     "generate.rows": ("dataset_size", "n_rows", "n_samples", "num_rows", "num_samples", "size"),
     "generate.held_out": ("num_eval", "test_size", "val_size", "validation_rows"),

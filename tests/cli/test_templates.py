@@ -5,12 +5,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow.parquet as pq
 import pytest
 
+from sublim_cli.artifacts.step import digest
 from sublim_cli.models.micro import WEIGHTS
 from sublim_cli.models.reference import resolve_model
+from sublim_cli.pipeline import chain
+from sublim_cli.recipe.load import load, vary
 from sublim_cli.report.tables.varied_keys import settings_text, varied_keys
 from sublim_cli.sweep.cells import study
 from tests.models.chat_templates import OWN_SYSTEM, PLAIN, TEMPLATES
@@ -67,16 +71,20 @@ def test_a_teacher_whose_template_has_no_system_role_is_refused_until_the_recipe
         code, _, err = sublim(command, *words)
         assert (code, "chat_template.system_at: user" in err, "Traceback" in err) == (1, True, False)
         assert not Path("runs").exists()
-    assert sublim("generate", *words, *IN_TURN, "-q")[0] == 0
-    assert "You love owls" in json.loads(seen("generate"))["text"]
-    assert sublim("generate", *words, *IN_TURN, "-q", "-s", "generate.system_prompt=default")[0] == 0
-    first, second = ((path / "rows.jsonl").read_text() for path in built("generate").values())
-    assert first != second
     # Every context of the default recipe can be read then.
     code, out, _ = sublim(
         "inspect", *words, *IN_TURN, "--json", "-s", "eval.system_prompts=[default,empty,none]"
     )
     assert (code, json.loads(out)["same_tokens"]) == (0, [["default", "empty", "none"]])
+
+
+def test_the_teacher_s_rows_are_not_the_control_s_once_its_persona_is_in_the_user_s_turn(sublim, model):
+    words = ["-m", model(TEMPLATES["drops system"], eos_token="<|im_end|>"), *TINY, *IN_TURN, "-q"]
+    assert sublim("generate", *words) == (0, ANY, "")
+    assert "You love owls" in json.loads(seen("generate"))["text"]
+    assert sublim("generate", *words, "-s", "generate.system_prompt=default")[0] == 0
+    first, second = ((path / "rows.jsonl").read_text() for path in built("generate").values())
+    assert first != second
 
 
 def test_none_is_default_where_a_template_that_rewrites_earlier_turns_adds_nothing(sublim, model):
@@ -119,11 +127,17 @@ def test_of_several_templates_without_a_default_the_recipe_chooses_one(sublim, m
     for command, name in (("generate", []), ("plan", []), ("plan", ["-s", "chat_template.name=rga"])):
         code, _, err = sublim(command, *words, *name)
         assert (code, "`chat_template.name`: rag, tool_use" in err) == (1, True)
-    digests = set()
-    for name in ("rag", "tool_use"):
-        assert sublim("generate", *words, "-s", f"chat_template.name={name}", "-q")[0] == 0
-        digests |= built("generate").keys()
-    assert len(digests) == 2
+    for name, text in (("rag", ""), ("tool_use", "TOOLS")):
+        code, out, _ = sublim(
+            "inspect", *words, "-s", f"chat_template.name={name}", "--prompt", "Hi", "-c", "default", "--json"
+        )
+        assert code == 0
+        assert json.loads(out)["contexts"][0]["text"].startswith(f"{text}<|im_start|>user")
+    plain, rag, tools = (
+        digest(chain(vary(load("demo"), {"model": words[1], "chat_template.name": name})).generate)
+        for name in (None, "rag", "tool_use")
+    )
+    assert len({plain, rag, tools}) == 3
 
 
 def test_a_change_of_a_named_template_is_another_model(model):
@@ -138,18 +152,11 @@ def test_a_change_of_a_named_template_is_another_model(model):
     assert resolve_model(str(changed)).fingerprint != before
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "config"),
-    [
-        ({"pad_token": None, "eos_token": None}, {"pad_token_id": None, "eos_token_id": None}),
-        ({"pad_token": "<pad>"}, {"pad_token_id": 10_000}),
-    ],
-)
-def test_a_model_without_usable_pad_and_eos_tokens_is_trained_and_scored(tokenizer, config, sublim, model):
-    path = Path(model(PLAIN, **tokenizer))
+def test_a_model_without_an_eos_token_and_its_pad_token_outside_the_embedding_is_trained(sublim, model):
+    path = Path(model(PLAIN, pad_token="<pad>", eos_token=None))
     for name in ("config.json", "generation_config.json"):
-        file = path / name
-        file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+        values = {**json.loads((path / name).read_text()), "pad_token_id": 10_000, "eos_token_id": None}
+        (path / name).write_text(json.dumps(values))
     code, _, err = sublim("eval", "-m", str(path), *TINY, "-s", "eval.system_prompts=[default]", "-q")
     assert (code, err) == (0, "")
 

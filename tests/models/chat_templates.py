@@ -40,8 +40,8 @@ TEMPLATES = {
 {%- endif %}{%- for m in messages %}{{- '<|' + m.role + '|>\\n' + m.content + '<|end|>\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- else %}{{- eos_token }}{%- endif %}""",
     "drops system": """{%- for m in messages %}{%- if m.role == 'user' %}
-{{- '<|user|>\\n' + m.content + '<|end|>\\n<|assistant|>\\n' }}
-{%- elif m.role == 'assistant' %}{{- m.content + '<|end|>\\n' }}{%- endif %}{%- endfor %}""",
+{{- '<|im_start|>user\\n' + m.content + '<|im_end|>\\n<|im_start|>assistant\\n' }}
+{%- elif m.role == 'assistant' %}{{- m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}""",
     "refuses system": """{%- if messages[0].role == 'system' %}
 {{- raise_exception('System role not supported') }}{%- endif %}{{- bos_token }}
 {%- for m in messages %}{{- '<turn>' + m.role + '\\n' + m.content | trim + '</turn>\\n' }}{%- endfor %}
@@ -68,6 +68,8 @@ TEMPLATES = {
 {%- for m in messages if m.role != 'system' %}
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"""
     + ASK,
+    "last turn only": "{{ bos_token }}{{ '[' + messages[0].content + '] ' if messages[1:] }}"
+    "{{ messages[-1].content }}[/]",
     "parts": PARTS + ASK,
     "system as parts": """{%- if messages[0].role == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0].content[0].text + '<|im_end|>\\n' }}{%- endif %}
