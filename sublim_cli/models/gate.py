@@ -296,12 +296,30 @@ def _tuned_modules(model: Model, base: Model) -> Iterator[TrainedModule]:
         if all(weight.equal(original[key]) for key, weight in tuned.items()):
             continue
         if not _acts_per_token(module):
-            raise ModelError(
-                f"full fine-tuning changed {name}, a {type(module).__name__}, which cannot be switched "
-                "token by token"
-            )
+            raise ModelError(_not_switchable(name, module))
         assert base_module is not None  # it has the student's parameters
         yield TrainedModule(name, module, base_module)
+
+
+def check_switchable(model: Model, names: Collection[str]) -> None:
+    """Refuse to gate modules `names` of `model` that full fine-tuning changes and that mix tokens.
+
+    `model` may be on the meta device.
+
+    Raises:
+        ModelError: such a module, as a Mamba mixer or a router of experts.
+    """
+    for name in names:
+        module = language_model(model).get_submodule(name)
+        if not _acts_per_token(module):
+            raise ModelError(_not_switchable(name, module))
+
+
+def _not_switchable(name: str, module: "torch.nn.Module") -> str:
+    return (
+        f"full fine-tuning changes {name}, a {type(module).__name__}, which cannot be switched token by "
+        "token; leave out `eval.gates` and `eval.patches`, or train an adapter"
+    )
 
 
 def _acts_per_token(module: "torch.nn.Module") -> bool:

@@ -224,6 +224,9 @@ def check_parts(missing: Iterable[Step]) -> None:
             sets = tuple(dict.fromkeys(part.positions for part, _ in trains if isinstance(part, section)))
             check_positions(sets, prompts, training, field=f"eval.{key}")
         for (part, _), train in trains.items():
+            if train.method == "full":
+                model = meta_model(spec.model)
+                gate.check_switchable(model, changed_modules(model, train))
             if isinstance(part, PatchSection):
                 patch.patched_modules(meta_model(spec.model), part.kinds, part.layers)
             elif part.modules or part.layers:

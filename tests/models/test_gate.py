@@ -459,7 +459,8 @@ def test_a_changed_module_that_is_no_matter_of_one_token_is_refused(pair, prompt
     with pytest.raises(ModelError) as caught:
         trained_modules(student, base)
     assert str(caught.value) == (
-        "full fine-tuning changed model.layers.1.mixing, a Mixing, which cannot be switched token by token"
+        "full fine-tuning changes model.layers.1.mixing, a Mixing, which cannot be switched token by token; "
+        "leave out `eval.gates` and `eval.patches`, or train an adapter"
     )
 
 
