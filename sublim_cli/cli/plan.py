@@ -1,10 +1,13 @@
 """`sublim plan`: what a sweep would do, before it does anything."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sublim_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from sublim_cli.recipe.schema import Recipe
 
 
 def plan(
@@ -25,6 +28,13 @@ def plan(
             rich_help_panel=o.RUN,
         ),
     ] = True,
+    card: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--card",
+            help="Only the peak memory of each step on cards with so many GiB: 24, or 8,24,80; no weights.",
+        ),
+    ] = None,
     workers: o.Workers = None,
     out: o.Out = o.STORE,
     json: o.Json = False,
@@ -57,6 +67,9 @@ def plan(
 
     o.collect_garbage_rarely()
     loaded = o.load_recipe(recipe, settings, model, trait, rows)
+    if card:
+        show_cards_of(loaded, card, json=json)
+        return
     store, devices = Store(out), worker_devices(workers)
     planned, resolved = plan_study(loaded, store)
     if resolved and not quiet:
@@ -86,3 +99,16 @@ def plan(
     show_forecast(loaded, estimate, power, effect, out)
     for failure in failures:
         show_warning(f"not measured: {failure}")
+
+
+def show_cards_of(recipe: "Recipe", sizes: list[str], *, json: bool) -> None:
+    """Show the peak memory of a recipe's steps on cards of these sizes."""
+    from sublim_cli.cli.card import card_document, card_sizes, show_cards
+    from sublim_cli.console import show_json
+    from sublim_cli.sweep.card import card_plans
+
+    plans = card_plans(recipe, card_sizes(sizes))
+    if json:
+        show_json(card_document(recipe, plans))
+    else:
+        show_cards(recipe, plans)

@@ -117,7 +117,12 @@ def rows_that_fit(model: Any, width: int, *, most: int, logits: int = 1) -> int:
         RecipeError: see `batch_memory`.
     """
     row = token_bytes(model.config, model.dtype.itemsize).row(width, logits)
-    fitting = batch_memory(model.device) // row
+    return fitting_rows(batch_memory(model.device), row, most)
+
+
+def fitting_rows(memory: int, row: int, most: int) -> int:
+    """How many rows of `row` bytes each fit into `memory`: a power of two, or `most`; at least one."""
+    fitting = memory // row
     # Powers of two, so that small changes of free memory do not change the batch, and so the last bits.
     return most if fitting >= most else 1 << max(0, int(fitting).bit_length() - 1)
 

@@ -1,0 +1,1 @@
+"""Shapes of models that recipes name on a hub, as numbers: `shapes.yaml`, read by `models.memory`."""

@@ -1,0 +1,283 @@
+"""Whether the steps of a study fit on a card: the peak of each, and what would make it fit.
+
+    for plan in card_plans(recipe, [8, 24]):
+        plan.fits, plan.steps, plan.remedies
+
+No weights are needed, only the shapes of the model (`models.memory`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from sublim_cli.backends.exact import PROMPTS_AT_ONCE
+from sublim_cli.models.batches import CUDA_SHARE, fitting_rows, token_bytes
+from sublim_cli.models.device import Capabilities
+from sublim_cli.models.memory import outline_config, outline_ref, weight_counts
+from sublim_cli.models.reference import ModelRef
+from sublim_cli.pipeline import Resolution
+from sublim_cli.recipe.resolve import RANKED
+from sublim_cli.recipe.schema import CountRule, RangeRule, Recipe, TrainSection
+from sublim_cli.steps.generate import BATCH
+from sublim_cli.sweep.cells import study
+from sublim_cli.trainers.memory import CUDA_CONTEXT, QUANTIZED, StepMemory, training_memory
+from sublim_cli.trainers.precision import base_precision
+from sublim_cli.trainers.sft_trainer import micro_batches
+from sublim_cli.wording import count
+
+GIB = 2**30
+
+PROMPT = 140
+"""Tokens of the longest number prompt under a system text. Of 300 prompts of the teacher of `cats` the
+longest has 138 with SmolLM2's tokenizer, which like Qwen's has a token a digit. Questions are shorter."""
+
+BETWEEN_NUMBERS = 2
+"""Tokens between two numbers of a row, such as a comma and a space."""
+
+END = 4
+"""Tokens that close a completion and carry loss too: brackets and the end of the turn."""
+
+ELEMENT = {"fp32": 4, "bf16": 2}
+
+NUMBER_LOSS_ROWS = 64
+"""Rows of a batch of `trainers.sft.number_loss`."""
+
+CHANGES: dict[str, tuple[dict[str, str], ...]] = {
+    "adapter": ({"method": "qlora"},),
+    "full": (
+        {"optimizer": "adamw_8bit"},
+        {"precision": "bf16_pure"},
+        {"precision": "bf16_pure", "optimizer": "adamw_8bit"},
+        {"method": "lora", "precision": "bf16_mixed"},
+        {"method": "qlora", "precision": "bf16_mixed"},
+    ),
+}
+"""Changes of `train` that take less memory, the smallest change first."""
+
+ON_A_CARD = Capabilities(cuda=True, unsloth=False, vllm=False)
+
+
+@dataclass(frozen=True)
+class StepPeak:
+    """The peak of a kind of step on a card."""
+
+    step: str
+    rows: int
+    """In one forward pass: as many as wanted, or as fit."""
+    memory: StepMemory
+    fits: bool
+    remedy: str = ""
+    """What makes it fit, or what is done so that it fits; empty if it fits as it is."""
+    kept: StepMemory | None = None
+    """A training with its activations kept instead of computed again (no checkpointing)."""
+
+
+@dataclass(frozen=True)
+class CardPlan:
+    """A study on a card with `gib` GiB."""
+
+    gib: float
+    steps: tuple[StepPeak, ...]
+    remedies: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every step does."""
+        return all(step.fits for step in self.steps)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A kind of training, the default micro-batch and the tokens of its rows."""
+
+    name: str
+    ref: ModelRef
+    section: TrainSection
+    rows: int
+    width: int
+    trained: int
+    answer: int
+    """Tokens of a question with its answer."""
+    precision: str
+    """Of the base when the student is scored."""
+
+    def steps(self, card: float) -> list[StepPeak]:
+        """The training, its number loss and the scoring of its student on a card of `card` GiB."""
+        rows, memory = self._largest(self.section, card)
+        fits = memory.total <= card * GIB
+        name = f"train {self.name}".strip()
+        remedy = "" if rows == self.rows else f"{name}: `--micro-batch {rows}`"
+        kept = _peak(self, self.section, rows, checkpointing=False)
+        remedy = remedy if fits else f"{name}: {self._remedy(card, memory)}"
+        train = StepPeak(name, rows, memory, fits, remedy, kept)
+        full = self.section.method == "full"
+        quantize = self.section.qlora.quantize if self.section.method == "qlora" else None
+        adapters = 0 if full else memory.adapters
+        asked = {
+            "number loss": (base_precision(self.section), self.width, NUMBER_LOSS_ROWS),
+            "eval": (self.precision, self.answer, PROMPTS_AT_ONCE),
+        }
+        steps = [train]
+        for kind, work in asked.items():
+            called = f"{kind} {self.name}".strip()
+            step = _inference(called, self.ref, work, card, quantize=quantize, adapters=adapters)
+            if not step.fits and self.section.method in ("lora", "rslora"):
+                smaller = _inference(called, self.ref, work, card, quantize="nf4", adapters=adapters)
+                peak = f"{smaller.memory.total / GIB:.1f} GiB"
+                remedy = f"{called}: `train.method: qlora` takes {peak}, {count(smaller.rows, 'row')} at once"
+                step = replace(step, remedy=remedy) if smaller.fits else step
+            steps.append(step)
+        return steps
+
+    def _largest(self, section: TrainSection, card: float) -> tuple[int, StepMemory]:
+        """The most rows up to the default that fit on a card, and their peak; one row if none fits."""
+        memory = _peak(self, section, self.rows)
+        if memory.total <= card * GIB or self.rows == 1:
+            return self.rows, memory
+        one = _peak(self, section, 1)
+        row = max(1.0, (memory.total - one.total) / (self.rows - 1))  # the peak is linear in rows
+        room = int(max(0.0, card * GIB - one.total) / row) + 1
+        rows, _ = micro_batches(section.batch_size, min(room, self.rows))
+        return rows, one if rows == 1 else _peak(self, section, rows)
+
+    def _remedy(self, card: float, memory: StepMemory) -> str:
+        """The first change of the recipe that makes the training fit on a card."""
+        for changes in CHANGES["full" if self.section.method == "full" else "adapter"]:
+            section = self.section.model_copy(update=changes)
+            rows, changed = self._largest(section, card)
+            if changed.total <= card * GIB:
+                keys = ", ".join(f"`train.{key}: {value}`" for key, value in changes.items())
+                batch = "" if rows == self.rows else f" and `--micro-batch {rows}`"
+                return f"{keys}{batch} takes {changed.total / GIB:.1f} GiB"
+        return (
+            f"{memory.total / GIB:.1f} GiB with a single row, and no setting of `train` makes it fit; take a "
+            "smaller `--model` or a larger card"
+        )
+
+
+@lru_cache(maxsize=256)
+def _peak(training: _Training, section: TrainSection, rows: int, *, checkpointing: bool = True) -> StepMemory:
+    return training_memory(
+        training.ref,
+        section,
+        rows=rows,
+        width=training.width,
+        trained=training.trained,
+        accumulated=rows < section.batch_size,
+        checkpointing=checkpointing and section.method != "prefix",
+    )
+
+
+def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
+    """The plan of a recipe's study for each of `cards`, in GiB, as it would run there without extras.
+
+    Raises:
+        ModelError: the shapes of its model are not known here.
+        RecipeError: see `cells.study`.
+    """
+    axes = [recipe.sweep.grid, *recipe.sweep.also]
+    swept = [value for axis in axes if "model" in axis for value in listed_values(axis["model"])]
+    models = {(name, recipe.revision): outline_ref(name, recipe.revision) for name in (recipe.model, *swept)}
+    planned = study(recipe, Resolution(ON_A_CARD, models))
+    trainings: dict[str, _Training] = {}
+    for cell in planned.cells:
+        spec, evaluation = cell.chain.train.spec, cell.chain.base.spec
+        trained = completion_tokens(cell.recipe)
+        name = training_name(spec.train, spec.model.name if swept else "")
+        trainings.setdefault(
+            name,
+            _Training(
+                name=name,
+                ref=spec.model,
+                section=spec.train,
+                rows=micro_batches(spec.train.batch_size, None)[0],
+                width=min(spec.train.max_length, PROMPT + trained),
+                trained=trained,
+                answer=PROMPT + cell.recipe.eval.sampling.max_tokens,
+                precision=evaluation.precision,
+            ),
+        )
+    drawn = {cell.chain.generate.spec.model: cell.chain.generate.spec for cell in planned.cells}
+    if len(trainings) == 1:
+        trainings = {"": replace(*trainings.values(), name="")}
+    plans = []
+    for card in cards:
+        steps = [
+            _inference(
+                f"generate {ref.name}" if swept else "generate",
+                ref,
+                (spec.precision, PROMPT + spec.sampling.max_tokens, BATCH),
+                card,
+            )
+            for ref, spec in drawn.items()
+        ]
+        for training in trainings.values():
+            steps += training.steps(card)
+        remedies = [remedy for step in steps if (remedy := step.remedy)]
+        plans.append(CardPlan(card, tuple(steps), tuple(dict.fromkeys(remedies))))
+    return plans
+
+
+def completion_tokens(recipe: Recipe) -> int:
+    """The most tokens of a kept completion, a token a digit, as far as the filter's rules bound it."""
+    counts = [rule.most for rule in recipe.filter.rules if isinstance(rule, CountRule)]
+    largest = [len(str(rule.most)) for rule in recipe.filter.rules if isinstance(rule, RangeRule)]
+    drawn = recipe.generate.sampling.max_tokens
+    if not counts or not largest:
+        return drawn
+    return min(drawn, min(counts) * (min(largest) + BETWEEN_NUMBERS) + END)
+
+
+def training_name(section: TrainSection, model: str = "") -> str:
+    """A kind of training by what decides its memory: `lora r8 bf16_mixed`."""
+    default = TrainSection()
+    words: list[str] = [section.method]
+    words += [f"r{section.rank}"] if section.method in RANKED else []
+    words += [section.precision]
+    words += [section.optimizer] if section.optimizer != default.optimizer else []
+    words += [f"batch {section.batch_size}"] if section.batch_size < micro_batches(66, None)[0] else []
+    words += [f"on {section.adapter.targets}"] if section.adapter.targets != default.adapter.targets else []
+    return " ".join([*words, model]).strip()
+
+
+def listed_values(value: Any) -> list[Any]:
+    """The values of an axis, which may be written as one."""
+    return value if isinstance(value, list) else [value]
+
+
+def _weights(ref: ModelRef, precision: str, quantize: str | None = None) -> int:
+    """Bytes of a base model's weights."""
+    element = ELEMENT[precision]
+    everything, quantizable = weight_counts(ref)
+    return everything * element - int(quantizable * (element - QUANTIZED[quantize]) if quantize else 0)
+
+
+def _inference(
+    name: str,
+    ref: ModelRef,
+    work: tuple[str, int, int],
+    card: float,
+    *,
+    quantize: str | None = None,
+    adapters: int = 0,
+) -> StepPeak:
+    """The peak of drawing or scoring rows: `work` is the precision, a row's tokens and the rows wanted."""
+    precision, width, most = work
+    weights = _weights(ref, precision, quantize)
+    tokens = token_bytes(outline_config(ref), ELEMENT[precision])
+    free = card * GIB - weights - adapters - CUDA_CONTEXT
+    rows = fitting_rows(max(0, int(free * CUDA_SHARE)), tokens.row(width), most)
+    memory = StepMemory(
+        weights=weights,
+        adapters=adapters,
+        activations=rows * width * (tokens.states + width * tokens.scores),
+        logits=rows * tokens.logits,
+        cache=rows * width * tokens.cache,
+    ).with_slack()
+    fits = memory.total <= card * GIB
+    remedy = (
+        f"{name}: the weights alone take {weights / GIB:.1f} GiB in {precision}; build this step where there "
+        "is more memory, since a store can be copied, or take a smaller `--model`"
+    )
+    return StepPeak(name, rows, memory, fits, "" if fits else remedy)
