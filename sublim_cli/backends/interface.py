@@ -1,7 +1,7 @@
 """What backends share: how completions are drawn, and how likely an answer names each item."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sublim_cli.models.chat import Tokenizer
@@ -9,6 +9,12 @@ from sublim_cli.recipe.schema import SamplingSection
 
 Ids = Sequence[int]
 """Token ids of one prompt."""
+
+NumberedPrompt = tuple[int, Ids]
+"""A row's number, which with the seed decides its noise, and its prompt."""
+
+NumberedCompletion = tuple[int, list[int]]
+"""A row's number, and its completion without the token that ends it."""
 
 
 @dataclass(frozen=True)
@@ -50,4 +56,17 @@ class Sampler(ABC):
         """One completion for each prompt as token ids, without the token that ends it.
 
         `rows[i]` and `sampling.seed` decide the noise of the i-th.
+        """
+
+    @abstractmethod
+    def stream(
+        self,
+        prompts: Iterator[NumberedPrompt],
+        sampling: SamplingSection,
+        after_step: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[NumberedCompletion]:
+        """The same for prompts that may have no end. Completions come in the order in which they end.
+
+        Prompts are read as they are needed. `after_step` is called while rows are drawn, with the number of
+        tokens drawn since the last call.
         """

@@ -1,25 +1,36 @@
 """Sampling through transformers, on any model it loads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sublim_cli.backends.interface import Ids, Sampler
+from sublim_cli.backends.interface import Ids, NumberedCompletion, NumberedPrompt, Sampler
 from sublim_cli.backends.row_grammar import OPENING, TokenGrammar, token_grammar
 from sublim_cli.backends.token_bytes import before_stop, stop_tokens
+from sublim_cli.errors import ModelError
 from sublim_cli.models.batches import attention_mask, in_batches, left_padded, rows_that_fit
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
-from sublim_cli.models.passes import continues_from_cache
-from sublim_cli.models.prefix import has_own_cache, prefill
+from sublim_cli.models.passes import continues_from_cache, keeps_keys_and_values
+from sublim_cli.models.prefix import has_own_cache
 from sublim_cli.recipe.schema import SamplingSection
 
 if TYPE_CHECKING:
     import torch
+
+    from sublim_cli.backends.decoding import Drawing
+
+BATCH = 64
+"""Rows that are decoded at a time on a CPU, whose arithmetic more rows do not speed up."""
+
+CARD_BATCH = 256
+"""Rows that are decoded at a time on a card."""
 
 
 def uniforms(seed: int, row: int, count: int) -> NDArray[np.float64]:
@@ -33,7 +44,11 @@ def uniforms(seed: int, row: int, count: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class TransformersSampler(Sampler):
-    """Draws completions with `generate`; every setting is passed, so no checkpoint default applies."""
+    """Draws completions; every setting is passed, so no checkpoint default applies.
+
+    Models whose layers all keep keys and values are decoded in a loop that ended rows leave (`decoding`).
+    Others (recurrent, gated or prefix-tuned) go through transformers' `generate`, a batch at a time.
+    """
 
     model: Model
     tokenizer: Tokenizer
@@ -45,67 +60,125 @@ class TransformersSampler(Sampler):
         return size
 
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
-        """See `interface.Sampler`.
-
-        Equal prompts next to each other share the computation of all but their last token.
+        """See `interface.Sampler`. Equal prompts share the computation of all but their last token.
 
         Raises:
-            ModelError: a single row does not fit into memory.
+            ModelError: see `stream`.
         """
-        width = max(map(len, prompts)) + sampling.max_tokens
-        size = rows_that_fit(self.model, width, most=len(prompts))
+        drawn: dict[int, list[list[int]]] = {}
+        for row, completion in self.stream(zip(rows, prompts, strict=True), sampling):
+            drawn.setdefault(row, []).append(completion)
+        return [drawn[row].pop(0) for row in rows]
 
-        def draw_some(indices: Sequence[int]) -> list[list[int]]:
-            return self._draw_batch([prompts[i] for i in indices], [rows[i] for i in indices], sampling)
+    def stream(
+        self,
+        prompts: Iterator[NumberedPrompt],
+        sampling: SamplingSection,
+        after_step: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[NumberedCompletion]:
+        """See `interface.Sampler`.
 
-        batches = in_batches(range(len(prompts)), draw_some, size, noun="completion")
-        return [completion for batch in batches for completion in batch]
+        Raises:
+            ModelError: a single row does not fit into memory, or a prompt not into the model's window.
+        """
+        most = BATCH if self.model.device.type == "cpu" else CARD_BATCH
+        first = list(islice(prompts, most))
+        if not first:
+            return
+        width = max(len(prompt) for _, prompt in first) + sampling.max_tokens
+        size = rows_that_fit(self.model, width, most=most)
+        limited = ((row, prompt, self._limit(prompt, sampling)) for row, prompt in chain(first, prompts))
+        if rows_can_change(self.model):
+            from sublim_cli.backends.decoding import Decoder
+
+            yield from Decoder(self.model, self._drawing(sampling), size).completions(limited, after_step)
+            return
+        draw_some = partial(self._draw_batch, sampling=sampling)
+        while batch := list(islice(limited, size)):
+            # A recurrent layer may read padding, so only prompts of one length share a batch.
+            batch.sort(key=_prompt_length)
+            groups = [list(group) for _, group in groupby(batch, _prompt_length)]
+            for group in [batch] if keeps_keys_and_values(self.model) else groups:
+                for completions in in_batches(group, draw_some, size, noun="completion"):
+                    after_step(sum(len(ids) for _, ids in completions))
+                    yield from completions
+
+    def _limit(self, prompt: Ids, sampling: SamplingSection) -> int:
+        """How many tokens a completion may have: a row ends where the model's window does."""
+        text = self.model.config.get_text_config()
+        window: int | None = getattr(text, "max_position_embeddings", None)
+        if window is None:
+            return sampling.max_tokens
+        if len(prompt) >= window:
+            raise ModelError(
+                f"a prompt of {len(prompt):,} tokens leaves no room for a completion in the model's window "
+                f"of {window:,} tokens; use shorter prompts or another model"
+            )
+        return min(sampling.max_tokens, window - len(prompt))
+
+    def _drawing(self, sampling: SamplingSection) -> "Drawing":
+        from sublim_cli.backends.decoding import Drawing
+
+        return Drawing(
+            stops=self._stops,
+            noise=partial(uniforms, sampling.seed),
+            processors=warpers(sampling),
+            reads_tokens=sampling.repetition_penalty != 1.0,
+            greedy=sampling.temperature == 0.0,
+            grammar=self._grammar(sampling),
+        )
+
+    @cached_property
+    def _stops(self) -> frozenset[int]:
+        return stop_tokens(self.model, self.tokenizer)
+
+    def _grammar(self, sampling: SamplingSection) -> TokenGrammar | None:
+        return token_grammar(self.tokenizer, self.vocabulary, self._stops) if sampling.grammar else None
 
     def _draw_batch(
-        self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection
-    ) -> list[list[int]]:
+        self, batch: Sequence[tuple[int, Ids, int]], sampling: SamplingSection
+    ) -> list[NumberedCompletion]:
+        """The completions of rows with their prompts and limits, by `generate`."""
         import torch
         from transformers import GenerationConfig
 
-        stops = stop_tokens(self.model, self.tokenizer)
-        grammar = token_grammar(self.tokenizer, self.vocabulary, stops) if sampling.grammar else None
+        rows, prompts, limits = zip(*batch, strict=True)
         ids = left_padded(prompts, self.tokenizer.pad_token_id, self.model.device)
         mask = attention_mask(prompts, self.model.device)
         config = GenerationConfig(
             do_sample=False,  # `_logits_processors` draws, with the row's own noise
             num_beams=1,
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=sorted(stops),
+            max_new_tokens=max(limits),
+            eos_token_id=sorted(self._stops),
             pad_token_id=self.tokenizer.pad_token_id,
         )
         with torch.inference_mode():
             drawn = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=_shared_cache(self.model, prompts, ids, mask),
                 generation_config=config,
-                logits_processor=_logits_processors(sampling, rows, mask, grammar),
+                logits_processor=_logits_processors(sampling, rows, mask, self._grammar(sampling)),
             )
-        return [before_stop(tokens, stops) for tokens in drawn[:, ids.shape[1] :].tolist()]
+        completions = drawn[:, ids.shape[1] :].tolist()
+        return [
+            (row, before_stop(tokens[:limit], self._stops))
+            for row, tokens, limit in zip(rows, completions, limits, strict=True)
+        ]
 
 
-def _shared_cache(model: Model, prompts: Sequence[Ids], ids: "torch.Tensor", mask: "torch.Tensor") -> Any:
-    """The cache of all but the last token of every prompt, equal neighbours computed once.
+def rows_can_change(model: Model) -> bool:
+    """Whether rows can leave and join a batch: all that a layer keeps are the keys and values of its tokens.
 
-    None where no neighbours are equal, or where the model makes its own cache or needs whole prompts.
+    A prefix-tuned model begins with keys and values of its own, a gated model reads whole prompts, and the
+    chunks of chunked attention are counted from the beginning of the batch.
     """
-    import torch
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    special = has_own_cache(model) or is_gated(model) or "chunked_attention" in kinds
+    return not special and continues_from_cache(model)
 
-    first = [i for i, prompt in enumerate(prompts) if i == 0 or prompt != prompts[i - 1]]
-    if len(first) == len(prompts) or ids.shape[1] == 1 or has_own_cache(model) or is_gated(model):
-        return None
-    if not continues_from_cache(model):
-        return None
-    counts = torch.diff(torch.tensor([*first, len(prompts)]))
-    repeated = torch.arange(len(first)).repeat_interleave(counts).to(ids.device)
-    cache = prefill(model, ids[first, :-1], mask[first, :-1]).past_key_values
-    cache.batch_select_indices(repeated)
-    return cache
+
+def _prompt_length(limited: tuple[int, Ids, int]) -> int:
+    return len(limited[1])
 
 
 def _logits_processors(
@@ -135,13 +208,13 @@ def _logits_processors(
 
 
 def warpers(
-    sampling: SamplingSection, mask: "torch.Tensor", grammar: TokenGrammar | None = None
+    sampling: SamplingSection, mask: "torch.Tensor | None" = None, grammar: TokenGrammar | None = None
 ) -> list[Any]:
     """The grammar, repetition penalty, temperature, top-k and top-p, as transformers' logits processors.
 
     Args:
         sampling: the settings; at temperature 0 only the grammar and the penalty apply.
-        mask: the prompts' attention mask.
+        mask: the prompts' attention mask; None where the tokens passed to the penalty hold no padding.
         grammar: the tokens that may follow each other; None for all.
     """
     import torch
@@ -153,34 +226,35 @@ def warpers(
         TopPLogitsWarper,
     )
 
-    prompt = mask.shape[1]
+    prompt = 0 if mask is None else mask.shape[1]
 
     class PaddedRepetition(RepetitionPenaltyLogitsProcessor):  # type: ignore[misc]  # transformers is untyped
         """transformers' penalty, without the padding tokens, which it would penalise too."""
 
         def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-            ids, last = input_ids.clone(), input_ids[:, prompt - 1 : prompt]
-            ids[:, :prompt] = torch.where(mask.bool(), ids[:, :prompt], last)
-            penalised: torch.Tensor = super().__call__(ids, scores)
+            if mask is not None:
+                last = input_ids[:, prompt - 1 : prompt]
+                own = torch.where(mask.bool(), input_ids[:, :prompt], last)
+                input_ids = torch.cat([own, input_ids[:, prompt:]], dim=1)
+            penalised: torch.Tensor = super().__call__(input_ids, scores)
             return penalised
 
     class Grammar(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
         """Only tokens that may follow; it is called once for each token of a row, in their order."""
 
-        def __init__(self, grammar: TokenGrammar, rows: int) -> None:
+        def __init__(self, grammar: TokenGrammar) -> None:
             self.grammar = grammar
-            self.states = [OPENING] * rows
+            self.states: list[int] = []
 
         def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-            if input_ids.shape[1] > prompt:
-                latest = input_ids[:, -1].tolist()
-                self.states = [
-                    self.grammar.state_after([token], state)
-                    for token, state in zip(latest, self.states, strict=True)
-                ]
+            latest = input_ids[:, -1].tolist()
+            self.states = [
+                self.grammar.state_after([token], state)
+                for token, state in zip(latest, self.states, strict=bool(self.states))
+            ] or [OPENING] * len(latest)
             return self.grammar.mask(scores, self.states)
 
-    chosen: list[Any] = [] if grammar is None else [Grammar(grammar, len(mask))]
+    chosen: list[Any] = [] if grammar is None else [Grammar(grammar)]
     if sampling.repetition_penalty != 1.0:
         chosen.append(PaddedRepetition(sampling.repetition_penalty))
     if sampling.temperature == 0.0:

@@ -8,21 +8,25 @@ transformers', up to rounding, which depends on the other rows of the batch; `pa
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sublim_cli.backends.engine import max_lora_rank, uses_cpu_build
-from sublim_cli.backends.interface import Ids, Sampler
+from sublim_cli.backends.interface import Ids, NumberedCompletion, NumberedPrompt, Sampler
 from sublim_cli.backends.token_bytes import before_stop, with_end_of_turn
 from sublim_cli.errors import ModelError, RecipeError
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.load import ModelShape, is_adapter, meta_model
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import SamplingSection
+
+BATCH = 256
+"""Rows of a stream that are passed to the engine at a time."""
 
 LENGTH = 4096
 """Tokens of a prompt and its completion that memory is reserved for, unless more are needed."""
@@ -232,6 +236,19 @@ class VllmSampler(Sampler):
     def draw(self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection) -> list[list[int]]:
         """See `interface.Sampler`."""
         return [before_stop(ids, self._stops) for ids in self.draw_with_stop(prompts, rows, sampling)]
+
+    def stream(
+        self,
+        prompts: Iterator[NumberedPrompt],
+        sampling: SamplingSection,
+        after_step: Callable[[int], None] = lambda tokens: None,
+    ) -> Iterator[NumberedCompletion]:
+        """See `interface.Sampler`; `BATCH` rows at a time, in the order of the prompts."""
+        while batch := list(islice(prompts, BATCH)):
+            rows = [row for row, _ in batch]
+            drawn = self.draw([prompt for _, prompt in batch], rows, sampling)
+            after_step(sum(map(len, drawn)))
+            yield from zip(rows, drawn, strict=True)
 
     def draw_with_stop(
         self, prompts: Sequence[Ids], rows: Sequence[int], sampling: SamplingSection

@@ -137,3 +137,9 @@ def test_a_cell_is_what_its_own_changes_make_of_the_recipe(small, also):
         for values in product(*entry.values())
     ]
     assert scored == {digest(chain(vary(alone, changes)).eval) for changes in wanted}
+
+
+def test_a_key_that_some_cells_leave_out_tells_them_apart(small):
+    planned = study(small(sweep__grid={"generate.sampling.grammar": [None, "rows"], "train.rank": [1]}))
+    values = {keys.get("generate.sampling.grammar", "null") for keys in varied_keys(planned.cells)}
+    assert values == {"null", "rows"}
