@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # pandas takes half a second, and most commands show no summa
 CONTEXTS_PER_TABLE = 4
 """Contexts that fit side by side in a table of 80 columns."""
 
-QUIET_SECONDS = 10.0
+QUIET_SECONDS = 7.5
 """Without a terminal, each running step reports its progress at most this often."""
 
 STATE_MARKS: "Mapping[CellState, tuple[str, str]]" = {

@@ -29,7 +29,8 @@ LimitedPrompt = tuple[int, Ids, int]
 """A row's number, its prompt, and how many tokens its completion may have."""
 
 REFILL = 8
-"""New rows begin once one of so many slots is free: a forward pass over prompts is shared by some rows."""
+"""New rows begin once one of so many slots is free, and no more of them in a step: some rows share a forward
+pass over their prompts, and no step is long."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Decoder:
         """
         waiting: deque[LimitedPrompt] = deque()
         while True:
-            free = self.slots - len(self._rows)
-            if not self._rows or free >= max(1, self.slots // REFILL):
+            free = min(self.slots - len(self._rows), max(1, self.slots // REFILL))
+            if not self._rows or free == max(1, self.slots // REFILL):
                 while len(waiting) < free and (numbered := next(prompts, None)) is not None:
                     waiting.append(numbered)
                 new = [waiting.popleft() for _ in range(min(free, len(waiting)))]

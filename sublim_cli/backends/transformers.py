@@ -17,7 +17,7 @@ from sublim_cli.models.batches import attention_mask, in_batches, left_padded, r
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
-from sublim_cli.models.passes import continues_from_cache, keeps_keys_and_values
+from sublim_cli.models.passes import attention_window, continues_from_cache, keeps_keys_and_values
 from sublim_cli.models.prefix import has_own_cache
 from sublim_cli.recipe.schema import SamplingSection
 
@@ -174,7 +174,9 @@ def rows_can_change(model: Model) -> bool:
     """
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
     special = has_own_cache(model) or is_gated(model) or "chunked_attention" in kinds
-    return not special and continues_from_cache(model)
+    # Behind a short window the keys and values do not serve a tree of answers, but they do serve rows.
+    windowed = attention_window(model) is not None
+    return not special and keeps_keys_and_values(model) and (windowed or continues_from_cache(model))
 
 
 def _prompt_length(limited: tuple[int, Ids, int]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from sublim_cli.artifacts.record import explain_read_errors
 
 ROWS = "rows.jsonl"
+DRAWN = "drawn.jsonl"
 SEEN = "seen.json"
 KEPT = "kept.jsonl"
 HELD_OUT = "held_out.jsonl"

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from sublim_cli.backends.exact import PROMPTS_AT_ONCE
+from sublim_cli.backends.transformers import CARD_BATCH
 from sublim_cli.models.batches import CUDA_SHARE, fitting_rows, token_bytes
 from sublim_cli.models.device import Capabilities
 from sublim_cli.models.memory import outline_config, outline_ref, weight_counts
@@ -19,7 +20,6 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.pipeline import Resolution
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import CountRule, RangeRule, Recipe, TrainSection
-from sublim_cli.steps.generate import BATCH
 from sublim_cli.sweep.cells import study
 from sublim_cli.trainers.memory import CUDA_CONTEXT, QUANTIZED, StepMemory, training_memory
 from sublim_cli.trainers.precision import base_precision
@@ -207,7 +207,7 @@ def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
             _inference(
                 f"generate {ref.name}" if swept else "generate",
                 ref,
-                (spec.precision, PROMPT + spec.sampling.max_tokens, BATCH),
+                (spec.precision, PROMPT + spec.sampling.max_tokens, CARD_BATCH),
                 card,
             )
             for ref, spec in drawn.items()
