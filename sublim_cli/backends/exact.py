@@ -160,7 +160,13 @@ class _TreeSearch:
         width = max(map(len, self.prompts)) + self.settings.max_tokens
         rows = ROWS_PER_DRAW * self.settings.draws
         fitting = rows_that_fit(self.scorer.model, width, most=max(PATHS_AT_ONCE, rows))
-        batches = in_batches(prompts.tolist(), self._drawn, max(1, fitting // rows), noun="question")
+        batches = in_batches(
+            prompts.tolist(),
+            self._drawn,
+            max(1, fitting // rows),
+            noun="question",
+            remedy=f"Fewer `eval.draws` than {self.settings.draws} need less",
+        )
         return {prompt: drawn for batch in batches for prompt, drawn in batch.items()}
 
     def _drawn(self, prompts: Sequence[int]) -> dict[int, DrawnAnswers]:
