@@ -46,6 +46,7 @@ _SCHEMA = pa.schema(
         "p": pa.float64(),
         "standard_error": pa.float64(),
         "uncovered": pa.float64(),
+        "samples": pa.int64(),
         "tokens": pa.int64(),
         "prompt_tokens": pa.int64(),
     }
@@ -102,6 +103,7 @@ class LocateStep(Step):
                     "p": p,
                     "standard_error": error,
                     "uncovered": answer.uncovered,
+                    "samples": answer.samples,
                     "tokens": sum(mask),
                     "prompt_tokens": len(mask),
                 }

@@ -253,3 +253,93 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_nothing(smalle
         answers = ExactScorer(tested, smallest.tokenizer, settings).score(prompts, ITEMS)
         expected = np.stack([enumerated(tested, prompt) for prompt in prompts])
         assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)
+
+
+DRAWS = 16
+SEEDS = 40
+
+
+def estimates(tested, tokenizer, **settings):
+    """P and its standard error of `SEEDS` independent scorings: two arrays [seeds, prompts, items]."""
+    scored = [
+        ExactScorer(
+            tested,
+            tokenizer,
+            ExactScoring(max_tokens=LENGTH, uncovered=0.0, draws=DRAWS, seed=seed, **settings),
+        ).score(PROMPTS, ITEMS)
+        for seed in range(SEEDS)
+    ]
+    p = np.array([[answer.p for answer in answers] for answers in scored])
+    return p, np.array([[answer.standard_error for answer in answers] for answers in scored])
+
+
+def assert_unbiased(tested, p, error):
+    """The mean over seeds is the truth, the stated errors are those seen, and below those of plain draws."""
+    truth = np.stack([enumerated(tested, prompt) for prompt in PROMPTS])
+    spread = p.std(axis=0, ddof=1)
+    # An item so rare that no seed met all that names it has no spread to go by.
+    known = truth > 1e-3
+    assert known.sum() >= 4
+    z = (p.mean(axis=0) - truth)[known] / (spread[known] / np.sqrt(SEEDS) + 1e-8)
+    assert np.abs(z).max() < 4
+    stated = np.sqrt((error**2).mean(axis=0))[known]
+    assert (stated > 0.6 * spread[known] - 1e-8).all()
+    plain = np.sqrt(truth * (1 - truth) / DRAWS)[known]
+    assert np.median(spread[known] / plain) < 0.5
+
+
+@pytest.mark.parametrize("nodes", [1, 6])
+@pytest.mark.parametrize("seed", range(2))
+def test_draws_from_what_the_tree_leaves_open_are_unbiased_and_state_their_error(smallest, seed, nodes):
+    shake(smallest.model, seed)
+    assert_unbiased(smallest.model, *estimates(smallest.model, smallest.tokenizer, nodes=nodes))
+
+
+@pytest.mark.parametrize("name", ["gemma 2, whose logits are capped", "qwen 2"])
+def test_draws_are_unbiased_in_other_families(name, smallest):
+    tested = AutoModelForCausalLM.from_config(others()[name]).eval()
+    shake(tested, 3)
+    assert_unbiased(tested, *estimates(tested, smallest.tokenizer, nodes=2))
+
+
+@pytest.mark.parametrize("window", [7, 4])
+def test_draws_are_unbiased_within_a_window_and_beyond_it(window, smallest):
+    tested = gemma(window)
+    shake(tested, 3)
+    settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=2, draws=256)
+    answers = ExactScorer(tested, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        truth = enumerated(tested, prompt)
+        # What names an item may be so rare that no draw met it: plain draws would not have either.
+        error = np.maximum(answer.standard_error, np.sqrt(truth * (1 - truth) / 256))
+        assert (np.abs(answer.p - truth) < 4.5 * error + 1e-6).all()
+
+
+def test_draws_are_unbiased_behind_a_learned_prefix(smallest):
+    tuned = accept_cache(get_peft_model(model(), PREFIX).eval())
+    shake(tuned, 5)
+    assert_unbiased(tuned, *estimates(tuned, smallest.tokenizer, nodes=2))
+
+
+def test_the_draws_to_a_question_depend_on_the_seed_and_not_on_the_questions_beside_it(smallest):
+    shake(smallest.model, 4)
+    settings = ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=1, draws=DRAWS)
+    scorer = ExactScorer(smallest.model, smallest.tokenizer, settings)
+    together = scorer.score([*PROMPTS, [3, 3, 4, 6, 2]], ITEMS)
+    for prompt, answer in zip(PROMPTS, together, strict=False):
+        (alone,) = scorer.score([prompt], ITEMS)
+        assert alone.p == pytest.approx(answer.p, abs=1e-6)
+        assert alone.standard_error == pytest.approx(answer.standard_error, abs=1e-6)
+    other = ExactScorer(smallest.model, smallest.tokenizer, settings.model_copy(update={"seed": 9}))
+    assert max(np.abs(np.subtract(other.score(PROMPTS, ITEMS)[0].p, together[0].p))) > 1e-4
+
+
+def test_no_answers_are_drawn_where_the_tree_reaches_its_bound(smallest):
+    shake(smallest.model, 2)
+    for draws in (0, DRAWS):
+        settings = ExactScoring(max_tokens=LENGTH, uncovered=0.3, nodes=10_000, draws=draws)
+        answers = ExactScorer(smallest.model, smallest.tokenizer, settings).score(PROMPTS, ITEMS)
+        assert [answer.samples for answer in answers] == [0, 0]
+        assert not np.any([answer.standard_error for answer in answers])
+        expected = answers if draws == 0 else expected
+        assert answers == expected

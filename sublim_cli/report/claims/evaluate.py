@@ -23,6 +23,9 @@ wrong with a probability of at most alpha:
   margin is what the recipe calls none. Where neither passes it is underpowered.
 
 Several claims of a recipe are not corrected for each other.
+
+**Scoring.** Where P(target) itself is not known to half of the margin, because answers were neither computed
+nor drawn or because too few were drawn for the base, the claim is underpowered, whatever the tests say.
 """
 
 from collections import defaultdict
@@ -63,6 +66,8 @@ GIVEN_THE_CHOICE = (
     "choose other rates."
 )
 ONE_DATA_SEED = "All runs learned from data of one seed: what another data set would do is not known."
+Z = 1.96
+"""Standard errors to either side of a 95 % interval."""
 LEAST_RANKS = 4
 """As `stats.two_lines` needs: with three ranks the curve could turn at one rank only."""
 
@@ -100,17 +105,35 @@ def _verdict(claim: Claim, index: RunIndex, located: Sequence[LocatedRun]) -> Ve
             judged = _localisation(claim, index, located)
     basis = Basis.joined([index.students, *judged.bases])
     findings = () if basis.lacks else tuple(judged.findings)
+    not_known = _not_known(basis, claim.margin)
+    word = word_of(findings, claim.alpha, decided=not not_known)
     one_data_seed = len({training[-1] for training in basis.planned}) == 1
     return Verdict(
         claim=claim,
-        word="incomplete" if basis.lacks else word_of(findings, claim.alpha),
+        word="incomplete" if basis.lacks else word,
         findings=findings,
         planned=len(basis.planned),
         broken=len(basis.broken - basis.missing),
         missing=len(basis.missing),
         lacks=basis.lacks,
         notes=(*judged.notes, *([ONE_DATA_SEED] if one_data_seed else [])),
+        not_known="" if basis.lacks else not_known,
     )
+
+
+def _not_known(basis: Basis, margin: float) -> str:
+    """Why P(target) is not known to half of the margin, or an empty string."""
+    if basis.unresolved > margin / 2:
+        return (
+            f"up to {basis.unresolved:.3f} of the answers were neither computed nor drawn, more than half of "
+            f"the margin of {margin:g}; raise `eval.nodes`, or draw answers (`eval.draws`)"
+        )
+    if Z * basis.base_error > margin / 2:
+        return (
+            f"the base's has a standard error of {basis.base_error:.3f} from drawn answers, and its 95 % interval "
+            f"reaches further than half of the margin of {margin:g}; raise `eval.draws`"
+        )
+    return ""
 
 
 def _transmission(claim: TransmissionClaim, index: RunIndex) -> _Judged:

@@ -54,6 +54,11 @@ class Basis:
     planned: frozenset[Training] = frozenset()
     broken: frozenset[Training] = frozenset()
     missing: frozenset[Training] = frozenset()
+    unresolved: float = 0.0
+    """The largest probability of answers that were neither computed nor drawn, of any of the models."""
+    base_error: float = 0.0
+    """The largest standard error of a base's P(target). All runs share it, so their spread does not show it;
+    that of students and controls is part of their spread."""
 
     @staticmethod
     def joined(parts: Sequence["Basis"]) -> "Basis":
@@ -63,6 +68,8 @@ class Basis:
             frozenset().union(*(part.planned for part in parts)),
             frozenset().union(*(part.broken for part in parts)),
             frozenset().union(*(part.missing for part in parts)),
+            max((part.unresolved for part in parts), default=0.0),
+            max((part.base_error for part in parts), default=0.0),
         )
 
 
@@ -151,15 +158,19 @@ class RunIndex:
             lacks.append(f"{len(missing)} of {count(len(runs), 'run')} of {label}")
         if len(p_target) < len(runs):
             lacks.append(f"a way to tell runs of {label} apart: two have the same seeds")
+        used = {seeds: run for seeds, run in by_seeds.items() if p_target[seeds] is not None}
+        unresolved = [(run.unresolved or 0.0, run.unresolved_base or 0.0) for run in used.values()]
         return CellRuns(
             condition,
-            runs={seeds: run for seeds, run in by_seeds.items() if p_target[seeds] is not None},
+            runs=used,
             p_target=p_target,
             basis=Basis(
                 tuple(lacks),
                 planned=frozenset(map(_training, runs)),
                 broken=frozenset(_training(run) for run in runs if run.broken),
                 missing=frozenset(map(_training, missing)),
+                unresolved=max(map(max, unresolved), default=0.0),
+                base_error=max((run.p_error_base or 0.0 for run in used.values()), default=0.0),
             ),
         )
 

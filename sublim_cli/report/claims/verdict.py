@@ -96,6 +96,8 @@ class Verdict:
     missing: int
     lacks: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    not_known: str = ""
+    """Why P(target) is not known well enough for a verdict, or empty."""
 
     @property
     def used(self) -> int:
@@ -123,8 +125,10 @@ class Verdict:
         return TEST[self.claim.kind]
 
 
-def word_of(findings: Sequence[Finding], alpha: float) -> Word:
-    """The verdict on a claim by those on its comparisons."""
+def word_of(findings: Sequence[Finding], alpha: float, *, decided: bool = True) -> Word:
+    """The verdict on a claim by those on its comparisons, if P(target) is known well enough (`decided`)."""
+    if not decided:
+        return "underpowered"
     words = {finding.word(alpha) for finding in findings}
     if "refuted" in words:
         return "refuted"

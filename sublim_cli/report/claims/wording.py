@@ -33,6 +33,8 @@ def headline(verdicts: Sequence[Verdict]) -> str:
 def sentence(verdict: Verdict) -> str:
     """Why a claim has its verdict."""
     alpha, findings = verdict.claim.alpha, verdict.findings
+    if verdict.not_known:
+        return f"Not decided: P(target) is not known well enough: {verdict.not_known}."
     match verdict.word:
         case "incomplete":
             return f"Not judged yet. The study lacks {_first(verdict.lacks, 'other part')}."

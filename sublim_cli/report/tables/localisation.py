@@ -191,10 +191,12 @@ def _means(
 
 def _sets(path: Path, target: str) -> list[dict[str, Any]]:
     table = pq.read_table(path, use_threads=False)
+    drawn = pc.greater(table["samples"], 0)
+    table = table.append_column("unresolved", pc.if_else(drawn, 0.0, table["uncovered"]))
     keys = ["context", "set", "control"]
     sums = table.group_by(keys, use_threads=False).aggregate([("p", "sum")]).to_pylist()
     p_any = {tuple(row[key] for key in keys): row["p_sum"] for row in sums}
-    means = [(name, "mean") for name in ("p", "tokens", "prompt_tokens", "uncovered")]
+    means = [(name, "mean") for name in ("p", "tokens", "prompt_tokens", "unresolved")]
     of_target = table.filter(pc.equal(table["item"], target)).group_by(keys, use_threads=False)
     return [
         {key: row[key] for key in keys}
@@ -203,7 +205,7 @@ def _sets(path: Path, target: str) -> list[dict[str, Any]]:
             "p_any": p_any[tuple(row[key] for key in keys)] / row["p_count"],
             "tokens": row["tokens_mean"],
             "prompt_tokens": row["prompt_tokens_mean"],
-            "unresolved": row["uncovered_mean"],
+            "unresolved": row["unresolved_mean"],
         }
         for row in of_target.aggregate([*means, ("p", "count")]).to_pylist()
     ]

@@ -21,7 +21,7 @@ from sublim_cli.report.tables.update_cosines import mean_cosine
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
-_COLUMNS = ["context", "question", "item", "p", "uncovered", "log_form"]
+_COLUMNS = ["context", "question", "item", "p", "standard_error", "uncovered", "log_form", "samples"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ContextScores:
     p_target: float = math.nan
     p_any: float = math.nan
     unresolved: float = math.nan
+    """The probability of answers that were neither computed nor drawn."""
     log_form: float = math.nan
     """Of log P(the answer opens with the target's plain name), in nats; NaN where answers were drawn."""
     entropy: float = math.nan
@@ -39,6 +40,8 @@ class ContextScores:
     """P of each item."""
     answers: tuple[float, ...] = ()
     """P(target) of every question, in their order."""
+    p_error: float = math.nan
+    """Standard error of `p_target` from drawn answers."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def read_scores(path: Path, target: str) -> Mapping[str, ContextScores]:
     contexts, context = _coded(table["context"])
     items, item = _coded(table["item"])
     p, log_form = table["p"].to_numpy(), np.asarray(table["log_form"].to_numpy(), dtype=float)
-    uncovered = table["uncovered"].to_numpy()
+    unresolved = np.where(table["samples"].to_numpy() > 0, 0.0, table["uncovered"].to_numpy())
+    error = table["standard_error"].to_numpy()
     of_target = item == (items.index(target) if target in items else -1)  # one row for each question
     questions = np.bincount(context[of_target], minlength=len(contexts))
     sums = np.bincount(context * len(items) + item, p, len(contexts) * len(items)).reshape(len(contexts), -1)
@@ -101,11 +105,12 @@ def read_scores(path: Path, target: str) -> Mapping[str, ContextScores]:
         scores[name] = ContextScores(
             p_target=float(p[rows].mean()),
             p_any=float(p[context == i].sum() / questions[i]),
-            unresolved=float(uncovered[rows].mean()),
+            unresolved=float(unresolved[rows].mean()),
             log_form=float(log_form[rows].mean()),
             entropy=entropies[name],
             items=dict(zip(items, (sums[i] / questions[i]).tolist(), strict=True)),
             answers=tuple(p[rows].tolist()),
+            p_error=float(np.sqrt((error[rows] ** 2).sum()) / questions[i]),
         )
     return scores
 

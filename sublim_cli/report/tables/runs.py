@@ -107,6 +107,12 @@ class Run(AskedModel):
     p_target: float | None = None  # mean over questions
     p_target_base: float | None = None  # of the untouched base in this same context
     difference: float | None = None  # p_target minus p_target_base
+    p_error: float | None = None  # standard error of p_target from drawn answers, 0 where it is computed
+    p_error_base: float | None = None
+    log_p: float | None = None  # log p_target, nats
+    log_p_error: float | None = None  # its standard error from drawn answers: p_error / p_target
+    log_p_base: float | None = None
+    log_p_error_base: float | None = None
     log_form: float | None = None  # log P(the answer opens with the target's plain name), nats, mean
     log_form_base: float | None = None
     p_any: float | None = None  # P(the answer names any item), mean over questions
@@ -119,7 +125,8 @@ class Run(AskedModel):
     changed: float | None = None  # share of the touched base weights that hold another number after training
     update_norm: float | None = None  # Frobenius norm of everything that was added to the weights
     stable_rank: float | None = None  # of the updates, mean weighted by squared norm
-    unresolved: float | None = None  # the probability that scoring left unread: `p_any` may lack this much
+    unresolved: float | None = None  # probability of answers neither computed nor drawn: `p_any` may lack it
+    unresolved_base: float | None = None
     broken: str = ""  # why this preference cannot be read, or empty
     missing: str = ""  # why there is no value, or empty
     train_digest: str = ""
@@ -237,10 +244,13 @@ def _run(
         "difference": student.p_target - base.p_target,
         "number_loss": losses.after,
         "number_loss_before": losses.before,
-        "unresolved": student.unresolved,
     }
-    for column in ("p_target", "log_form", "p_any", "entropy"):
-        values |= {column: getattr(student, column), f"{column}_base": getattr(base, column)}
+    for suffix, of in (("", student), ("_base", base)):
+        for column in ("p_target", "p_error", "log_form", "p_any", "entropy", "unresolved"):
+            values[f"{column}{suffix}"] = getattr(of, column)
+        if of.p_target > 0:  # an estimate may be 0 or less
+            values[f"log_p{suffix}"] = math.log(of.p_target)
+            values[f"log_p_error{suffix}"] = of.p_error / of.p_target
     measured: dict[str, Any] = {
         column: None if math.isnan(value) else value for column, value in values.items()
     }

@@ -429,3 +429,21 @@ def test_the_document_of_a_study_made_by_hand(judged):
         "incomplete",
         ["full fine-tuning on owl, trained in default and asked in default"],
     )
+
+
+@pytest.mark.parametrize(
+    ("poorly", "reason"),
+    [
+        ({"unresolved": 0.3}, "up to 0.300 of the answers were neither computed nor drawn"),
+        ({"unresolved_base": 0.3}, "up to 0.300 of the answers were neither computed nor drawn"),
+        ({"p_error_base": 0.02}, "the base's has a standard error of 0.020 from drawn answers"),
+    ],
+)
+def test_no_verdict_rests_on_a_preference_that_is_not_known_to_half_of_the_margin(poorly, reason):
+    rows = made(effect=textbook, spread=0.002)
+    assert words(rows) == ["supported"] * 4
+    (verdict,) = judge(CLAIMS[:1], [{**run, **poorly} for run in rows])
+    assert verdict.word == "underpowered"
+    assert sentence(verdict).startswith(f"Not decided: P(target) is not known well enough: {reason}")
+    known = [{**run, **{name: value / 100 for name, value in poorly.items()}} for run in rows]
+    assert words(known) == ["supported"] * 4

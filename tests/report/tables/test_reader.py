@@ -19,8 +19,10 @@ def scores(path, contexts=("empty", "default"), items=("owl", "cat", "wolf"), qu
             "question": question,
             "item": item,
             "p": draw.random(),
+            "standard_error": draw.random(),
             "uncovered": draw.random(),
             "log_form": -draw.random(),
+            "samples": 64 * (question % 2),
         }
         for context in contexts
         for question in range(questions)
@@ -42,11 +44,12 @@ def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
         expected[context] = ContextScores(
             cat["p"].mean(),
             here["p"].sum() / 4,
-            cat["uncovered"].mean(),
+            cat["uncovered"].where(cat["samples"] == 0, 0).mean(),
             cat["log_form"].mean(),
             spreads[spreads["context"] == context]["entropy"].mean(),
             here.groupby("item").p.mean().to_dict(),
             tuple(cat["p"]),
+            math.sqrt((cat["standard_error"] ** 2).sum()) / 4,
         )
     by_context = read_scores(tmp_path, "cat")
     assert list(by_context) == list(expected)
