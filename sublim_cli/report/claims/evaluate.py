@@ -130,8 +130,8 @@ def _not_known(basis: Basis, margin: float) -> str:
         )
     if Z * basis.base_error > margin / 2:
         return (
-            f"the base's has a standard error of {basis.base_error:.3f} from drawn answers, and its 95 % interval "
-            f"reaches further than half of the margin of {margin:g}; raise `eval.draws`"
+            f"the base's has a standard error of {basis.base_error:.3f} from drawn answers, and its 95 % "
+            f"interval reaches further than half of the margin of {margin:g}; raise `eval.draws`"
         )
     return ""
 
