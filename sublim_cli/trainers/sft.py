@@ -92,6 +92,7 @@ def fit(
         trainer.add_callback(_progress_callback(on_step, tokens_per_row * section.batch_size))
         if checkpoints:
             trainer.add_callback(checkpointer(options.checkpoint_every, trainer.args.world_size))
+        model.train()  # a new adapter around a base in eval mode would hide that mode from the trainer
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as error:

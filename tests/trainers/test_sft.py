@@ -267,3 +267,16 @@ def test_two_visible_gpus_are_refused_in_a_sentence(tmp_path, monkeypatch):
     finally:
         monkeypatch.undo()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_base_under_a_new_adapter_is_in_training_mode(micro):
+    """In eval mode its layers would not be checkpointed, and its dropout and NEFTune's noise would be off."""
+    ref, tokenizer, _ = micro
+    model = add_method(load_model(ref, "fp32"), SECTION)
+    modes: list[bool] = []
+    model.get_base_model().model.layers[0].register_forward_pre_hook(
+        lambda module, _: modes.append(module.training)
+    )
+    rows = [example(tokenizer, DEFAULT, f"Continue: {text}", text) for text in TEXTS[:4]]
+    fit(model, tokenizer, rows, SECTION, silent)
+    assert modes == [True, True]
