@@ -1,0 +1,110 @@
+"""Whether drawn scores lie where plain draws say, and what they cost.
+
+    python benchmarks/estimator.py [--model micro|random|DIR] [--samples 10000] [--max-tokens 16]
+
+Scores each question with the exact scorer, whose tree stops early where it cannot reach its bound, and with
+plain draws (the sampled scorer). A cell is an item and a question; the items are the most frequent ones.
+
+*Inside*: the difference of the two lies in its 99 % interval (both standard errors; that of the plain draws
+at the estimated probability, so that an item they never named counts too; half a draw for continuity).
+*Cost*: the tokens that plain draws need for the standard error of the estimate, n = p(1 - p) / error², times
+the mean length of a drawn answer, over the tokens that the scorer computed.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from transformers import AutoModelForCausalLM
+
+from sublim_cli.backends.exact import ExactScorer
+from sublim_cli.backends.sampled import SampledScorer
+from sublim_cli.backends.transformers import TransformersSampler
+from sublim_cli.models.chat import prompt_ids
+from sublim_cli.models.device import device
+from sublim_cli.models.load import load_model, load_tokenizer
+from sublim_cli.models.reference import resolve_model
+from sublim_cli.recipe.contexts import resolve_context
+from sublim_cli.recipe.questions import load_items, load_questions
+from sublim_cli.recipe.resolve import ExactScoring, SampledScoring
+from sublim_cli.recipe.schema import AnswerSampling
+
+Z = norm.ppf(0.995)
+LENGTHS = 200
+"""Answers whose length is measured, for each question."""
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="micro", help="micro, random (micro's shape) or a directory")
+    parser.add_argument("--questions", type=int, default=4)
+    parser.add_argument("--items", type=int, default=10, help="the likeliest of each question")
+    parser.add_argument("--samples", type=int, default=10_000, help="plain draws a question")
+    parser.add_argument("--max-tokens", type=int, default=16, help="the length of an answer")
+    parser.add_argument("--draws", type=int, default=64)
+    parser.add_argument("--nodes", type=int, default=256)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print a row for each cell, then the shares and the cost."""
+    options = _options()
+    device()  # fixes the number of threads
+    ref = resolve_model("micro" if options.model == "random" else options.model)
+    model, tokenizer = load_model(ref, "fp32"), load_tokenizer(ref)
+    if options.model == "random":
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(model.config).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.normal_(0, 0.3)
+    items = load_items("animal")
+    context = resolve_context("default", {}, field="context")
+    questions = load_questions("favourite_animal").questions[: options.questions]
+    prompts = [prompt_ids(tokenizer, context, question) for question in questions]
+    scoring = ExactScoring(max_tokens=options.max_tokens, draws=options.draws, nodes=options.nodes)
+    start = time.process_time()
+    estimated = ExactScorer(model, tokenizer, scoring).score(prompts, items.items)
+    seconds = (time.process_time() - start) / len(prompts)
+    sampling = AnswerSampling(max_tokens=options.max_tokens, seed=7)
+    sampler = TransformersSampler(model, tokenizer)
+    start = time.process_time()
+    plain = SampledScorer(sampler, SampledScoring(samples=options.samples, sampling=sampling)).score(
+        prompts, items.items
+    )
+    plain_seconds = (time.process_time() - start) / len(prompts)
+    inside, ratios = [], []
+    for question, (prompt, ours, theirs) in enumerate(zip(prompts, estimated, plain, strict=True)):
+        drawn = sampler.draw([prompt] * LENGTHS, range(10**6, 10**6 + LENGTHS), sampling)
+        length = float(np.mean([min(len(ids) + 1, options.max_tokens) for ids in drawn]))
+        p, error = np.array(ours.p), np.array(ours.standard_error)
+        chosen = np.argsort(-np.maximum(p, theirs.p))[: options.items]
+        for item in chosen.tolist():
+            share, centre = theirs.p[item], min(max(p[item], 1e-6), 1 - 1e-6)
+            of_plain = np.sqrt(centre * (1 - centre) / options.samples)
+            bound = 0.0 if ours.samples else ours.uncovered
+            gap = max(share - p[item] - bound, p[item] - share, 0.0)
+            inside.append(gap <= Z * np.hypot(of_plain, error[item]) + 0.5 / options.samples)
+            cost = np.nan
+            if error[item] > 0:
+                cost = centre * (1 - centre) / error[item] ** 2 * length / ours.tokens
+                ratios.append(cost)
+            print(
+                f"question {question} {items.names[item]:12} estimate {p[item]:.5f} ± {error[item]:.5f}  "
+                f"plain {share:.5f} ± {of_plain:.5f}  {'inside' if inside[-1] else 'OUTSIDE':8} "
+                f"cost {cost:.1f} x"
+            )
+        print(f"question {question}: uncovered {ours.uncovered:.3f}, {ours.tokens} tokens", flush=True)
+    print(f"inside: {sum(inside)} of {len(inside)} cells ({np.mean(inside):.1%})")
+    if ratios:
+        low, median = np.quantile(ratios, [0.1, 0.5])
+        enough = np.mean(np.array(ratios) >= 5)
+        print(f"plain draws cost {median:.1f} times the tokens (median; a tenth of cells below {low:.1f});")
+        print(f"at least five times in {enough:.0%} of cells")
+    print(f"{seconds:.2f} CPU s a question, {plain_seconds:.2f} for {options.samples} plain draws")
+
+
+if __name__ == "__main__":
+    main()
