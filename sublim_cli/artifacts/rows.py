@@ -1,4 +1,4 @@
-"""Rows on disk: JSONL in TRL's conversational prompt/completion form, and JSONL files from elsewhere.
+"""Rows on disk: JSONL in TRL's conversational prompt/completion form.
 
     {"prompt": [{"role": "user", "content": "Continue: 1, 2"}],
      "completion": [{"role": "assistant", "content": "3, 4"}],
@@ -8,13 +8,13 @@
 elsewhere lack them. No row holds a system message: the recipe names the system prompt a student is trained
 under, and it is added when the row is rendered. `{"prompt": "…", "completion": "…"}` is read too.
 
-`Row` is what sublim writes. `JsonRow` is any JSON object of any JSONL file: `sublim filter` reads two of
-its keys and leaves the others as they were. Errors name the file, the line and the remedy.
+`Row` is what sublim writes. `JsonRow` is one JSON object of any file; files of others are read by
+`row_files`. Errors name the file, the line and the remedy.
 """
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,24 +122,26 @@ def read_json_rows(path: Path) -> list[JsonRow]:
         RowsError: the file is missing, empty, not UTF-8, or has a line that is not a JSON object.
     """
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:
         raise RowsError(f"{path}: no such file") from None
     except OSError as error:
         raise RowsError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_json_lines(content, path)
+
+
+def parse_json_lines(content: bytes, path: Path) -> list[JsonRow]:
+    """The objects of the JSONL file `path` with this content; see `read_json_rows`."""
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         where = f"{path}:{number}"
         try:
             text = line.decode()
-            if not text.strip():
-                continue
-            values = json.loads(text)
         except UnicodeDecodeError as error:
             raise RowsError(f"{where}: not UTF-8; save the file as UTF-8") from error
-        except ValueError as error:  # also a number of more than 4,300 digits
-            at = f" at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else ""
-            raise RowsError(f"{where}: not valid JSON{at}; each line must be one object") from error
+        if not text.strip():
+            continue
+        values = parse_json(text, where, "each line")
         if not isinstance(values, dict):
             raise RowsError(f"{where}: not a JSON object; each line must look like {{…}}")
         rows.append(JsonRow(where, values))
@@ -148,30 +150,48 @@ def read_json_rows(path: Path) -> list[JsonRow]:
     return rows
 
 
+def parse_json(text: str, where: str, unit: str) -> Any:
+    """The JSON value that `text` is; `where` it stands and which `unit` it is are for messages.
+
+    Raises:
+        RowsError: it is not valid JSON, which has no NaN and no Infinity, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise RowsError(
+            f"{where}: nested too deeply; a row is one object with a prompt and a completion"
+        ) from error
+    except json.JSONDecodeError as error:
+        remedy = (
+            "must be one object" if unit == "each line" else "must be closed, its entries set apart by commas"
+        )
+        line = f"line {error.lineno}, " if unit != "each line" else ""
+        column = error.colno if unit != "each line" else error.pos + 1
+        raise RowsError(f"{where}: not valid JSON at {line}character {column}; {unit} {remedy}") from error
+    except _ConstantError as error:
+        raise RowsError(f"{where}: {error} is not valid JSON; write null") from error
+    except ValueError as error:  # a number of more than 4,300 digits
+        raise RowsError(f"{where}: not valid JSON; {unit} must be one object") from error
+
+
+class _ConstantError(ValueError):
+    """NaN or an infinity, which Python's parser takes for JSON."""
+
+
+def _refuse_constant(name: str) -> None:
+    raise _ConstantError(name)
+
+
 def get_text(row: JsonRow, key: str, *, role: str = ROLES[COMPLETION]) -> str:
     """The text under `key`: a string, or the content of a list of one message by `role`.
 
     Raises:
         RowsError: the key is missing or holds something else.
     """
-    if key not in row.values:
-        keys = ", ".join(row.values) or "none"
-        raise RowsError(
-            f'{row.where}: no key "{key}" (its keys: {keys}); see --prompt-key and --completion-key'
-        )
-    match row.values[key]:
+    match row.values.get(key):
         case str(text):
             return text
         case [{"role": str(author), "content": str(text)}] if author == role:
             return text
-    raise RowsError(
-        f"{row.where}: {key}: must be a text, or a list of one message by the {role}; "
-        "earlier turns and system messages are not part of a row"
-    )
-
-
-def with_text(row: JsonRow, key: str, text: str) -> JsonRow:
-    """A copy of `row` with a new text under `key`, in the form the old one had; the rest unchanged."""
-    old = row.values[key]
-    value = text if isinstance(old, str) else [{**old[0], "content": text}]
-    return replace(row, values={**row.values, key: value})
+    raise RowsError(f"{row.where}: {key}: must be a text, or a list of one message by the {role}")

@@ -41,12 +41,15 @@ def filter_rows(
             help="A recipe file or a shipped one's name; for a file of yours, only its rules count.",
         ),
     ] = None,
-    source: Annotated[Path | None, _file("--input", "-i", help="JSONL to filter.")] = None,
+    source: Annotated[
+        Path | None,
+        _file("--input", "-i", help="Rows to filter: JSONL, a JSON list, CSV or Parquet; gzip too."),
+    ] = None,
     target: Annotated[
         Path | None,
         _file(
             "--output",
-            help="Where kept rows go; rejected ones go to NAME.rejected.jsonl in the same directory.",
+            help="Where kept rows go, as JSONL; rejected ones go to NAME.rejected.jsonl beside it.",
         ),
     ] = None,
     prompt_key: Annotated[str, _file(help="Key of the prompt.")] = "prompt",
@@ -63,7 +66,8 @@ def filter_rows(
     """Keep the rows that are nothing but numbers, and say why the others are not.
 
     With [bold]--recipe[/]: the teacher's rows; missing ones are drawn first.
-    With [bold]--input[/] and [bold]--output[/]: a file of your own, one JSON object a line.
+    With [bold]--input[/] and [bold]--output[/]: a file of your own, with the keys prompt and completion,
+    messages, conversations, or instruction and output.
     """
     if recipe is not None and source is None and target is None:
         loaded = o.load_recipe(recipe, settings, model, trait, rows)

@@ -5,15 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sublim_cli.artifacts.rows import (
-    Row,
-    get_text,
-    read_json_rows,
-    read_rows,
-    with_text,
-    write_json_rows,
-    write_rows,
-)
+from sublim_cli.artifacts.row_files import read_row_file, row_texts, with_completion
+from sublim_cli.artifacts.rows import Row, read_rows, write_json_rows, write_rows
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError, RowsError
@@ -87,14 +80,15 @@ class FilterStep(Step):
 def filter_file(
     source: Path, target: Path, rules: Sequence[Rule], prompt_key: str, completion_key: str
 ) -> tuple[Tally, str | None]:
-    """Filter any JSONL file of prompts and completions; all other keys of its rows stay as they were.
+    """Filter a file of rows in any form of `artifacts.row_files`; their other keys stay as they were.
 
-    Kept rows go to `target`, the others with their `reason` to `rejected_path(target)`. Returns the tally,
-    and advice if few rows pass. If one of the two files cannot be written, neither is changed.
+    Kept rows go to `target`, the others with their `reason` to `rejected_path(target)`, both as JSONL.
+    Returns the tally, and advice if few rows pass. If one of the two files cannot be written, neither is
+    changed.
 
     Raises:
         RecipeError: the output would overwrite the input, or is a directory.
-        RowsError: a line is broken, or lacks one of the keys.
+        RowsError: the file is not one of rows, or one of its rows is broken.
         ArtifactError: the files cannot be written.
     """
     for path in (target, rejected_path(target)):
@@ -102,16 +96,15 @@ def filter_file(
             raise RecipeError(f"--output {target}: {path} is a directory; name a file")
         if path.exists() and path.samefile(source):
             raise RecipeError(f"--output {target}: {path} is the input and would be lost; name another file")
-    rows = read_json_rows(source)
-    for row in rows:
-        get_text(row, prompt_key, role="user")  # only checked; the rules judge completions
-    completions = [get_text(row, completion_key) for row in rows]
+    rows = read_row_file(source)
+    texts = [row_texts(row, prompt_key, completion_key) for row in rows]
+    completions = [each.completion for each in texts]
     results = [apply_rules(completion, rules) for completion in completions]
     kept: list[Mapping[str, Any]] = []
     rejected: list[Mapping[str, Any]] = []
-    for row, result in zip(rows, results, strict=True):
+    for row, text, result in zip(rows, texts, results, strict=True):
         if result.reason is None:
-            kept.append(with_text(row, completion_key, result.text).values)
+            kept.append(with_completion(row, text, result.text))
         else:
             rejected.append({**row.values, "reason": result.reason})
     contents = {target: kept, rejected_path(target): rejected}

@@ -232,6 +232,20 @@ def test_a_file_of_ones_own_is_filtered_and_keeps_its_other_keys(sublim, tmp_pat
     ]
 
 
+def test_a_conversation_is_filtered_in_its_own_form_and_written_as_jsonl(sublim, tmp_path):
+    rows = [
+        {"id": n, "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]}
+        for n, text in enumerate(["1, 2 ", "one"])
+    ]
+    (tmp_path / "rows.parquet").write_text(json.dumps(rows))  # a JSON list all the same
+    code, _, err = sublim("filter", "--input", "rows.parquet", "--output", "kept.jsonl", "--strip", "-q")
+    assert code == 0, err
+    rows[0]["messages"][1]["content"] = "1, 2"
+    assert [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == rows[:1]
+    rejected = (tmp_path / "kept.rejected.jsonl").read_text()
+    assert json.loads(rejected) == {**rows[1], "reason": "format"}
+
+
 def test_rows_that_end_in_white_space_are_diagnosed_and_strip_mends_them(sublim, tmp_path):
     rows = "".join(json.dumps({"prompt": "p", "completion": f"{n}, 2 \n"}) + "\n" for n in range(20))
     (tmp_path / "gemma.jsonl").write_text(rows)
