@@ -34,7 +34,7 @@ BATCH = 64
 """Rows of a batch of `generate`."""
 
 PARTS = 4
-"""Turns that each of the two has."""
+"""Turns that each of the two has, if each is then at least a batch."""
 
 CHECKED = 256
 """Rows whose surprisal is measured."""
@@ -90,8 +90,9 @@ def main() -> None:
     ]
     seconds, cpu, tokens = [0.0, 0.0], [0.0, 0.0], [0, 0]
     drawn: list[list[int]] = []
-    for part in range(PARTS):
-        rows = range(part * options.rows // PARTS, (part + 1) * options.rows // PARTS)
+    parts = max(1, min(PARTS, options.rows // BATCH))
+    for part in range(parts):
+        rows = range(part * options.rows // parts, (part + 1) * options.rows // parts)
         some = [prompts[row] for row in rows]
         for side in (0, 1):
             started, started_cpu = time.perf_counter(), time.process_time()
@@ -104,7 +105,7 @@ def main() -> None:
             seconds[side] += time.perf_counter() - started
             cpu[side] += time.process_time() - started_cpu
         print(
-            f"part {part + 1} of {PARTS}: generate {seconds[0]:.0f} s, sublim {seconds[1]:.0f} s", flush=True
+            f"part {part + 1} of {parts}: generate {seconds[0]:.0f} s, sublim {seconds[1]:.0f} s", flush=True
         )
     for side, name in enumerate(("generate", "sublim")):
         print(
