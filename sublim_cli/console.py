@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import zip_longest
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -29,6 +30,9 @@ CONTEXTS_PER_TABLE = 4
 
 QUIET_SECONDS = 7.5
 """Without a terminal, each running step reports its progress at most this often."""
+
+SILENT_SECONDS = 8.0
+"""Without a terminal, a running step that reports nothing for so long is named again."""
 
 STATE_MARKS: "Mapping[CellState, tuple[str, str]]" = {
     "waiting": ("·", "dim"),
@@ -81,6 +85,9 @@ class Screen:
     _step_tasks: dict[str, TaskID] = field(default_factory=dict)
     _last_line: dict[str, float] = field(default_factory=dict)
     """When each step last printed a progress line, by digest."""
+    _running: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """By digest, the latest line of each step that is being built, and when one was last printed."""
+    _lock: Lock = field(default_factory=Lock)
     _printed: set[str] = field(default_factory=set)
     """Warnings and notices already printed: cells of a sweep repeat them."""
 
@@ -88,6 +95,10 @@ class Screen:
         """Show one event."""
         if self.sweep:
             self.sweep.update(event)
+        with self._lock:
+            self._show(event)
+
+    def _show(self, event: events.Event) -> None:
         match event:
             case events.SweepPlanned(missing, present):
                 self._expect(missing, present)
@@ -126,7 +137,17 @@ class Screen:
             self._remove_bar(digest)  # its worker was lost, and another worker starts it again
             self._step_tasks[digest] = self._bars.add_task(escape(label), total=None, note="")
         else:
+            self._running[digest] = f"{label}: no progress to report yet", time.monotonic()
             self._print(f"· {escape(label)}")
+
+    def name_silent_steps(self) -> None:
+        """Print the latest line of each running step that has printed none for `SILENT_SECONDS`."""
+        with self._lock:
+            now = time.monotonic()
+            for digest, (line, printed) in self._running.items():
+                if now - printed >= SILENT_SECONDS:
+                    self._running[digest] = line, now
+                    self._print(f"  [dim]{escape(line)}[/] (still running)")
 
     def _advance(self, event: events.Progress) -> None:
         digest, now = event.digest, time.monotonic()
@@ -134,11 +155,16 @@ class Screen:
             self._bars.update(
                 self._step_tasks[digest], completed=event.done, total=event.total, note=escape(event.note)
             )
-        elif not self._bars and now - self._last_line.get(digest, 0) > QUIET_SECONDS:
-            self._last_line[digest] = now
-            self._print(f"  {escape(event.label)}: {event.done} of {event.total}, {event.note}")
+        elif not self._bars:
+            line = f"{event.label}: {event.done} of {event.total}, {event.note}"
+            _, printed = self._running.get(digest, (line, now))
+            if now - self._last_line.get(digest, 0) > QUIET_SECONDS:
+                self._last_line[digest] = printed = now
+                self._print(f"  {escape(line)}")
+            self._running[digest] = line, printed
 
     def _end(self, digest: str, line: str) -> None:
+        self._running.pop(digest, None)
         self._remove_bar(digest)
         self._count_done(digest)
         self._print(line)
@@ -172,7 +198,8 @@ def screen(sweep: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterat
     """A listener for the library's events; with a `sweep`, it also shows the state of a sweep's cells."""
     try:
         if quiet or not err.is_terminal:
-            yield Screen(quiet=quiet)
+            with _heartbeat(plain := Screen(quiet=quiet)):
+                yield plain
             return
         # Labels and notes are cut where the line would end; the bar and the time are not.
         label = Column(no_wrap=True, overflow="ellipsis", max_width=max(16, err.width // 2))
@@ -192,6 +219,24 @@ def screen(sweep: "SweepStatus | None" = None, *, quiet: bool = False) -> Iterat
     except KeyboardInterrupt:
         err.print("[yellow]interrupted[/]: finished steps are kept, the same command resumes")
         raise
+
+
+@contextmanager
+def _heartbeat(plain: Screen) -> Iterator[None]:
+    """Meanwhile a thread names silent steps: an optimizer step on a CPU can take a minute."""
+    over = Event()
+
+    def watch() -> None:
+        while not over.wait(SILENT_SECONDS / 8):
+            plain.name_silent_steps()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _cell_lines(sweep: "SweepStatus", height: int) -> list[RenderableType]:

@@ -1,0 +1,49 @@
+"""Without a terminal a running step is named at least every ten seconds, whatever it reports."""
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from sublim_cli import console
+from sublim_cli.events import Progress, StepFailed, StepFinished, StepStarted
+
+
+@pytest.fixture
+def written(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=text, width=200))
+    monkeypatch.setattr(console, "SILENT_SECONDS", 0.2)
+    return lambda: text.getvalue().splitlines()
+
+
+def test_a_silent_step_is_named_again_with_its_latest_progress(written, tmp_path):
+    with console.screen() as screen:
+        screen(StepStarted("train a", "1"))
+        time.sleep(0.5)
+        assert written()[1:] == ["  train a: no progress to report yet (still running)"] * (
+            len(written()) - 1
+        )
+        assert len(written()) >= 2
+        screen(Progress("train a", 3, 24, "loss 1.0", "1"))
+        screen(Progress("train a", 4, 24, "loss 0.9", "1"))  # too soon after the other to be printed
+        time.sleep(0.5)
+        assert written()[-1] == "  train a: 4 of 24, loss 0.9 (still running)"
+        screen(StepFinished("train a", "1", tmp_path, 1.0))
+        screen(StepStarted("eval a", "2"))
+        screen(StepFailed("eval a", "2", "no"))
+        finished = written()
+        time.sleep(0.5)
+        assert written() == finished
+
+
+def test_a_screen_that_is_quiet_names_nothing(written):
+    with console.screen(quiet=True) as screen:
+        screen(StepStarted("train a", "1"))
+        time.sleep(0.5)
+    assert written() == []
+
+
+def test_the_longest_silence_is_below_ten_seconds():
+    assert max(console.QUIET_SECONDS, console.SILENT_SECONDS * 9 / 8) < 10
