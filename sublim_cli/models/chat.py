@@ -9,7 +9,7 @@ from typing import Any
 
 from sublim_cli.errors import ModelError
 from sublim_cli.models.template import Tokenizer as Tokenizer
-from sublim_cli.models.template import apply_template, contains
+from sublim_cli.models.template import apply_template, missing
 from sublim_cli.recipe.contexts import Context
 
 IGNORED = -100
@@ -180,7 +180,8 @@ def check_context(tokenizer: Tokenizer, context: Context) -> list[int]:
 
 def _check_texts(written: str, context: Context, user: str, writer: str) -> None:
     """Check that the text of the context and the user's stand in what the `writer` made of them."""
-    if context.text and not contains(written, context.text):
+    absent = missing(written, [context.text or "", user])
+    if context.text and context.text in absent:
         remedy = "use another text or model"
         if writer == "chat template" and context.kind == "text":
             remedy = "write `chat_template.system_at: user`, which puts it at the head of the user's turn"
@@ -189,7 +190,7 @@ def _check_texts(written: str, context: Context, user: str, writer: str) -> None
             f"the system prompt {name!r} does not reach the tokens, since this model's {writer} leaves its "
             f"text out or changes it; {remedy}"
         )
-    if not contains(written, user):
+    if user in absent:
         raise ModelError(
             f"the user's text does not reach the tokens, since this model's {writer} leaves it out or "
             "changes it; use another model, or another template with `chat_template.name`"

@@ -32,7 +32,14 @@ _SUPPLIED = frozenset(
 )
 """Names that a rendering gives a template."""
 
-_FORMS: tuple[tuple[str, ...], ...] = ((), ("system", "user", "assistant"), ("system", "user"), ("system",))
+_FORMS: tuple[tuple[str, ...], ...] = (
+    (),
+    ("system", "user", "assistant"),
+    ("system", "user"),
+    ("system",),
+    ("user", "assistant"),
+    ("user",),
+)
 """The roles whose content is given as a list of parts, in the order in which they are tried."""
 
 _WRITTEN_PARTS = re.compile(r"""["']type["']: ?["']text["']""")
@@ -114,7 +121,7 @@ def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt:
         except failures as error:
             errors.append(error)
             continue
-        lost = sum(not contains(text, message["content"]) for message in messages)
+        lost = len(missing(text, [message["content"] for message in messages]))
         if roles and _WRITTEN_PARTS.search(text):
             continue
         if not lost:
@@ -123,6 +130,7 @@ def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt:
     if incomplete:
         return min(incomplete, key=lambda lost_and_text: lost_and_text[0])[1]
     if messages[0]["role"] == "system":
+        apply_template(tokenizer, messages[1:], prompt=prompt)  # says so if it refuses these as well
         raise ModelError(
             f"this model's chat template refuses a system message ({errors[0]}); with "
             "`chat_template.system_at: user` system prompts stand at the head of the user's turn"
@@ -133,12 +141,21 @@ def apply_template(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt:
     ) from errors[0]
 
 
-def contains(text: str, part: str) -> bool:
-    """Whether `part` stands in `text`, apart from white space, case and forms of the same character.
+def missing(text: str, parts: Sequence[str]) -> list[str]:
+    """Those of `parts` that do not stand in `text`, apart from white space, case and forms of a character.
 
-    Templates trim texts, and some tokenizers normalise them.
+    Templates trim texts, and some tokenizers normalise them. Each part needs a place of its own: a question
+    "Hi" does not stand in the "think" of a system prompt.
     """
-    return part.strip() in text or _normalised(part) in _normalised(text)
+    absent = []
+    for part in sorted(parts, key=len, reverse=True):
+        for form in (str.strip, _normalised):
+            if form(part) in form(text):
+                text = form(text).replace(form(part), "\ue002", 1)
+                break
+        else:
+            absent.append(part)
+    return absent
 
 
 def _normalised(text: str) -> str:

@@ -71,6 +71,10 @@ TEMPLATES = {
     "last turn only": "{{ bos_token }}{{ '[' + messages[0].content + '] ' if messages[1:] }}"
     "{{ messages[-1].content }}[/]",
     "parts": PARTS + ASK,
+    "questions as parts": """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'user' %}{%- for part in m.content %}{{- part.text }}{%- endfor %}
+{%- else %}{{- m.content }}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"""
+    + ASK,
     "system as parts": """{%- if messages[0].role == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0].content[0].text + '<|im_end|>\\n' }}{%- endif %}
 {%- for m in messages if m.role != 'system' %}

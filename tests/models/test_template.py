@@ -135,7 +135,7 @@ def test_whatever_a_persona_says_it_is_read_or_refused(tokenizers, persona, name
     assert persona.strip() in tokenizer.decode(ids) or name in WITHOUT_SYSTEM
 
 
-@pytest.mark.parametrize("name", ["parts", "system as parts"])
+@pytest.mark.parametrize("name", ["parts", "questions as parts", "system as parts"])
 def test_a_template_that_wants_parts_reads_the_same_as_one_that_wants_texts(name, tokenizers):
     for context in (DEFAULT, EMPTY, NONE, OWLS, OWLS_IN_TURN):
         assert render(tokenizers[name], context, "Hi") == render(tokenizers["chatml"], context, "Hi")
@@ -156,8 +156,22 @@ def test_a_template_that_loses_a_part_of_the_text_is_refused(name):
 
 
 def test_a_template_that_loses_the_user_s_text_is_refused():
+    loses = tokenizer_with(
+        TURNS.replace("m['content']", "(m['content'] if m.role == 'system' else '')") + ASK
+    )
+    with pytest.raises(ModelError, match="the user's text does not reach the tokens"):
+        render(loses, OWLS, "Hi")  # not the letters in `think`
     with pytest.raises(ModelError, match="the user's text does not reach the tokens"):
         check_context(tokenizer_with("{{ messages | length }} turns" + ASK), DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('never') }}", "{% for m in messages %}{{ m.content "]
+)
+def test_a_template_that_refuses_every_message_is_not_said_to_lack_a_system_role(template):
+    for context in (DEFAULT, OWLS):
+        with pytest.raises(ModelError, match=r"refuses the messages .*chat_template\.name"):
+            check_context(tokenizer_with(template), context)
 
 
 def test_a_text_for_which_the_tokenizer_has_no_tokens_is_refused():
