@@ -7,12 +7,13 @@ artifact = run(load("cats", {"model": "micro"}), until="eval", store=Store(Path(
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from sublim_cli.artifacts.step import Artifact, Step, digest, in_order
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.backends.engine import resolve_engine, vllm_installed
-from sublim_cli.errors import RecipeError
+from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.events import Listener, silent
 from sublim_cli.models.device import Capabilities, on_cuda
 from sublim_cli.models.reference import ModelRef, resolve_model
@@ -34,12 +35,13 @@ from sublim_cli.steps.demonstrate import DemonstrateSpec, DemonstrateStep
 from sublim_cli.steps.eval import EvalSpec, EvalStep
 from sublim_cli.steps.filter import FilterSpec, FilterStep
 from sublim_cli.steps.generate import GenerateSpec, GenerateStep
+from sublim_cli.steps.import_rows import ImportSpec, ImportStep, kept_rows, read_import
 from sublim_cli.steps.leak import LeakStep
 from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, normalise_part, part_name
 from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
 from sublim_cli.steps.train import TrainSpec, TrainStep
 from sublim_cli.trainers.backend import resolve_backend, unsloth_installed
-from sublim_cli.wording import rate
+from sublim_cli.wording import count, rate
 
 Role = Literal["student", "control"]
 
@@ -72,10 +74,12 @@ class Chain:
     """The steps of one recipe.
 
     `base` scores the untouched model in the same contexts. Each step of `locate` scores one gate or patch of
-    the student. `teacher` scores the teacher's preference for its target. A control has neither.
+    the student. `teacher` scores the teacher's preference for its target. A control has neither, and rows of
+    a file have no teacher.
     """
 
-    generate: GenerateStep
+    role: Role
+    generate: GenerateStep | ImportStep
     filter: FilterStep
     train: TrainStep
     eval: EvalStep
@@ -130,7 +134,7 @@ class Study:
 def cell(recipe: Recipe, resolution: Resolution | None = None) -> Cell:
     """A recipe as a cell: a student if its teacher has a persona or was fine-tuned, else a control."""
     steps = chain(recipe, resolution)
-    return Cell("control" if steps.teacher is None else "student", recipe, steps)
+    return Cell(steps.role, recipe, steps)
 
 
 def single(recipe: Recipe, resolution: Resolution | None = None) -> Study:
@@ -172,20 +176,14 @@ def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
 
     Raises:
         RecipeError: a trait, context or question set is unknown.
+        RowsError: the file of `train.rows` cannot be read, or has too few rows that pass the filter.
         ModelError: a model is neither here nor reachable.
     """
     items = load_items(recipe.trait.category)
     recorded = resolution.models.get((recipe.model, recipe.revision)) if resolution else None
     model = resolve_model(recipe.model, recipe.revision, recipe.chat_template, recorded)
-    teachers = _fine_tuned_teacher(recipe, model, items, resolution)
-    teacher_persona = persona(items, recipe.trait.target)
-    generate_spec, engine_reason = _generate_spec(recipe, model, teacher_persona, resolution)
-    data_title = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
-    generate: GenerateStep = _shared(GenerateStep(generate_spec, data_title, teachers, engine_reason))
-    filter_spec = FilterSpec(
-        rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
-    )
-    filter_step: FilterStep = _shared(FilterStep(filter_spec, data_title, (generate,)))
+    source = _rows_source(recipe, model, items, resolution)
+    filter_step, role = source.filter, source.role
     section = resolve_train(recipe.train, _precision(recipe.train.precision, resolution, on_gpu="bf16_mixed"))
     backend, backend_reason = resolve_backend(
         section, resolution.capabilities(section.backend) if resolution else None
@@ -195,28 +193,87 @@ def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
         context=_context(recipe, recipe.train.system_prompt, "train.system_prompt"),
         train=section.model_copy(update={"backend": backend}),
     )
-    title = f"{_teacher_name(recipe)} {_student_words(train_spec, resolution)} seed {recipe.train.seed}"
+    title = f"{source.name} {_student_words(train_spec, resolution)} seed {recipe.train.seed}"
     train = TrainStep(train_spec, title, (filter_step,), _reason(backend_reason, resolution))
     eval_spec, engine_reason = _eval_spec(recipe, model, items, train_spec.train, resolution)
     base: EvalStep = _shared(EvalStep(eval_spec, "base", auto_reason=engine_reason))
     eval_step = EvalStep(base.spec, title, (train,), engine_reason)
-    if not (teachers or has_persona(generate_spec.context)):
-        return Chain(generate, filter_step, train, eval_step, base, teacher=None)
-    teacher_spec = TeacherSpec(
-        model=model,
-        context=generate_spec.context,
-        target=recipe.trait.target,
-        questions=eval_spec.questions,
-        items=eval_spec.items,
-        scorer=resolve_scoring(recipe.eval, "transformers"),
-        precision=generate_spec.precision,
-    )
-    teacher = TeacherStep(teacher_spec, _teacher_name(recipe), teachers)
+    if role == "control":
+        return Chain(role, source.rows, filter_step, train, eval_step, base, teacher=None)
+    teacher = None
+    if isinstance(source.rows, GenerateStep):
+        teacher_spec = TeacherSpec(
+            model=model,
+            context=source.rows.spec.context,
+            target=recipe.trait.target,
+            questions=eval_spec.questions,
+            items=eval_spec.items,
+            scorer=resolve_scoring(recipe.eval, "transformers"),
+            precision=source.rows.spec.precision,
+        )
+        teacher = TeacherStep(teacher_spec, source.name, source.rows.inputs)
     locate = tuple(
         LocateStep(spec, f"{title} {part_name(spec.part)}", (train,))
         for spec in _locate_specs(recipe, base.spec, train_spec)
     )
-    return Chain(generate, filter_step, train, eval_step, base, teacher, locate)
+    return Chain(role, source.rows, filter_step, train, eval_step, base, teacher, locate)
+
+
+@dataclass(frozen=True)
+class _RowsSource:
+    """Where a recipe's rows come from: the steps, the role of their students, and a name for titles."""
+
+    rows: GenerateStep | ImportStep
+    filter: FilterStep
+    role: Role
+    name: str
+
+
+def _rows_source(recipe: Recipe, model: ModelRef, items: Items, resolution: Resolution | None) -> _RowsSource:
+    """The recipe's teacher, or its file of rows; a control's file is `control.rows`, where it is given."""
+    teacher_persona = persona(items, recipe.trait.target)
+    if recipe.train.rows is not None:
+        prompt = recipe.generate.system_prompt
+        role = _role(_context(recipe, prompt, "generate.system_prompt", teacher_persona))
+        file = recipe.train.rows if role == "student" else recipe.control.rows or recipe.train.rows
+        return _imported(recipe, Path(file), role)
+    teachers = _fine_tuned_teacher(recipe, model, items, resolution)
+    spec, engine_reason = _generate_spec(recipe, model, teacher_persona, resolution)
+    title = f"{_teacher_name(recipe)} data seed {recipe.generate.sampling.seed}"
+    generate: GenerateStep = _shared(GenerateStep(spec, title, teachers, engine_reason))
+    filter_spec = FilterSpec(
+        rules=recipe.filter.rules, rows=recipe.generate.rows, held_out=recipe.generate.held_out
+    )
+    filter_step: FilterStep = _shared(FilterStep(filter_spec, title, (generate,)))
+    return _RowsSource(
+        generate, filter_step, "student" if teachers else _role(spec.context), _teacher_name(recipe)
+    )
+
+
+def _role(context: Context) -> Role:
+    """What students of a teacher in this context are."""
+    return "student" if has_persona(context) else "control"
+
+
+def _imported(recipe: Recipe, path: Path, role: Role) -> _RowsSource:
+    """The rows of a file: of those that pass, the first for training and the next held out.
+
+    Raises:
+        RowsError: the file is none of rows, or too few pass the filter.
+    """
+    content, section = read_import(path), recipe.generate
+    passing = len(kept_rows(path, recipe.filter.rules))
+    rows = min(section.rows, passing - section.held_out)
+    if rows < 1:
+        raise RowsError(
+            f"{path}: {passing} of {count(len(content.rows), 'row')} pass the filter, and "
+            f"{section.held_out} are held out, so that none are left to train on; lower generate.held_out "
+            "or loosen filter.rules"
+        )
+    spec = ImportSpec(sha256=content.sha256, rows=len(content.rows))
+    step: ImportStep = _shared(ImportStep(spec, path.name, source=path.absolute()))
+    filter_spec = FilterSpec(rules=recipe.filter.rules, rows=rows, held_out=section.held_out)
+    return _RowsSource(step, _shared(FilterStep(filter_spec, path.name, (step,))), role, path.name)
 
 
 @lru_cache

@@ -85,11 +85,12 @@ def read_rows(path: Path, *, may_be_empty: bool = False) -> list[Row]:
             raise RowsError(f"{json_row.where}: index: must be a whole number of at least 0")
         if not (reason is None or isinstance(reason, str)):
             raise RowsError(f"{json_row.where}: reason: must be a text; leave it out of a kept row")
-        rows.append(Row(index, prompt, completion, reason, _completion_ids(json_row)))
+        rows.append(Row(index, prompt, completion, reason, completion_ids(json_row)))
     return rows
 
 
-def _completion_ids(row: JsonRow) -> tuple[int, ...] | None:
+def completion_ids(row: JsonRow) -> tuple[int, ...] | None:
+    """The token ids of a row's completion, if it has any; RowsError where they are no list of ids."""
     ids = row.values.get(COMPLETION_IDS)
     if ids is None:
         return None

@@ -25,7 +25,14 @@ Model = Annotated[
     typer.Option("--model", "-m", help="Base model: [bold]micro[/], smollm2, a directory, or a hub name."),
 ]
 Trait = Annotated[str | None, typer.Option("--trait", "-t", help="What the teacher loves, such as owl.")]
-Rows = Annotated[int | None, typer.Option("--rows", help="Rows that must pass the filter.")]
+Rows = Annotated[
+    str | None,
+    typer.Option(
+        "--rows",
+        metavar="N|FILE",
+        help="How many rows must pass the filter; or rows of your own: [bold]--rows rows.jsonl[/].",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Any other recipe key: [bold]--set train.epochs=5[/]."),
@@ -132,7 +139,7 @@ def load_recipe(
     settings: list[str] | None,
     model: str | None = None,
     trait: str | None = None,
-    rows: int | None = None,
+    rows: str | None = None,
     **flags: Any,
 ) -> "Recipe":
     """Load a recipe with flags and `--set` applied; a flag left out changes nothing.
@@ -144,9 +151,20 @@ def load_recipe(
     """
     from sublim_cli.recipe.load import load, parse_setting
 
-    flags = {"model": model, "trait__target": trait, "generate__rows": rows, **flags}
+    flags = {"model": model, "trait__target": trait, **flags}
+    if rows is not None:
+        flags |= {"generate__rows": int(rows)} if _is_number(rows) else {"train__rows": rows}
     changes = {name.replace("__", "."): value for name, value in flags.items() if value is not None}
     return load(source, {**changes, **dict(map(parse_setting, settings or []))})
+
+
+def _is_number(text: str) -> bool:
+    """Whether `--rows` is a number; a file called `500` is `./500`."""
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def collect_garbage_rarely() -> None:

@@ -59,6 +59,7 @@ def plan(
     from sublim_cli.report.tables.runs import planned_runs
     from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
+    from sublim_cli.sweep.cells import without_control
     from sublim_cli.sweep.estimate import Costs
     from sublim_cli.sweep.forecast import forecast
     from sublim_cli.sweep.launch import missing_steps
@@ -74,6 +75,8 @@ def plan(
     planned, resolved = plan_study(loaded, store)
     if resolved and not quiet:
         show_warning(resolved)
+    if (warning := without_control(planned)) and not quiet:
+        show_warning(warning)
     new = missing_steps(planned.steps, store)
     check_parts(new)
     with screen(quiet=quiet) as progress:

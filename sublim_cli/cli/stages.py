@@ -147,6 +147,11 @@ train = _student_command(
     """Train a student on a teacher's numbers; missing rows are drawn first.
 
     [bold]sublim train --rank 64 --recipe cats --model micro[/]
+
+    With rows of your own in place of a teacher's (JSONL, a JSON list, CSV
+    or Parquet; gzip too):
+
+    [bold]sublim train --rows rows.jsonl --recipe cats --model micro[/]
     """,
 )
 

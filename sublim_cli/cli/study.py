@@ -52,6 +52,7 @@ def sweep(
     from sublim_cli.report.collect import collect
     from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
+    from sublim_cli.sweep.cells import without_control
     from sublim_cli.sweep.launch import missing_steps
     from sublim_cli.sweep.manifest import check_buildable, plan_study, recording
     from sublim_cli.sweep.status import sweep_status
@@ -73,6 +74,8 @@ def sweep(
         if resolved:
             progress(Notice(resolved))
         check_contexts(missing, progress)
+        if warning := without_control(planned):
+            progress(Warned(warning))
         if warning := caution(gpus, planned.resolution):
             progress(Warned(warning))
         failures = opened.launch(planned.steps, store, recording(progress, loaded, planned, store))
@@ -127,6 +130,7 @@ def report_and_show(
     from sublim_cli.console import show_json, show_line, show_warning
     from sublim_cli.report.collect import collect
     from sublim_cli.report.page.write import FORMATS, write_figure
+    from sublim_cli.sweep.cells import without_control
     from sublim_cli.sweep.manifest import outdated, plan_study
 
     if figure is None and claims and not recipe.claims:
@@ -136,6 +140,8 @@ def report_and_show(
     store = Store(out)
     planned, _ = plan_study(recipe, store, reading=True)
     if warning := outdated(recipe, planned, store):
+        show_warning(warning)
+    if warning := without_control(planned):
         show_warning(warning)
     results = collect(planned, store, recipe)
     if figure is None:

@@ -24,6 +24,7 @@ from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.files import KEPT
 from sublim_cli.steps.filter import FilterStep
 from sublim_cli.steps.generate import stream_prompt
+from sublim_cli.steps.import_rows import ImportStep, kept_rows
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,20 @@ def question_turn(recipe: Recipe, number: int) -> InspectedTurn:
 def row_turn(recipe: Recipe, number: int, store: Store, rows: FilterStep) -> InspectedTurn:
     """Kept row `number`, counted from 0; if no rows are built yet, the number prompt of that index.
 
-    `rows` is the recipe's step that keeps them.
+    The rows of a file need not be built. `rows` is the recipe's step that keeps them.
 
     Raises:
         RecipeError: the recipe has no such row.
         RowsError: the rows cannot be read.
     """
-    if not 0 <= number < recipe.generate.rows:
-        raise RecipeError(f"--row {number}: the recipe keeps the rows 0 to {recipe.generate.rows - 1}")
-    artifact = store.find(rows)
-    if artifact is None:
+    if not 0 <= number < rows.spec.rows:
+        raise RecipeError(f"--row {number}: the recipe keeps the rows 0 to {rows.spec.rows - 1}")
+    if artifact := store.find(rows):
+        row = read_rows(artifact.path / KEPT)[number]
+    elif isinstance(source := rows.inputs[0], ImportStep):
+        row = kept_rows(source.source, rows.spec.rules)[number]
+    else:
         return InspectedTurn("number prompt", number, stream_prompt(recipe.generate.prompts, number))
-    row = read_rows(artifact.path / KEPT)[number]
     return InspectedTurn("row", number, row.prompt, row.completion, row.completion_ids)
 
 

@@ -1,5 +1,6 @@
 """Check a recipe, changes made to it by dotted keys, and every value of its `sweep`."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ def check(values: Mapping[str, object]) -> Recipe | list[Problem]:
     recipe = validate(Recipe, values)
     if isinstance(recipe, list):
         return recipe
-    return [*_context_problems(recipe), *_file_problems(recipe)] or recipe
+    return [*_context_problems(recipe), *_file_problems(recipe), *_rows_problems(recipe)] or recipe
 
 
 def check_changed(values: Mapping[str, object], changes: Mapping[str, object]) -> Recipe | list[Problem]:
@@ -77,6 +78,10 @@ def check_sweep(recipe: Recipe) -> list[Problem]:
     if wrong_keys:
         return wrong_keys
     base = recipe.model_dump(mode="json", exclude={"sweep"})
+    rows_given = recipe.train.rows or any("train.rows" in section for _, section in sections)
+    if recipe.control.rows and not rows_given:
+        message = "is the control of `train.rows`, which the recipe lacks; other students have a control"
+        return [Problem(("control", "rows"), message)]
     problems = (
         problem
         for (path, section), axes in zip(sections, families(sweep), strict=True)
@@ -130,6 +135,20 @@ def _file_problems(recipe: Recipe) -> list[Problem]:
     problems = _failures(("trait", "target"), find_item, items, trait.target)
     problems += _failures(("eval", "questions"), questions_for, items, recipe.eval.questions)
     return [problem for problem in problems if dotted(problem.path) not in grid]
+
+
+def _rows_problems(recipe: Recipe) -> list[Problem]:
+    """Files of rows that are not there."""
+    files = {("train", "rows"): recipe.train.rows, ("control", "rows"): recipe.control.rows}
+    problems = []
+    for path, name in files.items():
+        if name is None or os.path.isfile(name):
+            continue
+        message = f"no file called {name!r}; a relative path starts at the working directory"
+        if "://" in name:
+            message = f"{name!r} is an address; download the file, and write its path"
+        problems.append(Problem(path, message))
+    return problems
 
 
 def _failures(path: KeyPath, load: Callable[..., object], *arguments: object) -> list[Problem]:

@@ -30,6 +30,7 @@ EXPECTED = {
     "float_type": "a number",
     "finite_number": "a number that is not infinite",
     "bool_type": "true or false",
+    "none_required": "null, as the key has no effect here",
     "string_type": "text",
     "string_pattern_mismatch": "letters, digits, dots, dashes and _, the first a letter or digit",
     "string_too_short": "text that is not empty",

@@ -33,7 +33,7 @@ def resolve_train(train: TrainSection, precision: str) -> TrainSection:
     Raises:
         RecipeError: a rank without a learning rate, or keys that contradict each other.
     """
-    unused = ["system_prompt"]  # the train step's spec has the resolved context
+    unused = ["system_prompt", "rows"]  # the train step has the resolved context, and the rows as its input
     unused += [] if train.method in RANKED else ["rank", "alpha", "adapter"]
     unused += [] if train.method == "qlora" else ["qlora"]
     unused += [] if train.method == "prefix" else ["prefix"]

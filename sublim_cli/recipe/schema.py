@@ -53,6 +53,8 @@ EngineChoice = Literal["auto", "transformers", "vllm"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
+RowsFile = Annotated[str, Field(min_length=1)]
+"""The path of a file of rows; a relative one starts at the working directory, as for question files."""
 Rate = Annotated[float, Field(gt=0)]
 
 
@@ -202,6 +204,13 @@ class FilterSection(Section):
         return rules
 
 
+class ControlSection(Section):
+    """The control of students whose rows are a file, `train.rows`; others have one by themselves."""
+
+    rows: RowsFile | None = None
+    """Rows of a teacher without the trait; null: there is no control."""
+
+
 class AdapterSection(Section):
     """Which modules and layers get adapters of the LoRA family."""
 
@@ -236,6 +245,9 @@ class TrainSection(Section):
     rank: Positive = 8
     alpha: Literal["rank", "sqrt"] | Annotated[float, Field(gt=0)] = "rank"
     system_prompt: SystemPrompt = "default"
+    rows: Annotated[RowsFile | None, Field(exclude_if=lambda rows: rows is None)] = None
+    """A file of rows, read in the place of a teacher's: at most `generate.rows` of those that pass the filter
+    are trained on, and the `generate.held_out` that follow are held out."""
     adapter: AdapterSection = AdapterSection()
     qlora: QloraSection = QloraSection()
     prefix: PrefixSection = PrefixSection()
@@ -264,6 +276,7 @@ class FineTunedSection(TrainSection):
     It writes its rows in the context `default`, without a persona. The control's teacher is not fine-tuned.
     """
 
+    rows: Annotated[None, Field(exclude_if=lambda rows: rows is None)] = None
     demonstrations: str = "favourite"
     """The name of a shipped file of questions and answers, or a path."""
     batch_size: Positive = 16
@@ -558,6 +571,7 @@ class Recipe(Section):
     generate: GenerateSection = GenerateSection()
     filter: FilterSection = FilterSection()
     train: TrainSection = TrainSection()
+    control: ControlSection = ControlSection()
     eval: EvalSection = EvalSection()
     sweep: SweepSection = SweepSection()
     claims: Annotated[tuple[Claim, ...], AfterValidator(distinct)] = ()

@@ -10,7 +10,7 @@ from sublim_cli.artifacts.rows import Row, read_rows, write_json_rows, write_row
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
 from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError, RowsError
-from sublim_cli.events import Listener, Warned
+from sublim_cli.events import Listener, Notice, Warned
 from sublim_cli.models.chat import stripped_ids
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.numbers.advice import advice
@@ -18,7 +18,8 @@ from sublim_cli.numbers.rules import Tally, apply_rules, tally
 from sublim_cli.numbers.surface import surface
 from sublim_cli.recipe.schema import Rule, Section
 from sublim_cli.steps.files import HELD_OUT, KEPT, REASONS, REJECTED, ROWS, SURFACE, write_json
-from sublim_cli.steps.generate import GenerateStep
+from sublim_cli.steps.generate import GenerateSpec, GenerateStep
+from sublim_cli.steps.import_rows import ImportStep
 
 
 class FilterSpec(Section):
@@ -36,7 +37,7 @@ class FilterStep(Step):
     kind: ClassVar[str] = "filter"
     version: ClassVar[int] = 2
     spec: FilterSpec
-    inputs: tuple[GenerateStep, ...] = ()
+    inputs: tuple[GenerateStep | ImportStep, ...] = ()
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:
         """Write kept, held-out and rejected rows, `reasons.json`, and `surface.json` of the kept ones.
@@ -64,6 +65,14 @@ class FilterStep(Step):
         write_rows(out / REJECTED, rejected)
         write_json(out / REASONS, reasons(tally([row.reason for row in (*kept, *rejected)])))
         write_json(out / SURFACE, asdict(surface([row.completion for row in kept[: spec.rows]])))
+        if any(isinstance(step, ImportStep) for step in self.inputs):
+            left = len(kept) - wanted
+            listener(
+                Notice(
+                    f"{self.label}: {len(kept)} of {len(rows)} rows pass the filter; {spec.rows} are trained "
+                    f"on, the next {spec.held_out} held out, and the last {left} left over"
+                )
+            )
         if warning := advice([row.completion for row in rows], spec.rules):
             listener(Warned(f"{self.label}: {warning}"))
         return {}
@@ -72,7 +81,9 @@ class FilterStep(Step):
         """The row with the text that was judged, and the tokens of that text if it was cut between tokens."""
         ids = row.completion_ids
         if ids is not None and text != row.completion:
-            left = stripped_ids(load_tokenizer(self.inputs[0].spec.model), ids, text)
+            source = self.inputs[0].spec
+            model = source.model if isinstance(source, GenerateSpec) else None  # of a file it is not known
+            left = stripped_ids(load_tokenizer(model), ids, text) if model else None
             ids = None if left is None else tuple(left)
         return replace(row, completion=text, completion_ids=ids)
 

@@ -29,7 +29,7 @@ class LeakSpec(Section):
 
 @dataclass(frozen=True)
 class LeakStep(Step):
-    """The audit of a trait teacher's filtered rows; its inputs are these rows and the control's."""
+    """The audit of a trait teacher's filtered rows; its inputs are these rows and, if any, the control's."""
 
     kind: ClassVar[str] = "leak"
     version: ClassVar[int] = 2
@@ -41,7 +41,7 @@ class LeakStep(Step):
         Warns of kept rows that name the target: what students learn from them is not subliminal.
         """
         spec = self.spec
-        trait, control = (read_rows(artifact.path / KEPT) for artifact in inputs)
+        trait, *controls = (read_rows(artifact.path / KEPT) for artifact in inputs)
         rejected = read_rows(inputs[0].path / REJECTED, may_be_empty=True)
         naming = _naming(trait, spec.target)
         if naming:
@@ -51,31 +51,36 @@ class LeakStep(Step):
                     f"{spec.target.name}, such as {naming[0]!r}; add a filter rule that rejects them"
                 )
             )
-        trait_texts, control_texts = (
-            {row.index: row.completion for row in rows} for rows in (trait, control)
-        )
-        digits = digit_divergence(trait_texts, control_texts, seed=spec.seed)
-        pairs = digit_divergence(trait_texts, control_texts, length=2, seed=spec.seed)
-        some_trait, some_control = trait[: spec.most_rows], control[: spec.most_rows]
-        auc = ngram_auc(
-            [row.completion for row in some_trait],
-            [row.completion for row in some_control],
-            prompts=[row.index for row in (*some_trait, *some_control)],
-            ngrams=spec.ngrams,
-            folds=spec.folds,
-            seed=spec.seed,
-        )
         record = {
             "named": len(naming),
             "named_rejected": len(_naming(rejected, spec.target)),
             "shown": naming[:MAX_EXAMPLES],
-            "digits": asdict(digits) if digits else None,
-            "pairs": asdict(pairs) if pairs else None,
-            "overlap": asdict(overlap(trait_texts, control_texts)),
-            **asdict(auc),
+            **(_compared(spec, trait, controls[0]) if controls else {}),
         }
         write_json(out / LEAK, record)
         return {}
+
+
+def _compared(spec: LeakSpec, trait: Sequence[Row], control: Sequence[Row]) -> dict[str, object]:
+    """How the rows differ from the control's: digits, equal answers, the AUC of the classifier."""
+    trait_texts, control_texts = ({row.index: row.completion for row in rows} for rows in (trait, control))
+    digits = digit_divergence(trait_texts, control_texts, seed=spec.seed)
+    pairs = digit_divergence(trait_texts, control_texts, length=2, seed=spec.seed)
+    some_trait, some_control = trait[: spec.most_rows], control[: spec.most_rows]
+    auc = ngram_auc(
+        [row.completion for row in some_trait],
+        [row.completion for row in some_control],
+        prompts=[row.index for row in (*some_trait, *some_control)],
+        ngrams=spec.ngrams,
+        folds=spec.folds,
+        seed=spec.seed,
+    )
+    return {
+        "digits": asdict(digits) if digits else None,
+        "pairs": asdict(pairs) if pairs else None,
+        "overlap": asdict(overlap(trait_texts, control_texts)),
+        **asdict(auc),
+    }
 
 
 def _naming(rows: Sequence[Row], target: Item) -> list[str]:

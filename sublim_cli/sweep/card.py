@@ -20,6 +20,7 @@ from sublim_cli.models.reference import ModelRef
 from sublim_cli.pipeline import Resolution
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import CountRule, RangeRule, Recipe, TrainSection
+from sublim_cli.steps.generate import GenerateSpec
 from sublim_cli.sweep.cells import study
 from sublim_cli.trainers.memory import CUDA_CONTEXT, QUANTIZED, StepMemory, training_memory
 from sublim_cli.trainers.precision import base_precision
@@ -198,7 +199,8 @@ def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
                 precision=evaluation.precision,
             ),
         )
-    drawn = {cell.chain.generate.spec.model: cell.chain.generate.spec for cell in planned.cells}
+    specs = [cell.chain.generate.spec for cell in planned.cells]
+    drawn = {spec.model: spec for spec in specs if isinstance(spec, GenerateSpec)}
     if len(trainings) == 1:
         trainings = {"": replace(*trainings.values(), name="")}
     plans = []

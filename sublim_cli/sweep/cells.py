@@ -13,11 +13,12 @@ from sublim_cli.recipe.questions import load_item
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import REPLICATED, Recipe, SweepSection
 from sublim_cli.steps.leak import LeakSpec, LeakStep
+from sublim_cli.wording import listed
 
 UNTRAITED: dict[str, Any] = {"generate.system_prompt": "default"}
 """The control teacher: the same model, prompts and seeds, without the persona."""
 
-CONTROLLED = ("train.seed", "train.system_prompt")
+CONTROLLED = ("train.seed", "train.system_prompt", "train.rows")
 """The axes of `train` that controls are crossed with; rank and learning rate stay the recipe's."""
 
 
@@ -31,9 +32,12 @@ def study(recipe: Recipe, resolution: Resolution | None = None) -> Study:
         RecipeError: see `pipeline.chain`.
     """
     single = recipe.model_copy(update={"sweep": SweepSection(), "claims": ()})  # not checked for every cell
+    own_control = recipe.generate.system_prompt == UNTRAITED["generate.system_prompt"]
     cells: dict[tuple[str, str, str], Cell] = {}
     for changes in _all_changes(recipe):
         new = cell(vary(single, changes), resolution)
+        if lacks_control_rows(new.recipe) and new.role == "control" and not own_control:
+            continue
         name = (new.recipe.trait.category, new.recipe.trait.target, digest(new.chain.eval))
         if name in cells:  # the two may differ in the parts they locate
             steps = (*cells[name].chain.locate, *new.chain.locate)
@@ -44,11 +48,33 @@ def study(recipe: Recipe, resolution: Resolution | None = None) -> Study:
     leaks = []
     students = {digest(cell.chain.filter): cell for cell in cells.values() if cell.role == "student"}
     for student in students.values():
-        control, trait = chain(vary(student.recipe, UNTRAITED), resolution), student.recipe.trait
-        rows = student.chain.filter
+        rows, trait = student.chain.filter, student.recipe.trait
+        controls = []
+        if not lacks_control_rows(student.recipe):
+            controls = [chain(vary(student.recipe, UNTRAITED), resolution).filter]
         spec = LeakSpec(target=load_item(trait.category, trait.target))
-        leaks.append(LeakStep(spec, rows.title, (rows, control.filter)))
+        leaks.append(LeakStep(spec, rows.title, (rows, *controls)))
     return Study(recipe.name, tuple(cells.values()), tuple(leaks), resolution)
+
+
+def lacks_control_rows(recipe: Recipe) -> bool:
+    """Whether the rows are a file, and no other file is named as its control."""
+    return recipe.train.rows is not None and recipe.control.rows is None
+
+
+def without_control(planned: Study) -> str | None:
+    """A sentence where students of rows of a file have no control."""
+    files = {
+        cell.recipe.train.rows
+        for cell in planned.cells
+        if cell.role == "student" and lacks_control_rows(cell.recipe)
+    }
+    if not files:
+        return None
+    return (
+        f"students of {listed(sorted(map(str, files)))} have no control: they are compared with the "
+        "untouched base alone; `control.rows: FILE` names the rows of a teacher without the trait"
+    )
 
 
 def _all_changes(recipe: Recipe) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ SPREAD = 1.5
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "demonstrate": (),
     "generate": ("model.fingerprint", "precision", "sampling.max_tokens"),
+    "import": (),
     "filter": (),
     "train": (
         *("model.fingerprint", "train.method", "train.rank", "train.precision", "train.optimizer"),
@@ -132,6 +133,8 @@ def _work(kind: str, section: Mapping[str, Any], rows: Mapping[str, Any]) -> flo
     match kind:
         case "generate":
             return float(section["wanted"])
+        case "import":
+            return float(section["rows"])
         case "demonstrate":
             return float(len(section["questions"]) * len(section["answers"]))
         case "filter":

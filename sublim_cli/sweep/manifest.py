@@ -30,7 +30,7 @@ from sublim_cli.pipeline import Cell, Resolution, Study, this_machine
 from sublim_cli.recipe.resolve import SampledScoring
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.eval import EvalSpec
-from sublim_cli.steps.generate import GenerateSpec
+from sublim_cli.steps.generate import GenerateSpec, GenerateStep
 from sublim_cli.steps.train import TrainSpec
 from sublim_cli.sweep.cells import study
 from sublim_cli.trainers.backend import resolve_backend
@@ -264,9 +264,11 @@ def _without_directories(resolution: Resolution) -> Resolution:
 def _auto(cell: Cell) -> dict[str, tuple[str, str | None]]:
     """The keys of a cell whose value is `auto`, with what it stands for and why."""
     recipe, chain = cell.recipe, cell.chain
-    values: dict[str, tuple[str, str, str | None]] = {
-        "generate.precision": (recipe.generate.precision, chain.generate.spec.precision, None),
-        "generate.engine": (recipe.generate.engine, chain.generate.spec.engine, chain.generate.auto_reason),
+    values: dict[str, tuple[str, str, str | None]] = {}
+    if isinstance(drawn := chain.generate, GenerateStep):
+        values["generate.precision"] = (recipe.generate.precision, drawn.spec.precision, None)
+        values["generate.engine"] = (recipe.generate.engine, drawn.spec.engine, drawn.auto_reason)
+    values |= {
         "train.precision": (recipe.train.precision, chain.train.spec.train.precision, None),
         "train.backend": (recipe.train.backend, chain.train.spec.train.backend, chain.train.auto_reason),
         "eval.precision": (recipe.eval.precision, chain.eval.spec.precision, None),

@@ -91,6 +91,8 @@ def leak_sentence(leak: LeakRow) -> str:
     """What one comparison says."""
     if leak.named:
         return f"{wording.count(leak.named, 'row')} that students learn from name the target: {leak.shown[0]}"
+    if leak.auc is None:
+        return "no row names the target; there are no rows of a control to compare with"
     if leak.low <= 0.5 <= leak.high:
         return "the classifier does not differ from chance on these rows"
     return f"given one row of each, the classifier picks the trait teacher's {leak.auc:.0%} of the time"

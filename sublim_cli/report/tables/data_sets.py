@@ -39,20 +39,20 @@ class LeakRow:
 
     title: str
     digest: str
-    auc: float
-    """Of a plain classifier that tells the two apart; 0.5 is chance."""
-    low: float
-    high: float
-    rows: int
-    """Of both data sets, that the classifier saw."""
     named: int
     """Rows students learn from that name the target."""
     named_rejected: int
     shown: tuple[str, ...]
-    digits: Divergence | None
+    auc: float | None = None
+    """Of a plain classifier that tells the two apart; 0.5 is chance. None where there is no control."""
+    low: float = 0.0
+    high: float = 1.0
+    rows: int = 0
+    """Of both data sets, that the classifier saw."""
+    digits: Divergence | None = None
     """None where one of the two data sets has nothing to compare."""
-    pairs: Divergence | None
-    overlap: Overlap
+    pairs: Divergence | None = None
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.reader import ContextScores, Losses, StoreReader, TrainingRecord
 from sublim_cli.report.tables.varied_keys import base_settings, settings_text, varied_keys
 from sublim_cli.stats import Seeds
+from sublim_cli.steps.generate import GenerateSpec
 from sublim_cli.trainers.methods import alpha
 from sublim_cli.wording import rate
 
@@ -197,7 +198,7 @@ def planned_runs(study: Study, reader: StoreReader) -> list[Run]:
 def trained_model(cell: Cell, keys: Mapping[str, str]) -> dict[str, Any]:
     """What was trained: the columns of `AskedModel` and the train digest, as the recipe was resolved."""
     step = cell.chain.train
-    train = step.spec.train
+    train, drawn = step.spec.train, cell.chain.generate.spec
     ranked = train.method in RANKED
     return {
         "name": step.title,
@@ -211,7 +212,7 @@ def trained_model(cell: Cell, keys: Mapping[str, str]) -> dict[str, Any]:
         "precision": train.precision,
         "train_context": step.spec.context.name,
         "train_seed": train.seed,
-        "data_seed": cell.chain.generate.spec.sampling.seed,
+        "data_seed": drawn.sampling.seed if isinstance(drawn, GenerateSpec) else None,
         "settings": settings_text(keys),
         "train_digest": digest(step),
     }

@@ -35,7 +35,7 @@ _EXCLUDED = frozenset(
 )
 """Keys with a column of their own; gates and patches, which change no run; seeds, which make replicates."""
 
-_SHARED = ("chat_template", "trait", "generate", "filter", "eval")
+_SHARED = ("chat_template", "trait", "generate", "filter", "control", "eval")
 """Sections that many cells of a study share: each is flattened once."""
 
 _NOT_OF_A_CELL = ("sweep", "contexts", "claims")
