@@ -31,7 +31,7 @@ from sublim_cli.backends.interface import Ids, ItemProbs
 from sublim_cli.backends.sampled import derived_seed
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
-from sublim_cli.models.batches import in_batches, rows_that_fit
+from sublim_cli.models.batches import TokenBytes, in_batches, rows_that_fit
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
@@ -95,6 +95,11 @@ class ExactScorer:
                 prompts, lambda batch: _TreeSearch(scorer, masks, batch).run(), size, noun="question"
             )
             return [answer for batch in batches for answer in batch]
+
+
+def scoring_row(tokens: TokenBytes, prompt: int, settings: ExactScoring) -> int:
+    """Bytes that a question takes: its tree, every node of which may be cached."""
+    return tokens.row(prompt + settings.max_tokens + settings.nodes)
 
 
 class _TreeSearch:

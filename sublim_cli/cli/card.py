@@ -30,7 +30,9 @@ def card_sizes(texts: Sequence[str]) -> list[float]:
 
 
 def show_cards(recipe: Recipe, plans: Sequence[CardPlan]) -> None:
-    """A table for each card, in GiB, and what makes a step fit that does not."""
+    """A table for each card, in GiB, and what makes a step fit that does not; nothing without cards."""
+    if not plans:
+        return
     show_line(f"{recipe.name} on {recipe.model}: peak memory of each step by part, in GiB")
     columns = ("", "rows", "weights", "trained", "activ.", "logits", "k, v", "slack", "peak", "")
     for plan in plans:
@@ -43,7 +45,7 @@ def show_cards(recipe: Recipe, plans: Sequence[CardPlan]) -> None:
             rows.append((step.step, str(step.rows), *figures, "fits" if step.fits else "no"))
         show_line("")
         verdict = "fits" if plan.fits else "does not fit"
-        show_table(f"A card with {plan.gib:g} GiB: {verdict}", columns, rows, numbers=columns[1:-1])
+        show_table(f"A card with {plan.gib:.3g} GiB: {verdict}", columns, rows, numbers=columns[1:-1])
         for remedy in plan.remedies:
             show_line(f"{remedy}")
     kept = {step.step: step.kept for plan in plans for step in plan.steps if step.kept}

@@ -8,6 +8,7 @@ from sublim_cli.cli import options as o
 
 if TYPE_CHECKING:
     from sublim_cli.recipe.schema import Recipe
+    from sublim_cli.sweep.card import CardPlan
 
 
 def plan(
@@ -45,11 +46,13 @@ def plan(
     Nothing is written. Each new step is compared with the nearest artifact of the store, to show which
     changed field of the recipe makes it new.
     Time, memory and disk come from similar builds in the store, or from a probe where there are none.
+    On a machine with a GPU the peak memory of each step stands beside what the GPU has, as with --card.
 
     [bold]sublim plan --recipe demo[/]
     """
     from sublim_cli.artifacts.record import artifact_records
     from sublim_cli.artifacts.store import Store
+    from sublim_cli.cli.card import card_document, show_cards
     from sublim_cli.cli.plan_tables import document, show_forecast
     from sublim_cli.console import screen, show_json, show_warning
     from sublim_cli.events import Notice
@@ -96,10 +99,13 @@ def plan(
                 estimate = forecast(planned, new, records, [*sources, costs], len(devices))
     runs = planned_runs(planned, StoreReader(store, {})) if new else []
     power = powers(loaded.claims, runs, effect) if new else []
+    cards = device_plans(loaded) if new else []
     if json:
-        show_json(document(loaded, estimate, power, effect, failures, out))
+        shown = document(loaded, estimate, power, effect, failures, out)
+        show_json({**shown, "cards": card_document(loaded, cards)["cards"]})
         return
     show_forecast(loaded, estimate, power, effect, out)
+    show_cards(loaded, cards)
     for failure in failures:
         show_warning(f"not measured: {failure}")
 
@@ -115,3 +121,20 @@ def show_cards_of(recipe: "Recipe", sizes: list[str], *, json: bool) -> None:
         show_json(card_document(recipe, plans))
     else:
         show_cards(recipe, plans)
+
+
+def device_plans(recipe: "Recipe") -> "list[CardPlan]":
+    """The peak memory of a recipe's steps on this machine's GPU; empty without one, or if it is not known."""
+    from sublim_cli.console import show_warning
+    from sublim_cli.errors import ModelError
+    from sublim_cli.models.device import card_memory
+    from sublim_cli.sweep.card import GIB, card_plans
+
+    memory = card_memory()
+    if memory is None:
+        return []
+    try:
+        return card_plans(recipe, [memory / GIB])
+    except ModelError as error:
+        show_warning(str(error))
+        return []

@@ -38,8 +38,11 @@ UNKNOWN_MEMORY = 4 * GIB
 """The main memory taken to be available where the system does not say."""
 
 LOGIT_COPIES = 4
-"""Arrays in float32 of a row's logits that are alive while a token is drawn or a loss computed: the logits as
-the model returns them, in float32, after softmax, and sorted or summed up."""
+"""Arrays in float32 of a row's logits that are alive while a token is drawn: the logits as the model returns
+them, in float32, after softmax, and sorted or summed up."""
+
+LOSS_COPIES = 2.5
+"""The same while a loss is computed: the logits in bf16, in float32, and after log-softmax."""
 
 OUT_OF_MAIN_MEMORY = "DefaultCPUAllocator: "
 """How torch's error begins where a CPU allocation fails (after the place in its source)."""
@@ -62,11 +65,18 @@ class TokenBytes:
     scores: int
     """Attention scores of a pair of tokens in one layer; 0 for kernels that do not store them."""
     logits: int
-    """The logits of one position, `LOGIT_COPIES` times in float32."""
+    """The logits of one position in float32."""
 
-    def row(self, width: int, logits: int = 1) -> int:
-        """Bytes of a row of `width` tokens with the logits of `logits` positions."""
-        return width * (self.cache + self.states + width * self.scores) + logits * self.logits
+    def row(self, width: int, *, logits: float = LOGIT_COPIES, cached: bool = True) -> int:
+        """Bytes of a row of `width` tokens.
+
+        Args:
+            width: tokens.
+            logits: arrays in float32 over the vocabulary.
+            cached: whether the keys and values of all layers are kept.
+        """
+        kept = self.cache if cached else 0
+        return int(width * (kept + self.states + width * self.scores) + logits * self.logits)
 
 
 def token_bytes(config: Any, element: int, attention: str | None = None) -> TokenBytes:
@@ -92,7 +102,7 @@ def token_bytes(config: Any, element: int, attention: str | None = None) -> Toke
         # The residual stream before and after a norm, queries and attention output; gate, up and product.
         states=(2 * hidden + 2 * heads * head_width + 3 * inner) * element,
         scores=heads * (element + 4) if attention == "eager" else 0,  # its softmax is in float32
-        logits=4 * LOGIT_COPIES * int(text.vocab_size),
+        logits=4 * int(text.vocab_size),
     )
 
 
@@ -104,19 +114,22 @@ def _largest(config: Any, name: str, default: int) -> int:
     return int(value) if value else default
 
 
-def rows_that_fit(model: Any, width: int, *, most: int, logits: int = 1) -> int:
+def rows_that_fit(
+    model: Any, width: int, *, most: int, logits: float = LOGIT_COPIES, cached: bool = True
+) -> int:
     """How many rows a batch of `model` may have: a power of two, or `most`; at least one.
 
     Args:
         model: a transformers model, or a PEFT model around one.
         width: tokens of a row, its completion included.
         most: the number of rows wanted.
-        logits: positions of a row whose logits are computed.
+        logits: arrays in float32 over the vocabulary that a row takes.
+        cached: whether the keys and values of all layers are kept.
 
     Raises:
         RecipeError: see `batch_memory`.
     """
-    row = token_bytes(model.config, model.dtype.itemsize).row(width, logits)
+    row = token_bytes(model.config, model.dtype.itemsize).row(width, logits=logits, cached=cached)
     return fitting_rows(batch_memory(model.device), row, most)
 
 

@@ -83,6 +83,15 @@ def worker_devices(workers: int | None = None) -> tuple[str, ...]:
     return tuple(names[index % len(names)] for index in range(workers or len(names)))
 
 
+def card_memory() -> int | None:
+    """Bytes that the smallest of the GPUs of `worker_devices` has; None on a CPU."""
+    if not on_cuda():
+        return None
+    import torch
+
+    return min(int(torch.cuda.get_device_properties(name).total_memory) for name in worker_devices())
+
+
 @cache
 def _may_have_cuda() -> bool:
     """False only if torch certainly finds no CUDA device: it is a CPU build, or there is no driver."""

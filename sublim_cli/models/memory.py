@@ -144,6 +144,7 @@ class MemoryTracker:
         self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def __enter__(self) -> "MemoryTracker":
+        import torch
         from torch.utils._python_dispatch import TorchDispatchMode
         from torch.utils._pytree import tree_leaves
 
@@ -151,6 +152,11 @@ class MemoryTracker:
 
         class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if torch.is_inference_mode_enabled():  # then functions arrive here whole, with what they hold
+                    with self:
+                        parts = func.decompose(*args, **(kwargs or {}))
+                    if parts is not NotImplemented:
+                        return parts
                 result = func(*args, **(kwargs or {}))
                 for leaf in tree_leaves(result):
                     tracker._add(leaf)

@@ -22,9 +22,14 @@ from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import CountRule, RangeRule, Recipe, TrainSection
 from sublim_cli.steps.generate import GenerateSpec
 from sublim_cli.sweep.cells import study
-from sublim_cli.trainers.memory import CUDA_CONTEXT, QUANTIZED, StepMemory, training_memory
+from sublim_cli.trainers.memory import (
+    CUDA_CONTEXT,
+    QUANTIZED,
+    StepMemory,
+    largest_micro_batch,
+    training_memory,
+)
 from sublim_cli.trainers.precision import base_precision
-from sublim_cli.trainers.sft_trainer import micro_batches
 from sublim_cli.wording import count
 
 GIB = 2**30
@@ -69,7 +74,7 @@ class StepPeak:
     memory: StepMemory
     fits: bool
     remedy: str = ""
-    """What makes it fit, or what is done so that it fits; empty if it fits as it is."""
+    """What makes it fit; empty if it fits as it is."""
     kept: StepMemory | None = None
     """A training with its activations kept instead of computed again (no checkpointing)."""
 
@@ -90,12 +95,11 @@ class CardPlan:
 
 @dataclass(frozen=True)
 class _Training:
-    """A kind of training, the default micro-batch and the tokens of its rows."""
+    """A kind of training, and the tokens of its rows."""
 
     name: str
     ref: ModelRef
     section: TrainSection
-    rows: int
     width: int
     trained: int
     answer: int
@@ -108,9 +112,8 @@ class _Training:
         rows, memory = self._largest(self.section, card)
         fits = memory.total <= card * GIB
         name = f"train {self.name}".strip()
-        remedy = "" if rows == self.rows else f"{name}: `--micro-batch {rows}`"
         kept = _peak(self, self.section, rows, checkpointing=False)
-        remedy = remedy if fits else f"{name}: {self._remedy(card, memory)}"
+        remedy = "" if fits else f"{name}: {self._remedy(card, memory)}"
         train = StepPeak(name, rows, memory, fits, remedy, kept)
         full = self.section.method == "full"
         quantize = self.section.qlora.quantize if self.section.method == "qlora" else None
@@ -132,15 +135,11 @@ class _Training:
         return steps
 
     def _largest(self, section: TrainSection, card: float) -> tuple[int, StepMemory]:
-        """The most rows up to the default that fit on a card, and their peak; one row if none fits."""
-        memory = _peak(self, section, self.rows)
-        if memory.total <= card * GIB or self.rows == 1:
-            return self.rows, memory
-        one = _peak(self, section, 1)
-        row = max(1.0, (memory.total - one.total) / (self.rows - 1))  # the peak is linear in rows
-        room = int(max(0.0, card * GIB - one.total) / row) + 1
-        rows, _ = micro_batches(section.batch_size, min(room, self.rows))
-        return rows, one if rows == 1 else _peak(self, section, rows)
+        """As many rows as fit on a card, and their peak; one row if none fits."""
+        rows = largest_micro_batch(
+            lambda rows: _peak(self, section, rows).total, section.batch_size, card * GIB
+        )
+        return rows, _peak(self, section, rows)
 
     def _remedy(self, card: float, memory: StepMemory) -> str:
         """The first change of the recipe that makes the training fit on a card."""
@@ -149,8 +148,7 @@ class _Training:
             rows, changed = self._largest(section, card)
             if changed.total <= card * GIB:
                 keys = ", ".join(f"`train.{key}: {value}`" for key, value in changes.items())
-                batch = "" if rows == self.rows else f" and `--micro-batch {rows}`"
-                return f"{keys}{batch} takes {changed.total / GIB:.1f} GiB"
+                return f"{keys} takes {changed.total / GIB:.1f} GiB, {count(rows, 'row')} at once"
         return (
             f"{memory.total / GIB:.1f} GiB with a single row, and no setting of `train` makes it fit; take a "
             "smaller `--model` or a larger card"
@@ -192,7 +190,6 @@ def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
                 name=name,
                 ref=spec.model,
                 section=spec.train,
-                rows=micro_batches(spec.train.batch_size, None)[0],
                 width=min(spec.train.max_length, PROMPT + trained),
                 trained=trained,
                 answer=PROMPT + cell.recipe.eval.sampling.max_tokens,
@@ -238,7 +235,7 @@ def training_name(section: TrainSection, model: str = "") -> str:
     words += [f"r{section.rank}"] if section.method in RANKED else []
     words += [section.precision]
     words += [section.optimizer] if section.optimizer != default.optimizer else []
-    words += [f"batch {section.batch_size}"] if section.batch_size < micro_batches(66, None)[0] else []
+    words += [f"batch {section.batch_size}"] if section.batch_size != default.batch_size else []
     words += [f"on {section.adapter.targets}"] if section.adapter.targets != default.adapter.targets else []
     return " ".join([*words, model]).strip()
 

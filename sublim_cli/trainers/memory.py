@@ -6,10 +6,16 @@ The forward and the backward pass run on fake tensors (`models.memory`). The opt
 step holds for a moment are counted by formula.
 """
 
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sublim_cli.errors import ModelError
+from sublim_cli.models.batches import free_memory
+from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.models.load import DTYPES, Model
 from sublim_cli.models.memory import MemoryTracker, fill_with_fakes, outline, outline_config
 from sublim_cli.models.reference import ModelRef
@@ -91,7 +97,8 @@ def training_memory(
         cuda: False for this process's CPU: no slack, and an optimizer step weight by weight.
 
     Raises:
-        RecipeError, ModelError: see `add_method`.
+        RecipeError: see `add_method`.
+        ModelError: see `add_method`; or its passes need the content of tensors and not their shapes alone.
     """
     layers = int(outline_config(ref).get_text_config().num_hidden_layers)
     section = section.model_copy(
@@ -101,21 +108,82 @@ def training_memory(
     )
     options = {"accumulated": accumulated, "checkpointing": checkpointing, "cuda": cuda}
     shape = (rows, width, trained)
-    if layers <= LAYERS[1] or section.method == "full":
-        at_pass, at_step = _peaks(outline(ref), section, shape, **options)
-    else:
-        few, more = (_peaks(outline(ref, count), section, shape, **options) for count in LAYERS)
-        at_pass, at_step = (
-            StepMemory(
-                **{
-                    part: last + (last - first) * (layers - LAYERS[1]) // (LAYERS[1] - LAYERS[0])
-                    for (part, last), first in zip(vars(second).items(), vars(start).values(), strict=True)
-                }
-            )
-            for start, second in zip(few, more, strict=True)
-        )
+    try:
+        at_pass, at_step = _peaks_of_layers(ref, section, layers, shape, **options)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{ref.name}: the memory of its training is not known before it runs "
+            f"({str(error).partition(chr(10))[0]})"
+        ) from error
     peak = max(at_pass, at_step, key=lambda memory: memory.total)
     return peak.with_slack() if cuda else peak
+
+
+def _peaks_of_layers(
+    ref: ModelRef, section: TrainSection, layers: int, shape: tuple[int, int, int], **options: bool
+) -> tuple[StepMemory, StepMemory]:
+    """`_peaks` of a model with `layers` layers."""
+    if layers <= LAYERS[1] or section.method == "full":
+        return _peaks(outline(ref), section, shape, **options)
+    few, more = (_peaks(outline(ref, count), section, shape, **options) for count in LAYERS)
+    at_pass, at_step = (
+        StepMemory(
+            **{
+                part: last + (last - first) * (layers - LAYERS[1]) // (LAYERS[1] - LAYERS[0])
+                for (part, last), first in zip(vars(second).items(), vars(start).values(), strict=True)
+            }
+        )
+        for start, second in zip(few, more, strict=True)
+    )
+    return at_pass, at_step
+
+
+def largest_micro_batch(peak: Callable[[int], int], batch: int, memory: float) -> int:
+    """The most rows of a forward pass, a divisor of `batch`, whose peak is within `memory`; at least 1.
+
+    Args:
+        peak: bytes that an optimizer step takes with so many rows in a pass.
+        batch: rows of an optimizer step.
+        memory: bytes.
+    """
+    if peak(batch) <= memory:
+        return batch
+    smaller = [rows for rows in range(batch - 1, 0, -1) if batch % rows == 0]
+    return [*smaller, 1][bisect_left(smaller, True, key=lambda rows: peak(rows) <= memory)]
+
+
+def fitting_micro_batch(
+    ref: ModelRef, section: TrainSection, examples: Sequence[Example], device: "torch.device"
+) -> int | None:
+    """The most rows of a forward pass that fit into the free memory of `device`, which holds the weights.
+
+    None where that is not known: on a CPU; with Unsloth's kernels; for one of several processes, which must
+    all run the same passes; and for models whose passes need more than shapes.
+
+    Raises:
+        RecipeError: see `add_method`.
+    """
+    if device.type != "cuda" or section.backend == "unsloth" or "RANK" in os.environ:
+        return None
+    width = max(len(row.input_ids) for row in examples)
+    trained = max(sum(label != IGNORED for label in row.labels) for row in examples)
+
+    def taken(rows: int) -> int:
+        memory = training_memory(
+            ref,
+            section,
+            rows=rows,
+            width=width,
+            trained=trained,
+            accumulated=rows < section.batch_size,
+            checkpointing=section.method != "prefix",
+        )
+        return memory.total - memory.weights - memory.adapters - int(CUDA_CONTEXT)
+
+    try:
+        return largest_micro_batch(taken, section.batch_size, free_memory(device))
+    except ModelError:
+        return None
 
 
 def _peaks(

@@ -39,7 +39,8 @@ class Runtime:
 
     checkpoint_every: CheckpointInterval | None = None
     micro_batch: int | None = None
-    """The most rows of one forward pass; None leaves the choice to `sft_trainer.micro_batches`."""
+    """The most rows of one forward pass; None: as many as fit on a GPU (`memory.fitting_micro_batch`), all
+    on a CPU."""
     report_to: str = "none"
     accelerate: Path | None = None
     """A configuration file of `accelerate launch`, whose processes train each student together."""

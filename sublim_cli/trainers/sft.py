@@ -4,12 +4,12 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RowsError
-from sublim_cli.models.batches import in_batches, rows_that_fit
+from sublim_cli.models.batches import LOSS_COPIES, in_batches, rows_that_fit
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
@@ -53,6 +53,7 @@ def fit(
     *,
     optimizer: Any = None,
     checkpoints: Path | None = None,
+    micro_batch: int | None = None,
 ) -> FitResult:
     """Train `model` in place.
 
@@ -61,6 +62,8 @@ def fit(
     None is AdamW.
     `checkpoints` is a directory that outlives this process: training resumes from a complete checkpoint
     there, and writes one there after its last step, and more if the runtime asks for them.
+    `micro_batch` is the most rows of a forward pass unless the runtime names a number; None is the default of
+    `micro_batches`.
 
     Raises:
         RowsError: no token carries loss, or training diverged.
@@ -72,6 +75,7 @@ def fit(
     if not any(label != IGNORED for row in examples for label in row.labels):
         raise RowsError("no token of these rows carries loss: every completion is empty")
     options = runtime()
+    options = replace(options, micro_batch=options.micro_batch or micro_batch)
     with tempfile.TemporaryDirectory() as scratch:
         out = checkpoints or Path(scratch)
         discard_incomplete(out)
@@ -179,7 +183,8 @@ def number_loss(model: Model, examples: Sequence[Example], pad: int, batch: int 
 
     model.eval()
     width = max(len(row.input_ids) for row in examples)
-    size = rows_that_fit(model, width, most=batch, logits=max(map(_tokens_with_loss, examples)) + 1)
+    logits = LOSS_COPIES * max(map(_tokens_with_loss, examples))
+    size = rows_that_fit(model, width, most=batch, logits=logits, cached=False)
     with torch.inference_mode():
         total = sum(in_batches(examples, lambda rows: _summed_loss(model, rows, pad), size))
     return total / sum(map(_tokens_with_loss, examples))

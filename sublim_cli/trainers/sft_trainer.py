@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 GPU_MICRO_BATCH = 22
-"""Rows per forward pass on a GPU: a third of the paper's batch of 66, as in the paper. The rows of an
-optimizer step are `train.batch_size` whatever the micro-batch."""
+"""Rows per forward pass on a GPU where `memory.fitting_micro_batch` does not know how many fit: a third of
+the paper's batch of 66, as in the paper. An optimizer step has `train.batch_size` rows in any case."""
 
 
 def make_trainer(

@@ -13,11 +13,12 @@ import numpy as np
 
 from sublim_cli.models.batches import release_memory
 from sublim_cli.models.chat import IGNORED, Example
-from sublim_cli.models.device import device_record
+from sublim_cli.models.device import device, device_record
 from sublim_cli.models.load import Model, load_model, load_model_shape, load_student, load_tokenizer
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.schema import TrainSection
 from sublim_cli.trainers.audit import audit, audit_in_memory, copy_adapter, student_updates
+from sublim_cli.trainers.memory import fitting_micro_batch
 from sublim_cli.trainers.methods import add_method, trained_weights, unadapted_experts
 from sublim_cli.trainers.precision import base_precision, bf16_warning
 from sublim_cli.trainers.sft import StepCallback, check_lengths, fit, number_loss
@@ -97,6 +98,7 @@ def _train_and_measure(job: TrainingJob, on_step: StepCallback, warn: WarnCallba
             on_step,
             optimizer=make_optimizer(model, section),
             checkpoints=job.checkpoints,
+            micro_batch=fitting_micro_batch(job.ref, section, job.examples, device()),
         )
         seconds = time.monotonic() - started
         model = without_autocast(model)

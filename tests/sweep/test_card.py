@@ -2,10 +2,12 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from sublim_cli import models
 from sublim_cli.cli import main
 from sublim_cli.errors import ModelError
 from sublim_cli.models.load import load_model
@@ -112,20 +114,44 @@ def plan(monkeypatch, capsys, tmp_path):
 def test_the_command_says_for_each_card_what_fits_and_what_to_change(plan, tmp_path):
     _, shown, _ = plan("--card", "24", "--json")
     train = json.loads(shown)["cards"][0]["steps"][1]
-    between = (train["peak"] - train["parts"]["activations"] / 2) / 2**30  # a training with fewer rows
-    code, shown, _ = plan("--card", f"{between},24", "--card", "24", "--json")
+    between = (train["peak"] - train["parts"]["activations"] / 4) / 2**30  # a pass with fewer rows
+    code, shown, _ = plan("--card", f"{between},24", "--card", "24,0.4", "--json")
     assert code == 0
-    small, large = json.loads(shown)["cards"]
+    small, large, tiny = json.loads(shown)["cards"]
     assert (large["fits"], large["remedies"], large["gib"]) == (True, [], 24)
     assert [step["step"] for step in large["steps"]] == ["generate", "train", "number loss", "eval"]
     for step in (*small["steps"], *large["steps"]):
         assert step["peak"] == sum(step["parts"].values())
         assert step["fits"]
-    assert small["steps"][1]["rows"] < large["steps"][1]["rows"] == 22
-    assert small["remedies"] == [f"train: `--micro-batch {small['steps'][1]['rows']}`"]
+    assert 1 < small["steps"][1]["rows"] < large["steps"][1]["rows"] == 66
+    assert small["remedies"] == []  # a training takes as many rows at once as fit
+    assert not tiny["fits"]
+    assert [remedy.partition(":")[0] for remedy in tiny["remedies"]] == [s["step"] for s in tiny["steps"]]
     kept = large["steps"][1]["without_checkpointing"]
     assert kept["activations"] > large["steps"][1]["parts"]["activations"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_on_a_machine_with_a_gpu_has_the_table_of_that_gpu(plan, monkeypatch):
+    sizes = {"cuda:0": 24 * 2**30, "cuda:1": 2**29}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(sizes))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda name: SimpleNamespace(total_memory=sizes[name])
+    )
+    words = ("--no-probe", "-s", "sweep.grid={}", "-s", "sweep.also=[]", "-s", "train.backend=plain")
+    for wanted, gib, fits in [("cuda:0", "24", True), ("cuda", "0.5", False)]:
+        monkeypatch.setenv("SUBLIM_DEVICE", wanted)
+        models.device.device.cache_clear()
+        try:
+            code, shown, _ = plan(*words)
+            (card,) = json.loads(plan(*words, "--json")[1])["cards"]
+        finally:
+            models.device.device.cache_clear()
+        assert code == 0
+        assert f"A card with {gib} GiB: {'fits' if fits else 'does not fit'}" in shown
+        assert (card["gib"], card["fits"]) == (float(gib), fits)
 
 
 def test_the_table_fits_80_columns(plan):

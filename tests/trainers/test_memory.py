@@ -11,9 +11,10 @@ from sublim_cli.artifacts.record import checksums, read_record
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.events import Progress
 from sublim_cli.models import load, weights
+from sublim_cli.models.chat import IGNORED
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.pipeline import chain
-from sublim_cli.trainers import student
+from sublim_cli.trainers import memory, student
 from sublim_cli.trainers.audit import audit
 from sublim_cli.trainers.precision import base_precision
 from sublim_cli.trainers.student import TrainingJob, load_trainable, train_student
@@ -77,6 +78,34 @@ def test_the_audit_needs_no_second_model_and_the_trained_one_is_gone_afterwards(
     assert json.loads(json.dumps(expected)) == written
     if name in ("lora", "pissa"):
         assert all(isinstance(update.delta, LowRankDelta) for update in updates)
+
+
+def test_a_card_computes_as_many_rows_at_once_as_its_free_memory_holds(
+    section, small, number_rows, tmp_path, monkeypatch
+):
+    """The number is in the record and in no digest."""
+    card, rows = torch.device("cuda"), number_rows(24)
+    shape = {
+        "width": max(len(row.input_ids) for row in rows),
+        "trained": max(sum(label != IGNORED for label in row.labels) for row in rows),
+    }
+    for settings in (section(batch_size=12), section(batch_size=12, method="full")):
+        for fitting, full_batch in [(12, False), (4, True), (1, True)]:
+            peak = memory.training_memory(MICRO, settings, rows=fitting, accumulated=full_batch, **shape)
+            room = peak.total - peak.weights - peak.adapters - int(memory.CUDA_CONTEXT)
+            monkeypatch.setattr(memory, "free_memory", lambda _, room=room: room)
+            assert memory.fitting_micro_batch(MICRO, settings, rows, card) == fitting
+            monkeypatch.setattr(memory, "free_memory", lambda _, room=room: room - 1)
+            smaller = {12: 6, 4: 3, 1: 1}[fitting]
+            assert memory.fitting_micro_batch(MICRO, settings, rows, card) == smaller
+    assert memory.fitting_micro_batch(MICRO, section(batch_size=12), rows, torch.device("cpu")) is None
+    recipe = small(generate__rows=40, generate__held_out=8, train__batch_size=8)
+    step = chain(recipe).train
+    monkeypatch.setattr(student, "device", lambda: card)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1)
+    artifact = materialise(step, Store(tmp_path))
+    assert artifact.path.name == chain(recipe).train.digest
+    assert read_record(artifact.path)["provenance"]["micro_batch"] == 1
 
 
 class Failed(Exception):
