@@ -1,6 +1,6 @@
 """The memory that `sublim plan --card` predicts against the peak of the same work on this machine's CPU.
 
-    python benchmarks/memory_model.py DIRECTORY [--layers 6] [--rows 4] [--only generate] [--json FILE]
+    python benchmarks/memory_model.py DIRECTORY [--layers 6] [--rows 2] [--only generate] [--json FILE]
 
 DIRECTORY holds a small model, such as SmolLM2-135M-Instruct. It and a model of random weights with the
 shapes of Qwen2.5-0.5B, cut to `--layers` of its 24 layers, are trained for two optimizer steps through
@@ -128,7 +128,7 @@ def training(case: dict[str, Any], ref: Any, model: Any, tokenizer: Any, rows: i
 
 def inference(kind: str, model: Any, tokenizer: Any, rows: int) -> Work:
     """Number loss, generation or scoring, of `rows` rows or `QUESTIONS` questions."""
-    from sublim_cli.backends.exact import ExactScorer, scoring_row
+    from sublim_cli.backends.exact import ExactScorer, scoring_bytes
     from sublim_cli.backends.transformers import TransformersSampler
     from sublim_cli.models.batches import LOSS_COPIES, token_bytes
     from sublim_cli.models.chat import Example, prompt_ids
@@ -154,8 +154,8 @@ def inference(kind: str, model: Any, tokenizer: Any, rows: int) -> Work:
     asked = [prompt_ids(tokenizer, context, question) for question in questions]
     settings = ExactScoring(max_tokens=ANSWER, nodes=NODES, draws=DRAWS if "draws" in kind else 0)
     scorer = ExactScorer(model, tokenizer, settings)
-    row = scoring_row(tokens, max(map(len, asked)), settings)
-    return Work(len(asked) * row, lambda: scorer.score(asked, load_items("animal").items))
+    fixed, question = scoring_bytes(model.config, 4, max(map(len, asked)), settings, "cpu")
+    return Work(fixed + len(asked) * question, lambda: scorer.score(asked, load_items("animal").items))
 
 
 def _resident(*, peak: bool = False) -> int:
@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("directory")
     parser.add_argument("--layers", type=int, default=6, help="of 24")
-    parser.add_argument("--rows", type=int, default=4, help="of a forward pass")
+    parser.add_argument("--rows", type=int, default=2, help="of a forward pass")
     parser.add_argument("--only", nargs="*", help="kinds of work, all by default")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -173,9 +173,7 @@ class AnswerTrees:
         out, states = forward_with_states(model, **inputs)
         self.head = plain_head(model, states[:, -1:], out.logits)
         self.prompt_layers = cache_layers(out.past_key_values)
-        self.chunk = max(1, MAX_PROBS // vocabulary)
-        if self.device.type == "cpu":
-            self.chunk = min(self.chunk, CPU_DISTRIBUTIONS)
+        self.chunk = distributions_at_once(vocabulary, self.device.type)
         self.prompt_probs = NextTokenProbs(_identity, out.logits[:, -1], self.chunk)
         self.cached: CacheLayers = []
         """For each layer the keys and values of the cached nodes, [cached, heads, width]."""
@@ -323,6 +321,12 @@ class AnswerTrees:
         import torch
 
         return torch.from_numpy(values).to(self.device)
+
+
+def distributions_at_once(vocabulary: int, device: str) -> int:
+    """How many next-token distributions are computed at a time on a kind of device."""
+    most = max(1, MAX_PROBS // vocabulary)
+    return min(most, CPU_DISTRIBUTIONS) if device == "cpu" else most
 
 
 def _identity(logits: "torch.Tensor") -> "torch.Tensor":

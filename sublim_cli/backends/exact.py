@@ -14,6 +14,7 @@ would pass through it, which costs at least as much, and `backends.drawn_answers
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from sublim_cli.backends.answer_tree import (
     Floats,
     Ints,
     TreeNodes,
+    distributions_at_once,
     running_sum,
 )
 from sublim_cli.backends.drawn_answers import DrawnAnswers, OpenBeginnings
@@ -31,7 +33,14 @@ from sublim_cli.backends.interface import Ids, ItemProbs
 from sublim_cli.backends.sampled import derived_seed
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
-from sublim_cli.models.batches import TokenBytes, in_batches, rows_that_fit
+from sublim_cli.models.batches import (
+    LOSS_COPIES,
+    batch_memory,
+    fitting_rows,
+    in_batches,
+    rows_that_fit,
+    token_bytes,
+)
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.gate import is_gated
 from sublim_cli.models.load import Model
@@ -87,9 +96,16 @@ class ExactScorer:
         scorer = replace(self, model=scored_model(self.model, length))
         ends = stop_tokens(self.model, self.tokenizer)
         masks = token_masks(self.tokenizer, config.vocab_size, ends, tuple(items), self.model.device)
-        # Every expanded node may be cached; a patched pass computes the student and its base.
-        width = (length + self.settings.nodes) * (2 if is_gated(self.model) else 1)
-        size = rows_that_fit(self.model, width, most=PROMPTS_AT_ONCE)
+        fixed, question = scoring_bytes(
+            self.model.config,
+            self.model.dtype.itemsize,
+            max(map(len, prompts)),
+            self.settings,
+            self.model.device.type,
+        )
+        # A patched pass computes the student and its base.
+        question *= 2 if is_gated(self.model) else 1
+        size = fitting_rows(max(0, batch_memory(self.model.device) - fixed), question, PROMPTS_AT_ONCE)
         with torch.inference_mode():
             batches = in_batches(
                 prompts, lambda batch: _TreeSearch(scorer, masks, batch).run(), size, noun="question"
@@ -97,9 +113,25 @@ class ExactScorer:
             return [answer for batch in batches for answer in batch]
 
 
-def scoring_row(tokens: TokenBytes, prompt: int, settings: ExactScoring) -> int:
-    """Bytes that a question takes: its tree, every node of which may be cached."""
-    return tokens.row(prompt + settings.max_tokens + settings.nodes)
+def scoring_bytes(
+    config: Any, element: int, prompt: int, settings: ExactScoring, device: str
+) -> tuple[int, int]:
+    """Bytes that scoring takes whatever the number of questions, and those of a question.
+
+    The first are the next-token distributions of some nodes. A question has a tree, every node of which may
+    be cached.
+
+    Args:
+        config: the transformers configuration.
+        element: bytes of a number in the dtype that the model computes in.
+        prompt: tokens of the longest prompt.
+        settings: of the scorer.
+        device: the kind of device, such as `cpu`.
+    """
+    tokens = token_bytes(config, element)
+    distributions = distributions_at_once(int(config.get_text_config().vocab_size), device)
+    fixed = int(LOSS_COPIES * min(distributions, settings.nodes) * tokens.logits)
+    return fixed, tokens.row(prompt + settings.max_tokens + settings.nodes)
 
 
 class _TreeSearch:

@@ -86,7 +86,7 @@ class TransformersSampler(Sampler):
         if not first:
             return
         width = max(len(prompt) for _, prompt in first) + sampling.max_tokens
-        size = rows_that_fit(self.model, width, most=most)
+        size = rows_that_fit(self.model, width, most=len(first))
         limited = ((row, prompt, self._limit(prompt, sampling)) for row, prompt in chain(first, prompts))
         if rows_can_change(self.model):
             from sublim_cli.backends.decoding import Decoder

@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from sublim_cli.backends.exact import PROMPTS_AT_ONCE
+from sublim_cli.backends.exact import PROMPTS_AT_ONCE, scoring_bytes
 from sublim_cli.backends.transformers import CARD_BATCH
-from sublim_cli.models.batches import CUDA_SHARE, fitting_rows, token_bytes
+from sublim_cli.models.batches import CUDA_SHARE, LOGIT_COPIES, LOSS_COPIES, fitting_rows, token_bytes
 from sublim_cli.models.device import Capabilities
 from sublim_cli.models.memory import outline_config, outline_ref, weight_counts
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.pipeline import Resolution
-from sublim_cli.recipe.resolve import RANKED
+from sublim_cli.recipe.resolve import RANKED, ExactScoring
 from sublim_cli.recipe.schema import CountRule, RangeRule, Recipe, TrainSection
+from sublim_cli.steps.eval import EvalSpec
 from sublim_cli.steps.generate import GenerateSpec
 from sublim_cli.sweep.cells import study
 from sublim_cli.trainers.memory import (
@@ -94,6 +95,23 @@ class CardPlan:
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """Rows that are computed without gradients."""
+
+    precision: str
+    most: int
+    """How many are wanted at once."""
+    width: int
+    """Tokens of a row."""
+    logits: float = LOGIT_COPIES
+    """Arrays in float32 over the vocabulary that a row takes."""
+    cached: bool = True
+    """Whether the keys and values of all layers are kept."""
+    fixed: int = 0
+    """Bytes of logits whatever the number of rows."""
+
+
+@dataclass(frozen=True)
 class _Training:
     """A kind of training, and the tokens of its rows."""
 
@@ -102,10 +120,8 @@ class _Training:
     section: TrainSection
     width: int
     trained: int
-    answer: int
-    """Tokens of a question with its answer."""
-    precision: str
-    """Of the base when the student is scored."""
+    questions: _Rows
+    """What the scorer computes."""
 
     def steps(self, card: float) -> list[StepPeak]:
         """The training, its number loss and the scoring of its student on a card of `card` GiB."""
@@ -119,8 +135,14 @@ class _Training:
         quantize = self.section.qlora.quantize if self.section.method == "qlora" else None
         adapters = 0 if full else memory.adapters
         asked = {
-            "number loss": (base_precision(self.section), self.width, NUMBER_LOSS_ROWS),
-            "eval": (self.precision, self.answer, PROMPTS_AT_ONCE),
+            "number loss": _Rows(
+                precision=base_precision(self.section),
+                most=NUMBER_LOSS_ROWS,
+                width=self.width,
+                logits=LOSS_COPIES * self.trained,
+                cached=False,
+            ),
+            "eval": self.questions,
         }
         steps = [train]
         for kind, work in asked.items():
@@ -192,8 +214,7 @@ def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
                 section=spec.train,
                 width=min(spec.train.max_length, PROMPT + trained),
                 trained=trained,
-                answer=PROMPT + cell.recipe.eval.sampling.max_tokens,
-                precision=evaluation.precision,
+                questions=_questions(evaluation),
             ),
         )
     specs = [cell.chain.generate.spec for cell in planned.cells]
@@ -206,7 +227,7 @@ def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
             _inference(
                 f"generate {ref.name}" if swept else "generate",
                 ref,
-                (spec.precision, PROMPT + spec.sampling.max_tokens, CARD_BATCH),
+                _Rows(spec.precision, CARD_BATCH, PROMPT + spec.sampling.max_tokens),
                 card,
             )
             for ref, spec in drawn.items()
@@ -252,31 +273,41 @@ def _weights(ref: ModelRef, precision: str, quantize: str | None = None) -> int:
     return everything * element - int(quantizable * (element - QUANTIZED[quantize]) if quantize else 0)
 
 
+def _questions(spec: EvalSpec) -> _Rows:
+    """What the scorer of an evaluation computes."""
+    if not isinstance(spec.scorer, ExactScoring):
+        return _Rows(spec.precision, CARD_BATCH, PROMPT + spec.scorer.sampling.max_tokens)
+    config, element = outline_config(spec.model), ELEMENT[spec.precision]
+    fixed, _ = scoring_bytes(config, element, PROMPT, spec.scorer, "cuda")
+    width = PROMPT + spec.scorer.max_tokens + spec.scorer.nodes
+    return _Rows(spec.precision, PROMPTS_AT_ONCE, width, fixed=fixed)
+
+
 def _inference(
     name: str,
     ref: ModelRef,
-    work: tuple[str, int, int],
+    work: _Rows,
     card: float,
     *,
     quantize: str | None = None,
     adapters: int = 0,
 ) -> StepPeak:
-    """The peak of drawing or scoring rows: `work` is the precision, a row's tokens and the rows wanted."""
-    precision, width, most = work
-    weights = _weights(ref, precision, quantize)
-    tokens = token_bytes(outline_config(ref), ELEMENT[precision])
-    free = card * GIB - weights - adapters - CUDA_CONTEXT
-    rows = fitting_rows(max(0, int(free * CUDA_SHARE)), tokens.row(width), most)
+    """The peak of computing rows without gradients."""
+    weights = _weights(ref, work.precision, quantize)
+    tokens = token_bytes(outline_config(ref), ELEMENT[work.precision])
+    free = (card * GIB - weights - adapters - CUDA_CONTEXT) * CUDA_SHARE - work.fixed
+    row = tokens.row(work.width, logits=work.logits, cached=work.cached)
+    rows = fitting_rows(max(0, int(free)), row, work.most)
     memory = StepMemory(
         weights=weights,
         adapters=adapters,
-        activations=rows * width * (tokens.states + width * tokens.scores),
-        logits=rows * tokens.logits,
-        cache=rows * width * tokens.cache,
+        activations=rows * work.width * (tokens.states + work.width * tokens.scores),
+        logits=work.fixed + int(rows * work.logits * tokens.logits),
+        cache=rows * work.width * tokens.cache if work.cached else 0,
     ).with_slack()
     fits = memory.total <= card * GIB
     remedy = (
-        f"{name}: the weights alone take {weights / GIB:.1f} GiB in {precision}; build this step where there "
-        "is more memory, since a store can be copied, or take a smaller `--model`"
+        f"{name}: the weights alone take {weights / GIB:.1f} GiB in {work.precision}; build this step where "
+        "there is more memory, since a store can be copied, or take a smaller `--model`"
     )
     return StepPeak(name, rows, memory, fits, "" if fits else remedy)
