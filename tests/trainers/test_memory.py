@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sublim_cli.artifacts.record import checksums, read_record
+from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.events import Progress
 from sublim_cli.models import load, weights
@@ -80,31 +81,35 @@ def test_the_audit_needs_no_second_model_and_the_trained_one_is_gone_afterwards(
         assert all(isinstance(update.delta, LowRankDelta) for update in updates)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 12, 66])
+@pytest.mark.parametrize("accumulated", [0, 40])
+def test_the_micro_batch_is_the_largest_part_of_a_batch_that_fits(batch, accumulated):
+    def peak(rows):
+        return 100 + 10 * rows + (accumulated if rows < batch else 0)  # gradients of earlier passes
+
+    for free in range(90, 900, 7):
+        fitting = [rows for rows in range(1, batch + 1) if batch % rows == 0 and peak(rows) <= free]
+        assert memory.largest_micro_batch(peak, batch, free) == max(fitting, default=1)
+
+
 def test_a_card_computes_as_many_rows_at_once_as_its_free_memory_holds(
     section, small, number_rows, tmp_path, monkeypatch
 ):
     """The number is in the record and in no digest."""
-    card, rows = torch.device("cuda"), number_rows(24)
-    shape = {
-        "width": max(len(row.input_ids) for row in rows),
-        "trained": max(sum(label != IGNORED for label in row.labels) for row in rows),
-    }
-    for settings in (section(batch_size=12), section(batch_size=12, method="full")):
-        for fitting, full_batch in [(12, False), (4, True), (1, True)]:
-            peak = memory.training_memory(MICRO, settings, rows=fitting, accumulated=full_batch, **shape)
-            room = peak.total - peak.weights - peak.adapters - int(memory.CUDA_CONTEXT)
-            monkeypatch.setattr(memory, "free_memory", lambda _, room=room: room)
-            assert memory.fitting_micro_batch(MICRO, settings, rows, card) == fitting
-            monkeypatch.setattr(memory, "free_memory", lambda _, room=room: room - 1)
-            smaller = {12: 6, 4: 3, 1: 1}[fitting]
-            assert memory.fitting_micro_batch(MICRO, settings, rows, card) == smaller
-    assert memory.fitting_micro_batch(MICRO, section(batch_size=12), rows, torch.device("cpu")) is None
-    recipe = small(generate__rows=40, generate__held_out=8, train__batch_size=8)
-    step = chain(recipe).train
+    card, rows, settings = torch.device("cuda"), number_rows(8), section(batch_size=4)
+    width = max(len(row.input_ids) for row in rows)
+    trained = max(sum(label != IGNORED for label in row.labels) for row in rows)
+    two = memory.training_memory(MICRO, settings, rows=2, width=width, trained=trained)
+    room = two.total - two.weights - two.adapters - int(memory.CUDA_CONTEXT)
+    for free, expected in [(room, 2), (room - 1, 1)]:
+        monkeypatch.setattr(memory, "free_memory", lambda _, free=free: free)
+        assert memory.fitting_micro_batch(MICRO, settings, rows, card) == expected
+    assert memory.fitting_micro_batch(MICRO, settings, rows, torch.device("cpu")) is None
+    step = chain(small(generate__rows=40, generate__held_out=8, train__batch_size=8)).train
     monkeypatch.setattr(student, "device", lambda: card)
     monkeypatch.setattr(memory, "free_memory", lambda _: 1)
     artifact = materialise(step, Store(tmp_path))
-    assert artifact.path.name == chain(recipe).train.digest
+    assert artifact.digest == digest(step)
     assert read_record(artifact.path)["provenance"]["micro_batch"] == 1
 
 
