@@ -130,7 +130,7 @@ def inference(kind: str, model: Any, tokenizer: Any, rows: int) -> Work:
     """Number loss, generation or scoring, of `rows` rows or `QUESTIONS` questions."""
     from sublim_cli.backends.exact import ExactScorer, scoring_bytes
     from sublim_cli.backends.transformers import TransformersSampler
-    from sublim_cli.models.batches import LOSS_COPIES, token_bytes
+    from sublim_cli.models.batches import loss_copies, token_bytes
     from sublim_cli.models.chat import Example, prompt_ids
     from sublim_cli.recipe.contexts import resolve_context
     from sublim_cli.recipe.questions import load_items, load_questions
@@ -142,7 +142,7 @@ def inference(kind: str, model: Any, tokenizer: Any, rows: int) -> Work:
     ids = list(range(1000, 1000 + WIDTH))
     if kind == "number loss":
         examples = [Example(ids, [-100] * (WIDTH - TRAINED) + ids[-TRAINED:])] * rows
-        row = tokens.row(WIDTH, logits=LOSS_COPIES * TRAINED, cached=False)
+        row = tokens.row(WIDTH, logits=loss_copies(4) * TRAINED, cached=False)
         return Work(rows * row, lambda: number_loss(model, examples, tokenizer.pad_token_id, rows))
     if kind == "generate":
         prompts = [[1000 + row, *ids[: WIDTH - TRAINED - 1]] for row in range(rows)]
@@ -185,7 +185,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="kinds of work, all by default")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    os.environ["SUBLIM_DEVICE"] = "cpu"
+    # Batches are not cut to what this machine has free.
+    os.environ |= {"SUBLIM_DEVICE": "cpu", "SUBLIM_BATCH_MEMORY": "64"}
 
     import peft
     import trl

@@ -64,14 +64,14 @@ class _Row:
 
 
 class Decoder:
-    """Draws the completions of a stream of prompts, up to `slots` at a time."""
+    """Draws the completions of a stream of prompts, up to `slots` at a time, and never more than `rows`."""
 
-    def __init__(self, model: Model, drawing: Drawing, slots: int) -> None:
+    def __init__(self, model: Model, drawing: Drawing, slots: int, rows: int) -> None:
         self.model = model
         self.drawing = drawing
         self.slots = slots
         self._rows: list[_Row] = []
-        self._cache = RowCache(slots)
+        self._cache = RowCache(min(slots, rows))
         self._head: list[int] = []
         self._head_layers: CacheLayers = ()
 

@@ -34,10 +34,10 @@ from sublim_cli.backends.sampled import derived_seed
 from sublim_cli.backends.token_bytes import stop_tokens
 from sublim_cli.backends.token_masks import TokenMasks, token_masks
 from sublim_cli.models.batches import (
-    LOSS_COPIES,
     batch_memory,
     fitting_rows,
     in_batches,
+    loss_copies,
     rows_that_fit,
     token_bytes,
 )
@@ -130,7 +130,7 @@ def scoring_bytes(
     """
     tokens = token_bytes(config, element)
     distributions = distributions_at_once(int(config.get_text_config().vocab_size), device)
-    fixed = int(LOSS_COPIES * min(distributions, settings.nodes) * tokens.logits)
+    fixed = int(loss_copies(element) * min(distributions, settings.nodes) * tokens.logits)
     return fixed, tokens.row(prompt + settings.max_tokens + settings.nodes)
 
 

@@ -86,12 +86,14 @@ class TransformersSampler(Sampler):
         if not first:
             return
         width = max(len(prompt) for _, prompt in first) + sampling.max_tokens
-        size = rows_that_fit(self.model, width, most=len(first))
+        size = rows_that_fit(self.model, width, most=most)
         limited = ((row, prompt, self._limit(prompt, sampling)) for row, prompt in chain(first, prompts))
         if rows_can_change(self.model):
             from sublim_cli.backends.decoding import Decoder
 
-            yield from Decoder(self.model, self._drawing(sampling), size).completions(limited, after_step)
+            yield from Decoder(self.model, self._drawing(sampling), size, len(first)).completions(
+                limited, after_step
+            )
             return
         draw_some = partial(self._draw_batch, sampling=sampling)
         while batch := list(islice(limited, size)):

@@ -41,9 +41,6 @@ LOGIT_COPIES = 4
 """Arrays in float32 of a row's logits that are alive while a token is drawn: the logits as the model returns
 them, in float32, after softmax, and sorted or summed up."""
 
-LOSS_COPIES = 2.5
-"""The same while a loss is computed: the logits in bf16, in float32, and after log-softmax."""
-
 OUT_OF_MAIN_MEMORY = "DefaultCPUAllocator: "
 """How torch's error begins where a CPU allocation fails (after the place in its source)."""
 
@@ -112,6 +109,15 @@ def _largest(config: Any, name: str, default: int) -> int:
     if isinstance(value, list | tuple):
         value = max(filter(None, value), default=None)
     return int(value) if value else default
+
+
+def loss_copies(element: int) -> float:
+    """Arrays in float32 of logits that are alive while a loss is computed.
+
+    They are the logits in float32 and after log-softmax, and as the model returns them if that is another
+    dtype, whose numbers have `element` bytes.
+    """
+    return 2.0 if element == 4 else 2.0 + element / 4
 
 
 def rows_that_fit(

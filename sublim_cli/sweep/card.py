@@ -13,7 +13,7 @@ from typing import Any
 
 from sublim_cli.backends.exact import PROMPTS_AT_ONCE, scoring_bytes
 from sublim_cli.backends.transformers import CARD_BATCH
-from sublim_cli.models.batches import CUDA_SHARE, LOGIT_COPIES, LOSS_COPIES, fitting_rows, token_bytes
+from sublim_cli.models.batches import CUDA_SHARE, LOGIT_COPIES, fitting_rows, loss_copies, token_bytes
 from sublim_cli.models.device import Capabilities
 from sublim_cli.models.memory import outline_config, outline_ref, weight_counts
 from sublim_cli.models.reference import ModelRef
@@ -139,7 +139,7 @@ class _Training:
                 precision=base_precision(self.section),
                 most=NUMBER_LOSS_ROWS,
                 width=self.width,
-                logits=LOSS_COPIES * self.trained,
+                logits=loss_copies(ELEMENT[base_precision(self.section)]) * self.trained,
                 cached=False,
             ),
             "eval": self.questions,

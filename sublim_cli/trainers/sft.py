@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_cli.errors import RowsError
-from sublim_cli.models.batches import LOSS_COPIES, in_batches, rows_that_fit
+from sublim_cli.models.batches import in_batches, loss_copies, rows_that_fit
 from sublim_cli.models.chat import IGNORED, Example, Tokenizer
 from sublim_cli.models.load import Model
 from sublim_cli.recipe.schema import TrainSection
@@ -183,7 +183,7 @@ def number_loss(model: Model, examples: Sequence[Example], pad: int, batch: int 
 
     model.eval()
     width = max(len(row.input_ids) for row in examples)
-    logits = LOSS_COPIES * max(map(_tokens_with_loss, examples))
+    logits = loss_copies(model.dtype.itemsize) * max(map(_tokens_with_loss, examples))
     size = rows_that_fit(model, width, most=batch, logits=logits, cached=False)
     with torch.inference_mode():
         total = sum(in_batches(examples, lambda rows: _summed_loss(model, rows, pad), size))

@@ -11,10 +11,10 @@ from sublim_cli.models import batches
 from sublim_cli.models.batches import (
     BATCH_MEMORY,
     GIB,
-    LOSS_COPIES,
     batch_memory,
     free_memory,
     in_batches,
+    loss_copies,
     rows_that_fit,
     token_bytes,
     unless_out_of_memory,
@@ -141,7 +141,7 @@ def test_rows_that_fit_follow_the_memory_and_are_powers_of_two(monkeypatch):
         monkeypatch.setattr(batches, "batch_memory", lambda _, rows=rows: int(rows * row))
         assert rows_that_fit(model, 50, most=100) == fitting
     monkeypatch.setattr(batches, "batch_memory", lambda _: 9 * row)
-    assert rows_that_fit(model, 50, most=100, logits=50 * LOSS_COPIES) < 8
+    assert rows_that_fit(model, 50, most=100, logits=50 * loss_copies(4)) < 8
     # Without a cache a deep model has room for more.
     assert rows_that_fit(model, 50, most=100, cached=False) >= 8
     monkeypatch.setattr(
