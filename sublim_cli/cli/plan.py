@@ -101,8 +101,12 @@ def plan(
     power = powers(loaded.claims, runs, effect) if new else []
     cards = device_plans(loaded) if new else []
     if json:
-        shown = document(loaded, estimate, power, effect, failures, out)
-        show_json({**shown, "cards": card_document(loaded, cards)["cards"]})
+        show_json(
+            {
+                **document(loaded, estimate, power, effect, failures, out),
+                "cards": card_document(loaded, cards)["cards"],
+            }
+        )
         return
     show_forecast(loaded, estimate, power, effect, out)
     show_cards(loaded, cards)
