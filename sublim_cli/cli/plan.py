@@ -110,8 +110,7 @@ def plan(
         return
     show_forecast(loaded, estimate, power, effect, out)
     show_cards(loaded, cards)
-    for failure in failures:
-        show_warning(f"not measured: {failure}")
+    show_failures(failures)
 
 
 def show_cards_of(recipe: "Recipe", sizes: list[str], *, json: bool) -> None:
@@ -142,3 +141,11 @@ def device_plans(recipe: "Recipe") -> "list[CardPlan]":
     except ModelError as error:
         show_warning(str(error))
         return []
+
+
+def show_failures(failures: tuple[str, ...]) -> None:
+    """Warn of the steps that a probe could not measure."""
+    from sublim_cli.console import show_warning
+
+    for failure in failures:
+        show_warning(f"not measured: {failure}")
