@@ -76,10 +76,9 @@ def plan(
         return
     store, devices = Store(out), worker_devices(workers)
     planned, resolved = plan_study(loaded, store)
-    if resolved and not quiet:
-        show_warning(resolved)
-    if (warning := without_control(planned)) and not quiet:
-        show_warning(warning)
+    for warning in filter(None, (resolved, without_control(planned))):
+        if not quiet:
+            show_warning(warning)
     new = missing_steps(planned.steps, store)
     check_parts(new)
     with screen(quiet=quiet) as progress:
@@ -97,8 +96,7 @@ def plan(
             )
             with probed(planned, unknown, devices[0], device_record(), progress) as (costs, failures):
                 estimate = forecast(planned, new, records, [*sources, costs], len(devices))
-    runs = planned_runs(planned, StoreReader(store, {})) if new else []
-    power = powers(loaded.claims, runs, effect) if new else []
+    power = powers(loaded.claims, planned_runs(planned, StoreReader(store, {})), effect) if new else []
     cards = device_plans(loaded) if new else []
     if json:
         show_json(
