@@ -134,7 +134,7 @@ def test_the_command_says_for_each_card_what_fits_and_what_to_change(plan, tmp_p
 
 def test_a_plan_on_a_machine_with_a_gpu_has_the_table_of_that_gpu(plan, monkeypatch):
     sizes = {"cuda:0": 24 * 2**30, "cuda:1": 2**29}
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(models.device, "on_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(sizes))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(
@@ -142,15 +142,11 @@ def test_a_plan_on_a_machine_with_a_gpu_has_the_table_of_that_gpu(plan, monkeypa
     )
     words = ("--no-probe", "-s", "sweep.grid={}", "-s", "sweep.also=[]", "-s", "train.backend=plain")
     for wanted, gib, fits in [("cuda:0", "24", True), ("cuda", "0.5", False)]:
-        monkeypatch.setenv("SUBLIM_DEVICE", wanted)
-        models.device.device.cache_clear()
-        try:
-            code, shown, _ = plan(*words)
-            (card,) = json.loads(plan(*words, "--json")[1])["cards"]
-        finally:
-            models.device.device.cache_clear()
+        monkeypatch.setattr(models.device, "device", lambda wanted=wanted: torch.device(wanted))
+        code, shown, _ = plan(*words)
         assert code == 0
         assert f"A card with {gib} GiB: {'fits' if fits else 'does not fit'}" in shown
+        (card,) = json.loads(plan(*words, "--json")[1])["cards"]
         assert (card["gib"], card["fits"]) == (float(gib), fits)
 
 
