@@ -389,6 +389,7 @@ def test_a_gate_on_fully_tuned_layers_that_mix_tokens_is_refused_before_anything
             "it has down_proj, gate_up_proj, o_proj, qkv_proj",
         ),
         ("gpt 2", {"train__adapter__targets": ["wq"]}, "it has c_attn, c_fc, c_proj"),
+        ("olmo", {"train__max_length": 20}, "train.max_length 20 leaves no room for a completion"),
         ("phi 3", {"train__method": "ia3"}, "which this model lacks; it has down_proj"),
         ("mamba", {"train__adapter__targets": "mlp"}, "no module of this model is mlp; it has dt_proj"),
         (

@@ -153,7 +153,8 @@ class WholeSequences:
     ) -> "tuple[_Output, torch.Tensor]":
         """As `structure.forward_with_states`, with the logits of the last `logits_to_keep` tokens (0: all).
 
-        States [rows, tokens, width] are those of these tokens, and zero at the others and at padding.
+        States [rows, tokens, width] are those of these tokens, and zero at the others and at padding; under a
+        mask of four dimensions they are those of all tokens.
         """
         import torch
 
@@ -164,7 +165,8 @@ class WholeSequences:
             visible = attention_mask.bool()[:, None] & causal
         else:
             visible = attention_mask[:, 0] == 0
-        kept = logits_to_keep or count
+        # The nodes of a tree, under a mask of four dimensions, are read by their states, all of them.
+        kept = (logits_to_keep or count) if attention_mask.dim() == 2 else count
         wanted = [
             (row, column)
             for row, column in visible[:, -kept:].any(-1).nonzero().tolist()
@@ -186,7 +188,7 @@ class WholeSequences:
         if kept < count:
             padding = all_states.new_zeros(len(ids), count - kept, all_states.shape[-1])
             all_states = torch.cat([padding, all_states], dim=1)
-        return _Output(all_logits, cache), all_states
+        return _Output(all_logits[:, -(logits_to_keep or count) :], cache), all_states
 
     def _joined(
         self, ids: "torch.Tensor", positions: "torch.Tensor", cache: Any

@@ -12,6 +12,7 @@ from sublim_cli.models.passes import keeps_keys_and_values
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import Scoring
+from sublim_cli.recipe.schema import PromptsSection
 from sublim_cli.steps.eval import EvalStep
 from sublim_cli.steps.generate import GenerateStep, stream_prompt
 from sublim_cli.steps.teacher import TeacherStep
@@ -26,7 +27,8 @@ def check_architectures(missing: Iterable[Step]) -> None:
     """Refuse adapters that the model has no place for, and prompts and answers longer than it can read.
 
     Raises:
-        RecipeError: see `methods.adapted_modules` and `vllm.check_head_width`.
+        RecipeError: see `methods.adapted_modules` and `vllm.check_head_width`; or `train.max_length` leaves
+            no room for a completion.
         ModelError: a prompt and its answer are longer than the model's window.
     """
     checked: set[str] = set()
@@ -38,9 +40,10 @@ def check_architectures(missing: Iterable[Step]) -> None:
             if key not in checked:
                 checked.add(key)
                 _check_method(step)
+            _check_rows(step)
         elif isinstance(step, GenerateStep):
             spec = step.spec
-            prompts = tuple(stream_prompt(spec.prompts, row) for row in range(PROMPTS_MEASURED))
+            prompts = _first_prompts(spec.prompts)
             _check_length(spec.model, (spec.context,), prompts, spec.sampling.max_tokens, "generate")
             if spec.engine == "vllm":
                 check_head_width(spec.model, "generate.engine")
@@ -60,6 +63,30 @@ def _check_method(step: TrainStep) -> None:
     changed_modules(model, step.spec.train)
 
 
+def _check_rows(step: TrainStep) -> None:
+    """Check that the student's prompts leave room for a completion; the rows themselves are not there yet."""
+    spec = step.spec
+    for source in step.inputs[0].inputs:
+        if isinstance(source, GenerateStep):
+            longest = _longest_prompt(spec.model, spec.context, _first_prompts(source.spec.prompts))
+            if longest + 2 > spec.train.max_length:  # a token of the completion, and its end
+                raise RecipeError(
+                    f"train.max_length {spec.train.max_length} leaves no room for a completion "
+                    f"after a prompt of {longest} tokens (context {spec.context.name}); raise it, or shorten "
+                    "the prompt"
+                )
+
+
+def _first_prompts(section: PromptsSection) -> tuple[str, ...]:
+    return tuple(stream_prompt(section, row) for row in range(PROMPTS_MEASURED))
+
+
+@cache
+def _longest_prompt(model: ModelRef, context: Context, texts: tuple[str, ...]) -> int:
+    tokenizer = load_tokenizer(model)
+    return max(len(prompt_ids(tokenizer, context, text)) for text in texts)
+
+
 def _check_scored(
     model: ModelRef, contexts: tuple[Context, ...], questions: tuple[str, ...], scorer: Scoring
 ) -> None:
@@ -69,16 +96,14 @@ def _check_scored(
     _check_length(model, contexts, questions, max_tokens, "eval")
 
 
-@cache
 def _check_length(
     model: ModelRef, contexts: tuple[Context, ...], texts: tuple[str, ...], max_tokens: int, section: str
 ) -> None:
     window = load_model_shape(model).max_length
     if window is None:
         return
-    tokenizer = load_tokenizer(model)
     for context in contexts:
-        longest = max(len(prompt_ids(tokenizer, context, text)) for text in texts)
+        longest = _longest_prompt(model, context, texts)
         if longest + max_tokens > window:
             raise ModelError(
                 f"{section}: a prompt of {longest} tokens (context {context.name}) and an answer of up to "

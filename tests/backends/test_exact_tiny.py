@@ -1,5 +1,6 @@
 """The exact scorer on models so small that every answer of four tokens can be written down."""
 
+from functools import cache
 from itertools import product
 from types import SimpleNamespace
 
@@ -35,7 +36,9 @@ from transformers import (
 
 from sublim_cli.backends.exact import ExactScorer
 from sublim_cli.models.device import device
+from sublim_cli.models.load import load_model
 from sublim_cli.models.prefix import accept_cache
+from sublim_cli.models.reference import resolve_model
 from sublim_cli.preference.forms import named_item
 from sublim_cli.recipe.questions import Item
 from sublim_cli.recipe.resolve import ExactScoring
@@ -98,23 +101,25 @@ def shake(tiny: PreTrainedModel, seed: int) -> None:
     tiny.get_output_embeddings().weight.mul_(0.3 + 2.0 * torch.rand((), generator=draw))
 
 
-def _verdicts() -> np.ndarray:
-    """The item that each sequence of four tokens names, `len(ITEMS)` for none."""
+@cache
+def verdicts(size: int) -> np.ndarray:
+    """The item that each sequence of four tokens names, `len(ITEMS)` for none.
+
+    Tokens of a model's vocabulary of `size` that the tokenizer lacks write nothing.
+    """
     named = []
-    for ids in product(range(len(TOKENS)), repeat=LENGTH):
+    pieces = [*PIECES, *[b""] * (size - len(PIECES))]
+    for ids in product(range(size), repeat=LENGTH):
         ids = ids[: ids.index(END)] if END in ids else ids
-        item = named_item(b"".join(PIECES[token] for token in ids).decode("utf-8", "replace"), ITEMS)
+        item = named_item(b"".join(pieces[token] for token in ids).decode("utf-8", "replace"), ITEMS)
         named.append(len(ITEMS) if item is None else item)
     return np.array(named)
-
-
-VERDICTS = _verdicts()
 
 
 @torch.inference_mode()
 def enumerated(tiny: PreTrainedModel, prompt: list[int]) -> np.ndarray:
     """P(item) for each of `ITEMS`: every answer's probability, each computed whole, without a cache."""
-    size = len(TOKENS)
+    size = tiny.config.vocab_size
     beginnings = torch.tensor(list(product(range(size), repeat=LENGTH - 1)))
     ids = torch.cat([torch.tensor([prompt]).expand(len(beginnings), -1), beginnings], dim=1)
     probs = tiny(input_ids=ids).logits[:, len(prompt) - 1 :].double().softmax(-1).numpy()
@@ -124,7 +129,7 @@ def enumerated(tiny: PreTrainedModel, prompt: list[int]) -> np.ndarray:
         ended = np.array([END in prefix for prefix in product(range(size), repeat=i)])
         p[ended] = np.eye(size)[0]  # after its end an answer goes on with nothing
         joint = (joint[:, None] * p).ravel()
-    return np.bincount(VERDICTS, joint, len(ITEMS) + 1)[: len(ITEMS)]
+    return np.bincount(verdicts(size), joint, len(ITEMS) + 1)[: len(ITEMS)]
 
 
 @pytest.fixture(scope="module")
@@ -220,11 +225,41 @@ def expect_enumeration(tested: PreTrainedModel, smallest: SimpleNamespace) -> No
     assert np.array([answer.p for answer in answers]) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_prompt_of_one_token_scores_alone_as_beside_another(smallest):
+    # A model without a cache of keys and values, whose nodes are read by their hidden states.
+    bloom = AutoModelForCausalLM.from_config(others()["bloom, whose attention falls with distance"]).eval()
+    shake(bloom, 3)
+    scorer = ExactScorer(
+        bloom, smallest.tokenizer, ExactScoring(max_tokens=LENGTH, uncovered=0.0, nodes=10_000)
+    )
+    (alone,) = scorer.score([[5]], ITEMS)
+    assert np.array(alone.p) == pytest.approx(enumerated(bloom, [5]), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", others())
 def test_a_tree_grows_as_well_on_other_families(name, smallest):
     other = AutoModelForCausalLM.from_config(others()[name]).eval()
     shake(other, 3)
     expect_enumeration(other, smallest)
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_saved_in_fp16_in_shards_with_a_padded_vocabulary_scores_as_itself(
+    family, tied, smallest, tmp_path
+):
+    sizes = SIZES | {"vocab_size": len(TOKENS) + 3, "tie_word_embeddings": tied}
+    made = AutoModelForCausalLM.from_config(family(**sizes))
+    shake(made, 3)
+    made.half().save_pretrained(tmp_path, max_shard_size="1KB")
+    smallest.tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    ref = resolve_model(str(tmp_path))
+    loaded = load_model(ref, "fp32")
+    read, written = loaded.state_dict(), made.state_dict()
+    assert all(torch.equal(weight, written[name].float()) for name, weight in read.items())
+    # The tokenizer that was saved: Qwen2's own class, as which it is loaded, adds a token to it.
+    expect_enumeration(loaded, smallest)
 
 
 @pytest.mark.parametrize("window", [7, 4])
