@@ -394,9 +394,9 @@ def test_ray_s_client_is_refused_with_the_way_to_do_it(sublim):
 @pytest.mark.parametrize("command", ["generate", "train"])
 def test_a_command_that_computes_sees_one_gpu_before_torch_is_imported(command, tmp_path):
     code = (
-        "import os, sys; from sublim_cli import cli, pipeline\n"
-        "def run(*_, **__): sys.exit(f\"{os.environ['CUDA_VISIBLE_DEVICES']} {'torch' in sys.modules}\")\n"
-        "pipeline.run = run; cli.main()"
+        "import os, sys; from sublim_cli import cli; from sublim_cli.models import device\n"
+        "def asked(): sys.exit(f\"{os.environ['CUDA_VISIBLE_DEVICES']} {'torch' in sys.modules}\")\n"
+        "device.device = asked; cli.main()"  # the first question about the device ends the command
     )
     # What the user allows, and the second of it.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,7", "SUBLIM_DEVICE": "cuda:1"}

@@ -150,11 +150,11 @@ def test_an_interrupt_cancels_the_jobs_and_keeps_finished_work(sublim, tiny, wai
 
 @pytest.mark.slow
 def test_a_failed_step_of_a_job_is_told_with_its_reason(sublim, tiny):
-    done = sublim(*tiny(3, train__max_length=20), "--out", "store", *LOCAL)
+    done = sublim(*tiny(3, train__max_length=100), "--out", "store", *LOCAL)
     _, err = done.communicate(timeout=600)
     assert done.returncode == 1, err
     flat = " ".join(err.split())
-    assert flat.count("train.max_length 20 would cut the completion") == 3
+    assert flat.count("train.max_length 100 would cut the completion") == 3
     assert "6 steps could not be built" in flat
 
 
