@@ -132,7 +132,7 @@ class DrawnAnswers:
         self._mass = float(beginnings.prob.sum())
         points = (np.arange(draws) + self._rng.random()) / draws
         begun = beginnings[_drawn(np.cumsum(beginnings.prob), points)]
-        self.tokens = begun.tokens
+        self.tokens: list[Sequence[int]] = list(begun.tokens)
         """The tokens that the lines begin with, until the first `step`."""
         self._line = np.arange(draws)
         self._state, self._limit, self._expanded = begun.state, begun.limit, begun.expanded
@@ -163,7 +163,7 @@ class DrawnAnswers:
         cumulative = (probs * torch.from_numpy(is_open)).cumsum(0).numpy()
         tokens = _drawn(cumulative, self._rng.random(len(at_prompt)))
         for line, token in zip(at_prompt.tolist(), tokens.tolist(), strict=True):
-            self.tokens[line] = [token]  # type: ignore[index]
+            self.tokens[line] = [token]
         self._state[at_prompt], self._depth[at_prompt] = after[tokens], 1
         self._limit[at_prompt], self._expanded[at_prompt] = np.inf, False
 

@@ -137,7 +137,8 @@ class MemoryTracker:
     def watch(self, weights: "Iterable[torch.nn.Parameter]") -> None:
         """Count the gradients of `weights` as such."""
         for weight in weights:
-            weight.register_post_accumulate_grad_hook(self._is_gradient)  # type: ignore[no-untyped-call]
+            hook = self._is_gradient
+            weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]  # torch: untyped
 
     def ignore(self, tensors: "Iterable[torch.Tensor]") -> None:
         """Leave tensors that operations return although they were there before out of the count."""
@@ -162,7 +163,7 @@ class MemoryTracker:
                     tracker._add(leaf)
                 return result
 
-        mode: Any = Counting()  # type: ignore[no-untyped-call]
+        mode: Any = Counting()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._mode = mode
         mode.__enter__()
         return self

@@ -219,7 +219,8 @@ class WholeSequences:
             size = rows_that_fit(self.model, length, most=WHOLE_ROWS)
             parts += in_batches([sequences[i] for i in indices], self._batch, size, noun="sequence")
         back = torch.tensor(order, device=self.device).argsort()
-        return tuple(torch.cat(part)[back] for part in zip(*parts, strict=True))  # type: ignore[return-value]  # a pair
+        logits, states = zip(*parts, strict=True)
+        return torch.cat(logits)[back], torch.cat(states)[back]
 
     def _batch(self, sequences: Any) -> "tuple[torch.Tensor, torch.Tensor]":
         import torch
@@ -258,7 +259,9 @@ def _try_cache(model: Any) -> bool:
         with torch.inference_mode():
             return _agree(model, _logits_from_cache(model), _logits_alone(model))
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return False  # it takes no such cache or mask
+        # Families fail in different ways on a cache or a mask that they do not take; whole sequences are
+        # right for all of them, and an error in the model itself shows there.
+        return False
 
 
 def _logits_from_cache(model: Any) -> "torch.Tensor":

@@ -46,6 +46,7 @@ def load_with_adapter(ref: ModelRef, section: TrainSection) -> Model:
         model, _ = unsloth.FastLanguageModel.from_pretrained(**arguments)
         model = unsloth.FastLanguageModel.get_peft_model(model, **adapter)
     except (ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # What Unsloth 2026.10.7 raises for a model that it does not know or cannot read.
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"Unsloth cannot load model {ref.name}: {first_line} "
