@@ -125,6 +125,23 @@ class Study:
         return [*self.teachers, *evaluations, *self.leaks]
 
     @cached_property
+    def evaluations(self) -> list[Step]:
+        """The steps that score trained models, each once. The untouched base's scores show no effect."""
+        trained = (step for cell in self.cells for step in (cell.chain.eval, *cell.chain.locate))
+        return list({digest(step): step for step in trained}.values())
+
+    @cached_property
+    def seeds(self) -> dict[str, tuple[int, ...]]:
+        """All seeds of the cells, by recipe key."""
+        recipes = [cell.recipe for cell in self.cells]
+        values = {
+            "train.seed": {recipe.train.seed for recipe in recipes},
+            "generate.sampling.seed": {recipe.generate.sampling.seed for recipe in recipes},
+            "generate.prompts.seed": {recipe.generate.prompts.seed for recipe in recipes},
+        }
+        return {key: tuple(sorted(distinct)) for key, distinct in values.items()}
+
+    @cached_property
     def teachers(self) -> list[TeacherStep]:
         """The check of every teacher with a trait, each once."""
         steps = [cell.chain.teacher for cell in self.cells if cell.chain.teacher is not None]

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,6 +83,7 @@ def write_record(step: Step, path: Path, measured: Measurements, seconds: float)
         "checksums": checksums(path),
         "provenance": {
             **_machine(),
+            "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(seconds, 3),
             # Linux counts ru_maxrss in KiB, and for the whole process, earlier steps included.
             "process_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -122,7 +124,7 @@ def explain_read_errors(file: Path) -> Iterator[None]:
 def _machine() -> dict[str, Any]:
     return {
         "sublim": __version__,
-        "git": _git(),
+        "git": checkout(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: package_version(name) for name in PACKAGES},
@@ -137,14 +139,15 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any] | None:
+@cache
+def checkout() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout sublim runs from, if it runs from one."""
-    checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
+    directory = Path(__file__).resolve().parents[2]
+    if not (directory / ".git").exists():
         return None
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(checkout), *arguments]
+        command = ["git", "-C", str(directory), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

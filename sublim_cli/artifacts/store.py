@@ -33,6 +33,9 @@ from sublim_cli.events import (
 )
 
 CLAIMS = ".claims"
+MANIFESTS = "manifests"
+"""Directory in the store with a manifest of every study, NAME-IDENTITY.json, and its NAME.claims.lock."""
+
 LEASE = 120.0
 """Seconds without a heartbeat after which a claim made on another machine is no longer valid."""
 
@@ -182,6 +185,20 @@ def _machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         parts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
     return uuid.uuid5(uuid.NAMESPACE_DNS, " ".join(parts)).hex[:8]
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file at once or not at all: flushed to the disk under another name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}-{scratch_name()}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def checkpoint_dir(out: Path) -> Path:

@@ -34,6 +34,13 @@ def sweep(
     micro_batch: o.MicroBatch = None,
     report_to: o.ReportTo = None,
     accelerate: o.Accelerate = None,
+    relock_claims: Annotated[
+        bool,
+        typer.Option(
+            "--relock-claims",
+            help="Lock the recipe's claims anew if they, the rules, seeds or other keys have changed.",
+        ),
+    ] = False,
     out: o.Out = o.STORE,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -43,12 +50,18 @@ def sweep(
     Steps that cells share run once. A cell that fails is reported and the
     rest goes on; a second run builds only what is missing.
 
+    The first sweep of a study locks its claims in the store before any
+    step runs; the report says what has changed since, and after how many
+    evaluations.
+
     [bold]sublim sweep --recipe demo[/]
     """
+    from sublim_cli.artifacts.claims_lock import claims_statement, lock_claims
     from sublim_cli.artifacts.store import Store
     from sublim_cli.cli.launcher import caution, open_launcher
     from sublim_cli.console import screen, show_work
     from sublim_cli.events import Notice, Warned
+    from sublim_cli.report.claims.verdict import RULES_VERSION
     from sublim_cli.report.collect import collect
     from sublim_cli.steps.contexts import check_contexts
     from sublim_cli.steps.locate import check_parts
@@ -78,6 +91,9 @@ def sweep(
             progress(Warned(warning))
         if warning := caution(gpus, planned.resolution):
             progress(Warned(warning))
+        stated = claims_statement(loaded, planned.seeds, RULES_VERSION)
+        if change := lock_claims(loaded.name, stated, store, renew=relock_claims):
+            progress(Warned(change))
         failures = opened.launch(planned.steps, store, recording(progress, loaded, planned, store))
     show_work(progress)
     _write_and_show(collect(planned, store, loaded, failures), store, json=json)
@@ -177,16 +193,26 @@ def show_results(results: "Results") -> None:
 
 def _write_and_show(results: "Results", store: "Store", *, json: bool, only_claims: bool = False) -> None:
     from sublim_cli.console import show_json, show_line, show_verdicts
-    from sublim_cli.report.claims.wording import document, verdict_row
-    from sublim_cli.report.page.write import write_report
+    from sublim_cli.report.claims.locking import lock_sentences
+    from sublim_cli.report.claims.wording import verdict_row
+    from sublim_cli.report.page.write import claims_document, write_report
 
     page = write_report(results, store.root / REPORTS / results.name)
-    claims = document(results.name, results.claims)
+    claims = claims_document(results)
     if json and only_claims:
         show_json({"report": str(page), **claims})
     elif json:
-        show_json({"report": str(page), "claims": claims["claims"], **results_document(results)})
+        show_json(
+            {
+                "report": str(page),
+                "lock": claims["lock"],
+                "claims": claims["claims"],
+                **results_document(results),
+            }
+        )
     else:
+        for line in lock_sentences(results.lock) if results.lock else ():
+            show_line(line)
         if not only_claims:
             show_results(results)
         if results.claims:

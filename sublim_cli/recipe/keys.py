@@ -9,7 +9,7 @@ the recipe's, such as that of item files.
 
 import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -78,6 +78,14 @@ _KEY_OF_FOREIGN = {foreign: key for key, names in FOREIGN_NAMES.items() for fore
 def dotted(path: KeyPath) -> str:
     """`("train", "rank")` as it is written: `train.rank`."""
     return ".".join(map(str, path))
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: `{"train": {"rank": 8}}` is `{"train.rank": 8}`."""
+    keys: dict[str, Any] = {}
+    for key, value in values.items():
+        keys |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {above + key: value}
+    return keys
 
 
 @cache

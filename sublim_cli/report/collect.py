@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sublim_cli.artifacts.claims_lock import claims_statement, read_locks
 from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.claims.verdict import Verdict
+from sublim_cli.report.claims.locking import LockStatus, lock_status
+from sublim_cli.report.claims.verdict import RULES_VERSION, Verdict
 from sublim_cli.report.rates.panels import Panel, fixed_rate, matched_curves
 from sublim_cli.report.tables.audits import AuditRow, audit_rows
 from sublim_cli.report.tables.data_sets import (
@@ -53,6 +55,8 @@ class Results:
     items: pd.DataFrame
     located: tuple[LocatedRun, ...]
     claims: tuple[Verdict, ...]
+    lock: LockStatus | None
+    """None if the study has neither claims nor a lock."""
     matched: tuple[Panel, ...]
     filters: tuple[FilterRow, ...]
     leaks: tuple[LeakRow, ...]
@@ -80,6 +84,7 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
         items=items_table(study, reader),
         located=tuple(located),
         claims=tuple(evaluate(recipe.claims, runs, located)),
+        lock=_lock_status(study, store, recipe, reader),
         matched=tuple(matched_curves(runs, fixed_rate(recipe))),
         filters=tuple(filter_rows(study, reader)),
         leaks=tuple(leak_rows(study, reader)),
@@ -90,3 +95,13 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
     )
     reader.cache.save()
     return results
+
+
+def _lock_status(study: Study, store: Store, recipe: Recipe, reader: StoreReader) -> LockStatus | None:
+    locks = read_locks(study.name, store)
+    if not (locks or recipe.claims):
+        return None
+    built = [artifact for step in study.evaluations if (artifact := reader.find(step))]
+    finished = [reader.record(artifact).get("finished") for artifact in built]
+    now = claims_statement(recipe, study.seeds, RULES_VERSION)
+    return lock_status(locks, now, finished, len(study.evaluations))

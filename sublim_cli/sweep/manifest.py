@@ -9,24 +9,23 @@ extra that is installed between two sweeps renames nothing.
 
 import hashlib
 import json
-import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import reduce
 from typing import Any
 
 from sublim_cli import __version__
 from sublim_cli.artifacts.step import Step, digest, in_order
-from sublim_cli.artifacts.store import Store, explain_disk_errors, scratch_name
+from sublim_cli.artifacts.store import MANIFESTS, Store, explain_disk_errors, write_durably
 from sublim_cli.backends.engine import resolve_engine
 from sublim_cli.errors import ArtifactError, RecipeError, SublimError
 from sublim_cli.events import Event, Listener, StepStarted, SweepPlanned
 from sublim_cli.models.device import Capabilities
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.pipeline import Cell, Resolution, Study, this_machine
+from sublim_cli.recipe.keys import flat
 from sublim_cli.recipe.resolve import SampledScoring
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.eval import EvalSpec
@@ -35,9 +34,6 @@ from sublim_cli.steps.train import TrainSpec
 from sublim_cli.sweep.cells import study
 from sublim_cli.trainers.backend import resolve_backend
 from sublim_cli.wording import count, listed
-
-MANIFESTS = "manifests"
-"""Directory in the store with a file for every study: NAME-IDENTITY.json."""
 
 PINNED = ("fingerprint", "name", "source", "revision", "stamp")
 """The fields of a `ModelRef` that say which model it is; any others come from the recipe."""
@@ -134,17 +130,8 @@ def record_study(recipe: Recipe, planned: Study, store: Store, *, replace: bool 
         "leaks": [digest(step) for step in planned.leaks],
         "digests": sorted(digest(step) for step in in_order(planned.steps)),
     }
-    draft = path.with_name(f".{path.name}-{scratch_name()}")
     with explain_disk_errors(store.root, makes_directory=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                json.dump(document, file, indent=1, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_durably(path, json.dumps(document, indent=1, allow_nan=False))
 
 
 def recording(
@@ -328,7 +315,7 @@ def _values(planned: Study) -> dict[str, tuple[str, ...]]:
 
 def _cell_document(recipe: Recipe, cell: Cell) -> dict[str, Any]:
     """A cell's role, name, the keys by which it differs from the recipe, and the digests of its steps."""
-    written, changed = _flat(recipe.model_dump(mode="json")), _flat(cell.recipe.model_dump(mode="json"))
+    written, changed = flat(recipe.model_dump(mode="json")), flat(cell.recipe.model_dump(mode="json"))
     settings = {key: value for key, value in changed.items() if value != written.get(key)}
     settings |= {key: value for key, (value, _) in _auto(cell).items()}
     chain = cell.chain
@@ -347,12 +334,3 @@ def _cell_document(recipe: Recipe, cell: Cell) -> dict[str, Any]:
         "settings": {key: value for key, value in settings.items() if not key.startswith(skipped)},
         "steps": steps,
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    parts = (
-        _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-        for key, value in values.items()
-    )
-    return reduce(lambda left, right: left | right, parts, {})

@@ -110,6 +110,7 @@ def make(*changes: dict[str, Any], **parts: Any) -> Results:
         "items": items(rows),
         "located": (),
         "claims": (),
+        "lock": None,
         "matched": (),
         "filters": (FilterRow("owl data seed 1", "student", "c" * 12, 200, 150, {"format": 50}, 2, 0),),
         "leaks": (LEAK,),

@@ -13,6 +13,9 @@ from sublim_cli.stats import Estimate, Interval, Seeds, holm, mean_of
 
 Word = Literal["supported", "refuted", "underpowered", "incomplete"]
 
+RULES_VERSION = 2
+"""Raise it when the same runs might get another verdict on the same claim; a study's lock names it."""
+
 NUMBER = {
     "transmission": "C1",
     "inverted_u": "C2",

@@ -15,6 +15,7 @@ from sublim_cli import wording
 from sublim_cli.numbers.surface import Divergence
 from sublim_cli.preference.score import BROKEN_ABOVE
 from sublim_cli.report.claims import wording as claims_wording
+from sublim_cli.report.claims.locking import lock_sentences
 from sublim_cli.report.collect import Results
 from sublim_cli.report.page.figures.figure import Figure
 from sublim_cli.report.page.figures.rendering import (
@@ -48,7 +49,14 @@ def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    functions = (sparkline, inline_svg, embedded_specification, divergence_text, leak_sentence)
+    functions = (
+        lock_sentences,
+        sparkline,
+        inline_svg,
+        embedded_specification,
+        divergence_text,
+        leak_sentence,
+    )
     environment.filters |= {
         **dict(getmembers(wording, isfunction)),
         **dict(getmembers(claims_wording, isfunction)),

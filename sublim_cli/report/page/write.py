@@ -7,10 +7,12 @@ import json
 import os
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sublim_cli.artifacts.store import explain_disk_errors
 from sublim_cli.errors import RecipeError
+from sublim_cli.report.claims.locking import lock_document
+from sublim_cli.report.claims.verdict import RULES_VERSION
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Results
 from sublim_cli.report.tables.frames import frame
@@ -41,8 +43,7 @@ def write_report(results: Results, directory: Path) -> Path:
     from sublim_cli.report.page.html import page_html
 
     figures = figures_by_section(results)
-    verdicts = document(results.name, results.claims)
-    claims = json.dumps(verdicts, indent=2, ensure_ascii=False, allow_nan=False)
+    claims = json.dumps(claims_document(results), indent=2, ensure_ascii=False, allow_nan=False)
     with explain_disk_errors(directory, makes_directory=True):
         for figure in chain.from_iterable(figures.values()):
             _write_figure(figure, directory)
@@ -58,6 +59,17 @@ def write_report(results: Results, directory: Path) -> Path:
         _write(directory / RECIPE, results.provenance.recipe.encode())
         _write(directory / PAGE, page_html(results, figures, FORMATS).encode())
     return directory / PAGE
+
+
+def claims_document(results: Results) -> dict[str, Any]:
+    """The verdicts, the version of the rules that they follow, and the lock of the claims, as plain data."""
+    lock = lock_document(results.lock) if results.lock else None
+    return {
+        "study": results.name,
+        "rules": RULES_VERSION,
+        "lock": lock,
+        **document(results.name, results.claims),
+    }
 
 
 def write_figure(results: Results, directory: Path, name: str) -> list[Path]:

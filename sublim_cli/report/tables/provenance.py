@@ -45,12 +45,6 @@ def read_provenance(study: Study, reader: StoreReader, recipe: Recipe) -> Proven
     """
     artifacts = [artifact for step in in_order(study.steps) if (artifact := reader.find(step))]
     records = [reader.record(artifact) for artifact in artifacts]
-    recipes = [cell.recipe for cell in study.cells]
-    seeds = {
-        "train.seed": {recipe.train.seed for recipe in recipes},
-        "generate.sampling.seed": {recipe.generate.sampling.seed for recipe in recipes},
-        "generate.prompts.seed": {recipe.generate.prompts.seed for recipe in recipes},
-    }
     seconds: dict[str, list[float]] = {}
     for record in records:
         seconds.setdefault(record["kind"], []).append(record["seconds"])
@@ -63,7 +57,7 @@ def read_provenance(study: Study, reader: StoreReader, recipe: Recipe) -> Proven
         recipe=write_yaml(recipe.model_dump(mode="json")),
         command=shlex.join(["sublim", "sweep", "--recipe", RECIPE]),
         versions=_versions(study, records),
-        seeds={name: tuple(sorted(values)) for name, values in seeds.items()},
+        seeds=study.seeds,
         seconds=seconds,
         contexts=contexts,
     )

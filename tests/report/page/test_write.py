@@ -9,6 +9,7 @@ import pytest
 from sublim_cli.errors import ArtifactError
 from sublim_cli.recipe.schema import FullFineTuningClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.claims.verdict import RULES_VERSION
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Missing
 from sublim_cli.report.page.figures.by_section import figures_by_section
@@ -156,11 +157,16 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
         "lies above the margin, Holm over conditions. Margin 0.02, alpha 0.05. p values and t intervals are "
         "for new runs asked the same questions. The study lacks: full "
         "fine-tuning on owl, trained in default and asked in default "
-        "Claims are stated before the runs and judged by fixed rules; the unit is the training run. "
+        "Claims are judged by fixed rules; the unit is the training run. "
         "Underpowered : these runs do not decide it either way. Incomplete : something planned is missing."
     )
     written = json.loads((tmp_path / "claims.json").read_text())
-    assert written == {"study": "made-by-hand", "claims": [*document("", evaluate(claims, runs))["claims"]]}
+    assert written == {
+        "study": "made-by-hand",
+        "rules": RULES_VERSION,
+        "lock": None,
+        "claims": [*document("", evaluate(claims, runs))["claims"]],
+    }
 
 
 def test_what_is_broken_or_missing_can_be_seen(page):
