@@ -1,29 +1,35 @@
 """How often a claim gets a verdict it does not deserve, and how often one it does, in simulated studies.
 
-    python benchmarks/calibration.py [--draws 2000] [--power-draws 500] [--claim localisation]
+    python benchmarks/calibration.py [--draws 2000] [--power-draws 500] [--claim contexts] [--only collapse]
 
-Each study is a runs table with the cells of `study-micro` or `study-qwen` that one claim needs, its
-probabilities drawn from a truth with known effects by `report.simulate`, and is judged by
-`report.claims.evaluate` itself. With the spreads there a run strays by 0.03 in total, the spread between
-seeds that the project plans for; "quiet" studies stray a sixth of that, as fully fine-tuned students do. A
-study with one data set speaks of that one; the last table shows what that hides.
+Each study is a table of the runs that one claim needs, its probabilities drawn by `report.claims.simulate`
+from a world whose truth is known, and is judged by `report.claims.evaluate` itself. Effects are odds ratios
+and spreads standard deviations of log-odds, unless a world says otherwise; "controls quiet" means that theirs
+is a fifth of the students'. A study with one data set speaks of that one.
 
 For the curves of chosen learning rates every rank has a grid of them. Norms and losses are like those of the
 embedded model (docs/log.md): a norm of 1.5 · (rate / 2e-3)^0.8 · rank^0.25, a loss that is least at 1.5 and
 0.003 higher for every squared e-fold of the norm from there, runs that stray by 0.0003 and data sets by 0.01.
 
+`benchmarks/results/calibration_old_rules.csv` holds the same shares under the rules of commit 60c7084: tests
+on P(target) with an absolute margin of 0.02.
+
 Exits with 1 if an error rate lies above alpha by more than its Wilson interval allows.
 """
 
 import argparse
+import csv
 import math
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit, ndtri
 
 from sublim_cli.recipe.schema import (
     Claim,
@@ -33,22 +39,137 @@ from sublim_cli.recipe.schema import (
     LocalisationClaim,
     TransmissionClaim,
 )
-from sublim_cli.report.claims.evaluate import evaluate
-from sublim_cli.report.claims.simulate import BASE, Shares, SimulatedStudy, shared_by
+from sublim_cli.report.claims.evaluate import evaluate, parts_of
+from sublim_cli.report.claims.simulate import Loss, Noise, SetShares, SimulatedStudy
 from sublim_cli.report.claims.verdict import Verdict
 from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, power
 
-QUIET = 1 / 6
-MARGIN = 0.02
 ALPHA = 0.05
-KINDS = ("transmission", "inverted_u", "full_fine_tuning", "contexts", "localisation")
+MARGIN = math.log(1.5)
+"""The default margin in log-odds."""
+STRONG = math.log(4)
 SEED = 20261124
-LOSS_SPREAD = {"run": 0.0003, "data": 0.01}
+KINDS = ("transmission", "inverted_u", "full_fine_tuning", "contexts", "localisation")
+BEFORE = Path(__file__).parent / "results" / "calibration_old_rules.csv"
 
-Truth = Callable[[str, str, int | None, float | None, str, str], float]
-"""The effect of a cell by trait, role, rank, learning rate, training context and context asked in."""
+Seeds = tuple[tuple[int, int], ...]
+"""Of every run the training seed and the data seed."""
+
+CROSSED: Seeds = tuple(product((1, 42, 123), (1, 42, 123)))
+UNBALANCED: Seeds = ((1, 1), (2, 1), (3, 1), (4, 2), (5, 3))
+
+Effect = Callable[[Run], float]
+
+
+def own(runs: int) -> Seeds:
+    """Runs that share no seed."""
+    return tuple((seed, seed) for seed in range(1, runs + 1))
+
+
+def one_data_set(runs: int) -> Seeds:
+    """Runs that learned from the same data set."""
+    return tuple((seed, 1) for seed in range(1, runs + 1))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The verdicts that a table counts: those whose word the expression matches from its start."""
+
+    name: str
+    expression: str
+
+    def holds(self, verdict: Verdict) -> bool:
+        """Whether a verdict is counted."""
+        return re.match(self.expression, verdict.word) is not None
+
+
+SUPPORTED = Counted("supported", r"supported(?! for \d)")
+SUPPORTED_ANY = Counted("supported, for any trait", r"supported")
+REFUTED = Counted("refuted", r"refuted")
+REFUTED_ALL = Counted("refuted, not only for the typical run", r"refuted(?!.*typical run)")
+UNQUALIFIED = Counted("refuted, not only on one data set", r"refuted(?!.*one data set)")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What named and random sets have of an effect: of the first trait's students, and of the others'."""
+
+    first: SetShares
+    others: SetShares
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One row of a table: a truth, and the verdict whose share is counted."""
+
+    claim: Claim
+    runs: Sequence[Run]
+    where: str
+    """Design: seeds, base and noise in words."""
+    truth: str
+    effect: Effect
+    counted: Counted
+    question: str = ""
+    """The number of the verdict that is looked at, of a claim that has several."""
+    noise: Noise = field(default_factory=Noise)
+    base: float | Callable[[Run], float] = 0.3
+    spread: Callable[[Run], float] = lambda run: 1.0
+    """Of a run, as a multiple of the noise's."""
+    data: bool | None = None
+    """Whether data sets differ; None: where the study has several."""
+    transmits: float = 1.0
+    collapses: Callable[[Run], float] | None = None
+    loss: Loss | None = None
+    sets: Sets | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `C2 best`."""
+        kind = self.question or f"C{KINDS.index(self.claim.kind) + 1}"
+        curve = self.claim.curve if isinstance(self.claim, InvertedUClaim) else "fixed"
+        return kind if curve == "fixed" else f"{kind} {curve}"
+
+    @property
+    def key(self) -> str:
+        """Tells a world from the others."""
+        return " | ".join((self.name, self.where, self.truth, self.counted.name))
+
+    def study(self) -> SimulatedStudy:
+        """The study whose runs are drawn."""
+        several = len({run.data_seed for run in self.runs}) > 1
+        return SimulatedStudy(
+            self.runs,
+            [self.effect(run) for run in self.runs],
+            base=[self.base(run) for run in self.runs] if callable(self.base) else self.base,
+            noise=self.noise,
+            spreads=[self.noise.spread * self.spread(run) for run in self.runs],
+            data=several if self.data is None else self.data,
+            transmits=self.transmits,
+            collapses=None if self.collapses is None else [self.collapses(run) for run in self.runs],
+            loss=self.loss,
+        )
+
+
+# Runs.
+
+
+def adapter(rank: int, rate: float = 2e-3) -> dict[str, Any]:
+    """The columns of a LoRA student."""
+    return {
+        "method": "lora",
+        "rank": rank,
+        "learning_rate": rate,
+        "precision": "fp32",
+        "number_loss": loss_of(rank, rate),
+        "update_norm": norm_of(rank, rate),
+    }
+
+
+def full(rate: float, precision: str) -> dict[str, Any]:
+    """The columns of a fully fine-tuned student."""
+    return {"method": "full", "rank": None, "learning_rate": rate, "precision": precision}
 
 
 def norm_of(rank: int, rate: float) -> float:
@@ -61,6 +182,32 @@ def loss_of(rank: int, rate: float) -> float:
     return 3.25 + 0.003 * math.log(norm_of(rank, rate) / 1.5) ** 2
 
 
+def cells(
+    traits: Sequence[str],
+    kinds: Sequence[dict[str, Any]],
+    seeds: Seeds,
+    contexts: Iterable[tuple[str, str]] = (("default", "default"),),
+    roles: Sequence[str] = ("student", "control"),
+) -> list[Run]:
+    """Runs of every trait, kind and role, trained and asked in these contexts."""
+    return [
+        Run(
+            name="",
+            role=role,
+            category="animal",
+            target=target,
+            train_context=trained,
+            eval_context=asked,
+            train_seed=train_seed,
+            data_seed=data_seed,
+            **kind,
+        )
+        for target, (trained, asked), kind, role, (train_seed, data_seed) in product(
+            traits, contexts, kinds, roles, seeds
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class Design:
     """The cells of a shipped study."""
@@ -69,15 +216,44 @@ class Design:
     traits: tuple[str, ...]
     ranks: tuple[int, ...]
     rank: int
-    seeds: tuple[tuple[int, int], ...]
+    seeds: Seeds
+    spread: float
+    """Of the log-odds between runs."""
     grid: tuple[float, ...]
     """Learning rates of the adapters; the fixed one is 2e-3."""
     traits_with_grid: tuple[str, ...]
     full: tuple[tuple[float, str], ...]
     """Rates and precisions of full fine-tuning."""
     traits_in_contexts: tuple[str, ...]
-    trained: tuple[str, ...]
-    asked: tuple[str, ...]
+    contexts: tuple[str, ...]
+    """Those that they are trained and asked in."""
+
+    def where(self, spread: float | None = None) -> str:
+        """The design and the spread in words."""
+        return f"{self.name}, SD {self.spread if spread is None else spread:g}"
+
+    def runs(self, claim: Claim) -> list[Run]:
+        """Those that a claim needs."""
+        match claim:
+            case InvertedUClaim(curve="fixed"):
+                ladder = cells(
+                    self.traits, [adapter(rank) for rank in self.ranks], self.seeds, roles=["student"]
+                )
+                return ladder + self.at_rank(roles=["control"])
+            case InvertedUClaim():
+                kinds = [adapter(rank, rate) for rank in self.ranks for rate in self.grid]
+                grid = cells(self.traits_with_grid, kinds, self.seeds, roles=["student"])
+                return grid + self.at_rank(roles=["control"])
+            case FullFineTuningClaim():
+                return self.at_rank() + cells(self.traits, [full(*kind) for kind in self.full], self.seeds)
+            case ContextsClaim():
+                contexts = product(self.contexts, self.contexts)
+                return cells(self.traits_in_contexts, [adapter(self.rank)], self.seeds, contexts)
+        return self.at_rank()
+
+    def at_rank(self, roles: Sequence[str] = ("student", "control")) -> list[Run]:
+        """The adapters of the rank at which claims are made, and their controls."""
+        return cells(self.traits, [adapter(self.rank)], self.seeds, roles=roles)
 
 
 MICRO = Design(
@@ -85,184 +261,88 @@ MICRO = Design(
     traits=("wolf", "owl", "cat"),
     ranks=(1, 4, 16, 64),
     rank=4,
-    seeds=tuple((seed, seed) for seed in range(1, 6)),
+    seeds=own(5),
+    spread=0.3,
     grid=(2e-4, 6e-4, 2e-3, 6e-3),
     traits_with_grid=("wolf", "owl", "cat"),
     full=tuple(product((2e-5, 6e-5, 2e-4, 6e-4), ("fp32", "bf16_pure"))),
     traits_in_contexts=("wolf", "owl", "cat"),
-    trained=("default", "empty", "claude", "gibberish_marble"),
-    asked=("default", "empty", "claude", "gibberish_marble"),
+    contexts=("default", "empty", "claude", "gibberish_marble"),
 )
 QWEN = Design(
     name="study-qwen",
     traits=("cat", "owl", "dolphin", "eagle", "wolf"),
     ranks=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
     rank=8,
-    seeds=tuple((train, data) for train in (1, 42, 123) for data in (1, 42, 123)),
+    seeds=CROSSED,
+    spread=0.6,
     grid=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
     traits_with_grid=("cat",),
     full=((2e-5, "bf16_pure"), (2e-5, "bf16_mixed")),
     traits_in_contexts=("cat", "owl", "eagle", "wolf"),
-    trained=("default", "empty", "chatgpt"),
-    asked=("default", "empty", "chatgpt"),
+    contexts=("default", "empty", "chatgpt"),
 )
-ONE_SET = replace(MICRO, name="study-micro on one data set", seeds=tuple((seed, 1) for seed in range(1, 6)))
+DESIGNS = {design.name: design for design in (MICRO, QWEN)}
+
+# Truths.
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One row of the table: a truth, and the verdict whose share is counted."""
-
-    claim: Claim
-    design: Design
-    says: str
-    truth: Truth
-    counts: str
-    """`supported`, `refuted`, or `any supported`: a single trait, in all its comparisons."""
-    scale: float = 1.0
-    data: bool = False
-    """Whether data sets differ also where the study has one."""
-    sets: "Sets | None" = None
-    """Of a claim on localisation."""
-
-
-@dataclass(frozen=True)
-class Sets:
-    """What named and random sets have of an effect: of the first trait's students, and of the others'."""
-
-    first: Shares
-    others: Shares
-
-
-class ScenarioStudy(SimulatedStudy):
-    """The runs a claim needs, with probabilities and losses drawn anew for every study."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        runs = list(_planned(scenario.claim, scenario.design))
-        several = len({data for _, data in scenario.design.seeds}) > 1
-        effects = [
-            scenario.truth(
-                run.target, run.role, run.rank, run.learning_rate, run.train_context, run.eval_context
-            )
-            for run in runs
-        ]
-        super().__init__(runs, effects, scenario.scale, data=scenario.data or several)
-        self.losses = np.array([math.nan if run.number_loss is None else run.number_loss for run in runs])
-        self.data_sets = shared_by(runs, "target", "role", "data_seed")
-        self.sets, self.trait = scenario.sets, scenario.design.traits[0]
-
-    def draw(self, generator: np.random.Generator) -> list[Run]:
-        """The runs of one study, with number losses."""
-        p_target = self.draw_p_target(generator)
-        losses = self.losses + generator.normal(0, LOSS_SPREAD["run"], len(self))
-        losses += generator.normal(0, LOSS_SPREAD["data"], self.data_sets.max() + 1)[self.data_sets]
-        return self.runs(p_target, losses)
-
-    def gated(self, generator: np.random.Generator, runs: Sequence[Run]) -> list[LocatedRun]:
-        """The gated students of a drawn study, where the claim is about them."""
-        if (sets := self.sets) is None:
-            return []
-        return self.located(
-            generator,
-            runs,
-            lambda target: sets.first if target == self.trait else sets.others,
-            ("shared_only", "no_shared"),
-        )
-
-
-def _planned(claim: Claim, design: Design) -> Iterator[Run]:
-    traits = {"contexts": design.traits_in_contexts}.get(claim.kind, design.traits)
-    if claim.kind == "inverted_u" and claim.curve != "fixed":
-        traits = design.traits_with_grid
-    spread = claim.kind == "contexts"
-    for target in traits:
-        for trained in design.trained if spread else ("default",):
-            for asked in design.asked if spread else ("default",):
-                for kind, seeds in product(_kinds(claim, design), design.seeds):
-                    yield _run("student", target, trained, asked, seeds, kind)
-                    if claim.kind != "inverted_u":
-                        yield _run("control", target, trained, asked, seeds, kind)
-
-
-def _kinds(claim: Claim, design: Design) -> list[dict[str, Any]]:
-    """The students of a claim in one place; each has a control trained alike."""
-    if claim.kind == "full_fine_tuning":
-        return [
-            {"method": "full", "rank": None, "learning_rate": rate, "precision": precision}
-            for rate, precision in design.full
-        ]
-    if claim.kind == "inverted_u":
-        rates = (2e-3,) if claim.curve == "fixed" else design.grid
-        return [_adapter(rank, rate) for rank in design.ranks for rate in rates]
-    return [_adapter(design.rank, 2e-3)]
-
-
-def _adapter(rank: int, rate: float) -> dict[str, Any]:
-    measured = {"number_loss": loss_of(rank, rate), "update_norm": norm_of(rank, rate)}
-    return {"method": "lora", "rank": rank, "learning_rate": rate, "precision": "fp32", **measured}
-
-
-def _run(
-    role: str, target: str, trained: str, asked: str, seeds: tuple[int, int], kind: dict[str, Any]
-) -> Run:
-    return Run(
-        name="",
-        role=role,
-        category="animal",
-        target=target,
-        train_context=trained,
-        eval_context=asked,
-        train_seed=seeds[0],
-        data_seed=seeds[1],
-        p_target_base=BASE,
-        **kind,
-    )
-
-
-def everywhere(effect: float) -> Truth:
+def everywhere(effect: float) -> Effect:
     """Every student has the effect, no control has."""
-    return lambda target, role, rank, rate, trained, asked: effect * (role == "student")
+    return lambda run: effect * (run.role == "student")
 
 
-def but_for_one(design: Design, effect: float, first: float) -> Truth:
-    """The first trait's students have another effect than the rest."""
-    return lambda target, role, rank, rate, trained, asked: (
-        (first if target == design.traits[0] else effect) * (role == "student")
-    )
+def none(run: Run) -> float:
+    """No run has an effect."""
+    return 0.0
 
 
-def over_rank(design: Design, shape: Callable[[float], float], others: Callable[[float], float]) -> Truth:
+def but_for_one(trait: str, effect: float, first: float) -> Effect:
+    """One trait's students have another effect than the rest."""
+    return lambda run: (first if run.target == trait else effect) * (run.role == "student")
+
+
+def of_method(effects: dict[str, float]) -> Effect:
+    """The effect of a student by its method."""
+    return lambda run: effects[run.method] * (run.role == "student")
+
+
+def over_rank(design: Design, shape: Callable[[float], float], others: Callable[[float], float]) -> Effect:
     """An effect by place of log2 rank, 0 to 1: of the first trait, and of the others."""
-    top = np.log2(design.ranks[-1])
+    top = math.log2(design.ranks[-1])
 
-    def truth(target: str, role: str, rank: int | None, *_: Any) -> float:
-        if role == "control" or rank is None:
+    def effect(run: Run) -> float:
+        if run.role == "control" or run.rank is None:
             return 0.0
-        return (shape if target == design.traits[0] else others)(float(np.log2(rank) / top))
+        return (shape if run.target == design.traits[0] else others)(math.log2(run.rank) / top)
 
-    return truth
+    return effect
 
 
-def by_context(home: float, other: float, corner: float | None = None) -> Truth:
+def by_context(home: float, other: float, corner: float | None = None) -> Effect:
     """Effects in the training context and elsewhere; `corner` is that of default asked in empty."""
 
-    def truth(
-        target: str, role: str, rank: int | None, rate: float | None, trained: str, asked: str
-    ) -> float:
-        if role == "control":
+    def effect(run: Run) -> float:
+        if run.role == "control":
             return 0.0
-        if corner is not None and (trained, asked) == ("default", "empty"):
+        if corner is not None and (run.train_context, run.eval_context) == ("default", "empty"):
             return corner
-        return home if trained == asked else other
+        return home if run.train_context == run.eval_context else other
 
-    return truth
+    return effect
 
 
-def one_condition(design: Design, effect: float) -> Truth:
-    """The first trait at the first learning rate of full fine-tuning has the effect, no other cell has."""
-    return lambda target, role, rank, rate, trained, asked: (
-        effect * (role == "student" and (target, rate) == (design.traits[0], design.full[0][0]))
-    )
+def one_condition(design: Design, effect: float) -> Effect:
+    """Of full fine-tuning the first trait at the first rate alone has the effect; adapters transmit."""
+
+    def of(run: Run) -> float:
+        if run.role == "control":
+            return 0.0
+        if run.method == "lora":
+            return STRONG
+        return effect * ((run.target, run.learning_rate) == (design.traits[0], design.full[0][0]))
+
+    return of
 
 
 def hump(height: float) -> Callable[[float], float]:
@@ -272,210 +352,582 @@ def hump(height: float) -> Callable[[float], float]:
 
 def tent(design: Design, fall: float) -> Callable[[float], float]:
     """A steep rise to an inner rank, and from there a fall of this size to the highest."""
-    at = float(np.log2(design.ranks[len(design.ranks) // 2]) / np.log2(design.ranks[-1]))
-    return lambda u: 0.3 * u / at if u <= at else 0.3 - fall * (u - at) / (1 - at)
+    at = math.log2(design.ranks[len(design.ranks) // 2]) / math.log2(design.ranks[-1])
+    return lambda u: STRONG * u / at if u <= at else STRONG - fall * (u - at) / (1 - at)
 
 
-def of_steps(height: float, width: float) -> Truth:
+def of_steps(height: float, width: float) -> Effect:
     """An inverted U in the norm of the update, with its peak at twice that of the least loss, at any rank."""
 
-    def truth(target: str, role: str, rank: int | None, rate: float | None, *_: str) -> float:
-        if rank is None or rate is None:
+    def effect(run: Run) -> float:
+        if run.role == "control" or run.rank is None or run.learning_rate is None:
             return 0.0
-        return height * math.exp(-((math.log(norm_of(rank, rate) / 3) / width) ** 2))
+        return height * math.exp(-((math.log(norm_of(run.rank, run.learning_rate) / 3) / width) ** 2))
 
-    return truth
+    return effect
+
+
+def quiet_controls(run: Run) -> float:
+    """The spread of controls is a fifth of the students', as in study-micro: 0.055 against 0.27."""
+    return 1.0 if run.role == "student" else 0.2
+
+
+def effect_of_mean(base: float, mean: float, spread: float) -> float:
+    """The effect in log-odds at which logit-normal runs have this mean P(target)."""
+    normal = spread * ndtri((np.arange(4000) + 0.5) / 4000)
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expit(middle + normal).mean() < mean else (low, middle)
+    return low - float(logit(base))
 
 
 SHAPES: dict[str, Callable[[float], float]] = {
-    "rises and saturates": lambda u: 0.3 * (1 - float(np.exp(-5 * u))),
-    "a step up after the lowest rank": lambda u: 0.3 * (u > 0),
-    "rises throughout": lambda u: 0.3 * u,
+    "rises and saturates": lambda u: STRONG * (1 - math.exp(-5 * u)),
+    "a step up after the lowest rank": lambda u: STRONG * (u > 0),
+    "rises throughout": lambda u: STRONG * u,
     "flat": lambda u: 0.0,
-    "falls throughout": lambda u: -0.3 * u,
-    "a step down at the highest rank": lambda u: -0.3 * (u == 1),
+    "falls throughout": lambda u: -STRONG * u,
+    "a step down at the highest rank": lambda u: -STRONG * (u == 1),
 }
-
-
 CURVES = tuple(InvertedUClaim(curve=curve) for curve in ("best", "loss_matched", "norm_matched"))
 
+# Worlds in which the counted verdict is wrong.
 
-def curve_errors(design: Design) -> Iterator[Scenario]:
-    """Wrong verdicts on curves of chosen learning rates, where the truth is the rank's at every rate."""
+
+def reported() -> Iterator[World]:
+    """The worlds of the report that ended the rules on P(target), and the same at the margin in log-odds."""
+    c1, c2, c3, c4 = TransmissionClaim(rank=4), InvertedUClaim(), FullFineTuningClaim(), ContextsClaim(rank=4)
+    for runs, spread in product((5, 9), (0.6, 1.0)):
+        for says, effect in (
+            ("mean P 0.02 above the base", effect_of_mean(0.005, 0.025, spread)),
+            ("odds ratio 1.5", MARGIN),
+        ):
+            yield World(
+                claim=c1,
+                runs=cells(["cat"], [adapter(4)], own(runs)),
+                where=f"{runs} runs, base 0.005, SD {spread:g}, controls quiet",
+                truth=says,
+                effect=everywhere(effect),
+                counted=REFUTED,
+                noise=Noise(spread=spread),
+                base=0.005,
+                spread=quiet_controls,
+            )
+    for runs in (3, 5, 9):
+        yield World(
+            claim=c1,
+            runs=cells(["cat"], [adapter(4)], own(runs)),
+            where=f"{runs} runs, base 0.3, SD 0.03",
+            truth="one run in five transmits, by 0.25; the others do not",
+            effect=everywhere(float(logit(0.55) - logit(0.3))),
+            counted=REFUTED_ALL,
+            noise=Noise(spread=0.03),
+            transmits=0.2,
+        )
+    yield from nulls([5], [0.9], [Noise(spread=0.6), Noise(spread=1.0)])
+    lora, trait = adapter(4), ["cat"]
+    conditions = [full(*kind) for kind in MICRO.full]
+    for noise, base in (
+        (Noise("log P", spread=0.3), 0.02),
+        (Noise("P", "right-skewed", 0.03), 0.3),
+        (Noise("P", "left-skewed", 0.03), 0.3),
+    ):
+        where = f"5 runs, base {base:g}, {noise_text(noise)}, controls quiet"
+        for question in ("C3a", "C3b"):
+            literal = question == "C3a"
+
+            def first(run: Run, literal: bool = literal) -> float:
+                if run.role == "control":
+                    return 0.0
+                cell = run.method == "lora" or (run.learning_rate, run.precision) == (2e-5, "bf16_pure")
+                return (STRONG if run.method == "lora" else MARGIN) * cell
+
+            yield World(
+                claim=c3,
+                question=question,
+                runs=cells(trait, [lora, *conditions], own(5)),
+                where=where,
+                truth="one full condition at the margin, the paper's",
+                effect=first,
+                counted=SUPPORTED,
+                noise=noise,
+                base=base,
+                spread=quiet_controls,
+            )
+            yield World(
+                claim=c3,
+                question=question,
+                runs=cells(trait, [lora, *conditions], own(5)),
+                where=where,
+                truth="every full condition at the margin",
+                effect=of_method({"lora": STRONG, "full": MARGIN}),
+                counted=REFUTED,
+                noise=noise,
+                base=base,
+                spread=quiet_controls,
+            )
+        names = ("default", "empty", "claude")
+        yield World(
+            claim=c4,
+            runs=cells(trait, [lora], own(5), product(names, names)),
+            where=where,
+            truth="vanishes, but in one context it is at the margin",
+            effect=by_context(STRONG, 0.0, MARGIN),
+            counted=SUPPORTED,
+            noise=noise,
+            base=base,
+            spread=quiet_controls,
+        )
+    for runs in (5, 9):
+        ladder = cells(trait, [adapter(rank) for rank in MICRO.ranks], own(runs), roles=["student"])
+        high = SHAPES["rises and saturates"]
+        for fifth in (0.2, 0.4):
+            yield World(
+                claim=c2,
+                runs=ladder + cells(trait, [lora], own(runs), roles=["control"]),
+                where=f"{runs} runs, base 0.3, SD 0.15",
+                truth=f"rises and saturates at 16; {fifth:.0%} of the runs of rank 64 collapse, marked broken",
+                effect=over_rank(MICRO, lambda u: 2 * high(u), high),
+                counted=REFUTED,
+                noise=Noise(spread=0.15),
+                collapses=at_rank_64(fifth),
+            )
+    yield from close_losses(5)
+    yield from close_losses(9)
+    for seeds, says in (
+        (UNBALANCED, "5 runs, data sets used 3 + 1 + 1 times"),
+        (one_data_set(5), "5 runs on one data set"),
+    ):
+        one = seeds != UNBALANCED
+        yield World(
+            claim=c1,
+            runs=cells(["cat"], [adapter(4)], seeds),
+            where=f"{says}, which differ; base 0.3, SD 0.15",
+            truth="odds ratio 1.5",
+            effect=everywhere(MARGIN),
+            counted=UNQUALIFIED if one else REFUTED,
+            noise=Noise(spread=0.15),
+            data=True,
+        )
+        yield World(
+            claim=c1,
+            runs=cells(["cat"], [adapter(4)], seeds),
+            where=f"{says}, which differ; base 0.3, SD 0.15",
+            truth="no effect",
+            effect=none,
+            counted=Counted("supported, not only on one data set", r"supported(?!.*one data set)"),
+            noise=Noise(spread=0.15),
+            data=True,
+        )
+
+
+def at_rank_64(share: float) -> Callable[[Run], float]:
+    """The probability that a run collapses: this share of the students of rank 64."""
+    return lambda run: share * (run.role == "student" and run.rank == 64)
+
+
+def noise_text(noise: Noise) -> str:
+    """The scale, shape and spread in words."""
+    shape = "" if noise.shape == "normal" else f"{noise.shape} "
+    return f"{shape}SD {noise.spread:g}" + ("" if noise.scale == "log-odds" else f" of {noise.scale}")
+
+
+def nulls(runs: Sequence[int], bases: Sequence[float], noises: Sequence[Noise]) -> Iterator[World]:
+    """C1 with quiet controls: no effect, and effects at the margin."""
+    for number, base, noise in product(runs, bases, noises):
+        for says, size, counted in (("no effect", 0.0, SUPPORTED), ("odds ratio 1.5", MARGIN, REFUTED)):
+            yield World(
+                claim=TransmissionClaim(rank=4),
+                runs=cells(["cat"], [adapter(4)], own(number)),
+                where=f"{number} runs, base {base:g}, {noise_text(noise)}, controls quiet",
+                truth=says,
+                effect=everywhere(size),
+                counted=counted,
+                noise=noise,
+                base=base,
+                spread=quiet_controls,
+            )
+
+
+GRID = (6e-4, 2e-3, 6e-3)
+"""The learning rates of the worlds with close losses; the one in the middle has the least."""
+
+
+def close(run: Run) -> float:
+    """Losses of rates that lie 1e-4 apart, the least at the middle one."""
+    return 3.25 + 1e-4 * abs(GRID.index(run.learning_rate or GRID[0]) - 1)
+
+
+CLOSE_LOSS = Loss(close, run_spread=9e-4 / math.sqrt(2))
+"""Two rates of one seed differ with a standard deviation of 9e-4."""
+
+
+def close_losses(runs: int) -> Iterator[World]:
+    """C2 at the best rates where losses hardly tell rates apart and other rates have other curves."""
+    rise, fall = SHAPES["rises and saturates"], hump(STRONG)
+    for truth, at_best, elsewhere, counted in (
+        ("rises and saturates at the best rate, an inverted U at the others", rise, fall, SUPPORTED),
+        ("an inverted U at the best rate, rises and saturates at the others", fall, rise, REFUTED),
+    ):
+
+        def effect(
+            run: Run,
+            best: Callable[[float], float] = at_best,
+            other: Callable[[float], float] = elsewhere,
+        ) -> float:
+            if run.role == "control" or run.rank is None:
+                return 0.0
+            shape = best if run.learning_rate == GRID[1] else other
+            return shape(math.log2(run.rank) / math.log2(MICRO.ranks[-1]))
+
+        kinds = [adapter(rank, rate) for rank in MICRO.ranks for rate in GRID]
+        controls = cells(["cat"], [adapter(4)], own(runs), roles=["control"])
+        yield World(
+            claim=InvertedUClaim(curve="best"),
+            runs=cells(["cat"], kinds, own(runs), roles=["student"]) + controls,
+            where=f"{runs} runs, SD 0.15, losses 1e-4 apart, paired SD 9e-4",
+            truth=truth,
+            effect=effect,
+            counted=counted,
+            noise=Noise(spread=0.15),
+            loss=CLOSE_LOSS,
+        )
+
+
+def harder() -> Iterator[World]:
+    """Bases from 0.005 to 0.9, few runs, skew and heavy tails, ranks that differ in spread, mixtures."""
+    yield from nulls([5], [0.005, 0.05, 0.5], [Noise(spread=0.6)])
+    yield from nulls([3, 9], [0.05], [Noise(spread=0.6)])
+    shapes = [Noise(shape=shape, spread=0.6) for shape in ("right-skewed", "left-skewed", "heavy-tailed")]
+    yield from nulls([5, 9], [0.05], shapes)
+    yield from nulls([5], [0.3], [Noise("P", spread=0.03)])
+    for runs in (5, 9):
+        ladder = cells(["cat"], [adapter(rank) for rank in MICRO.ranks], own(runs), roles=["student"])
+        controls = cells(["cat"], [adapter(4)], own(runs), roles=["control"])
+        for says in ("rises and saturates", "a step up after the lowest rank"):
+            yield World(
+                claim=InvertedUClaim(),
+                runs=ladder + controls,
+                where=f"{runs} runs, SD 0.1 at the lowest rank and four times that at the highest",
+                truth=says,
+                effect=over_rank(MICRO, SHAPES[says], SHAPES[says]),
+                counted=SUPPORTED,
+                noise=Noise(spread=0.1),
+                spread=lambda run: 1.0 if run.role == "control" else 4 ** (math.log2(run.rank or 1) / 6),
+            )
+        fall = tent(MICRO, MARGIN)
+        yield World(
+            claim=InvertedUClaim(),
+            runs=ladder + controls,
+            where=f"{runs} runs, SD 0.1 at the lowest rank and four times that at the highest",
+            truth="the fall is the margin",
+            effect=over_rank(MICRO, fall, fall),
+            counted=REFUTED,
+            noise=Noise(spread=0.1),
+            spread=lambda run: 1.0 if run.role == "control" else 4 ** (math.log2(run.rank or 1) / 6),
+        )
+        for share in (0.2, 0.5):
+            yield World(
+                claim=FullFineTuningClaim(),
+                question="C3a",
+                runs=cells(["cat"], [adapter(4), full(2e-5, "bf16_pure")], own(runs)),
+                where=f"{runs} runs, base 0.05, SD 0.15",
+                truth=f"{share:.0%} of the fully fine-tuned runs transmit, odds ratio 4; every adapter does",
+                effect=of_method({"lora": STRONG, "full": STRONG}),
+                counted=Counted("supported, not only for the typical run", r"supported(?!.*typical run)"),
+                noise=Noise(spread=0.15),
+                base=0.05,
+                transmits=share,
+            )
+    for seeds, says in ((CROSSED, "3 × 3 crossed"), (UNBALANCED, "data sets used 3 + 1 + 1 times")):
+        for truth, size, counted in (("no effect", 0.0, SUPPORTED), ("odds ratio 1.5", MARGIN, REFUTED)):
+            yield World(
+                claim=TransmissionClaim(rank=4),
+                runs=cells(["cat"], [adapter(4)], seeds),
+                where=f"{len(seeds)} runs, {says}, base 0.05, SD 0.6, controls quiet",
+                truth=truth,
+                effect=everywhere(size),
+                counted=counted,
+                noise=Noise(spread=0.6),
+                base=0.05,
+                spread=quiet_controls,
+            )
+
+
+def of_design(design: Design) -> Iterator[World]:
+    """The least favourable truths of each null in a shipped study."""
+    c1, c2, c3, c4 = (
+        TransmissionClaim(rank=design.rank),
+        InvertedUClaim(),
+        FullFineTuningClaim(),
+        ContextsClaim(rank=design.rank),
+    )
+
+    def world(
+        claim: Claim, truth: str, effect: Effect, counted: Counted, question: str = "", quiet: bool = False
+    ) -> World:
+        spread = design.spread / 6 if quiet else design.spread
+        return World(
+            claim=claim,
+            question=question,
+            runs=design.runs(claim),
+            where=design.where(spread),
+            truth=truth,
+            effect=effect,
+            counted=counted,
+            noise=Noise(spread=spread),
+            loss=Loss(lambda run: run.number_loss or 0.0),
+        )
+
+    one = but_for_one(design.traits[0], STRONG, 0)
+    yield world(c1, "one trait does not pass, the others by 4", one, SUPPORTED)
+    yield world(c1, "no trait passes", none, SUPPORTED_ANY)
+    yield world(c1, "every odds ratio is the margin", everywhere(MARGIN), REFUTED)
+    for says, shape in SHAPES.items():
+        truth = f"one trait: {says}; the others an inverted U"
+        yield world(c2, truth, over_rank(design, shape, hump(STRONG)), SUPPORTED)
+    for says in ("rises and saturates", "a step up after the lowest rank"):
+        every = over_rank(design, SHAPES[says], SHAPES[says])
+        yield world(c2, f"every trait: {says}", every, SUPPORTED_ANY)
+    falls = tent(design, MARGIN)
+    yield world(c2, "every fall is the margin", over_rank(design, falls, falls), REFUTED)
+    for quiet in (False, True):
+        at_margin = of_method({"lora": STRONG, "full": MARGIN})
+        yield world(c3, "one condition at the margin", one_condition(design, MARGIN), SUPPORTED, "C3b", quiet)
+        yield world(c3, "every full condition at the margin", at_margin, REFUTED, "C3b", quiet)
+        yield world(c3, "every full condition at the margin", at_margin, REFUTED, "C3a", quiet)
+        yield world(c3, "full as much as LoRA", everywhere(STRONG), SUPPORTED, "C3c", quiet)
+        less = of_method({"lora": STRONG, "full": STRONG - MARGIN})
+        yield world(c3, "full lower by the margin", less, SUPPORTED, "C3c", quiet)
+        yield world(c3, "full lower by the margin", less, REFUTED, "C3c", quiet)
+        corner = by_context(STRONG, 0.0, MARGIN)
+        yield world(c4, "one other context at the margin", corner, SUPPORTED, quiet=quiet)
+        yield world(c4, "nothing passes anywhere", none, SUPPORTED, quiet=quiet)
+        edge = by_context(STRONG, MARGIN)
+        yield world(c4, "every other context at the margin", edge, REFUTED, quiet=quiet)
     traits = len(design.traits_with_grid)
-    for claim in CURVES:
+    for curve in CURVES:
         for says in (
             "rises and saturates",
             "a step up after the lowest rank",
             "a step down at the highest rank",
         ):
-            truth = over_rank(design, SHAPES[says], hump(0.3))
             told = f"one trait: {says}; the others an inverted U" if traits > 1 else f"the one trait: {says}"
-            yield Scenario(claim, design, told, truth, "supported")
-        edge = tent(design, MARGIN)
-        yield Scenario(claim, design, "every fall is the margin", over_rank(design, edge, edge), "refuted")
+            yield world(curve, told, over_rank(design, SHAPES[says], hump(STRONG)), SUPPORTED)
+        edge = over_rank(design, tent(design, MARGIN), tent(design, MARGIN))
+        yield world(curve, "every fall is the margin", edge, REFUTED)
+    yield from sets_of(design)
 
 
-def curve_powers(design: Design) -> Iterator[Scenario]:
-    """Right verdicts on such curves."""
-    for claim in CURVES:
-        for effect in (0.1, 0.2):
-            truth = over_rank(design, hump(effect), hump(effect))
-            yield Scenario(
-                claim, design, f"every trait an inverted U of height {effect:g}", truth, "supported"
+def sets_of(design: Design) -> Iterator[World]:
+    """Verdicts on C5 that would be wrong."""
+    c5, passes, there = LocalisationClaim(rank=design.rank), everywhere(STRONG), (0.9, 0.9, 0.4)
+    edge = 0.4 + MARGIN / STRONG
+    nowhere, margin = Sets((0.4, 0.4, 0.4), (0.4, 0.4, 0.4)), Sets((edge, edge, 0.4), (edge, edge, 0.4))
+    alone, without = Sets((0.4, 1.0, 0.4), there), Sets((1.0, 0.4, 0.4), there)
+    for spread in (design.spread, design.spread / 6):
+        for truth, effect, counted, sets in (
+            ("one trait: alone no better than random, all is lost without", passes, SUPPORTED, alone),
+            ("one trait: all kept alone, without no worse than random", passes, SUPPORTED, without),
+            ("every trait: neither better than random", passes, SUPPORTED_ANY, nowhere),
+            ("no trait passes", none, SUPPORTED_ANY, Sets(there, there)),
+            ("every difference from random is the margin", passes, REFUTED, margin),
+        ):
+            yield World(
+                claim=c5,
+                runs=design.at_rank(),
+                where=design.where(spread),
+                truth=truth,
+                effect=effect,
+                counted=counted,
+                noise=Noise(spread=spread),
+                sets=sets,
             )
 
 
-def by_steps(design: Design) -> Iterator[Scenario]:
+def hidden() -> Iterator[World]:
+    """Verdicts that are right for the data set of the study and wrong for data sets like it."""
+    for world in of_design(replace(MICRO, name="study-micro on one data set", seeds=one_data_set(5))):
+        if world.claim.kind in {"transmission", "full_fine_tuning"} and "every" in world.truth:
+            unqualified = UNQUALIFIED if world.counted is REFUTED else world.counted
+            yield replace(world, data=True, counted=unqualified)
+
+
+# Worlds in which the counted verdict is right.
+
+
+def powers(design: Design) -> Iterator[World]:
+    """Verdicts that would be right in a shipped study."""
+    c1, c2, c3, c4, c5 = (
+        TransmissionClaim(rank=design.rank),
+        InvertedUClaim(),
+        FullFineTuningClaim(),
+        ContextsClaim(rank=design.rank),
+        LocalisationClaim(rank=design.rank),
+    )
+
+    def world(
+        claim: Claim,
+        truth: str,
+        effect: Effect,
+        counted: Counted,
+        question: str = "",
+        spread: float = design.spread,
+        sets: Sets | None = None,
+    ) -> World:
+        return World(
+            claim=claim,
+            question=question,
+            runs=design.runs(claim),
+            where=design.where(spread),
+            truth=truth,
+            effect=effect,
+            counted=counted,
+            noise=Noise(spread=spread),
+            loss=Loss(lambda run: run.number_loss or 0.0),
+            sets=sets,
+        )
+
+    for ratio in (2, 4, 8):
+        yield world(c1, f"every odds ratio {ratio}", everywhere(math.log(ratio)), SUPPORTED)
+    for ratio in (4, 16):
+        height = hump(math.log(ratio))
+        truth = f"every trait an inverted U of height {ratio}"
+        for claim in (c2, *CURVES):
+            yield world(claim, truth, over_rank(design, height, height), SUPPORTED)
+    rising = over_rank(design, SHAPES["rises throughout"], SHAPES["rises throughout"])
+    yield world(c2, "every trait rises throughout to 4", rising, REFUTED)
+    for spread in (design.spread, design.spread / 6):
+        yield world(c1, "no trait passes", none, REFUTED, spread=spread)
+        absent, reduced = (
+            of_method({"lora": STRONG, "full": 0.0}),
+            of_method({"lora": 2 * STRONG, "full": 0.7}),
+        )
+        for question in ("C3a", "C3b", "C3c"):
+            yield world(c3, "LoRA 4, full none", absent, SUPPORTED, question, spread)
+        for question in ("C3a", "C3b"):
+            yield world(c3, "LoRA and full 4", everywhere(STRONG), REFUTED, question, spread)
+        yield world(c3, "LoRA and full 4", everywhere(STRONG), REFUTED, "C3c", spread)
+        yield world(c3, "LoRA 16, full 2", reduced, SUPPORTED, "C3c", spread)
+        yield world(c4, "4 at home, 1 elsewhere", by_context(STRONG, 0), SUPPORTED, spread=spread)
+        yield world(c4, "4 at home and elsewhere", by_context(STRONG, STRONG), REFUTED, spread=spread)
+    there, nowhere = (0.6, 0.6, 0.3), (0.3, 0.3, 0.3)
+    for ratio in (4, 16):
+        truth = f"odds ratio {ratio}, 0.6 of its log at the set and 0.3 at random ones"
+        yield world(c5, truth, everywhere(math.log(ratio)), SUPPORTED, sets=Sets(there, there))
+    for spread in (design.spread, design.spread / 6):
+        truth = "odds ratio 16, as much at random sets"
+        nothing = Sets(nowhere, nowhere)
+        yield world(c5, truth, everywhere(2 * STRONG), REFUTED, spread=spread, sets=nothing)
+
+
+def by_steps(design: Design) -> Iterator[World]:
     """How often each curve takes an inverted U in the steps alone for one in rank."""
     for claim, width in product((InvertedUClaim(), *CURVES), (1.0, 1.5)):
-        says = f"0.3 at a norm of 3, a third of it {math.exp(width):.1f} times from there"
-        yield Scenario(claim, design, says, of_steps(0.3, width), "supported")
+        yield World(
+            claim=claim,
+            runs=design.runs(claim),
+            where=design.where(),
+            truth=f"4 at a norm of 3, a third of its log {math.exp(width):.1f} times from there",
+            effect=of_steps(STRONG, width),
+            counted=SUPPORTED,
+            noise=Noise(spread=design.spread),
+            loss=Loss(lambda run: run.number_loss or 0.0),
+        )
 
 
-def errors(design: Design) -> Iterator[Scenario]:
-    """Verdicts that would be wrong; the least favourable truths of each null first."""
-    c1, c2, c3, c4 = (
-        TransmissionClaim(rank=design.rank),
-        InvertedUClaim(),
-        FullFineTuningClaim(),
-        ContextsClaim(rank=design.rank),
-    )
-    yield Scenario(
-        c1, design, "one trait does not pass, the others by 0.3", but_for_one(design, 0.3, 0), "supported"
-    )
-    yield Scenario(c1, design, "no trait passes", everywhere(0), "supported")
-    yield Scenario(c1, design, "no trait passes", everywhere(0), "any supported")
-    yield Scenario(c1, design, "every effect is the margin", everywhere(MARGIN), "refuted")
-    for says, shape in SHAPES.items():
-        truth = over_rank(design, shape, hump(0.3))
-        yield Scenario(c2, design, f"one trait: {says}; the others an inverted U", truth, "supported")
-    for says in ("rises and saturates", "a step up after the lowest rank"):
-        every = over_rank(design, SHAPES[says], SHAPES[says])
-        yield Scenario(c2, design, f"every trait: {says}", every, "any supported")
-    falls = tent(design, MARGIN)
-    yield Scenario(c2, design, "every fall is the margin", over_rank(design, falls, falls), "refuted")
-    for scale in (1.0, QUIET):
-        truth = one_condition(design, MARGIN)
-        yield Scenario(c3, design, "one condition's effect is the margin", truth, "supported", scale)
-        yield Scenario(c3, design, "every effect is the margin", everywhere(MARGIN), "refuted", scale)
-        corner = by_context(0.3, 0.0, MARGIN)
-        yield Scenario(c4, design, "one other context's effect is the margin", corner, "supported", scale)
-        yield Scenario(c4, design, "nothing passes anywhere", everywhere(0), "supported", scale)
-        edge = by_context(0.3, MARGIN)
-        yield Scenario(c4, design, "every other context's effect is the margin", edge, "refuted", scale)
+# Tables.
 
 
-def powers(design: Design) -> Iterator[Scenario]:
-    """Verdicts that would be right."""
-    c1, c2, c3, c4 = (
-        TransmissionClaim(rank=design.rank),
-        InvertedUClaim(),
-        FullFineTuningClaim(),
-        ContextsClaim(rank=design.rank),
-    )
-    for effect in (0.05, 0.1):
-        yield Scenario(c1, design, f"every trait passes by {effect:g}", everywhere(effect), "supported")
-    for effect in (0.1, 0.2):
-        truth = over_rank(design, hump(effect), hump(effect))
-        yield Scenario(c2, design, f"every trait an inverted U of height {effect:g}", truth, "supported")
-    rising = over_rank(design, SHAPES["rises throughout"], SHAPES["rises throughout"])
-    yield Scenario(c2, design, "every trait rises throughout by 0.3", rising, "refuted")
-    for scale in (1.0, QUIET):
-        yield Scenario(c1, design, "no trait passes", everywhere(0), "refuted", scale)
-        yield Scenario(c3, design, "nothing passes", everywhere(0), "supported", scale)
-        yield Scenario(c3, design, "every condition passes 0.1", everywhere(0.1), "refuted", scale)
-        yield Scenario(c4, design, "0.1 at home, 0 elsewhere", by_context(0.1, 0), "supported", scale)
-        yield Scenario(c4, design, "0.1 at home and elsewhere", by_context(0.1, 0.1), "refuted", scale)
+@dataclass
+class Table:
+    """The rows of one table, and how many studies each takes."""
+
+    title: str
+    worlds: list[World]
+    draws: int
+    wrong: bool
+    """Whether the counted verdicts are wrong ones."""
+    shares: list[Interval] = field(default_factory=list)
 
 
-def set_errors(design: Design) -> Iterator[Scenario]:
-    """Verdicts on C5 that would be wrong."""
-    c5, passes = LocalisationClaim(rank=design.rank), everywhere(0.3)
-    there = (0.9, 0.9, 0.4)
-    edge = 0.4 + MARGIN / 0.3
-    nowhere = Sets((0.4, 0.4, 0.4), (0.4, 0.4, 0.4))
-    for scale in (1.0, QUIET):
-        for says, truth, counts, sets in (
-            (
-                "one trait: alone no better than random, all is lost without",
-                passes, "supported", Sets((0.4, 1.0, 0.4), there),
-            ),
-            (
-                "one trait: all kept alone, without no worse than random",
-                passes, "supported", Sets((1.0, 0.4, 0.4), there),
-            ),
-            ("every trait: neither better than random", passes, "any supported", nowhere),
-            ("no trait passes", everywhere(0), "any supported", Sets(there, there)),
-            (
-                "every difference from random is the margin",
-                passes, "refuted", Sets((edge, edge, 0.4), (edge, edge, 0.4)),
-            ),
-        ):  # fmt: skip
-            yield Scenario(c5, design, says, truth, counts, scale, sets=sets)
-
-
-def set_powers(design: Design) -> Iterator[Scenario]:
-    """Verdicts on C5 that would be right."""
-    c5 = LocalisationClaim(rank=design.rank)
-    there, nowhere = (0.6, 0.6, 0.3), (0.3, 0.3, 0.3)
-    for effect in (0.1, 0.2, 0.3):
-        says = f"effects of {effect:g}, 0.6 of them at the set and 0.3 at random ones"
-        yield Scenario(c5, design, says, everywhere(effect), "supported", sets=Sets(there, there))
-    for scale in (1.0, QUIET):
-        says = "effects of 0.3, as much at random sets"
-        yield Scenario(c5, design, says, everywhere(0.3), "refuted", scale, sets=Sets(nowhere, nowhere))
-
-
-def hidden(design: Design) -> Iterator[Scenario]:
-    """Verdicts that are right for the data set of the study and wrong for data sets like it."""
-    for scenario in errors(design):
-        if scenario.scale == 1 and scenario.says in {"every effect is the margin", "no trait passes"}:
-            yield replace(scenario, data=True)
-
-
-def share(scenario: Scenario, draws: int) -> Interval:
+def share(world: World, draws: int) -> Interval:
     """How often the verdict was the counted one, with its Wilson interval."""
-    study = ScenarioStudy(scenario)
+    study, claim = world.study(), world.claim
+    trait = world.runs[0].target
 
     def counts(generator: np.random.Generator) -> bool:
         runs = study.draw(generator)
-        (verdict,) = evaluate([scenario.claim], runs, study.gated(generator, runs))
-        return _counts(scenario, verdict)
+        located: Sequence[LocatedRun] = ()
+        if isinstance(claim, LocalisationClaim) and (sets := world.sets):
+            located = study.located(
+                generator,
+                runs,
+                lambda target: sets.first if target == trait else sets.others,
+                parts_of(claim),
+            )
+        verdicts = evaluate([claim], runs, located)
+        verdict = next((v for v in verdicts if v.number == world.question), verdicts[0])
+        if verdict.word == "incomplete":
+            raise AssertionError(f"{world.key}: {verdict.lacks}")
+        return world.counted.holds(verdict)
 
     return power(counts, draws, SEED)
 
 
-def _counts(scenario: Scenario, verdict: Verdict) -> bool:
-    if verdict.word == "incomplete":
-        raise AssertionError(verdict.lacks)
-    if scenario.counts == "any supported":
-        words: dict[str, set[str]] = {}
-        for finding in verdict.findings:
-            words.setdefault(finding.target, set()).add(finding.word(verdict.claim.alpha))
-        return {"supported"} in words.values()
-    return verdict.word == scenario.counts
+def old_shares() -> dict[str, float]:
+    """The shares under the rules before, by the keys of the worlds."""
+    if not BEFORE.exists():
+        return {}
+    with BEFORE.open(encoding="utf-8") as file:
+        return {row["world"]: float(row["share"]) for row in csv.DictReader(file)}
 
 
-def show(scenarios: Sequence[Scenario], draws: int) -> list[Interval]:
-    """Print a table, return its shares."""
-    print("| claim | design | truth | spread | verdict | share | 95 % interval |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    shares = []
-    for scenario in scenarios:
-        interval = share(scenario, draws)
-        name: str = scenario.claim.kind
-        if scenario.claim.kind == "inverted_u" and scenario.claim.curve != "fixed":
-            name = f"{name}, {scenario.claim.curve}"
-        spread = "0.03" if scenario.scale == 1 else "0.005"
-        bounds = f"[{interval.low:.3f}, {interval.high:.3f}]"
-        print(
-            f"| {name} | {scenario.design.name} | {scenario.says} | {spread} | {scenario.counts} "
-            f"| {interval.mean:.3f} | {bounds} |",
-            flush=True,
+def show(table: Table, before: dict[str, float]) -> None:
+    """Print a table and keep its shares."""
+    print(f"## {table.title}, {table.draws} studies each\n")
+    print("| claim | design | truth | counted | share | 95 % interval | old rules | |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for world in table.worlds:
+        interval = share(world, table.draws)
+        table.shares.append(interval)
+        old = f"{before[world.key]:.3f}" if world.key in before else ""
+        mark = "**above**" if table.wrong and surely_above(interval) else ""
+        cells_of_row = (
+            *(world.name, world.where, world.truth, world.counted.name, f"{interval.mean:.3f}"),
+            *(f"[{interval.low:.3f}, {interval.high:.3f}]", old, mark),
         )
-        shares.append(interval)
-    return shares
+        print(f"| {' | '.join(cells_of_row)} |", flush=True)
+    print()
+
+
+def surely_above(interval: Interval) -> bool:
+    """Whether the whole interval lies above alpha."""
+    return interval.low is not None and interval.low > ALPHA
+
+
+def tables(draws: int, power_draws: int) -> list[Table]:
+    """All of them."""
+    return [
+        Table("Wrong verdicts: the worlds that the old rules failed", list(reported()), draws, wrong=True),
+        Table("Wrong verdicts: harder worlds", list(harder()), draws, wrong=True),
+        *(
+            Table(f"Wrong verdicts: {design.name}", list(of_design(design)), draws, wrong=True)
+            for design in DESIGNS.values()
+        ),
+        Table("What a single data set hides", list(hidden()), draws, wrong=True),
+        *(
+            Table(f"Right verdicts: {design.name}", list(powers(design)), power_draws, wrong=False)
+            for design in DESIGNS.values()
+        ),
+        *(
+            Table(
+                f"An inverted U of the steps: {design.name}", list(by_steps(design)), power_draws, wrong=False
+            )
+            for design in DESIGNS.values()
+        ),
+    ]
 
 
 def main() -> int:
@@ -483,50 +935,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--power-draws", type=int, default=500)
-    designs = {design.name: design for design in (MICRO, QWEN)}
-    parser.add_argument("--design", choices=designs, help="one design; both by default")
     parser.add_argument("--claim", choices=KINDS, help="one kind of claim; all by default")
+    parser.add_argument("--only", default="", help="worlds whose row contains this text")
+    parser.add_argument("--write", type=Path, help="a CSV file for the shares")
     options = parser.parse_args()
-    start = time.monotonic()
-    wrong = []
-    for design in [designs[options.design]] if options.design else designs.values():
-        wrong += _tables(design, options.draws, options.power_draws, options.claim)
-    over = [interval for interval in wrong if interval.low is not None and interval.low > ALPHA]
-    print(f"\n{len(over)} of {len(wrong)} error rates are surely above alpha.")
-    print(f"{time.monotonic() - start:.0f} s")
+    start, before, done = time.monotonic(), old_shares(), []
+    for table in tables(options.draws, options.power_draws):
+        table.worlds = [
+            world
+            for world in table.worlds
+            if options.claim in (None, world.claim.kind) and options.only in f"{table.title} | {world.key}"
+        ]
+        if table.worlds:
+            show(table, before)
+            done.append(table)
+    if options.write:
+        with options.write.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["world", "share", "studies"])
+            for table in done:
+                for world, interval in zip(table.worlds, table.shares, strict=True):
+                    writer.writerow([world.key, f"{interval.mean:.4f}", interval.n])
+    wrong = [interval for table in done if table.wrong for interval in table.shares]
+    over = sum(map(surely_above, wrong))
+    print(f"{over} of {len(wrong)} error rates are surely above alpha. {time.monotonic() - start:.0f} s")
     return 1 if over else 0
-
-
-def _tables(design: Design, draws: int, power_draws: int, kind: str | None) -> list[Interval]:
-    """Print a design's tables, of one kind of claim or of all; return the shares of wrong verdicts."""
-    errors_of = [*errors(design), *curve_errors(design), *set_errors(design)]
-    tables: list[tuple[str, list[Scenario], int]] = [
-        (
-            f"{design.name}: wrong verdicts, {draws} studies each; alpha {ALPHA:g}, margin {MARGIN:g}",
-            errors_of,
-            draws,
-        ),
-        (
-            f"{design.name}: right verdicts, {power_draws} studies each",
-            [*powers(design), *curve_powers(design), *set_powers(design)],
-            power_draws,
-        ),
-        (
-            f"{design.name}: an inverted U of the steps, {power_draws} studies each",
-            list(by_steps(design)),
-            power_draws,
-        ),
-    ]
-    if design is MICRO:
-        tables.append((f"What a single data set hides, {draws} studies each", list(hidden(ONE_SET)), draws))
-    tables_of_shares: list[list[Interval]] = []
-    for title, scenarios, studies in tables:
-        chosen = [scenario for scenario in scenarios if kind in (None, scenario.claim.kind)]
-        if chosen:
-            print(f"## {title}\n")
-        tables_of_shares.append(show(chosen, studies) if chosen else [])
-        print()
-    return tables_of_shares[0]
 
 
 if __name__ == "__main__":

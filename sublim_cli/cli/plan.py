@@ -17,10 +17,12 @@ def plan(
     trait: o.Trait = None,
     rows: o.Rows = None,
     settings: o.Settings = None,
-    effect: Annotated[
+    odds_ratio: Annotated[
         float,
-        typer.Option("--effect", min=0.0, max=1.0, help="The change of P(target) whose power is asked for."),
-    ] = 0.05,
+        typer.Option(
+            "--odds-ratio", min=1.01, help="The odds ratio of student to base whose power is asked for."
+        ),
+    ] = 3.0,
     probe: Annotated[
         bool,
         typer.Option(
@@ -96,17 +98,17 @@ def plan(
             )
             with probed(planned, unknown, devices[0], device_record(), progress) as (costs, failures):
                 estimate = forecast(planned, new, records, [*sources, costs], len(devices))
-    power = powers(loaded.claims, planned_runs(planned, StoreReader(store, {})), effect) if new else []
+    power = powers(loaded.claims, planned_runs(planned, StoreReader(store, {})), odds_ratio) if new else []
     cards = device_plans(loaded) if new else []
     if json:
         show_json(
             {
-                **document(loaded, estimate, power, effect, failures, out),
+                **document(loaded, estimate, power, odds_ratio, failures, out),
                 "cards": card_document(loaded, cards)["cards"],
             }
         )
         return
-    show_forecast(loaded, estimate, power, effect, out)
+    show_forecast(loaded, estimate, power, odds_ratio, out)
     show_cards(loaded, cards)
     show_failures(failures)
 

@@ -12,7 +12,7 @@ from sublim_cli.console import show_line, show_table
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.power import TRUTHS, Power, RunSpread
-from sublim_cli.report.claims.simulate import TOTAL
+from sublim_cli.report.claims.simulate import SPREAD
 from sublim_cli.stats import Interval
 from sublim_cli.sweep.forecast import Forecast, PlannedCell, PlannedStep
 from sublim_cli.wording import NOTHING, count, duration, listed
@@ -25,7 +25,7 @@ _SOURCE_NOUN = {"like runs": "like run", "other settings": "other run"}
 
 
 def show_forecast(
-    recipe: Recipe, forecast: Forecast, power: Sequence[Power], effect: float, out: Path
+    recipe: Recipe, forecast: Forecast, power: Sequence[Power], odds_ratio: float, out: Path
 ) -> None:
     """Show on the terminal what is to build, why, what it takes, and the power of the claims."""
     controls = sum(planned.cell.role == "control" for planned in forecast.cells)
@@ -40,7 +40,7 @@ def show_forecast(
         _show_steps(forecast.steps)
         _show_cells(forecast.cells)
         _show_changes(forecast.new)
-        _show_power(power, effect)
+        _show_power(power, odds_ratio)
     show_line("")
     show_line(_total(forecast, out))
 
@@ -166,7 +166,7 @@ def _show_changes(new: Sequence[PlannedStep]) -> None:
     )
 
 
-def _show_power(power: Sequence[Power], effect: float) -> None:
+def _show_power(power: Sequence[Power], odds_ratio: float) -> None:
     rows: list[tuple[str, str, str, str]] = []
     notes: list[str] = []
     spreads: dict[RunSpread, list[str]] = {}
@@ -184,9 +184,11 @@ def _show_power(power: Sequence[Power], effect: float) -> None:
             if spread.runs is None
             else f"measured in {spread.runs} runs of the store"
         )
-        notes.append(f"{listed(numbers)}: SD between runs of a condition {spread.value:.3g} ({source})")
+        notes.append(
+            f"{listed(numbers)}: SD of log-odds between runs of a condition {spread.value:.3g} ({source})"
+        )
     _show_table(
-        f"Power at an effect of {effect:g} in P(target)",
+        f"Power at an odds ratio of {odds_ratio:g}",
         ("claim", "what is true", "right verdict", "share of studies"),
         rows,
         caption=". ".join(notes),
@@ -219,7 +221,7 @@ def document(
     recipe: Recipe,
     forecast: Forecast,
     power: Sequence[Power],
-    effect: float,
+    odds_ratio: float,
     failures: Sequence[str],
     out: Path,
 ) -> dict[str, Any]:
@@ -244,8 +246,8 @@ def document(
         },
         "not_measured": list(failures),
         "power": {
-            "effect": effect,
-            "assumed_spread": TOTAL,
+            "odds_ratio": odds_ratio,
+            "assumed_spread": SPREAD,
             "claims": [_power_document(claim) for claim in power],
         },
     }

@@ -146,14 +146,14 @@ def test_the_terminal_tells_the_change_the_time_and_the_power(swept):
     assert "1 like run" in flat
 
 
-def test_power_grows_with_seeds_and_with_the_effect(tmp_path):
+def test_power_grows_with_seeds_and_with_the_odds_ratio(tmp_path):
     def found(*words: str) -> float:
         told = planned("--no-probe", *words, cwd=tmp_path)
         return told["power"]["claims"][0]["supported"]["share"]["mean"]
 
-    few = found("--effect", "0.1")
-    assert found("--effect", "0.3") > few
-    assert found("--effect", "0.1", "-s", "sweep.grid.train.seed=[1,2,3,4,5,6]") > few
+    few = found("--odds-ratio", "1.6")
+    assert found("--odds-ratio", "4") > few
+    assert found("--odds-ratio", "1.6", "-s", "sweep.grid.train.seed=[1,2,3,4,5,6]") > few
 
 
 @pytest.mark.slow

@@ -277,7 +277,7 @@ def test_p_values_of_a_trait_are_scaled_by_its_worst():
 
 def test_a_plan_s_power_at_a_large_effect_is_near_one():
     """All that the claim looks at is simulated: students, their controls, gates and random sets."""
-    (power,) = powers([CLAIM], runs_of({**row, "p_target": None} for row in study()), 0.3)
+    (power,) = powers([CLAIM], runs_of({**row, "p_target": None} for row in study()), 8.0)
     assert power.lacks == ()
     assert power.holds.mean > 0.95
-    assert power.fails.mean > 0.7
+    assert power.fails.mean > 0.3

@@ -1,6 +1,6 @@
 """How often a study as it is planned would reach the right verdict, before it is run. Pure.
 
-    powers(recipe.claims, planned_runs(study, reader), effect=0.05)
+    powers(recipe.claims, planned_runs(study, reader), odds_ratio=3.0)
 
 `claims.evaluate` judges each claim on studies drawn by `claims.simulate`: in some of them it holds, with the
 stated effect, in others it does not. `benchmarks/calibration.py` measures the same for shipped designs.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from sublim_cli.recipe.schema import (
     Claim,
@@ -22,7 +23,7 @@ from sublim_cli.recipe.schema import (
     TransmissionClaim,
 )
 from sublim_cli.report.claims.evaluate import evaluate, parts_of
-from sublim_cli.report.claims.simulate import BASE, TOTAL, Shares, SimulatedStudy, total_spread
+from sublim_cli.report.claims.simulate import BASE, SPREAD, Noise, SetShares, SimulatedStudy
 from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
 from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.report.tables.runs import Run
@@ -41,12 +42,12 @@ Effect = Callable[[Run], float]
 
 @dataclass(frozen=True)
 class RunSpread:
-    """The standard deviation of P(target) between runs of one condition, with its degrees of freedom.
+    """The standard deviation of log-odds between runs of one condition, with its degrees of freedom.
 
-    It was measured in `runs` runs; where that is None it is assumed to be `simulate.TOTAL`.
+    It was measured in `runs` runs; where that is None it is assumed to be `simulate.SPREAD`.
     """
 
-    value: float = TOTAL
+    value: float = SPREAD
     runs: int | None = None
     freedom: int = 0
 
@@ -85,21 +86,22 @@ TRUTHS = {
 }
 """What is true in the studies in which a claim holds, and in those in which it does not."""
 
-AT_SET: Shares = (0.6, 0.6, 0.3)
-AT_RANDOM: Shares = (0.3, 0.3, 0.3)
-"""The shares of the effect where C5 holds, and where it does not; see `TRUTHS`."""
+AT_SET: SetShares = (0.6, 0.6, 0.3)
+AT_RANDOM: SetShares = (0.3, 0.3, 0.3)
+"""The shares of the effect, in log-odds, where C5 holds, and where it does not; see `TRUTHS`."""
 
 UNKNOWN = "number losses and update norms of the runs, which choose the learning rates"
 """What the power of a claim on a curve of chosen learning rates depends on and a plan does not know."""
 
 
-def powers(claims: Iterable[Claim], runs: Sequence[Run], effect: float) -> list[Power]:
-    """The power of each claim at an `effect` on P(target).
+def powers(claims: Iterable[Claim], runs: Sequence[Run], odds_ratio: float) -> list[Power]:
+    """The power of each claim where students have this odds ratio to their base.
 
     Args:
         runs: see `tables.runs.planned_runs`; those with a `p_target` give the spread between runs.
+        odds_ratio: above 1.
     """
-    return [_power(claim, runs, effect) for claim in claims]
+    return [_power(claim, runs, math.log(odds_ratio)) for claim in claims]
 
 
 def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
@@ -110,7 +112,7 @@ def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
     located: Sequence[LocatedRun] = ()
     if isinstance(claim, LocalisationClaim):
         asked = [run for run in blank if _concerns(claim, run)]
-        gates = SimulatedStudy(asked, [0.0] * len(asked), 1.0, data=False)
+        gates = SimulatedStudy(asked, [0.0] * len(asked), data=False)
         located = gates.located(np.random.default_rng(0), asked, lambda target: AT_RANDOM, parts_of(claim))
     (verdict,) = evaluate([claim], blank, located)  # of what is planned, for what it lacks
     spread = measured_spread(needed) or RunSpread()
@@ -128,12 +130,15 @@ def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
 
 
 def measured_spread(runs: Iterable[Run]) -> RunSpread | None:
-    """The standard deviation of runs around the mean of their condition, pooled; None without replicates."""
+    """The standard deviation of log-odds around the mean of their condition, pooled.
+
+    None without replicates.
+    """
     groups: dict[Any, list[float]] = {}
     for run in runs:
-        if run.p_target is not None and not run.broken:
+        if run.p_target is not None and 0 < run.p_target < 1 and not run.broken:
             key = (run.target, run.condition, run.eval_context)
-            groups.setdefault(key, []).append(run.p_target)
+            groups.setdefault(key, []).append(float(logit(run.p_target)))
     replicated = [values for values in groups.values() if len(values) > 1]
     freedom = sum(len(values) - 1 for values in replicated)
     if not freedom:
@@ -191,9 +196,12 @@ def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, E
 
 
 def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: RunSpread) -> Interval:
-    data = len({run.data_seed for run in runs}) > 1
-    scale = 1.0 if spread.runs is None else spread.value / total_spread(data=data)
-    study = SimulatedStudy(runs, [truth(run) for run in runs], scale, data=data)
+    study = SimulatedStudy(
+        runs,
+        [truth(run) for run in runs],
+        noise=Noise(spread=spread.value),
+        data=len({run.data_seed for run in runs}) > 1,
+    )
     draws = max(FEWEST, min(DRAWS, ROWS // len(runs)))
 
     def reaches_word(generator: np.random.Generator) -> bool:
