@@ -345,6 +345,11 @@ def one_condition(design: Design, effect: float) -> Effect:
     return of
 
 
+def times(factor: float, shape: Callable[[float], float]) -> Callable[[float], float]:
+    """The same shape, as many times as high."""
+    return lambda u: factor * shape(u)
+
+
 def hump(height: float) -> Callable[[float], float]:
     """An inverted U that peaks in the middle."""
     return lambda u: height * (1 - (2 * u - 1) ** 2)
@@ -481,14 +486,14 @@ def reported() -> Iterator[World]:
         )
     for runs in (5, 9):
         ladder = cells(trait, [adapter(rank) for rank in MICRO.ranks], own(runs), roles=["student"])
-        high = SHAPES["rises and saturates"]
+        high = times(2, SHAPES["rises and saturates"])
         for fifth in (0.2, 0.4):
             yield World(
                 claim=c2,
                 runs=ladder + cells(trait, [lora], own(runs), roles=["control"]),
                 where=f"{runs} runs, base 0.3, SD 0.15",
-                truth=f"rises and saturates at 16; {fifth:.0%} of the runs of rank 64 collapse, marked broken",
-                effect=over_rank(MICRO, lambda u: 2 * high(u), high),
+                truth=f"rises and saturates at 16; {fifth:.0%} of rank 64 collapse, marked broken",
+                effect=over_rank(MICRO, high, high),
                 counted=REFUTED,
                 noise=Noise(spread=0.15),
                 collapses=at_rank_64(fifth),
