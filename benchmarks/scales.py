@@ -4,9 +4,9 @@
 
 Both are computed from the same simulated answers: five students and five controls, fifty questions whose base
 log-odds have a standard deviation of 2, runs that stray by 0.4 and runs at a question by 0.6 more. P(target)
-of a question is read exactly, or estimated from 100 or 25 drawn answers. A probability below the guard, half of
-an answer, is raised to it: 1 / (2 · answers to a question) for the mean of log-odds, 1 / (2 · all answers) for
-the log-odds of the mean. The effect is a paired one-sided t test's, student minus control.
+of a question is read exactly, or estimated from 100 or 25 drawn answers. A probability below the guard, half
+of an answer, is raised to it: 1 / (2 · answers to a question) for the mean of log-odds, 1 / (2 · all answers)
+for the log-odds of the mean. The effect is a paired one-sided t test's, student minus control.
 """
 
 import argparse
