@@ -28,7 +28,7 @@ from sublim_cli.artifacts.store import (
     write_durably,
 )
 from sublim_cli.errors import ArtifactError
-from sublim_cli.recipe.keys import flat
+from sublim_cli.recipe.keys import changed_keys
 from sublim_cli.recipe.schema import Recipe, Section
 from sublim_cli.wording import NOTHING, count
 
@@ -46,7 +46,7 @@ class ClaimsStatement(Section):
     seeds: dict[str, tuple[int, ...]]
     """Of all cells, by recipe key."""
     recipe: dict[str, Any]
-    """The keys that differ from their defaults, by dotted name; not the name, the claims and the seeds."""
+    """The keys that differ from their defaults, by dotted name; without claims and seeds."""
 
 
 class ClaimsLock(ClaimsStatement):
@@ -61,13 +61,12 @@ class ClaimsLock(ClaimsStatement):
 
 def claims_statement(recipe: Recipe, seeds: Mapping[str, tuple[int, ...]], rules: int) -> ClaimsStatement:
     """What a study of `recipe` whose cells have these `seeds` states under version `rules` of the rules."""
-    changed = flat(recipe.model_dump(mode="json", exclude={"claims", "name"}, exclude_defaults=True))
     of_seeds = ("sweep.replicates", *seeds)
     return ClaimsStatement(
         rules=rules,
         claims=tuple(claim.model_dump(mode="json") for claim in recipe.claims),
         seeds=dict(seeds),
-        recipe={key: value for key, value in changed.items() if not key.endswith(of_seeds)},
+        recipe={key: value for key, value in changed_keys(recipe).items() if not key.endswith(of_seeds)},
     )
 
 
@@ -134,7 +133,7 @@ def changes(old: ClaimsStatement, new: ClaimsStatement) -> list[str]:
             texts.append(f"{name} is new")
         else:
             left.remove(was)
-            texts += _changed(was, claim, NOTHING, f"{name}: ")
+            texts.append(f"{name}: {', '.join(_changed(was, claim, NOTHING))}")
     texts += [f"a claim ({claim['kind']}) is gone" for claim in left]
     texts += _changed({"decision rules": old.rules}, {"decision rules": new.rules}, NOTHING)
     texts += _changed(_seed_texts(old), _seed_texts(new), NOTHING)
@@ -178,9 +177,9 @@ def _kept(lock: ClaimsLock, differs: Sequence[str]) -> str:
     )
 
 
-def _changed(was: Mapping[str, Any], now: Mapping[str, Any], lacking: str, before: str = "") -> list[str]:
+def _changed(was: Mapping[str, Any], now: Mapping[str, Any], lacking: str) -> list[str]:
     return [
-        f"{before}{FieldChange(key, was.get(key, lacking), now.get(key, lacking))}"
+        str(FieldChange(key, was.get(key, lacking), now.get(key, lacking)))
         for key in dict.fromkeys([*was, *now])
         if was.get(key, lacking) != now.get(key, lacking)
     ]

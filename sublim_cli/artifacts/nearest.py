@@ -35,8 +35,11 @@ class FieldChange:
             added = [f"+{name}" for name in now if name not in was]
             removed = [f"−{name}" for name in was if name not in now]
             return f"{self.field} {' '.join(added + removed) or 'in another order'}"
-        show = rate if self.field.endswith("learning_rate") else _short
-        return f"{self.field} {show(self.was)} → {show(self.now)}"
+        return f"{self.field} {self._shown(self.was)} → {self._shown(self.now)}"
+
+    def _shown(self, value: Any) -> str:
+        is_rate = self.field.endswith("learning_rate") and isinstance(value, float)
+        return rate(value) if is_rate else _short(value)
 
 
 @dataclass(frozen=True)

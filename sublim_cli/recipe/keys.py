@@ -88,6 +88,14 @@ def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return keys
 
 
+def changed_keys(recipe: Recipe) -> dict[str, Any]:
+    """The dotted keys of a recipe that differ from their defaults, as plain JSON; without its claims."""
+    written, defaults = (
+        flat(each.model_dump(mode="json", exclude={"claims"})) for each in (recipe, Recipe())
+    )
+    return {key: value for key, value in written.items() if value != defaults.get(key)}
+
+
 @cache
 def split(key: str) -> KeyPath:
     """The path of a dotted key in a recipe; a key of a dictionary is one part, even with dots in it."""

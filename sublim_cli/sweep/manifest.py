@@ -25,7 +25,7 @@ from sublim_cli.events import Event, Listener, StepStarted, SweepPlanned
 from sublim_cli.models.device import Capabilities
 from sublim_cli.models.reference import ModelRef
 from sublim_cli.pipeline import Cell, Resolution, Study, this_machine
-from sublim_cli.recipe.keys import flat
+from sublim_cli.recipe.keys import changed_keys, flat
 from sublim_cli.recipe.resolve import SampledScoring
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.steps.eval import EvalSpec
@@ -190,9 +190,7 @@ def outdated(recipe: Recipe, planned: Study, store: Store) -> str | None:
 
 def recipe_identity(recipe: Recipe) -> str:
     """Twelve hex digits for the recipe as it is written, without its claims, which change no step."""
-    text = json.dumps(
-        recipe.model_dump(mode="json", exclude={"claims"}, exclude_defaults=True), sort_keys=True
-    )
+    text = json.dumps(changed_keys(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

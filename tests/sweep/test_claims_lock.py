@@ -232,16 +232,37 @@ def test_no_lock_is_lost_where_many_are_written_at_once(tmp_path):
 
 def test_claims_are_compared_by_kind_whatever_their_order():
     old = statement(claims=[{"kind": "contexts"}, {"kind": "transmission"}, {"kind": "inverted_u"}])
-    claims = [{"kind": "inverted_u", "curve": "best"}, {"kind": "transmission"}, {"kind": "full_fine_tuning"}]
-    new = statement(claims=claims, train__epochs=3).model_copy(update={"rules": RULES_VERSION + 1})
+    claims = [
+        {"kind": "inverted_u", "curve": "best", "alpha": 0.1},
+        {"kind": "transmission"},
+        {"kind": "full_fine_tuning"},
+    ]
+    new = statement(claims=claims, train__epochs=3, train__learning_rate=None).model_copy(
+        update={"rules": RULES_VERSION + 1}
+    )
     assert changes(old, new) == [
-        "claim 1 (inverted_u): curve fixed → best",
+        "claim 1 (inverted_u): alpha 0.05 → 0.1, curve fixed → best",
         "claim 3 (full_fine_tuning) is new",
         "a claim (contexts) is gone",
         f"decision rules {RULES_VERSION} → {RULES_VERSION + 1}",
+        "train.learning_rate 2e-3 → default",
         "train.epochs 1 → default",
     ]
     assert changes(old, statement(claims=[*map(dict, reversed(old.claims))])) == []
+
+
+def test_learning_rates_are_written_alike_whether_one_or_many():
+    rates = [{"train.learning_rate": [2e-3]}, {"train.learning_rate": [2e-3, 1e-2]}]
+    assert changes(*(statement(sweep__grid=one, train__learning_rate=1e-4) for one in rates)) == [
+        "sweep.grid.train.learning_rate [0.002] → [0.002, 0.01]"
+    ]
+
+
+def test_another_filter_rule_is_a_change_though_it_has_the_same_keys():
+    rules = [[{"kind": kind}] for kind in ("strip", "format")]
+    assert changes(*(statement(filter__rules=one) for one in rules)) == [
+        'filter.rules [{"kind": "strip"}] → [{"kind": "format"}]'
+    ]
 
 
 def test_an_evaluation_without_a_time_is_older_than_any_lock():

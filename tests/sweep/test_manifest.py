@@ -16,7 +16,13 @@ from sublim_cli.errors import ArtifactError, ModelError, RecipeError
 from sublim_cli.models import reference
 from sublim_cli.recipe.load import load
 from sublim_cli.sweep.cells import study
-from sublim_cli.sweep.manifest import MANIFESTS, check_buildable, plan_study, record_study
+from sublim_cli.sweep.manifest import (
+    MANIFESTS,
+    check_buildable,
+    plan_study,
+    recipe_identity,
+    record_study,
+)
 from sublim_cli.trainers import backend
 
 SMALLEST = {
@@ -223,6 +229,12 @@ def test_the_manifest_says_what_auto_stood_for_and_why(store):
     for cell in manifest["cells"]:
         assert (store.root / "eval" / cell["steps"]["eval"]).is_dir()
     assert manifest["cells"][0]["settings"]["train.rank"] == 1
+
+
+def test_recipes_that_differ_in_the_kind_of_a_rule_alone_have_a_manifest_each():
+    kinds = ("strip", "format", "count")
+    assert len({recipe_identity(recipe(filter__rules=[{"kind": kind}])) for kind in kinds}) == 3
+    assert recipe_identity(recipe()) == recipe_identity(recipe(claims=[{"kind": "transmission"}]))
 
 
 def test_a_report_says_that_code_or_files_have_changed_since(sublim_here, store, pretend, monkeypatch):
