@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from scipy.linalg import fractional_matrix_power
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
@@ -72,3 +74,35 @@ def test_fieller_s_bounds_are_the_roots_of_its_quadratic(study):
     roots = sorted(np.roots([a, -2 * b, c]).real)
     assert a > 0
     assert bounds(ratio_interval(over.tolist(), under.tolist())) == pytest.approx(roots, rel=1e-6)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_clusters_of_equal_size_have_the_error_that_statsmodels_gives(study):
+    runs, data = runs_of(study, 9), np.repeat([1, 42, 123], 3)
+    seeds = [(seed, int(of)) for seed, of in enumerate(data)]
+    theirs = OLS(runs, np.ones(9)).fit(cov_type="cluster", cov_kwds={"groups": data}, use_t=True)
+    ours = estimate(runs, seeds)
+    assert (ours.error, ours.freedom) == (pytest.approx(theirs.bse[0]), 2)
+    assert bounds(ours.interval()) == pytest.approx(theirs.conf_int()[0])
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (2, 2, 1), (4, 1), (4, 3, 2), (1, 1, 1, 1)])
+def test_clusters_of_unequal_size_have_the_error_and_freedom_of_bell_and_mccaffrey(sizes):
+    """By the matrices of the general regression formula, of which the mean is the simplest case."""
+    data = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(data)
+    runs = np.array(runs_of(n + len(sizes), n))
+    hat = np.full((n, n), 1 / n)
+    residuals = np.eye(n) - hat
+    columns, variance = [], 0.0
+    for cluster in range(len(sizes)):
+        members = data == cluster
+        block = np.eye(members.sum()) - hat[np.ix_(members, members)]
+        root = fractional_matrix_power(block, -0.5)
+        score = np.ones(members.sum()) / n @ root
+        variance += float(score @ (residuals @ runs)[members]) ** 2
+        columns.append(residuals[:, members] @ score)
+    form = np.array(columns) @ np.array(columns).T
+    ours = estimate(runs.tolist(), [(seed, int(of)) for seed, of in enumerate(data)])
+    assert ours.error == pytest.approx(math.sqrt(variance))
+    assert ours.freedom == pytest.approx(np.trace(form) ** 2 / np.trace(form @ form))
