@@ -4,9 +4,12 @@
     locks = read_locks("demo", store)    # oldest first
 
 A lock is written once. A new one is written only on request, and the old one is kept beside it with its time.
+It carries a hash of itself, so that a damaged one, or one that was edited by hand, is noticed.
 Studies of the same name in one store share their lock, as they share a report.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +77,7 @@ def read_locks(study: str, store: Store) -> list[ClaimsLock]:
     """All locks of the studies called `study`, the oldest first; the last one is in force.
 
     Raises:
-        ArtifactError: a lock cannot be read.
+        ArtifactError: a lock cannot be read, or was changed.
     """
     path = _path(study, store)
     locks = [_read(file) for file in (*path.parent.glob(f"{path.name}.*Z"), path) if file.is_file()]
@@ -93,7 +96,7 @@ def lock_claims(study: str, statement: ClaimsStatement, store: Store, *, renew: 
         A sentence that says what has changed since the lock, and which lock is in force.
 
     Raises:
-        ArtifactError: the lock cannot be read, or the store cannot be written.
+        ArtifactError: the lock cannot be read or was changed, or the store cannot be written.
     """
     path, turns = _path(study, store), store.root / CLAIMS / f"lock-{study}.lease"
     with explain_disk_errors(store.root, makes_directory=True):
@@ -109,10 +112,10 @@ def lock_claims(study: str, statement: ClaimsStatement, store: Store, *, renew: 
                 sublim=__version__,
                 git=checkout(),
                 **statement.model_dump(),
-            )
+            ).model_dump(mode="json")
             if path.is_file():
                 path.replace(path.with_name(f"{path.name}.{old[0].locked:%Y-%m-%dT%H%M%S.%fZ}"))
-            write_durably(path, new.model_dump_json(indent=1))
+            write_durably(path, json.dumps({**new, "sha256": _hash(new)}, indent=1, allow_nan=False))
     return f"the claims are locked anew: {shortened(differs)}; the older lock is kept" if old else None
 
 
@@ -157,17 +160,20 @@ def _path(study: str, store: Store) -> Path:
 
 
 def _read(file: Path) -> ClaimsLock:
+    fault = "was changed after it was written"
     try:
-        return ClaimsLock.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{file} cannot be read ({_first_line(error)}); put a copy of it back, or delete it, and the "
-            "claims count as stated only from the next sweep on"
-        ) from error
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if document.pop("sha256", None) == _hash(document):
+            return ClaimsLock(**document)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        fault = f"cannot be read ({str(error).splitlines()[0]})"
+    raise ArtifactError(
+        f"{file} {fault}; put a copy of it back, or delete it, and the next sweep locks the claims anew"
+    )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _hash(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(lock: ClaimsLock, differs: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from sublim_cli.artifacts.claims_lock import claims_statement, read_locks
 from sublim_cli.artifacts.step import digest
 from sublim_cli.artifacts.store import Store
+from sublim_cli.errors import ArtifactError
 from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.evaluate import evaluate
@@ -98,10 +99,14 @@ def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, s
 
 
 def _lock_status(study: Study, store: Store, recipe: Recipe, reader: StoreReader) -> LockStatus | None:
-    locks = read_locks(study.name, store)
-    if not (locks or recipe.claims):
+    fault = ""
+    try:
+        locks = read_locks(study.name, store)
+    except ArtifactError as error:
+        locks, fault = [], str(error)
+    if not (locks or fault or recipe.claims):
         return None
     built = [artifact for step in study.evaluations if (artifact := reader.find(step))]
     finished = [reader.record(artifact).get("finished") for artifact in built]
     now = claims_statement(recipe, study.seeds, RULES_VERSION)
-    return lock_status(locks, now, finished, len(study.evaluations))
+    return lock_status(locks, now, finished, len(study.evaluations), fault)

@@ -244,7 +244,7 @@ def test_the_provenance_counts_the_artifacts_and_carries_the_recipe(collected, p
         "generate.prompts.seed": (42,),
     }
     assert account.versions["device"] == ("cpu",)
-    assert [context.name for context in account.contexts] == ["default", "empty"]
+    assert list(account.contexts) == ["default", "empty"]
     path = tmp_path / "recipe.yaml"
     path.write_text(account.recipe)
     assert load(str(path)) == recipe

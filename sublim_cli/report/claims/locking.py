@@ -32,6 +32,8 @@ class LockStatus:
     evaluated: int
     """Evaluations before the first lock; all that are built where there is none."""
     amendments: tuple[Amendment, ...]
+    fault: str = ""
+    """Why a lock that is there does not count; empty if none is damaged."""
 
     @property
     def before_all(self) -> bool:
@@ -40,7 +42,11 @@ class LockStatus:
 
 
 def lock_status(
-    locks: Sequence[ClaimsLock], now: ClaimsStatement, finished: Sequence[str | None], planned: int
+    locks: Sequence[ClaimsLock],
+    now: ClaimsStatement,
+    finished: Sequence[str | None],
+    planned: int,
+    fault: str = "",
 ) -> LockStatus:
     """Compare the locks of a study, the oldest first, with its evaluations and with what it states now.
 
@@ -50,6 +56,7 @@ def lock_status(
     Args:
         finished: for each evaluation that is built, when it was, in ISO 8601.
         planned: how many evaluations the study asks for.
+        fault: why a lock could not be read; there are no `locks` then.
     """
     times = [datetime.fromisoformat(text) if text else None for text in finished]
 
@@ -62,11 +69,13 @@ def lock_status(
     if locks and (open_changes := changes(locks[-1], now)):
         amendments.append(Amendment(None, tuple(open_changes), len(times)))
     evaluated = before(locks[0]) if locks else len(times)
-    return LockStatus(tuple(locks), planned, len(times), evaluated, tuple(amendments))
+    return LockStatus(tuple(locks), planned, len(times), evaluated, tuple(amendments), fault)
 
 
 def lock_sentences(status: LockStatus) -> list[str]:
     """The lock in a sentence, and one more for each time that what it states was changed."""
+    if status.fault:
+        return [f"The claims count as not locked: {status.fault}."]
     if not status.locks:
         if status.built:
             return ["The claims were not locked before the runs."]
