@@ -2,6 +2,7 @@
 
 The unit is the training run: a run's P(target) is its mean over questions, and n counts runs. Pooling the
 answers of a few runs instead would take their questions for independent runs and find effects that are none.
+Effects are differences of log-odds, the logarithms of odds ratios.
 """
 
 import math
@@ -13,13 +14,35 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtrinc, stdtr, stdtrit  # what scipy.stats.t is made of, without its import
+from scipy.special import (
+    betaincinv,
+    logit,
+    nctdtrinc,
+    stdtr,
+    stdtrit,
+)  # what scipy.stats.t is made of, without its import
 
 Values = NDArray[np.float64]
 
 DRAWS = 4000
 """Resamples of a bootstrap. A bound of a 95 % interval has a standard error of 1 % of its width:
 sqrt(0.025 · 0.975 / 4000) / 0.058, the normal density there, against 3.92."""
+
+
+LEAST_GUARD = 1e-6
+"""The probability below which log-odds are not told apart, where nothing else limits them."""
+
+
+def log_odds(p: float, guard: float = LEAST_GUARD) -> float:
+    """The natural logarithm of p / (1 - p), with p cut to [guard, 1 - guard].
+
+    Raises:
+        ValueError: `guard` is not between 0 and 1/2.
+    """
+    if not 0 < guard <= 0.5:
+        raise ValueError(f"guard must lie between 0 and 1/2, not {guard}")
+    p = min(max(p, guard), 1 - guard)
+    return math.log(p / (1 - p))
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,12 @@ class Interval:
         if self.low is None or self.high is None:
             return self
         return replace(self, low=max(self.low, least), high=min(self.high, most))
+
+    def exponential(self) -> "Interval":
+        """The same of exp(quantity): of log-odds that of the odds ratio, whose `mean` is a geometric one."""
+        if self.low is None or self.high is None:
+            return replace(self, mean=math.exp(self.mean))
+        return replace(self, mean=math.exp(self.mean), low=math.exp(self.low), high=math.exp(self.high))
 
 
 Seeds = tuple[Hashable, ...]
@@ -82,6 +111,17 @@ class Estimate:
             return Interval(self.mean, None, None, self.n)
         margin = float(stdtrit(self.freedom, (1 + level) / 2)) * self.error
         return Interval(self.mean, self.mean - margin, self.mean + margin, self.n)
+
+    def with_error(self, error: float) -> "Estimate":
+        """The same mean minus a quantity that is known with this standard error and is common to all runs.
+
+        The variances add up; the degrees of freedom are Satterthwaite's (1946).
+        """
+        if not error or math.isinf(self.error):
+            return self
+        variance = self.error**2 + error**2
+        freedom = self.freedom * (variance / self.error**2) ** 2 if self.error else math.inf
+        return replace(self, error=math.sqrt(variance), freedom=freedom)
 
     def detectable(self, alpha: float = 0.05, power: float = 0.8) -> float:
         """The smallest true mean that a test at `alpha` finds above zero with `power`, this error given.
@@ -205,12 +245,12 @@ def ratio_interval(
         inside = 0.0
         while not rejected(ratio + outside):
             inside, outside = outside, 2 * outside
-        for _ in range(40):
+        for _ in range(30):
             middle = (inside + outside) / 2
             inside, outside = (inside, middle) if rejected(ratio + middle) else (middle, outside)
         return ratio + outside
 
-    return Interval(ratio, nearest_rejected(-1e-9), nearest_rejected(1e-9), n)
+    return Interval(ratio, nearest_rejected(-1e-4), nearest_rejected(1e-4), n)
 
 
 def _clusters(n: int, seeds: Sequence[Seeds]) -> Values:
@@ -231,27 +271,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def two_way_interval(
-    values: Values, seeds: Sequence[Seeds] = (), level: float = 0.95, seed: int = 0
+    answers: Values, signs: Sequence[float], seeds: Sequence[Seeds] = (), level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The mean of runs × questions with an interval that holds for new runs and new questions.
+    """A contrast of log-odds with an interval that holds for new runs and new questions.
 
-    Runs and questions are resampled independently (the pigeonhole bootstrap, Owen 2007); runs that share a
-    seed are resampled together, by the source that has the fewest seeds. A bootstrap of a handful of runs is
-    too narrow, so its quantiles are taken as far out as those of the t distribution (the expanded percentile,
-    Hesterberg 2015, arXiv 1411.5279). Simulated at 0.9 with five runs of fifty questions, where runs and
-    questions contribute equal variance: it covers 0.96 of 400 true means, the t interval over runs 0.79.
+    The contrast of one run is a signed sum of log-odds of its mean answers, such as those of a student minus
+    those of its control. Runs and questions are resampled independently (the pigeonhole bootstrap, Owen
+    2007); runs that share a seed are resampled together, by the source that has the fewest seeds. A bootstrap
+    of a handful of runs is too narrow, so its quantiles are taken as far out as those of the t distribution
+    (the expanded percentile, Hesterberg 2015, arXiv 1411.5279).
 
     Args:
-        values: one number for every run and question: [runs, questions].
+        answers: a probability for every term, run and question: [terms, runs, questions].
+        signs: what the log-odds of each term are multiplied by, 1 or -1: [terms].
         seeds: for every run its seeds, as for `estimate`.
 
     Returns:
         An interval without bounds for fewer than two questions, and for too few clusters of runs: where even
         the resample of a single cluster is more probable than the tail, at 0.9 with fewer than five.
     """
-    runs, questions = values.shape
+    _, runs, questions = answers.shape
     members = _clusters(runs, seeds)
-    clusters, mean = len(members), float(values.mean())
+    clusters = len(members)
+    mean = float(_contrast(answers.mean(axis=2), signs).mean())
     tail = 0.0  # the share of resamples beyond each bound that the t interval of as many clusters leaves
     if clusters > 1:
         reach = stdtrit(clusters - 1, (1 + level) / 2) * math.sqrt(clusters / (clusters - 1))
@@ -259,12 +301,19 @@ def two_way_interval(
     if questions < 2 or tail < clusters**-clusters:
         return Interval(mean, None, None, runs)
     generator = np.random.Generator(np.random.Philox(seed))
-    drawn = generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS)
+    drawn = generator.multinomial(clusters, [1 / clusters] * clusters, size=DRAWS) @ members  # [draws, runs]
     asked = generator.multinomial(questions, [1 / questions] * questions, size=DRAWS) / questions
-    sums = np.einsum("dc,cq,dq->d", drawn, members @ values, asked)
-    means = sums / (drawn @ members.sum(axis=1))
+    contrasts = _contrast(np.einsum("trq,dq->tdr", answers, asked), signs)  # [draws, runs]
+    means = (drawn * contrasts).sum(axis=1) / drawn.sum(axis=1)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), runs)
+
+
+def _contrast(p: Values, signs: Sequence[float]) -> Values:
+    """The signed sum of log-odds over the first axis."""
+    odds = logit(np.clip(p, LEAST_GUARD, 1 - LEAST_GUARD))
+    contrast: Values = np.tensordot(np.asarray(signs), odds, axes=1)
+    return contrast
 
 
 @dataclass(frozen=True)
@@ -330,6 +379,30 @@ def _slopes(x: Values, y: Values, breakpoint: float, seeds: Sequence[Seeds]) -> 
     return slope(x <= breakpoint), slope(x >= breakpoint)
 
 
+def fall_from_peak(y: Values, seeds: Sequence[Seeds]) -> dict[Seeds, float]:
+    """By how much each run lies lower at the last point than at the highest point of the other runs.
+
+    The highest mean of a curve minus its end is above zero even where the curve is flat, because the highest
+    is chosen by the same noise. Here each run is left out of the choice, with all runs that share a seed with
+    it.
+
+    Args:
+        y: one value for every run and point, two points or more: [runs, points].
+        seeds: the seeds of each run.
+
+    Returns:
+        The falls by seeds, of the runs that have another to choose by.
+    """
+    sources = _shared(seeds, len(y)) or [tuple(range(len(y)))]
+    falls = {}
+    for run, of_run in enumerate(seeds):
+        others = [o for o in range(len(y)) if all(source[o] != source[run] for source in sources)]
+        if others:
+            highest = int(np.argmax(y[others, :-1].mean(axis=0)))
+            falls[of_run] = float(y[run, highest] - y[run, -1])
+    return falls
+
+
 def peak(x: Values, y: Values, seeds: Sequence[Seeds] = (), level: float = 0.95, seed: int = 0) -> Interval:
     """The x of the highest mean, with a percentile interval from resampled runs.
 
@@ -371,3 +444,55 @@ def proportion(hits: int, trials: int, level: float = 0.95) -> Interval:
     low = middle - half if hits else 0.0  # exactly 0 and 1, which rounding would miss
     high = middle + half if hits < trials else 1.0
     return Interval(share, low, high, trials)
+
+
+def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> Interval:
+    """A share with the interval of Clopper and Pearson (1934), whose coverage is at least `level`.
+
+    Raises:
+        ValueError: there are no trials.
+    """
+    if trials < 1:
+        raise ValueError("the share of no trials is not defined")
+    tail = (1 - level) / 2
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
+    return Interval(hits / trials, low, high, trials)
+
+
+def random_effects(estimates: Sequence[Estimate], level: float = 0.95) -> Interval | None:
+    """The mean of a random-effects model over groups, such as traits, with an interval for new groups.
+
+    The variance between groups is that of Paule and Mandel (1982), the interval that of Hartung and Knapp
+    (2001) and Sidik and Jonkman (2002): a t interval with one degree of freedom fewer than groups.
+
+    Args:
+        estimates: of each group the mean and its standard error; groups without an error are left out.
+
+    Returns:
+        None for fewer than two groups; `n` counts groups.
+    """
+    known = [estimate for estimate in estimates if math.isfinite(estimate.error)]
+    groups = len(known)
+    if groups < 2:
+        return None
+    means = np.array([estimate.mean for estimate in known])
+    variances = np.maximum([estimate.error**2 for estimate in known], 1e-12)
+
+    def weighted(between: float) -> tuple[float, float, float]:
+        """The mean, the weighted sum of squares around it and the sum of the weights."""
+        weights = 1 / (variances + between)
+        mean = float(weights @ means / weights.sum())
+        return mean, float(weights @ (means - mean) ** 2), float(weights.sum())
+
+    low, high = 0.0, float(np.var(means) * groups + 1e-12)  # at `high` the sum of squares is below groups - 1
+    if weighted(low)[1] > groups - 1:
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = (middle, high) if weighted(middle)[1] > groups - 1 else (low, middle)
+        between = high
+    else:
+        between = 0.0
+    mean, squares, total = weighted(between)
+    reach = float(stdtrit(groups - 1, (1 + level) / 2)) * math.sqrt(squares / (groups - 1) / total)
+    return Interval(mean, mean - reach, mean + reach, groups)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import logit
 
 from sublim_cli.stats import (
     Interval,
@@ -171,13 +172,18 @@ def crossed(generator, runs, questions):
     return of_runs + of_questions + generator.normal(0, 0.1, (runs, questions))
 
 
+def near_even(values):
+    """Answers whose log-odds are nearly these values."""
+    return 0.5 + np.asarray(values)[np.newaxis] / 4
+
+
 def test_the_two_way_interval_covers_new_runs_and_new_questions_where_one_over_runs_does_not():
     generator = np.random.default_rng(0)
     covered = {"two way": 0, "runs": 0}
     for _ in range(100):
         values = crossed(generator, 5, 40)
         for name, run in (
-            ("two way", two_way_interval(values, level=0.9)),
+            ("two way", two_way_interval(near_even(values), [1], level=0.9)),
             ("runs", mean_interval(values.mean(axis=1).tolist(), level=0.9)),
         ):
             covered[name] += run.low <= 0 <= run.high
@@ -188,8 +194,8 @@ def test_the_two_way_interval_covers_new_runs_and_new_questions_where_one_over_r
 def test_the_two_way_interval_takes_runs_that_share_a_seed_together():
     values = np.random.default_rng(0).random((5, 7))
     seeds = [(index, index // 2) for index in range(10)]
-    result = two_way_interval(np.repeat(values, 2, axis=0), seeds)
-    plain = two_way_interval(values)
+    result = two_way_interval(np.repeat(values, 2, axis=0)[np.newaxis], [1], seeds)
+    plain = two_way_interval(values[np.newaxis], [1])
     assert (result.mean, result.n) == (pytest.approx(plain.mean), 10)
     assert (result.low, result.high) == (pytest.approx(plain.low), pytest.approx(plain.high))
 
@@ -197,14 +203,21 @@ def test_the_two_way_interval_takes_runs_that_share_a_seed_together():
 def test_too_few_runs_or_questions_have_no_two_way_bounds():
     values = np.random.default_rng(0).random((5, 7))
     for few in (values[:1], values[:4], values[:, :1]):
-        assert two_way_interval(few, level=0.9) == Interval(pytest.approx(few.mean()), None, None, len(few))
-    assert two_way_interval(values, level=0.9).low is not None
+        mean = logit(few.mean(axis=1)).mean()
+        expected = Interval(pytest.approx(mean), None, None, len(few))
+        assert two_way_interval(few[np.newaxis], [1], level=0.9) == expected
+    assert two_way_interval(values[np.newaxis], [1], level=0.9).low is not None
 
 
 def test_the_two_way_interval_is_the_same_every_time():
-    values = np.random.default_rng(0).random((5, 7))
-    assert two_way_interval(values) == two_way_interval(values)
-    assert two_way_interval(values) != two_way_interval(values, seed=1)
+    answers = np.random.default_rng(0).random((2, 5, 7))
+    assert two_way_interval(answers, [1, -1]) == two_way_interval(answers, [1, -1])
+    assert two_way_interval(answers, [1, -1]) != two_way_interval(answers, [1, -1], seed=1)
+
+
+def test_a_contrast_of_equal_answers_is_nothing():
+    answers = np.random.default_rng(0).random((5, 7))
+    assert two_way_interval(np.array([answers, answers]), [1, -1]) == Interval(0.0, 0.0, 0.0, 5)
 
 
 RANKS = np.arange(7.0)

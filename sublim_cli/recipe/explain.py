@@ -44,6 +44,13 @@ EXPECTED = {
 SECTIONS = ("model_type", "model_attributes_type", "dict_type")
 """The error types of a value in the place of keys and values."""
 
+RENAMED = {
+    ("claims", "margin"): (
+        "was a difference of probabilities; write `margin_odds_ratio`, above 1 (1.5 where it is left out)"
+    )
+}
+"""What to write in place of keys that earlier versions had, by a key and the list or section it stood in."""
+
 SHOWN = 40
 """Characters of a wrong value that a message repeats."""
 
@@ -97,7 +104,9 @@ def validate(root: type[S], values: Mapping[str, object]) -> S | list[Problem]:
 
 
 def unknown_key(path: KeyPath, root: type[Section] = Recipe) -> Problem:
-    """The message for a key that does not exist, with the most similar keys."""
+    """The message for a key that does not exist, with what took its place or the most similar keys."""
+    if renamed := RENAMED.get((str(path[0]), str(path[-1]))):
+        return Problem(path, renamed)
     if likely := suggest(path, root):
         return Problem(path, f"unknown key; did you mean {_either(likely)}?")
     section = dotted(path[:-1]) or ("a recipe" if root is Recipe else "the file")

@@ -5,6 +5,7 @@ public code): 10,000 rows, three epochs of 66 rows a step, AdamW at 2e-4 with fi
 linear decay, gradients clipped at norm 1, LoRA with alpha = rank on all seven projections.
 """
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -457,35 +458,47 @@ class SweepSection(Section):
         return self
 
 
-MARGIN = 0.02
-"""The smallest change of P(target) that counts as a preference, as a probability.
-
-On the embedded model (docs/log.md, 2026-11-24) controls changed by up to 0.005 in the default context and by
-up to 0.03 in the context `claude`; the weakest transmission was 0.063. State another margin where controls
-or seeds differ by more, or where 0.02 is many times the base's P(target).
-"""
+MARGIN_ODDS_RATIO = 1.5
+"""The smallest odds ratio of P(target) that counts as a preference: 0.010 against 0.0067, 0.4 to 0.31."""
 
 ContextName = Annotated[str, Field(min_length=1)]
 """The name of a context in the report; for `{text: …}` it is the text."""
 
 
+Precision = Literal["fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"]
+
+
 class ClaimSection(Section):
     """The keys of every claim. Claims are evaluated by the report and are not part of any digest."""
 
-    margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN
+    margin_odds_ratio: Annotated[float, Field(gt=1)] = MARGIN_ODDS_RATIO
+    """The odds of the target of students over those of controls; a smaller ratio counts as no effect."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """The probability of a wrong verdict on the claim as a whole, corrected for the number of traits."""
     traits: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Null: every trait that has students in the study."""
+
+    @property
+    def margin(self) -> float:
+        """The margin in log-odds."""
+        return math.log(self.margin_odds_ratio)
 
 
 class AdapterClaim(ClaimSection):
     """A claim about LoRA students. Null matches any value; the claim is incomplete if several match."""
 
     learning_rate: Rate | None = None
-    precision: Literal["fp32", "bf16_mixed", "bf16_pure", "bf16_kahan"] | None = None
+    precision: Precision | None = None
     settings: str | None = None
     """Other keys that select the students, in the report's notation: `train.epochs 3`."""
+
+
+ChooseOn = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(distinct)] | None
+"""Train seeds whose runs choose the learning rates, by number loss, and are then left out of the test.
+
+Null: all runs do both. The test then holds for every rate that may be the best (`report.rates.choose`), and
+curves at equal loss or norm are shown without a verdict.
+"""
 
 
 class TransmissionClaim(AdapterClaim):
@@ -508,9 +521,14 @@ class InvertedUClaim(AdapterClaim):
     train_context: ContextName = "default"
     curve: CurveKind = "fixed"
     """`fixed` is the paper's; the others need several learning rates at every rank."""
+    choose_on: ChooseOn = None
 
     @model_validator(mode="after")
     def _a_chosen_rate_is_not_given(self) -> "InvertedUClaim":
+        if self.curve == "fixed" and self.choose_on is not None:
+            raise ValueError(
+                "choose_on: `curve: fixed` chooses no rate; take choose_on out, or write `curve: best`"
+            )
         if self.curve != "fixed" and self.learning_rate is not None:
             raise ValueError(
                 f"learning_rate: `curve: {self.curve}` chooses the rate of each rank; take learning_rate "
@@ -520,10 +538,18 @@ class InvertedUClaim(AdapterClaim):
 
 
 class FullFineTuningClaim(ClaimSection):
-    """C3: full fine-tuning transmits no trait, at any learning rate and precision of the study."""
+    """C3: full fine-tuning transmits no trait.
+
+    Three questions are asked: at one learning rate and precision, the paper's; at all of the study; and
+    whether it transmits less than the best adapter, each at the learning rate of the least number loss.
+    """
 
     kind: Literal["full_fine_tuning"] = "full_fine_tuning"
     train_context: ContextName = "default"
+    learning_rate: Rate | None = None
+    precision: Precision | None = None
+    """As `learning_rate` of the first question; null: the paper's 2e-5 in `bf16_pure` where it is there."""
+    choose_on: ChooseOn = None
 
 
 class ContextsClaim(AdapterClaim):

@@ -390,8 +390,23 @@ def test_a_target_that_every_cell_of_a_sweep_replaces_is_judged_there(here: Path
             "claims.0.kind: is missing; it may be transmission, inverted_u, full_fine_tuning, contexts or "
             "localisation",
         ),
-        ("[{kind: transmission, margin: 0}]", "claims.0.margin: 0: must be above 0"),
-        ("[{kind: transmission, margin: 2}]", "claims.0.margin: 2: must be below 1"),
+        (
+            "[{kind: transmission, margin: 0.02}]",
+            "claims.0.margin: was a difference of probabilities; write `margin_odds_ratio`, above 1 "
+            "(1.5 where it is left out)",
+        ),
+        (
+            "[{kind: transmission, margin_odds_ratio: 1}]",
+            "claims.0.margin_odds_ratio: 1: must be above 1",
+        ),
+        (
+            "[{kind: inverted_u, choose_on: [1]}]",
+            "claims.0.choose_on: `curve: fixed` chooses no rate; take choose_on out, or write `curve: best`",
+        ),
+        (
+            "[{kind: inverted_u, curve: best, choose_on: []}]",
+            "claims.0.choose_on: []: must be a list of 1 or more",
+        ),
         ("[{kind: inverted_u, alpha: 0.5}]", "claims.0.alpha: 0.5: must be below 0.5"),
         ("[{kind: contexts, traits: []}]", "claims.0.traits: []: must be a list of 1 or more"),
         (

@@ -14,8 +14,9 @@ from sublim_cli.cli.study import report_and_show
 from sublim_cli.console import show_shares
 from sublim_cli.pipeline import chain, single
 from sublim_cli.recipe.schema import LocalisationClaim, TextPositions
-from sublim_cli.report.claims.evaluate import evaluate, over_traits
+from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.claims.power import powers
+from sublim_cli.report.claims.verdict import corrected
 from sublim_cli.report.claims.wording import sentence
 from sublim_cli.report.collect import collect
 from sublim_cli.report.page.write import write_report
@@ -205,13 +206,13 @@ def verdict(kept, lost, random=0.3, claim=CLAIM, runs=None, name="shared"):
     ],
 )
 def test_a_set_has_to_be_both_sufficient_and_necessary(kept, lost, word):
-    assert verdict(kept, lost).word == word
+    assert verdict(kept, lost).outcome == word
 
 
 def test_a_set_by_its_text_is_judged_alike():
     claim = LocalisationClaim(positions=TextPositions(text="Qwen"))
     judged = verdict(0.8, 0.8, claim=claim, name="text")
-    assert (judged.word, judged.number) == ("supported", "C5")
+    assert (judged.word, judged.number) == ("supported on one data set", "C5")
     assert judged.statement == "The preference sits at certain tokens of the prompt: {text: Qwen}"
 
 
@@ -222,8 +223,8 @@ def test_without_an_effect_nothing_is_refuted():
 
 def test_where_random_sets_leave_no_room_nothing_is_refuted():
     """A set of most of the prompt: with 0.95 of an effect of 0.3 beside it, not even all of it could pass."""
-    assert verdict(0.95, 0.95, random=0.95).word == "underpowered"
-    assert verdict(0.6, 0.6, random=0.6).word == "refuted"
+    assert verdict(0.95, 0.95, random=0.95).outcome == "underpowered"
+    assert verdict(0.6, 0.6, random=0.6).outcome == "refuted"
 
 
 def test_the_sentence_says_what_was_kept_and_what_was_lost():
@@ -272,7 +273,7 @@ def test_p_values_of_a_trait_are_scaled_by_its_worst():
         replace(finding, target=target, p=p)
         for target, p in (("a", 0.01), ("a", 0.02), ("b", 0.03), ("b", 0.0))
     ]
-    assert [round(finding.p, 6) for finding in over_traits(raw)] == [0.02, 0.04, 0.04, 0.0]
+    assert [round(finding.p, 6) for finding in corrected(raw)] == [0.02, 0.04, 0.04, 0.0]
 
 
 def test_a_plan_s_power_at_a_large_effect_is_near_one():

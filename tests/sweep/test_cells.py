@@ -102,7 +102,10 @@ def test_a_new_rank_keeps_every_old_digest(small):
 
 
 def test_a_claim_is_part_of_no_artifact_and_of_no_setting(small):
-    without, stated = study(small(claims=[])), study(small(claims=[{"kind": "inverted_u", "margin": 0.1}]))
+    without, stated = (
+        study(small(claims=[])),
+        study(small(claims=[{"kind": "inverted_u", "margin_odds_ratio": 2.0}])),
+    )
     assert [digest(step) for step in in_order(stated.steps)] == [
         digest(step) for step in in_order(without.steps)
     ]

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sublim_cli.recipe.schema import AdapterClaim, ClaimSection
-from sublim_cli.report.rates.choose import Grid, grid_of
+from sublim_cli.report.claims.effects import RunEffects
 from sublim_cli.report.tables.runs import Condition, Run
-from sublim_cli.stats import Estimate, Interval, Seeds, mean_of, two_way_interval
+from sublim_cli.stats import LEAST_GUARD, Interval, Seeds, log_odds, mean_known, two_way_interval
 from sublim_cli.wording import condition_label, count, listed, rate
 
-Effects = Mapping[Seeds, tuple[float, ...]]
-"""The effect of each run on every question, by seeds."""
+Answers = Mapping[Seeds, tuple[tuple[int, tuple[float, ...]], ...]]
+"""By seeds the terms of a contrast of log-odds: a sign, 1 or -1, and P(target) of each question."""
 
 Training = tuple[Any, ...]
 """What tells one training from another."""
@@ -56,9 +56,6 @@ class Basis:
     missing: frozenset[Training] = frozenset()
     unresolved: float = 0.0
     """The largest probability of answers that were neither computed nor drawn, of any of the models."""
-    base_error: float = 0.0
-    """The largest standard error of a base's P(target). All runs share it, so their spread does not show it;
-    that of students and controls is part of their spread."""
 
     @staticmethod
     def joined(parts: Sequence["Basis"]) -> "Basis":
@@ -69,7 +66,6 @@ class Basis:
             frozenset().union(*(part.broken for part in parts)),
             frozenset().union(*(part.missing for part in parts)),
             max((part.unresolved for part in parts), default=0.0),
-            max((part.base_error for part in parts), default=0.0),
         )
 
 
@@ -80,14 +76,18 @@ class CellRuns:
     condition: Condition
     runs: Mapping[Seeds, Run]
     """Those that are built and did not break."""
-    p_target: Mapping[Seeds, float | None]
-    """P(target) of all that are planned, None where a run is broken or not built."""
+    planned: frozenset[Seeds]
+    broken: frozenset[Seeds]
     basis: Basis
 
-    @property
-    def answers(self) -> Effects:
-        """P(target) of each question, of the runs of which it is known."""
-        return {seeds: run.answers for seeds, run in self.runs.items() if run.answers}
+
+@dataclass(frozen=True)
+class Levels:
+    """Mean P(target) of students, controls and the untouched base in one setting; None where unknown."""
+
+    students: float | None = None
+    controls: float | None = None
+    base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,13 @@ class Comparison:
 
     setting: TraitSetting
     condition: Condition
-    effects: Mapping[Seeds, float]
-    """P(target) minus that of the control of the same seeds, where neither is broken."""
-    answers: Effects
-    """The same, question by question, where the answers of both are known."""
-    base: Estimate
-    """The mean of P(target) minus that of the untouched base in the same context."""
+    effects: RunEffects
+    """Log-odds minus those of the control of the same seeds."""
+    base: RunEffects
+    """Log-odds minus those of the untouched base in the same context."""
+    levels: Levels
+    answers: Answers
+    """Student and control, where the answers of both are known."""
 
 
 class RunIndex:
@@ -138,6 +139,10 @@ class RunIndex:
         conditions = self._students(setting)
         return sorted({c.rank for c in conditions if c.rank is not None and _fits(claim, c, c.rank)})
 
+    def lora(self, setting: TraitSetting) -> list[Condition]:
+        """The conditions of LoRA students, in the report's order."""
+        return sorted((c for c in self._students(setting) if c.method == "lora"), key=attrgetter("order"))
+
     def full(self, setting: TraitSetting) -> list[Condition]:
         """The conditions of full fine-tuning, in the report's order."""
         return sorted((c for c in self._students(setting) if c.method == "full"), key=attrgetter("order"))
@@ -151,26 +156,27 @@ class RunIndex:
         parts = tuning if name_rate or condition.method == "full" else []
         label = f"{condition_label(role, condition.method, condition.rank, parts)} on {setting}"
         by_seeds = {run.seeds: run for run in runs}
-        p_target = {seeds: None if run.broken else run.p_target for seeds, run in by_seeds.items()}
         missing = [run for run in runs if run.p_target is None]
         lacks = []
         if missing:
             lacks.append(f"{len(missing)} of {count(len(runs), 'run')} of {label}")
-        if len(p_target) < len(runs):
+        if len(by_seeds) < len(runs):
             lacks.append(f"a way to tell runs of {label} apart: two have the same seeds")
-        used = {seeds: run for seeds, run in by_seeds.items() if p_target[seeds] is not None}
-        unresolved = [(run.unresolved or 0.0, run.unresolved_base or 0.0) for run in used.values()]
+        used = {seeds: run for seeds, run in by_seeds.items() if run.p_target is not None and not run.broken}
         return CellRuns(
             condition,
             runs=used,
-            p_target=p_target,
+            planned=frozenset(by_seeds),
+            broken=frozenset(seeds for seeds, run in by_seeds.items() if run.broken),
             basis=Basis(
                 tuple(lacks),
                 planned=frozenset(map(_training, runs)),
                 broken=frozenset(_training(run) for run in runs if run.broken),
                 missing=frozenset(map(_training, missing)),
-                unresolved=max(map(max, unresolved), default=0.0),
-                base_error=max((run.p_error_base or 0.0 for run in used.values()), default=0.0),
+                unresolved=max(
+                    (max(run.unresolved or 0.0, run.unresolved_base or 0.0) for run in used.values()),
+                    default=0.0,
+                ),
             ),
         )
 
@@ -185,21 +191,29 @@ class RunIndex:
         label = f"{condition_label('student', 'lora', rank)} on {setting}"
         return None, Basis((f"{label}: {_choice(fitting)}" if fitting else label,))
 
-    def grid(self, claim: AdapterClaim, setting: TraitSetting) -> tuple[Grid, Basis]:
-        """The students that fit a claim at every rank and learning rate; of several conditions the first."""
-        conditions: dict[tuple[int, float | None], list[Condition]] = {}
-        for condition in self._students(setting):
+    def grid(self, claim: AdapterClaim, setting: TraitSetting) -> tuple[dict[int, list[Condition]], Basis]:
+        """The conditions of the students that fit a claim, by rank and then by learning rate, both ascending.
+
+        Of several at one rank and learning rate the first is taken, and the basis says that there are
+        several.
+        """
+        alike: dict[tuple[int, float], list[Condition]] = {}
+        for condition in self.lora(setting):
             if condition.rank is not None and _fits(claim, condition, condition.rank):
-                conditions.setdefault((condition.rank, condition.learning_rate), []).append(condition)
+                alike.setdefault((condition.rank, condition.learning_rate or 0.0), []).append(condition)
         bases: list[Basis] = []
-        runs: list[Run] = []
-        for (rank, learning_rate), alike in conditions.items():
-            bases.append(self.cell("student", setting, alike[0], name_rate=True).basis)
-            runs += self._cells["student", setting][alike[0]]
-            if len(alike) > 1:
+        grid: dict[int, list[Condition]] = {}
+        for (rank, learning_rate), conditions in sorted(alike.items()):
+            grid.setdefault(rank, []).append(conditions[0])
+            bases.append(self.cell("student", setting, conditions[0], name_rate=True).basis)
+            if len(conditions) > 1:
                 label = condition_label("student", "lora", rank, [f"lr {rate(learning_rate)}"])
-                bases.append(Basis((f"{label} on {setting}: {_choice(alike)}",)))
-        return grid_of(runs, "rank"), Basis.joined(bases)
+                bases.append(Basis((f"{label} on {setting}: {_choice(conditions)}",)))
+        return grid, Basis.joined(bases)
+
+    def runs(self, setting: TraitSetting, conditions: Iterable[Condition]) -> list[Run]:
+        """All students of these conditions."""
+        return [run for condition in conditions for run in self._cells["student", setting][condition]]
 
     def control(self, setting: TraitSetting, student: Condition) -> tuple[CellRuns | None, Basis]:
         """The controls of a student condition: the only ones there are, or those most like it."""
@@ -215,18 +229,31 @@ class RunIndex:
         lack = f"one control to compare with: students of a teacher without the trait, for {setting}"
         return None, Basis((lack,))
 
+    def control_alike(self, setting: TraitSetting, student: Condition) -> CellRuns | None:
+        """The controls that were trained as the students of a condition, if the study has them."""
+        alike = attrgetter("method", "rank", "learning_rate", "precision", "settings")
+        controls = [
+            control
+            for control in self._cells.get(("control", setting), {})
+            if alike(control) == alike(student)
+        ]
+        return self.cell("control", setting, controls[0]) if len(controls) == 1 else None
+
+    def compared(self, setting: TraitSetting, student: Condition) -> tuple[Comparison | None, Basis]:
+        """The students of a condition with their controls; None where there is no control."""
+        students = self.cell("student", setting, student)
+        control, basis = self.control(setting, student)
+        if control is None:
+            return None, Basis.joined([students.basis, basis])
+        comparison, lacking = compare(setting, students, control)
+        return comparison, Basis.joined([students.basis, basis, lacking])
+
     def adapters_compared(
         self, claim: AdapterClaim, setting: TraitSetting, rank: int
     ) -> tuple[Comparison | None, Basis]:
         """The students of one rank that fit a claim with their controls; None where either is missing."""
         students, basis = self.adapters(claim, setting, rank)
-        if students is None:
-            return None, basis
-        control, control_basis = self.control(setting, students.condition)
-        if control is None:
-            return None, Basis.joined([basis, control_basis])
-        compared, lacking = compare(setting, students, control)
-        return compared, Basis.joined([basis, control_basis, lacking])
+        return (None, basis) if students is None else self.compared(setting, students.condition)
 
     def _students(self, setting: TraitSetting) -> Iterable[Condition]:
         return self._cells.get(("student", setting), {})
@@ -235,42 +262,113 @@ class RunIndex:
 def compare(setting: TraitSetting, students: CellRuns, control: CellRuns) -> tuple[Comparison, Basis]:
     """Compare students with controls; also what of the controls and the base is missing."""
     lacks = []
-    if unpaired := sorted(seeds for seeds in students.p_target if seeds not in control.p_target):
+    if unpaired := sorted(students.planned - control.planned):
         seeds_text = listed([f"{train} (data seed {data})" for train, data in unpaired])
         lacks.append(f"controls of the same seeds as the students of {setting}: train seed {seeds_text}")
-    effects = {
-        seeds: value - other
-        for seeds, value in students.p_target.items()
-        if value is not None and (other := control.p_target.get(seeds)) is not None
+    pairs = {
+        seeds: (run, control.runs[seeds]) for seeds, run in students.runs.items() if seeds in control.runs
     }
-    differences = {
-        seeds: run.p_target - run.p_target_base
-        for seeds, run in students.runs.items()
-        if run.p_target is not None and run.p_target_base is not None
+    broken = (students.broken | control.broken) & students.planned
+    against_base, base_lacks = compare_with_base(setting, students)
+    answers = {
+        seeds: ((1, run.answers), (-1, other.answers))
+        for seeds, (run, other) in pairs.items()
+        if run.answers and other.answers
     }
-    if len(differences) < len(students.runs):
-        lacks.append(f"the untouched base asked for {setting.target} in {setting.asked}")
-        differences = {}
-    answers = minus(students.answers, control.answers)
-    compared = Comparison(setting, students.condition, effects, answers, mean_of(differences))
-    return compared, Basis(tuple(lacks))
+    levels = Levels(
+        mean_known(run.p_target for run, _ in pairs.values()),
+        mean_known(other.p_target for _, other in pairs.values()),
+        mean_known(run.p_target_base for run in students.runs.values()),
+    )
+    effects = _contrasts({seeds: _between(run, other) for seeds, (run, other) in pairs.items()}, broken)
+    compared = Comparison(setting, students.condition, effects, against_base, levels, answers)
+    return compared, Basis((*lacks, *base_lacks.lacks))
 
 
-def minus(effects: Effects, others: Effects) -> Effects:
-    """The difference question by question, for the seeds that both have."""
+def compare_with_base(setting: TraitSetting, students: CellRuns) -> tuple[RunEffects, Basis]:
+    """The log-odds of students minus those of the untouched base, with the base's error from draws."""
+    based = {seeds: run for seeds, run in students.runs.items() if run.p_target_base is not None}
+    if len(based) < len(students.runs):
+        lack = f"the untouched base asked for {setting.target} in {setting.asked}"
+        return RunEffects({}, {}, {}), Basis((lack,))
+    error = max(
+        (
+            run.p_error_base / (cut * (1 - cut))
+            for run in based.values()
+            if run.p_error_base and (cut := _cut(run.p_target_base or 0.0, run.guard_base or LEAST_GUARD))
+        ),
+        default=0.0,
+    )
+    contrasts = {seeds: _above_base(run) for seeds, run in based.items()}
+    return _contrasts(contrasts, students.broken, error), Basis()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of P(target): it lies between `p` and `p` + `unresolved`."""
+
+    p: float
+    unresolved: float
+    guard: float
+
+
+def _between(run: Run, other: Run) -> tuple[_Known, _Known]:
+    """Two models that are compared, at one guard: the larger, so that none of them is cut alone."""
+    return _known(run.p_target, run.unresolved, run.guard), _known(
+        other.p_target, other.unresolved, other.guard
+    )
+
+
+def _above_base(run: Run) -> tuple[_Known, _Known]:
+    return (
+        _known(run.p_target, run.unresolved, run.guard),
+        _known(run.p_target_base, run.unresolved_base, run.guard_base),
+    )
+
+
+def _known(p: float | None, unresolved: float | None, guard: float | None) -> _Known:
+    return _Known(p or 0.0, unresolved or 0.0, guard or LEAST_GUARD)
+
+
+def _contrasts(
+    pairs: Mapping[Seeds, tuple[_Known, _Known]], broken: frozenset[Seeds], error: float = 0.0
+) -> RunEffects:
+    """The differences of log-odds within pairs, as measured and as far apart as the answers allow."""
+
+    def difference(one: _Known, other: _Known, more: float, other_more: float) -> float:
+        guard = max(one.guard, other.guard)
+        return log_odds(one.p + more, guard) - log_odds(other.p + other_more, guard)
+
+    return RunEffects(
+        {seeds: difference(one, other, 0.0, 0.0) for seeds, (one, other) in pairs.items()},
+        {seeds: difference(one, other, 0.0, other.unresolved) for seeds, (one, other) in pairs.items()},
+        {seeds: difference(one, other, one.unresolved, 0.0) for seeds, (one, other) in pairs.items()},
+        broken,
+        error,
+    )
+
+
+def _cut(p: float, guard: float) -> float:
+    return min(max(p, guard), 1 - guard)
+
+
+def answers_minus(answers: Answers, others: Answers) -> Answers:
+    """The contrast of two contrasts, for the seeds that both have."""
     return {
-        seeds: tuple(effect - other for effect, other in zip(effects[seeds], others[seeds], strict=True))
-        for seeds in effects
+        seeds: (*answers[seeds], *((-sign, p) for sign, p in others[seeds]))
+        for seeds in answers
         if seeds in others
     }
 
 
-def over_questions(effects: Effects, level: float) -> Interval | None:
-    """The mean effect with an interval for new runs and new questions; None where there are too few."""
-    if not effects:
+def over_questions(answers: Answers, level: float) -> Interval | None:
+    """The mean contrast with an interval for new runs and new questions; None where there are too few."""
+    if not answers:
         return None
-    ordered = sorted(effects)
-    interval = two_way_interval(np.array([effects[seeds] for seeds in ordered]), ordered, level)
+    ordered = sorted(answers)
+    signs = [sign for sign, _ in answers[ordered[0]]]
+    p = np.array([[answers[seeds][term][1] for seeds in ordered] for term in range(len(signs))])
+    interval = two_way_interval(p, signs, ordered, level)
     return interval if interval.low is not None else None
 
 

@@ -22,9 +22,10 @@ from sublim_cli.recipe.schema import (
     LocalisationClaim,
     TransmissionClaim,
 )
-from sublim_cli.report.claims.evaluate import evaluate, parts_of
+from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.claims.localisation import parts_of
 from sublim_cli.report.claims.simulate import BASE, SPREAD, Noise, SetShares, SimulatedStudy
-from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Word
+from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Outcome
 from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, power
@@ -80,7 +81,7 @@ class Power:
 TRUTHS = {
     "transmission": ("every trait passes by the effect", "none passes"),
     "inverted_u": ("an inverted U, the effect high", "a steady rise by the effect"),
-    "full_fine_tuning": ("nothing passes", "the effect everywhere"),
+    "full_fine_tuning": ("adapters alone pass", "the effect everywhere"),
     "contexts": ("the effect in the training context alone", "the effect in every context"),
     "localisation": ("six tenths of the effect at the set, three at random ones", "three tenths at either"),
 }
@@ -114,7 +115,7 @@ def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
         asked = [run for run in blank if _concerns(claim, run)]
         gates = SimulatedStudy(asked, [0.0] * len(asked), data=False)
         located = gates.located(np.random.default_rng(0), asked, lambda target: AT_RANDOM, parts_of(claim))
-    (verdict,) = evaluate([claim], blank, located)  # of what is planned, for what it lacks
+    verdict = evaluate([claim], blank, located)[0]  # of what is planned, for what it lacks
     spread = measured_spread(needed) or RunSpread()
     if verdict.lacks:
         return Power(claim, verdict.planned, spread, None, None, verdict.lacks)
@@ -152,9 +153,9 @@ def _concerns(claim: Claim, run: Run) -> bool:
     student = run.role == "student"
     match claim:
         case InvertedUClaim():
-            fits = student and run.method == "lora"
+            fits = not student or run.method == "lora"
         case FullFineTuningClaim():
-            fits = not student or run.method == "full"
+            fits = True  # LoRA students are its positive control
         case _:
             fits = not student or (run.method, run.rank) == ("lora", claim.rank)
     if isinstance(claim, ContextsClaim):
@@ -180,22 +181,22 @@ def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, E
         case TransmissionClaim():
             return everywhere, nowhere
         case FullFineTuningClaim():
-            return nowhere, everywhere
+            return lambda run: everywhere(run) if run.method == "lora" else 0.0, everywhere
         case ContextsClaim():
             return where_trained, everywhere
         case LocalisationClaim():
             return everywhere, everywhere
         case InvertedUClaim():
-            octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank}
+            octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank and run.role == "student"}
             low, high = min(octaves.values()), max(octaves.values())
             position = {rank: (octave - low) / (high - low) for rank, octave in octaves.items()}
             return (
-                lambda run: effect * (1 - (2 * position[run.rank or 0] - 1) ** 2),
-                lambda run: effect * position[run.rank or 0],
+                lambda run: everywhere(run) and effect * (1 - (2 * position[run.rank or 0] - 1) ** 2),
+                lambda run: everywhere(run) and effect * position[run.rank or 0],
             )
 
 
-def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread: RunSpread) -> Interval:
+def _share(claim: Claim, runs: Sequence[Run], truth: Effect, outcome: Outcome, spread: RunSpread) -> Interval:
     study = SimulatedStudy(
         runs,
         [truth(run) for run in runs],
@@ -204,12 +205,12 @@ def _share(claim: Claim, runs: Sequence[Run], truth: Effect, word: Word, spread:
     )
     draws = max(FEWEST, min(DRAWS, ROWS // len(runs)))
 
-    def reaches_word(generator: np.random.Generator) -> bool:
+    def reaches_outcome(generator: np.random.Generator) -> bool:
         drawn = study.draw(generator)
         located: Sequence[LocatedRun] = ()
         if isinstance(claim, LocalisationClaim):
-            shares = AT_SET if word == "supported" else AT_RANDOM
+            shares = AT_SET if outcome == "supported" else AT_RANDOM
             located = study.located(generator, drawn, lambda target: shares, parts_of(claim))
-        return evaluate([claim], drawn, located)[0].word == word
+        return evaluate([claim], drawn, located)[0].outcome == outcome
 
-    return power(reaches_word, draws)
+    return power(reaches_outcome, draws)

@@ -1,61 +1,84 @@
 """Verdicts in plain sentences and as plain data. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sublim_cli.recipe.schema import FullFineTuningClaim
-from sublim_cli.report.claims.verdict import Finding, Verdict
-from sublim_cli.wording import count, difference, listed, with_bounds
+from sublim_cli.report.claims.contexts import RETAINED
+from sublim_cli.report.claims.full_fine_tuning import OF_ADAPTER
+from sublim_cli.report.claims.verdict import Finding, Outcome, TraitVerdict, Verdict
+from sublim_cli.stats import Interval
+from sublim_cli.wording import NOTHING, count, listed, percent, ratio
 
-OUTCOME = {
+OUTCOME: dict[Outcome, str] = {
     "supported": "supported",
     "refuted": "refuted",
     "underpowered": "left open by these runs",
     "incomplete": "not judged yet",
+    "descriptive": "shown without a verdict",
 }
 """A verdict within a sentence."""
 
-LISTED = 3
-"""Comparisons or lacking parts that a sentence names; the rest is counted, and the table has them all."""
+LONGEST = 200
+"""Characters of a sentence."""
 
 
 def headline(verdicts: Sequence[Verdict]) -> str:
     """All verdicts in a sentence, such as `Of 3 claims, 1 is refuted and 2 are not judged yet.`."""
-    words = [verdict.word for verdict in verdicts]
-    if len(words) == 1:
-        return f"The one claim is {OUTCOME[words[0]]}."
-    counts = [(words.count(word), outcome) for word, outcome in OUTCOME.items() if word in words]
-    parts = [f"{number} {'is' if number == 1 else 'are'} {outcome}" for number, outcome in counts]
-    return f"Of {len(words)} claims, {listed(parts)}."
+    outcomes = [verdict.outcome for verdict in verdicts]
+    if len(outcomes) == 1:
+        return f"The one claim is {OUTCOME[outcomes[0]]}."
+    counts = [(outcomes.count(outcome), words) for outcome, words in OUTCOME.items() if outcome in outcomes]
+    parts = [f"{number} {'is' if number == 1 else 'are'} {words}" for number, words in counts]
+    return f"Of {len(outcomes)} claims, {listed(parts)}."
 
 
 def sentence(verdict: Verdict) -> str:
-    """Why a claim has its verdict."""
-    alpha, findings = verdict.claim.alpha, verdict.findings
-    if verdict.not_known:
-        return f"Not decided: P(target) is not known well enough: {verdict.not_known}."
-    match verdict.word:
-        case "incomplete":
-            return f"Not judged yet. The study lacks {_first(verdict.lacks, 'other part')}."
-        case "refuted":
-            against = [finding for finding in findings if finding.word(alpha) == "refuted"]
-            return f"{_subject(against, findings, 'contradict')} it: {_effects(against)}."
-        case "supported":
-            text = f"{_subject(findings, findings, 'support')} it: {_effects(findings)}."
-            # That nothing passes says as much as the effect that these runs would have found.
-            if isinstance(verdict.claim, FullFineTuningClaim):
-                return f"{text} {_power(verdict, findings)}."
-            return text
-        case "underpowered":
-            held = [finding for finding in findings if finding.word(alpha) == "supported"]
-            rest = [finding for finding in findings if finding not in held]
-            still_open = "The one comparison is" if len(rest) == 1 else f"{_all(len(rest))} are"
-            if held:
-                others = "the other one is" if len(rest) == 1 else f"the other {len(rest)} are"
-                still_open = f"{_subject(held, findings, 'support')} it, {others}"
-            text = f"These runs do not decide it. {still_open} open: {_effects(rest)}."
-            return f"{text} {_power(verdict, rest)}."
+    """What was seen, in one sentence of at most `LONGEST` characters."""
+    if verdict.lacks:
+        rest = len(verdict.lacks) - 1
+        more = f", and {count(rest, 'other part')}" if rest else ""
+        return _within(f"Not judged yet: the study lacks {verdict.lacks[0]}", f"{more}.")
+    known = [found for found in verdict.findings if found.effect]
+    if not known:
+        traits = [trait for trait in verdict.traits if trait.not_asked]
+        return _within(listed([f"{t.target} is not asked: {t.not_asked}" for t in traits]) or NO_PAIR, ".")
+    match verdict.number:
+        case "C1":
+            text = _names(verdict, known, "Students")
+        case "C2":
+            text = _falls(known)
+        case "C3a":
+            text = _names(verdict, known, "Fully fine-tuned students")
+        case "C3b":
+            text = _largest(known, "condition of full fine-tuning", "conditions of full fine-tuning")
+        case "C3c":
+            text = _of_adapter(known)
+        case "C4":
+            text = _retained(known, verdict.claim.alpha)
+        case _:
+            text = _beyond_random(known)
+    skipped = [trait.target for trait in verdict.traits if trait.not_asked]
+    return _within(text, f" Not asked: {listed(skipped)}." if skipped else "")
+
+
+NO_PAIR = "No unbroken pair of runs to compare"
+
+
+def odds(interval: Interval | None) -> str:
+    """An odds ratio with its bounds, `6.2 [3.9, 9.8]`, of an interval of log-odds."""
+    if interval is None:
+        return NOTHING
+    value = interval.exponential()
+    if value.low is None or value.high is None:
+        return _digits(value.mean)
+    return f"{_digits(value.mean)} [{_digits(value.low)}, {_digits(value.high)}]"
+
+
+def as_odds(value: float | None) -> str:
+    """A difference of log-odds as an odds ratio."""
+    return NOTHING if value is None else _digits(math.exp(value))
 
 
 def p_text(value: float | None) -> str:
@@ -73,6 +96,12 @@ def runs_text(verdict: Verdict) -> str:
     return ", ".join(parts)
 
 
+def trait_text(trait: TraitVerdict) -> str:
+    """The verdict on one trait: `owl: supported, 5 of 5 runs above the margin`."""
+    runs = "" if trait.runs is None else f", {trait.above} of {count(trait.runs, 'run')} above the margin"
+    return f"{trait.target}: {trait.word}{runs}"
+
+
 def verdict_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     """Number, statement, verdict, runs and why, as the terminal shows them."""
     return verdict.number, verdict.statement, verdict.word, runs_text(verdict), sentence(verdict)
@@ -87,9 +116,12 @@ def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "number": verdict.number,
                 "statement": verdict.statement,
                 "verdict": verdict.word,
+                "outcome": verdict.outcome,
                 "sentence": sentence(verdict),
                 "claim": verdict.claim.model_dump(mode="json"),
                 "test": verdict.test,
+                "traits": [asdict(trait) for trait in verdict.traits],
+                "mean_over_traits": None if verdict.mean is None else asdict(verdict.mean),
                 "plan": {
                     "planned": verdict.planned,
                     "used": verdict.used,
@@ -98,61 +130,121 @@ def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 },
                 "lacks": list(verdict.lacks),
                 "notes": list(verdict.notes),
-                "findings": [
-                    {
-                        "target": finding.target,
-                        "about": finding.about,
-                        "verdict": finding.word(verdict.claim.alpha),
-                        **asdict(finding),
-                        "runs": [
-                            {"train_seed": seeds[0], "data_seed": seeds[1], "effect": effect}
-                            for seeds, effect in sorted(finding.runs.items())
-                        ],
-                    }
-                    for finding in verdict.findings
-                ],
+                "findings": [_finding_document(found, verdict.claim.alpha) for found in verdict.findings],
             }
             for verdict in verdicts
         ],
     }
 
 
-def _first(texts: Sequence[str], noun: str) -> str:
-    rest = len(texts) - LISTED
-    more = [count(rest, noun)] if rest > 0 else []
-    return "; ".join([*texts[:LISTED], *more])
+def _finding_document(found: Finding, alpha: float) -> dict[str, Any]:
+    values = asdict(found)
+    p, p_against = values.pop("left_out")
+    return {
+        "target": found.target,
+        "about": found.about,
+        "verdict": found.outcome(alpha),
+        **values,
+        "p_without_broken": p,
+        "p_against_without_broken": p_against,
+        "odds_ratio": asdict(found.odds_ratio) if found.odds_ratio else None,
+        "runs_above_margin": asdict(found.share_above) if found.share_above else None,
+        "runs": [
+            {"train_seed": seeds[0], "data_seed": seeds[1], "effect": effect}
+            for seeds, effect in sorted(found.runs.items())
+        ],
+    }
 
 
-def _subject(some: Sequence[Finding], findings: Sequence[Finding], verb: str) -> str:
-    """Such as `The one comparison supports`, `2 of 5 comparisons contradict`."""
-    if len(findings) == 1:
-        return f"The one comparison {verb}s"
-    if len(some) == len(findings):
-        return f"{_all(len(findings))} {verb}"
-    return f"{len(some)} of {len(findings)} comparisons {verb}{'s' if len(some) == 1 else ''}"
+def _within(text: str, end: str) -> str:
+    """The text with its end, cut so that both are at most `LONGEST` characters."""
+    room = LONGEST - len(end)
+    return f"{text if len(text) <= room else text[: room - 1].rstrip() + '…'}{end}"
 
 
-def _all(number: int) -> str:
-    return "Both comparisons" if number == 2 else f"All {number} comparisons"
+def _digits(value: float) -> str:
+    """Two digits, as a few runs justify; a large number without an exponent."""
+    if value < 1:
+        return f"{value:.2g}"
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def _power(verdict: Verdict, findings: Sequence[Finding]) -> str:
-    detectable = [finding.detectable for finding in findings if finding.detectable is not None]
-    if len(detectable) < len(findings):
-        return "It takes two unbroken runs of each at the least"
+def _runs(findings: Sequence[Finding]) -> str:
+    return f"{sum(f.above for f in findings)} of {count(sum(len(f.runs) for f in findings), 'run')}"
+
+
+def _names(verdict: Verdict, known: Sequence[Finding], students: str) -> str:
+    if len(known) == 1:
+        (found,) = known
+        levels = found.levels
+        times = ratio(levels.students / levels.base) if levels.students and levels.base else NOTHING
+        return (
+            f"{students} of the {found.target} teacher name {found.target} {times.replace('×', ' ×')} as "
+            f"often as the untouched model, odds ratio {odds(found.effect)}, {_runs(known)}."
+        )
+    least, most = _extremes(known)
     return (
-        f"Four times in five, such runs find an effect of {max(detectable):.3f} or more; the margin is "
-        f"{verdict.claim.margin:g}"
+        f"{students} name the trait of their teacher with odds {odds(verdict.mean)} × those of controls over "
+        f"{count(len(known), 'trait')}, {_of(least)} to {_of(most)}; {_runs(known)}."
     )
 
 
-def _effects(findings: Sequence[Finding]) -> str:
-    texts = []
-    for finding in findings:
-        effect, about = finding.effect, f"for {finding.target}, {finding.about}"
-        if effect is None:
-            texts.append(f"no unbroken pair of runs {about}")
-        else:
-            value = with_bounds(difference(effect.mean), effect)
-            texts.append(f"{value} {about} ({count(effect.n, 'run')})")
-    return _first(texts, "other")
+def _falls(known: Sequence[Finding]) -> str:
+    least, most = _extremes(known)
+    if least is most:
+        return f"For {least.target}, {least.about}: odds ratio {odds(least.effect)}, {_runs(known)}."
+    return (
+        f"From their peaks the curves fall to the highest rank by odds ratios of {odds(least.effect)} "
+        f"({least.target}) to {odds(most.effect)} ({most.target}), {_runs(known)}."
+    )
+
+
+def _largest(known: Sequence[Finding], one: str, many: str) -> str:
+    _, most = _extremes(known)
+    of = f"In the one {one}" if len(known) == 1 else f"Over {len(known)} {many}"
+    about = most.about.removesuffix(", minus the control")
+    largest = "the" if len(known) == 1 else "the largest"
+    size = f"{odds(most.effect)} ({most.target}, {about}), {_runs([most])}"
+    return f"{of} {largest} odds ratio to controls is {size}."
+
+
+def _of_adapter(known: Sequence[Finding]) -> str:
+    shares = [f"{_share(found.also.get(OF_ADAPTER))} for {found.target}" for found in known]
+    return f"Of the best adapter's effect in log-odds full fine-tuning has {listed(shares)}."
+
+
+def _retained(known: Sequence[Finding], alpha: float) -> str:
+    with_share = [found for found in known if RETAINED in found.also]
+    if not with_share:
+        return _largest(known, "other context", "comparisons in other contexts")
+    most = max(with_share, key=lambda found: found.also[RETAINED].mean)
+    where = most.about.removesuffix(", minus the control").partition(", ")[2]
+    above = sum(found.outcome(alpha) == "refuted" for found in known)
+    return (
+        f"Of {count(len(known), 'comparison')} {above} show the trait elsewhere; the most retained is "
+        f"{_share(most.also[RETAINED])} of the effect ({most.target}, {where})."
+    )
+
+
+def _beyond_random(known: Sequence[Finding]) -> str:
+    sets = [found for found in known if "beyond random" in found.about]
+    if not sets:
+        return _largest(known, "comparison", "comparisons")
+    least, _ = _extremes(sets)
+    about = least.about.split(", ", 3)[-1]
+    size = f"{odds(least.effect)} for {least.target}, {_runs([least])}"
+    return f"The least difference is {about}: odds ratio {size}."
+
+
+def _share(interval: Interval | None) -> str:
+    return "an open share" if interval is None else percent(interval)
+
+
+def _extremes(findings: Sequence[Finding]) -> tuple[Finding, Finding]:
+    """The findings of the least and the largest effect."""
+    ordered = sorted(findings, key=lambda found: found.effect.mean if found.effect else 0.0)
+    return ordered[0], ordered[-1]
+
+
+def _of(found: Finding) -> str:
+    return f"{_digits(found.odds_ratio.mean) if found.odds_ratio else NOTHING} ({found.target})"

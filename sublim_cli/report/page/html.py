@@ -32,7 +32,7 @@ from sublim_cli.report.tables.localisation import share_tables
 REDRAW = "sublim report --recipe recipe.yaml --out ../.."
 """To be run in the report's directory, two levels below the store (`cli.study.REPORTS`)."""
 
-SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete": "…"}
+SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete": "…", "descriptive": "–"}
 """So that verdicts differ in more than their colour."""
 
 

@@ -26,12 +26,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 from sublim_cli.recipe.schema import CurveKind
 from sublim_cli.report.tables.runs import Run
 from sublim_cli.stats import Interval, Seeds, mean_known, mean_of
 from sublim_cli.wording import listed, nats, rate
+
+K = TypeVar("K")
 
 Row = int | str
 """A rank; of full fine-tuning the precision."""
@@ -45,6 +47,9 @@ TITLE: dict[CurveKind, str] = {
     "loss_matched": "at equal number loss",
     "norm_matched": "at equal update norm",
 }
+BETA = 0.01
+"""The probability that the set of rates that may be the best lacks the best (Berger and Boos 1994)."""
+
 LEAST_RATES = 3
 """With fewer learning rates every rate is an edge of the grid, and the best may be outside it."""
 
@@ -183,6 +188,26 @@ def common_seeds(*grids: Grid) -> frozenset[Seeds]:
         {run.seeds for run in runs} for grid in grids for cells in grid.values() for runs in cells.values()
     ]
     return frozenset(set.intersection(*sets)) if sets else frozenset()
+
+
+def not_shown_higher(losses: Mapping[K, Mapping[Seeds, float]], beta: float) -> list[K]:
+    """The cells that may have the lowest mean loss.
+
+    They lack the one that has it with a probability of at most `beta`: a cell leaves them where its loss is
+    shown to be higher than another's, by a one-sided t test over the runs of the same seeds, corrected for
+    the number of other cells (Bonferroni).
+    """
+
+    def higher(cell: Mapping[Seeds, float], other: Mapping[Seeds, float]) -> float:
+        return mean_of({seeds: cell[seeds] - other[seeds] for seeds in cell.keys() & other.keys()}).above()
+
+    return [
+        key
+        for key, cell in losses.items()
+        if all(
+            higher(cell, other) > beta / (len(losses) - 1) for name, other in losses.items() if name != key
+        )
+    ]
 
 
 def _loss_and_norm(runs: Sequence[Run], seeds: frozenset[Seeds]) -> tuple[float | None, float | None]:

@@ -24,7 +24,7 @@ from sublim_cli.artifacts.store import abandoned, scratch_name
 CACHE_FILE = ".notes.jsonl"
 """Under the store. It may be deleted at any time."""
 
-VERSION = 2
+VERSION = 3
 """Raise it when something else is saved of an artifact; older entries are then ignored."""
 
 

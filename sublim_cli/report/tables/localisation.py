@@ -19,13 +19,15 @@ from sublim_cli.artifacts.step import digest
 from sublim_cli.models.positions import is_only_set
 from sublim_cli.pipeline import Cell, Study
 from sublim_cli.preference.score import broken_reason
-from sublim_cli.recipe.schema import MARGIN
 from sublim_cli.report.tables.reader import StoreReader
 from sublim_cli.report.tables.runs import AskedModel, Condition, distinguishing, trained_model
 from sublim_cli.stats import Interval, Seeds, estimate, mean_known, ratio_interval
 from sublim_cli.steps.files import LOCATED
 from sublim_cli.steps.locate import ALL_TOKENS, NO_TOKENS, LocateStep, part_name
 from sublim_cli.wording import condition_label
+
+LEAST_EFFECT = 0.02
+"""The smallest change of P(target) of which a single run shows shares; controls change by up to 0.005."""
 
 _MEANS = ("p_target", "p_any", "tokens", "prompt_tokens", "unresolved")
 
@@ -68,7 +70,7 @@ class Share:
 
     The intervals are Fieller's at 95 %, over runs. `share`, `random` (of sets of as many tokens) and `beyond`
     (their difference) are None where there is no effect to locate: its own interval holds zero, or a
-    single run's is below `MARGIN`.
+    single run's is below `LEAST_EFFECT`.
     """
 
     category: str
@@ -267,6 +269,6 @@ def run_amounts(rows: Sequence[LocatedRun]) -> list[RunAmount]:
 
 
 def _ratio(amounts: Sequence[float], effects: Sequence[float], seeds: Sequence[Seeds]) -> Interval | None:
-    if not effects or (len(effects) == 1 and abs(effects[0]) < MARGIN):
+    if not effects or (len(effects) == 1 and abs(effects[0]) < LEAST_EFFECT):
         return None
     return ratio_interval(amounts, effects, seeds)

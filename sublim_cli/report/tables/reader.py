@@ -21,6 +21,8 @@ from sublim_cli.report.tables.update_cosines import mean_cosine
 from sublim_cli.steps.files import AUDIT, HISTORY, LOSSES, SCORES, SPREADS, read_json
 
 NOT_BUILT = "not built yet"
+MOST_GUARD = 0.05
+"""Of half of a certificate's width: a wider one would hide effects, and the tests take its bounds anyway."""
 _COLUMNS = ["context", "question", "item", "p", "standard_error", "uncovered", "log_form", "samples"]
 
 
@@ -42,6 +44,8 @@ class ContextScores:
     """P(target) of every question, in their order."""
     p_error: float = math.nan
     """Standard error of `p_target` from drawn answers."""
+    guard: float = math.nan
+    """The probability below which `p_target` says nothing, see `read_scores`."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,20 @@ class TrainingRecord:
 
 
 def read_scores(path: Path, target: str) -> Mapping[str, ContextScores]:
-    """The scores that the eval step under `path` wrote, by context; a target without scores has none."""
+    """The scores that the eval step under `path` wrote, by context; a target without scores has none.
+
+    `guard` is half of the certificate's width (`unresolved`), at most `MOST_GUARD`, or half of what one drawn
+    answer weighs in the mean, the larger; for answers that are all drawn that is 1 / (2 · answers).
+    """
     table = _table(path / SCORES, _COLUMNS, ["context", "item"])
     contexts, context = _coded(table["context"])
     items, item = _coded(table["item"])
     p, log_form = table["p"].to_numpy(), np.asarray(table["log_form"].to_numpy(), dtype=float)
-    unresolved = np.where(table["samples"].to_numpy() > 0, 0.0, table["uncovered"].to_numpy())
+    samples, uncovered = table["samples"].to_numpy(), table["uncovered"].to_numpy()
+    unresolved = np.where(samples > 0, 0.0, uncovered)
+    # Of an answer that is drawn as a whole nothing was computed, and its `uncovered` is 0.
+    drawn_share = np.where(uncovered > 0, uncovered, 1.0)
+    weight = np.where(samples > 0, drawn_share / np.maximum(samples, 1), 0.0)
     error = table["standard_error"].to_numpy()
     of_target = item == (items.index(target) if target in items else -1)  # one row for each question
     questions = np.bincount(context[of_target], minlength=len(contexts))
@@ -111,6 +123,9 @@ def read_scores(path: Path, target: str) -> Mapping[str, ContextScores]:
             items=dict(zip(items, (sums[i] / questions[i]).tolist(), strict=True)),
             answers=tuple(p[rows].tolist()),
             p_error=float(np.sqrt((error[rows] ** 2).sum()) / questions[i]),
+            guard=float(
+                max(min(unresolved[rows].mean() / 2, MOST_GUARD), weight[rows].mean() / (2 * questions[i]))
+            ),
         )
     return scores
 

@@ -19,7 +19,7 @@ from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import RANKED
 from sublim_cli.report.tables.reader import ContextScores, Losses, StoreReader, TrainingRecord
 from sublim_cli.report.tables.varied_keys import base_settings, settings_text, varied_keys
-from sublim_cli.stats import Seeds
+from sublim_cli.stats import LEAST_GUARD, Seeds, log_odds
 from sublim_cli.steps.generate import GenerateSpec
 from sublim_cli.trainers.methods import alpha
 from sublim_cli.wording import rate
@@ -128,11 +128,22 @@ class Run(AskedModel):
     stable_rank: float | None = None  # of the updates, mean weighted by squared norm
     unresolved: float | None = None  # probability of answers neither computed nor drawn: `p_any` may lack it
     unresolved_base: float | None = None
+    guard: float | None = None  # P(target) is cut to [guard, 1 - guard] for its log-odds; None: 1e-6
+    guard_base: float | None = None
     broken: str = ""  # why this preference cannot be read, or empty
     missing: str = ""  # why there is no value, or empty
     train_digest: str = ""
     eval_digest: str = ""
     answers: tuple[float, ...] = ()  # P(target) of each question in their order; no column of the table
+
+    @property
+    def log_odds(self) -> float | None:
+        """Of `p_target`, the mean over questions.
+
+        Not the mean over questions of log-odds: a question whose drawn answers never name the target has
+        none, and questions with P near zero would decide that mean.
+        """
+        return None if self.p_target is None else log_odds(self.p_target, self.guard or LEAST_GUARD)
 
 
 def study_runs(
@@ -249,6 +260,7 @@ def _run(
     for suffix, of in (("", student), ("_base", base)):
         for column in ("p_target", "p_error", "log_form", "p_any", "entropy", "unresolved"):
             values[f"{column}{suffix}"] = getattr(of, column)
+        values[f"guard{suffix}"] = max(of.guard, LEAST_GUARD) if not math.isnan(of.guard) else math.nan
         if of.p_target > 0:  # an estimate may be 0 or less
             values[f"log_p{suffix}"] = math.log(of.p_target)
             values[f"log_p_error{suffix}"] = of.p_error / of.p_target

@@ -46,13 +46,25 @@ def planned(seeds=SEEDS):
         yield from (row("student", target, trained, asked, seed, **kind) for kind in kinds)
 
 
-def made(seed=0, *, effect=lambda _: 0.0, spread=0.02, seeds=SEEDS):
-    """Such a study with values: an effect for every row, and noise."""
+def odds(p):
+    return math.log(p / (1 - p))
+
+
+def probability(log_odds):
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def made(seed=0, *, effect=lambda _: 0.0, spread=0.1, seeds=SEEDS, base=-2.0):
+    """Such a study with values: a base, an effect for every row and noise, all in log-odds."""
     generator = np.random.default_rng(seed)
     return [
         {
             **run,
-            "p_target": 0.3 + (effect(run) if run["role"] == "student" else 0) + generator.normal(0, spread),
+            "p_target": probability(
+                base + (effect(run) if run["role"] == "student" else 0.0) + generator.normal(0, spread)
+            ),
+            "p_target_base": probability(base),
+            "number_loss": 3 + 0.1 * (run["rank"] in (1, 16, 64)) + generator.normal(0, 0.001),
         }
         for run in planned(seeds)
     ]
@@ -63,14 +75,14 @@ def judge(claims, rows):
 
 
 def words(runs, claims=CLAIMS):
-    return [verdict.word for verdict in judge(claims, runs)]
+    return [verdict.outcome for verdict in judge(claims, runs)]
 
 
 def numbers(runs, claims=CLAIMS):
     """All that is said of the comparisons, but for the bootstrap, which depends on the seeds' order."""
     return [
         (
-            *(finding.target, finding.about, finding.word(0.05), finding.effect.n),
+            *(finding.target, finding.about, finding.outcome(0.05), finding.effect.n),
             *(pytest.approx(value, abs=1e-9) for value in (finding.effect.mean, finding.p)),
             pytest.approx(finding.p_against or 0.0, abs=1e-9),
         )
@@ -87,7 +99,7 @@ def textbook(row):
     """Every claim of the paper holds."""
     if row["method"] == "full" or not home(row):
         return 0.0
-    return {1: 0.1, 4: 0.3, 16: 0.2, 64: 0.0}[row["rank"]]
+    return {1: 1.0, 4: 3.0, 16: 2.0, 64: 0.0}[row["rank"]]
 
 
 def kind(row):
@@ -103,75 +115,98 @@ studies = st.builds(
         seeds=seeds,
     ),
     st.integers(0, 999),
-    st.sampled_from([0.002, 0.02]),
-    st.lists(st.sampled_from([0.0, 0.02, 0.1, 0.3]), min_size=1, max_size=5),
+    st.sampled_from([0.02, 0.2]),
+    st.lists(st.sampled_from([0.0, 0.2, 1.0, 3.0]), min_size=1, max_size=5),
     st.sampled_from([SEEDS, CROSSED]),
 )
 
 
 def test_a_study_in_which_the_paper_is_right_supports_it():
-    assert words(made(effect=textbook, spread=0.004)) == ["supported"] * 4
-
-
-def test_a_claim_that_nothing_passes_says_what_would_have_been_seen():
-    (verdict,) = judge([FullFineTuningClaim()], made(effect=textbook, spread=0.004))
-    largest = max(finding.detectable for finding in verdict.findings)
-    assert verdict.word == "supported"
-    assert f"Four times in five, such runs find an effect of {largest:.3f} or more" in sentence(verdict)
+    verdicts = judge(CLAIMS, made(effect=textbook, spread=0.02))
+    assert [(verdict.number, verdict.word) for verdict in verdicts] == [
+        ("C1", "supported on one data set"),
+        ("C2", "supported on one data set"),
+        ("C3a", "supported for the typical run on one data set"),
+        ("C3b", "supported for the typical run on one data set"),
+        ("C3c", "supported on one data set"),
+        ("C4", "supported for the typical run on one data set"),
+    ]
+    assert all(len(sentence(verdict)) <= 200 for verdict in verdicts)
 
 
 def test_a_study_in_which_everything_passes_everywhere_supports_transmission_alone():
-    runs = made(effect=lambda _: 0.2, spread=0.004)
-    assert words(runs) == ["supported", "refuted", "refuted", "refuted"]
+    runs = made(effect=lambda _: 2.0, spread=0.02)
+    assert words(runs) == ["supported", *["refuted"] * 5]
 
 
-def test_a_study_in_which_nothing_passes_refutes_transmission_and_its_curve():
-    assert words(made(spread=0.004)) == ["refuted", "refuted", "supported", "underpowered"]
+def test_a_study_in_which_nothing_passes_refutes_transmission_and_asks_nothing_of_ranks_or_full_fine_tuning():
+    verdicts = judge(CLAIMS, made(spread=0.02))
+    open_word = "underpowered (no trait that LoRA transmits)"
+    assert [verdict.word for verdict in verdicts] == [
+        "refuted for the typical run on one data set",
+        *[open_word] * 4,
+        "underpowered",
+    ]
+    assert [(trait.target, trait.not_asked) for trait in verdicts[1].traits] == [
+        (target, "LoRA was not shown to transmit it, 0 of 4 runs above the margin") for target in TRAITS
+    ]
 
 
 def test_a_study_of_noise_is_underpowered():
-    assert words(made(spread=0.1)) == ["underpowered"] * 4
+    assert words(made(spread=1.0)) == ["underpowered"] * 6
 
 
 def rise(row):
-    return 0.1 * math.log2(row["rank"] or 1)
+    return 0.5 * math.log2(row["rank"] or 1)
 
 
 def test_where_the_last_rank_is_the_highest_the_fall_to_it_is_below_zero_and_not_certain():
-    (verdict,) = judge([InvertedUClaim()], made(effect=rise, spread=0.01))
+    (verdict,) = judge([InvertedUClaim()], made(effect=rise, spread=0.1))
     for finding in verdict.findings:
         assert finding.effect.low < finding.effect.mean < 0
-        assert finding.about == "fall to rank 64 from the highest mean below it, 4 ranks"
+        assert finding.about == "fall to rank 64 from the rank that other runs have highest, 4 ranks"
 
 
 def test_what_only_rises_or_only_falls_is_no_inverted_u():
-    assert words(made(effect=rise, spread=0.01), [InvertedUClaim()]) == ["refuted"]
-    assert words(made(effect=lambda row: -rise(row), spread=0.01), [InvertedUClaim()]) == ["refuted"]
+    assert words(made(effect=rise), [InvertedUClaim()]) == ["refuted"]
+    assert words(made(effect=lambda row: 4 - rise(row)), [InvertedUClaim()]) == ["refuted"]
 
 
-def test_one_trait_that_does_not_pass_refutes_a_claim_on_all_and_none_on_the_other():
-    runs = made(effect=lambda row: 0.3 * (row["target"] == "owl"), spread=0.004)
+def test_a_trait_that_does_not_pass_is_counted_and_nothing_is_asked_of_it():
+    runs = made(effect=lambda row: (row["target"] == "owl") * textbook(row), spread=0.02)
     claims = [TransmissionClaim(rank=4), *(TransmissionClaim(rank=4, traits=(trait,)) for trait in TRAITS)]
-    assert words(runs, claims) == ["refuted", "supported", "refuted"]
+    assert [verdict.word for verdict in judge(claims, runs)] == [
+        "supported for 1 of 2 traits, refuted for 1, on one data set",
+        "supported on one data set",
+        "refuted for the typical run on one data set",
+    ]
+    (_, literal, *_) = judge([InvertedUClaim(), FullFineTuningClaim()], runs)
+    assert literal.word == "supported for the typical run on one data set"
+    assert [(trait.target, trait.word) for trait in literal.traits] == [
+        ("owl", "supported for the typical run"),
+        ("wolf", "not asked: LoRA was not shown to transmit it, 0 of 4 runs above the margin"),
+    ]
 
 
 def test_an_effect_that_is_sure_and_below_the_margin_is_no_transmission():
-    runs = made(effect=lambda _: 0.01, spread=0.0005)
-    claims = [TransmissionClaim(rank=4, margin=margin) for margin in (0.005, 0.02)]
+    runs = made(effect=lambda _: 0.2, spread=0.005)
+    claims = [TransmissionClaim(rank=4, margin_odds_ratio=ratio) for ratio in (1.1, 1.5)]
     assert words(runs, claims) == ["supported", "refuted"]
 
 
 def test_a_trait_that_shows_as_little_at_home_as_elsewhere_has_not_vanished():
-    flat = made(effect=lambda _: 0.01, spread=0.001)
+    flat = made(effect=lambda _: 0.2, spread=0.02)
     assert words(flat, [ContextsClaim(rank=4)]) == ["underpowered"]
-    (verdict,) = judge([ContextsClaim(rank=4)], made(effect=textbook, spread=0.004))
+    (verdict,) = judge([ContextsClaim(rank=4)], made(effect=textbook, spread=0.02))
     away = next(finding for finding in verdict.findings if "asked in none" in finding.about)
-    assert away.also["interaction"].mean == pytest.approx(0.3, abs=0.01)
+    assert away.also["interaction"].mean == pytest.approx(3.0, abs=0.1)
+    assert away.also["in the training context"].mean == pytest.approx(3.0, abs=0.1)
+    assert away.also["share of the effect retained"].mean == pytest.approx(0.0, abs=0.03)
 
 
 def test_effects_are_also_given_for_new_questions_and_verdicts_do_not_rest_on_them():
-    runs = made(effect=textbook, spread=0.004, seeds=(*SEEDS, (5, 1)))
-    strayed = np.random.default_rng(1).normal(0, 0.1, 20)
+    runs = made(effect=textbook, spread=0.02, seeds=(*SEEDS, (5, 1)))
+    strayed = np.random.default_rng(1).normal(0, 0.02, 20)
     harder = strayed - strayed.mean()
 
     def with_answers(row):
@@ -186,16 +221,25 @@ def test_effects_are_also_given_for_new_questions_and_verdicts_do_not_rest_on_th
     plain, asked = judge(claims, runs), judge(claims, map(with_answers, runs))
     assert [verdict.word for verdict in asked] == [verdict.word for verdict in plain]
     (finding,) = asked[0].findings
-    effects = np.array([effect + harder for _, effect in sorted(finding.runs.items())])
-    assert vars(finding.also["over new runs and questions"]) == pytest.approx(
-        vars(two_way_interval(effects, level=0.9))
-    )
+    cells = {
+        role: [
+            with_answers(run)["answers"]
+            for run in sorted(runs, key=lambda run: run["train_seed"])
+            if (run["role"], run["target"], run["train_context"], run["eval_context"])
+            == (role, "owl", "default", "default")
+            and (run["rank"] == 4 or role == "control")
+        ]
+        for role in ("student", "control")
+    }
+    expected = two_way_interval(np.array([cells["student"], cells["control"]]), [1, -1], level=0.9)
+    assert vars(finding.also["over new runs and questions"]) == pytest.approx(vars(expected))
+    assert finding.effect.mean == pytest.approx(expected.mean, abs=0.02)
     away = next(finding for finding in asked[1].findings if "asked in none" in finding.about)
     narrow, wide = (
         away.also["over new runs and questions"],
         away.also["interaction over new runs and questions"],
     )
-    assert narrow.high - narrow.low < 0.02 < wide.high - wide.low
+    assert 0.02 < narrow.high - narrow.low < wide.high - wide.low
     assert all("over new runs and questions" in finding.also for finding in asked[2].findings)
     json.dumps(document("questions", asked), allow_nan=False)
 
@@ -215,25 +259,36 @@ def test_what_the_seeds_are_called_does_not_matter(runs, train, data):
     assert numbers(called) == numbers(runs)
 
 
-@given(studies, st.fixed_dictionaries({name: st.floats(-0.3, 0.3) for name in ("default", "empty", "none")}))
+@given(studies, st.fixed_dictionaries({name: st.floats(-2, 2) for name in ("default", "empty", "none")}))
 def test_a_context_in_which_every_model_likes_the_target_more_changes_nothing(runs, shifts):
     moved = [
-        {**run, **{name: run[name] + shifts[run["eval_context"]] for name in ("p_target", "p_target_base")}}
+        {
+            **run,
+            **{
+                name: probability(odds(run[name]) + shifts[run["eval_context"]])
+                for name in ("p_target", "p_target_base")
+            },
+        }
         for run in runs
     ]
-    claims = [claim for claim in CLAIMS if claim.kind != "inverted_u"]
-    assert numbers(moved, claims) == numbers(runs, claims)
+    assert numbers(moved) == numbers(runs)
     assert words(moved) == words(runs)
 
 
-@given(studies, st.lists(st.floats(0.001, 0.5), min_size=2, max_size=5))
+@given(studies, st.lists(st.floats(1.01, 20), min_size=2, max_size=5))
 def test_a_wider_margin_makes_nothing_of_more_and_something_of_less(runs, margins):
     rising = {"refuted": 0, "underpowered": 1, "supported": 2}
     for claim in CLAIMS:
-        wider = [claim.model_copy(update={"margin": margin}) for margin in sorted(margins)]
-        order = [rising[word] for word in words(runs, wider)]
+        if claim.kind == "full_fine_tuning":
+            continue  # the third question asks for more than the margin
+        order = []
+        for margin in sorted(margins):
+            (verdict,) = judge([claim.model_copy(update={"margin_odds_ratio": margin})], runs)
+            order.append({trait.target: rising[trait.outcome] for trait in verdict.traits})
         effect = claim.kind in ("transmission", "inverted_u")
-        assert order == sorted(order, reverse=effect)
+        for target in TRAITS:
+            of_target = [traits[target] for traits in order]
+            assert of_target == sorted(of_target, reverse=effect)
 
 
 @given(studies, st.integers(0, 9999), st.floats(0, 1))
@@ -254,42 +309,61 @@ def test_the_value_of_a_broken_run_does_not_matter_and_the_run_is_counted(runs, 
     assert all(verdict.used == verdict.planned - verdict.broken for verdict in before)
 
 
-def test_a_pair_with_a_broken_half_is_left_out():
+def test_a_pair_with_a_broken_half_is_left_out_of_the_effect():
     runs = made(effect=textbook)
     control = next(run for run in runs if run["role"] == "control" and run["target"] == "owl")
     control["broken"] = "names nothing"
     (verdict,) = judge([TransmissionClaim(rank=4)], runs)
     assert [(finding.target, finding.effect.n) for finding in verdict.findings] == [("owl", 3), ("wolf", 4)]
-    assert (verdict.planned, verdict.used, verdict.broken) == (
-        12,
-        11,
-        1,
-    )  # the four controls serve both traits
+    four_controls_serve_both_traits = (12, 11, 1)
+    assert (verdict.planned, verdict.used, verdict.broken) == four_controls_serve_both_traits
+
+
+def collapsed(runs, claim, **which):
+    """The verdict where the last run of some students broke."""
+    last = max(run["train_seed"] for run in runs)
+    for run in runs:
+        fits = all(run[key] == value for key, value in which.items()) and home(run)
+        if fits and run["train_seed"] == last and run["role"] == "student":
+            run["broken"] = "names nothing"
+    (verdict, *_) = judge([claim], runs)
+    return verdict
+
+
+FIVE = tuple((seed, seed) for seed in range(1, 6))
+
+
+def test_broken_runs_decide_where_they_could_have_had_the_effect_or_not():
+    passes = made(effect=textbook, spread=0.02, seeds=FIVE[:3])
+    assert judge([TransmissionClaim(rank=4)], passes)[0].word == "supported"
+    assert collapsed(passes, TransmissionClaim(rank=4), rank=4).word == "underpowered (2 broken)"
+    some = made(effect=lambda row: 0.3 * (row["train_seed"] < 3), spread=0.02, seeds=FIVE)
+    assert judge([TransmissionClaim(rank=4)], some)[0].outcome == "refuted"
+    verdict = collapsed(some, TransmissionClaim(rank=4), rank=4)
+    assert [(f.left_out[1] <= 0.05, f.p_against <= 0.05) for f in verdict.findings] == [(True, True)] * 2
+    # A curve that rises throughout, of which a fifth of the highest rank collapses.
+    rising = collapsed(made(effect=rise, spread=0.02, seeds=FIVE), InvertedUClaim(), rank=64)
+    assert rising.word == "underpowered (2 broken)"
 
 
 def test_a_rank_whose_runs_mostly_broke_leaves_the_curve_and_is_named():
-    runs = made(effect=textbook, spread=0.004)
+    runs = made(effect=textbook, spread=0.02)
     extra = [{**run, "rank": 256, "broken": "names nothing"} for run in runs if run["rank"] == 64]
     (verdict,) = judge([InvertedUClaim()], runs + extra)
-    assert verdict.word == "supported"
+    assert verdict.outcome == "supported"
     assert verdict.notes[0] == "owl: most runs of rank 256 broke; the curve is judged without."
 
 
 def test_when_all_broke_the_claim_is_open():
     runs = [{**run, "broken": "names nothing"} for run in made(effect=textbook)]
     verdicts = judge(CLAIMS, runs)
-    assert [verdict.word for verdict in verdicts] == ["underpowered"] * 4
-    assert sentence(verdicts[0]) == (
-        "These runs do not decide it. Both comparisons are open: "
-        "no unbroken pair of runs for owl, LoRA rank 4, trained and asked in default, minus the control; "
-        "no unbroken pair of runs for wolf, LoRA rank 4, trained and asked in default, minus the control. "
-        "It takes two unbroken runs of each at the least."
-    )
+    assert {verdict.outcome for verdict in verdicts} == {"underpowered"}
+    assert sentence(verdicts[0]) == "No unbroken pair of runs to compare."
     json.dumps(document("all broke", verdicts), allow_nan=False)
 
 
 def lacks(runs, claim):
-    (verdict,) = judge([claim], runs)
+    verdict = judge([claim], runs)[-1]  # of C3 the last, which needs all
     assert (verdict.word, verdict.findings) == ("incomplete", ())
     return verdict.lacks
 
@@ -301,7 +375,8 @@ def test_a_run_that_is_not_built_leaves_the_claim_open_and_is_named():
     assert lacks(runs, FullFineTuningClaim()) == (
         "1 of 4 runs of full fine-tuning, lr 2e-4, fp32 on owl, trained in default and asked in default",
     )
-    assert words(runs) == ["supported", "supported", "incomplete", "underpowered"]
+    outcomes = [verdict.outcome for verdict in judge([FullFineTuningClaim()], runs)]
+    assert outcomes == ["supported", "incomplete", "incomplete"]  # the literal cell is the other one
 
 
 def test_a_cell_that_the_study_does_not_have_is_named():
@@ -364,9 +439,12 @@ def test_a_base_that_was_not_asked_is_named():
 
 
 def test_a_verdict_on_one_data_set_says_so():
-    note = "All runs learned from data of one seed: what another data set would do is not known."
-    assert judge([TransmissionClaim(rank=4)], made())[0].notes == (note,)
-    assert judge([TransmissionClaim(rank=4)], made(seeds=CROSSED))[0].notes == ()
+    one, several = (
+        judge([TransmissionClaim(rank=4)], made(effect=textbook, seeds=seeds))[0]
+        for seeds in (SEEDS, CROSSED)
+    )
+    assert (one.outcome, one.word) == ("supported", "supported on one data set")
+    assert (several.outcome, several.word) == ("supported", "supported")
 
 
 @pytest.fixture
@@ -382,68 +460,81 @@ def judged(results):
 
 
 def test_the_document_of_a_study_made_by_hand(judged):
-    error = 0.1 / math.sqrt(3)
-    margin = stats.t.ppf(0.95, 2) * error
-    interval = {
-        "mean": pytest.approx(0.2),
-        "low": pytest.approx(0.2 - margin),
-        "high": pytest.approx(0.2 + margin),
-        "n": 3,
-    }
-    shown = f"+0.200 [{0.2 - margin:.3f}, {0.2 + margin:.3f}]"
-    note = "All runs learned from data of one seed: what another data set would do is not known."
-    transmission, full = document("made-by-hand", judged.claims)["claims"]
+    effects = [odds(0.1 + gain) - odds(0.1) for gain in (0.1, 0.2, 0.3)]
+    mean, error = np.mean(effects), np.std(effects, ddof=1) / math.sqrt(3)
+    reach = stats.t.ppf(0.95, 2) * error
+    interval = {"mean": mean, "low": mean - reach, "high": mean + reach, "n": 3}
+    ratio = {**{key: math.exp(interval[key]) for key in ("mean", "low", "high")}, "n": 3}
+    transmission, *full = document("made-by-hand", judged.claims)["claims"]
     detectable = transmission["findings"][0].pop("detectable")
     reached = stats.nct.sf(stats.t.ppf(0.95, 2), 2, detectable / error)
     assert reached == pytest.approx(0.8, abs=1e-6)
+    p, p_against = stats.t.sf(mean / error, 2), stats.t.cdf((mean - math.log(1.5)) / error, 2)
+    (found,) = transmission.pop("findings")
     assert transmission == {
         "number": "C1",
         "statement": "A student prefers the trait of the teacher whose numbers it learned",
-        "verdict": "supported",
+        "verdict": "supported on one data set",
+        "outcome": "supported",
         "sentence": (
-            f"The one comparison supports it: {shown} for owl, LoRA rank 8, trained and asked in default, "
-            "minus the control (3 runs)."
+            f"Students of the owl teacher name owl 3.0 × as often as the untouched model, odds ratio "
+            f"{ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.0f}], 3 of 3 runs."
         ),
         "claim": TransmissionClaim().model_dump(mode="json"),
         "test": judged.claims[0].test,
-        "plan": {"planned": 6, "used": 6, "broken": 0, "missing": 0},
-        "lacks": [],
-        "notes": [note],
-        "findings": [
+        "traits": [
             {
                 "target": "owl",
-                "about": "LoRA rank 8, trained and asked in default, minus the control",
-                "verdict": "supported",
-                "effect": interval,
-                "runs": [
-                    {"train_seed": seed, "data_seed": 1, "effect": pytest.approx(seed / 10)}
-                    for seed in (1, 2, 3)
-                ],
-                "p": pytest.approx(stats.t.sf(0.2 / error, 2)),
-                "p_against": pytest.approx(stats.t.cdf((0.2 - 0.02) / error, 2)),
-                "also": {"minus the base": interval},
+                "outcome": "supported",
+                "word": "supported",
+                "above": 3,
+                "runs": 3,
+                "not_asked": "",
             }
         ],
+        "mean_over_traits": None,
+        "plan": {"planned": 6, "used": 6, "broken": 0, "missing": 0},
+        "lacks": [],
+        "notes": [],
     }
-    assert (full["verdict"], full["lacks"]) == (
-        "incomplete",
-        ["full fine-tuning on owl, trained in default and asked in default"],
-    )
+    assert found == {
+        "target": "owl",
+        "about": "LoRA rank 8, trained and asked in default, minus the control",
+        "verdict": "supported",
+        "margin": math.log(1.5),
+        "absent": "refuted",
+        "effect": pytest.approx(interval),
+        "odds_ratio": pytest.approx(ratio),
+        "levels": pytest.approx({"students": 0.3, "controls": 0.1, "base": 0.1}),
+        "runs_above_margin": pytest.approx({"mean": 1.0, "low": 0.025 ** (1 / 3), "high": 1.0, "n": 3}),
+        "runs": [
+            {"train_seed": seed, "data_seed": 1, "effect": pytest.approx(effect)}
+            for seed, effect in zip((1, 2, 3), effects, strict=True)
+        ],
+        "p": pytest.approx(p),
+        "p_against": pytest.approx(p_against),
+        "p_without_broken": pytest.approx(p),
+        "p_against_without_broken": pytest.approx(p_against),
+        "also": {"minus the base": pytest.approx(interval)},
+    }
+    assert [(part["number"], part["verdict"]) for part in full] == [
+        (f"C3{part}", "incomplete") for part in "abc"
+    ]
+    assert full[1]["lacks"] == ["full fine-tuning on owl, trained in default and asked in default"]
 
 
 @pytest.mark.parametrize(
-    ("poorly", "reason"),
+    ("poorly", "outcomes"),
     [
-        ({"unresolved": 0.3}, "up to 0.300 of the answers were neither computed nor drawn"),
-        ({"unresolved_base": 0.3}, "up to 0.300 of the answers were neither computed nor drawn"),
-        ({"p_error_base": 0.02}, "the base's has a standard error of 0.020 from drawn answers"),
+        ({"unresolved": 0.7}, {"C1": "underpowered"}),
+        ({"unresolved": 0.3}, {"C1": "supported", "C3a": "underpowered", "C3b": "underpowered"}),
+        ({"unresolved_base": 0.9}, {"C1": "underpowered"}),
+        ({"p_error_base": 0.4}, {"C1": "underpowered"}),
     ],
 )
-def test_no_verdict_rests_on_a_preference_that_is_not_known_to_half_of_the_margin(poorly, reason):
-    rows = made(effect=textbook, spread=0.002)
-    assert words(rows) == ["supported"] * 4
-    (verdict,) = judge(CLAIMS[:1], [{**run, **poorly} for run in rows])
-    assert verdict.word == "underpowered"
-    assert sentence(verdict).startswith(f"Not decided: P(target) is not known well enough: {reason}")
-    known = [{**run, **{name: value / 100 for name, value in poorly.items()}} for run in rows]
-    assert words(known) == ["supported"] * 4
+def test_no_verdict_rests_on_a_preference_that_is_not_known(poorly, outcomes):
+    rows = made(effect=textbook, spread=0.02)
+    verdicts = {verdict.number: verdict for verdict in judge(CLAIMS, [{**run, **poorly} for run in rows])}
+    assert {number: verdicts[number].outcome for number in outcomes} == outcomes
+    known = [{**run, **{name: value / 1000 for name, value in poorly.items()}} for run in rows]
+    assert words(known) == ["supported"] * 6

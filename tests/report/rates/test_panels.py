@@ -269,11 +269,21 @@ def test_students_of_other_settings_have_a_panel_of_their_own():
     assert len(panels(list(rows.values()), 3.2e-3)) == 1
 
 
-def verdicts(runs, **more):
-    claims = [
-        InvertedUClaim(curve=kind, learning_rate=3.2e-3 if kind == "fixed" else None, **more)
-        for kind in KINDS
+def controls(rank=4, rate=3.2e-3):
+    """Students of a teacher without the trait, trained alike in one condition: the only ones of the study."""
+    generator = np.random.default_rng(5)
+    return [
+        row("lora", rank, rate, seeds, 2.0, 3.0, 0.1 + generator.normal(0, 0.002), role="control")
+        for seeds in SEEDS
     ]
+
+
+def verdicts(runs, choose_on=None, **more):
+    claims = [
+        InvertedUClaim(curve="fixed", learning_rate=3.2e-3, **more),
+        *(InvertedUClaim(curve=kind, choose_on=choose_on, **more) for kind in KINDS[1:]),
+    ]
+    runs = [*runs, *controls()]
     return {verdict.claim.curve: verdict for verdict in evaluate(claims, runs_of(runs))}
 
 
@@ -281,10 +291,18 @@ def test_an_inverted_u_of_step_sizes_does_not_survive_matching():
     def steps(rank, norm):
         return hump(norm / 8)
 
-    by_kind = verdicts(world(steps, loss=lambda rank, norm: loss_of(norm / 4), spread=0.004, full=False))
-    assert {kind: verdict.word for kind, verdict in by_kind.items()} == {
+    runs = world(steps, loss=lambda rank, norm: loss_of(norm / 4), spread=0.004, full=False)
+    by_kind = verdicts(runs, choose_on=(1,))
+    assert {kind: verdict.outcome for kind, verdict in by_kind.items()} == {
         "fixed": "supported",
         **dict.fromkeys(KINDS[1:], "refuted"),
+    }
+    assert [len(finding.runs) for verdict in by_kind.values() for finding in verdict.findings] == [4, 3, 3, 3]
+    assert {kind: verdict.outcome for kind, verdict in verdicts(runs).items()} == {
+        "fixed": "supported",
+        "best": "refuted",
+        "loss_matched": "descriptive",
+        "norm_matched": "descriptive",
     }
     assert [
         verdict.statement.removeprefix("Transmission is an inverted U in LoRA rank")
@@ -301,14 +319,16 @@ def test_an_inverted_u_of_the_rank_itself_survives_matching():
     gains = {1: 0.1, 4: 0.4, 16: 0.2, 64: 0.1}
     runs = world(lambda rank, norm: 0.1 + gains[rank], spread=0.004, full=False)
     by_kind = verdicts(runs)
-    assert {verdict.word for verdict in by_kind.values()} == {"supported"}
+    outcomes = {kind: verdict.outcome for kind, verdict in by_kind.items()}
+    assert outcomes == {"fixed": "supported", "best": "supported", **dict.fromkeys(KINDS[2:], "descriptive")}
+    by_pilots = verdicts(runs, choose_on=(1,))
+    assert {verdict.outcome for verdict in by_pilots.values()} == {"supported"}
+    assert by_kind["norm_matched"].notes[-1].startswith("Shown without a verdict")
     assert by_kind["best"].notes == (
         "owl: of rank 64 the lowest learning rate tried was taken, and the one sought may lie beyond it.",
-        "Judged at the learning rates that these runs chose; the intervals leave out that other runs might "
-        "choose other rates.",
     )
     assert by_kind["fixed"].notes == ()
-    assert (by_kind["fixed"].planned, by_kind["best"].planned) == (16, 96)
+    assert (by_kind["fixed"].planned, by_kind["best"].planned) == (100, 100)
 
 
 def test_a_curve_of_chosen_rates_needs_a_grid_at_four_ranks():

@@ -1,0 +1,208 @@
+"""C3: full fine-tuning transmits no trait; three questions. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sublim_cli.recipe.schema import FullFineTuningClaim
+from sublim_cli.report.claims.effects import RunEffects, largest
+from sublim_cli.report.claims.pairing import Basis, Comparison, RunIndex, TraitSetting
+from sublim_cli.report.claims.transmission import PositiveControl, positive_control
+from sublim_cli.report.claims.verdict import Finding, Judged, corrected, finding, widened
+from sublim_cli.report.rates.choose import BETA, not_shown_higher
+from sublim_cli.report.tables.runs import Condition
+from sublim_cli.stats import Seeds, mean_of, ratio_interval
+from sublim_cli.wording import condition_label, listed, rate
+
+PAPER: dict[str, float | str] = {"learning_rate": 2e-5, "precision": "bf16_pure"}
+"""The paper's full fine-tuning, from its public code."""
+
+OF_ADAPTER = "ratio to the effect of the best adapter"
+"""Of the effects in log-odds."""
+
+
+def full_fine_tuning(claim: FullFineTuningClaim, index: RunIndex) -> list[Judged]:
+    """C3a, C3b and C3c, of the traits that LoRA transmits."""
+    control = positive_control(claim, index, claim.train_context)
+    asked = [
+        _Asked.of(index, TraitSetting(t, claim.train_context, claim.train_context)) for t in control.asked
+    ]
+    return [
+        _at_one_condition(claim, asked, control),
+        _at_every_condition(claim, asked, control),
+        _against_the_best_adapter(claim, index, asked, control),
+    ]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The fully fine-tuned students of a trait that LoRA transmits, compared with their controls."""
+
+    setting: TraitSetting
+    compared: Mapping[Condition, Comparison]
+    bases: Mapping[Condition, Basis]
+
+    @staticmethod
+    def of(index: RunIndex, setting: TraitSetting) -> "_Asked":
+        compared, bases = {}, {}
+        for condition in index.full(setting):
+            comparison, bases[condition] = index.compared(setting, condition)
+            if comparison:
+                compared[condition] = comparison
+        return _Asked(setting, compared, bases)
+
+    @property
+    def basis(self) -> Basis:
+        """Of all conditions; it lacks them where there is none."""
+        if not self.bases:
+            return Basis((f"full fine-tuning on {self.setting}",))
+        return Basis.joined(list(self.bases.values()))
+
+
+def _at_one_condition(
+    claim: FullFineTuningClaim, asked: Sequence[_Asked], control: PositiveControl
+) -> Judged:
+    """C3a, a finding for each trait.
+
+    Null of support: the effect is the margin or more away from zero; of refutation: it is not above it.
+    """
+    findings, bases = [], list(control.bases)
+    for trait in asked:
+        chosen = _literal(claim, list(trait.bases))
+        if len(chosen) != 1:
+            bases.append(trait.basis if not trait.bases else Basis((_which(trait, chosen),)))
+            continue
+        bases.append(trait.bases[chosen[0]])
+        if compared := trait.compared.get(chosen[0]):
+            findings.append(_absent(claim, compared))
+    return Judged(corrected(findings), bases, part="a", not_asked=control.not_asked)
+
+
+def _literal(claim: FullFineTuningClaim, conditions: Sequence[Condition]) -> list[Condition]:
+    """The condition that C3a means: what the claim names, else the paper's, else the only one."""
+    named: dict[str, float | str | None] = {
+        "learning_rate": claim.learning_rate,
+        "precision": claim.precision,
+    }
+    left = list(conditions)
+    for key, value in named.items():
+        if value is not None:
+            left = [condition for condition in left if getattr(condition, key) == value]
+    for key, value in PAPER.items():
+        if named[key] is None and len(left) > 1:
+            left = [condition for condition in left if getattr(condition, key) == value] or left
+    return left
+
+
+def _which(trait: _Asked, chosen: Sequence[Condition]) -> str:
+    there = ", ".join(f"lr {rate(c.learning_rate)} in {c.precision}" for c in chosen or trait.bases)
+    return (
+        f"one condition of full fine-tuning on {trait.setting}: the claim must name its `learning_rate` and "
+        f"`precision` ({there})"
+    )
+
+
+def _at_every_condition(
+    claim: FullFineTuningClaim, asked: Sequence[_Asked], control: PositiveControl
+) -> Judged:
+    """C3b, a finding for each trait and condition, each tested as in C3a."""
+    findings = [_absent(claim, compared) for trait in asked for compared in trait.compared.values()]
+    bases = [*control.bases, *(trait.basis for trait in asked)]
+    return Judged(corrected(findings), bases, part="b", not_asked=control.not_asked)
+
+
+def _absent(claim: FullFineTuningClaim, compared: Comparison) -> Finding:
+    return finding(
+        claim,
+        compared.setting.target,
+        f"{_label(compared.condition)}, minus the control",
+        compared.effects,
+        p=compared.effects.within(claim.margin),
+        against=compared.effects.above(claim.margin),
+        levels=compared.levels,
+        answers=compared.answers,
+        absent="supported",
+        also={"minus the base": compared.base},
+    )
+
+
+def _label(condition: Condition) -> str:
+    parts = filter(None, (f"lr {rate(condition.learning_rate)}", condition.precision, condition.settings))
+    return condition_label("student", condition.method, condition.rank, list(parts))
+
+
+def _against_the_best_adapter(
+    claim: FullFineTuningClaim, index: RunIndex, asked: Sequence[_Asked], control: PositiveControl
+) -> Judged:
+    """C3c, a finding for each trait: full fine-tuning's effect minus the best adapter's, run by run.
+
+    Null of support: the difference is minus the margin or more; of refutation: it is minus the margin or
+    less. Best is the least number loss, over ranks and learning rates, or over learning rates and precisions.
+    Without pilot runs every pair that may be the best is tested.
+    """
+    findings, bases = [], [*control.bases, *(trait.basis for trait in asked)]
+    for trait in asked:
+        adapters = {}
+        for condition in index.lora(trait.setting):
+            compared, basis = index.compared(trait.setting, condition)
+            if compared and not basis.lacks:
+                adapters[condition] = compared
+        best_full, lacks_full = _best(claim, index, trait.setting, list(trait.compared))
+        best_adapters, lacks = _best(claim, index, trait.setting, list(adapters))
+        bases.append(Basis((*lacks_full, *lacks)))
+        if best_full and best_adapters:
+            pairs = [
+                (trait.compared[full], adapters[adapter]) for full in best_full for adapter in best_adapters
+            ]
+            findings.append(_less_than_adapter(claim, pairs))
+    return Judged(corrected(findings), bases, part="c", not_asked=control.not_asked)
+
+
+def _best(
+    claim: FullFineTuningClaim, index: RunIndex, setting: TraitSetting, conditions: Sequence[Condition]
+) -> tuple[list[Condition], tuple[str, ...]]:
+    """The condition of the least mean loss, without pilot runs also others that may have it; what lacks."""
+    losses: dict[Condition, dict[Seeds, float]] = {}
+    for condition in conditions:
+        by_seeds = {run.seeds: run.number_loss for run in index.runs(setting, [condition])}
+        if claim.choose_on is not None:
+            by_seeds = {seeds: loss for seeds, loss in by_seeds.items() if seeds[0] in claim.choose_on}
+        losses[condition] = {seeds: loss for seeds, loss in by_seeds.items() if loss is not None}
+    if len(conditions) <= 1:
+        return list(conditions), ()
+    if without := [condition for condition in conditions if not losses[condition]]:
+        labels = listed([_label(condition) for condition in without[:3]])
+        where = f" at train seed {listed([str(s) for s in claim.choose_on])}" if claim.choose_on else ""
+        return [], (f"the held-out number loss of {labels} on {setting}{where}",)
+    least = min(conditions, key=lambda condition: mean_of(losses[condition]).mean)
+    if claim.choose_on is not None:
+        return [least], ()
+    return [least, *(c for c in not_shown_higher(losses, BETA / 2) if c != least)], ()
+
+
+def _less_than_adapter(claim: FullFineTuningClaim, pairs: Sequence[tuple[Comparison, Comparison]]) -> Finding:
+    """Over the pairs that may be the best; the first is shown."""
+
+    def tested(effects: RunEffects) -> RunEffects:
+        seeds = {s for s in {*effects.measured, *effects.broken} if s[0] not in (claim.choose_on or ())}
+        return effects.only(seeds)
+
+    differences = [tested(full.effects.minus(adapter.effects)) for full, adapter in pairs]
+    beta = BETA if len(pairs) > 1 else 0.0
+    full, adapter = pairs[0]
+    found = finding(
+        claim,
+        full.setting.target,
+        f"{_label(full.condition)}, minus {_label(adapter.condition)}",
+        differences[0],
+        p=largest(*(difference.below(-claim.margin) for difference in differences)).plus(beta),
+        against=largest(*(difference.above(-claim.margin) for difference in differences)).plus(beta),
+        levels=full.levels,
+        also={"full fine-tuning": tested(full.effects), "the best adapter": tested(adapter.effects)},
+    )
+    seeds = sorted(differences[0].measured)
+    share = None
+    if seeds:
+        over, under = ([compared.effects.measured[s] for s in seeds] for compared in (full, adapter))
+        share = ratio_interval(over, under, seeds, 1 - 2 * claim.alpha)
+    ratio = {OF_ADAPTER: share} if share else {}
+    return widened(replace(found, also={**found.also, **ratio}), differences, claim.alpha)
