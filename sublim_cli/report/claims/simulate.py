@@ -72,16 +72,16 @@ _set_p_target, _set_loss, _set_broken = (
 class Noise:
     """How a run strays from its truth: on which scale, by which distribution, and how far.
 
-    `right-skewed` is a lognormal distribution with a log standard deviation of `SKEW`, `left-skewed` its
+    `right-skewed` is a lognormal distribution with a log standard deviation of `skew`, `left-skewed` its
     mirror image, `heavy-tailed` Student's t with three degrees of freedom; all have mean 0 and the `spread`.
     """
 
     scale: Scale = "log-odds"
     shape: Shape = "normal"
     spread: float = SPREAD
-
-    SKEW = 0.75
-    """A skewness of 3.3: (exp(s²) + 2) · sqrt(exp(s²) - 1)."""
+    skew: float = 0.2
+    """A skewness of 0.61: (exp(s²) + 2) · sqrt(exp(s²) - 1). In standard deviations of five runs it is a mean
+    cube of 0.11; in study-micro the effects of full fine-tuning have 0.10 and those of LoRA 0.02."""
 
     def standard(self, normal: Values) -> Values:
         """Standard normal values turned into the shape, with mean 0 and standard deviation 1."""
@@ -91,8 +91,8 @@ class Noise:
             case "heavy-tailed":
                 values: Values = stdtrit(3, ndtr(normal)) / math.sqrt(3)
                 return values
-        sign, square = (1 if self.shape == "right-skewed" else -1), self.SKEW**2
-        skewed = np.exp(self.SKEW * sign * normal) - math.exp(square / 2)
+        sign, square = (1 if self.shape == "right-skewed" else -1), self.skew**2
+        skewed = np.exp(self.skew * sign * normal) - math.exp(square / 2)
         skewed *= sign / math.sqrt(math.expm1(square) * math.exp(square))
         return skewed
 
