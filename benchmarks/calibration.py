@@ -443,8 +443,9 @@ def reported() -> Iterator[World]:
     lora, trait = adapter(4), ["cat"]
     for noise, base in (
         (Noise("log P", spread=0.6), 0.02),
-        (Noise(spread=0.6), 0.9),
+        (Noise("log P", spread=0.15), 0.02),
         (Noise(spread=1.0), 0.9),
+        (Noise(spread=0.15), 0.9),
     ):
         where = f"5 runs, base {base:g}, {noise_text(noise)}, controls quiet"
         for question, every in product(("C3a", "C3b"), (False, True)):
