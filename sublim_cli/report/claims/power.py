@@ -24,11 +24,11 @@ from sublim_cli.recipe.schema import (
 )
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.claims.localisation import parts_of
-from sublim_cli.report.claims.simulate import BASE, SPREAD, Noise, SetShares, SimulatedStudy
-from sublim_cli.report.claims.verdict import NUMBER, STATEMENT, Outcome
+from sublim_cli.report.claims.simulate import BASE, SPREAD, Loss, Noise, SetShares, SimulatedStudy
+from sublim_cli.report.claims.verdict import Outcome, Verdict
 from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.report.tables.runs import Run
-from sublim_cli.stats import Interval, power
+from sublim_cli.stats import Interval, proportion
 
 DRAWS = 200
 """Studies of each kind. The standard error of a share is at most 0.035: sqrt(0.25 / 200)."""
@@ -55,33 +55,27 @@ class RunSpread:
 
 @dataclass(frozen=True)
 class Power:
-    """How often a claim's planned runs support it where it `holds`, and refute it where it `fails`.
+    """How often a verdict's planned runs support it for every trait where the claim `holds`.
 
-    Both are None where the study lacks what the claim needs.
+    And how often they refute it for every trait where it `fails`. Both are None where the study lacks what
+    the claim needs.
     """
 
     claim: Claim
+    number: str
+    """Such as `C1`, or `C3a` of a claim that has several verdicts."""
+    statement: str
     trainings: int
     spread: RunSpread
     holds: Interval | None
     fails: Interval | None
     lacks: tuple[str, ...]
 
-    @property
-    def number(self) -> str:
-        """Such as `C1`."""
-        return NUMBER[self.claim.kind]
-
-    @property
-    def statement(self) -> str:
-        """The claim in words."""
-        return STATEMENT[self.claim.kind]
-
 
 TRUTHS = {
     "transmission": ("every trait passes by the effect", "none passes"),
     "inverted_u": ("an inverted U, the effect high", "a steady rise by the effect"),
-    "full_fine_tuning": ("adapters alone pass", "the effect everywhere"),
+    "full_fine_tuning": ("LoRA passes the effect, full fine-tuning nothing", "both pass the effect"),
     "contexts": ("the effect in the training context alone", "the effect in every context"),
     "localisation": ("six tenths of the effect at the set, three at random ones", "three tenths at either"),
 }
@@ -102,32 +96,47 @@ def powers(claims: Iterable[Claim], runs: Sequence[Run], odds_ratio: float) -> l
         runs: see `tables.runs.planned_runs`; those with a `p_target` give the spread between runs.
         odds_ratio: above 1.
     """
-    return [_power(claim, runs, math.log(odds_ratio)) for claim in claims]
+    return [power for claim in claims for power in _powers(claim, runs, math.log(odds_ratio))]
 
 
-def _power(claim: Claim, runs: Sequence[Run], effect: float) -> Power:
-    if isinstance(claim, InvertedUClaim) and claim.curve != "fixed":
-        return Power(claim, len(runs), RunSpread(), None, None, (UNKNOWN,))
-    blank = [replace(run, p_target=BASE, p_target_base=BASE, broken="") for run in runs]
+def _powers(claim: Claim, runs: Sequence[Run], effect: float) -> list[Power]:
+    """Of each verdict on a claim. Losses are simulated alike at all rates: none can be told the best."""
     needed = [run for run in runs if _concerns(claim, run)]
+    # Every student above its control, so that no trait is left out for want of a positive control.
+    blank = [
+        replace(run, p_target=2 * BASE if run.role == "student" else BASE, p_target_base=BASE, broken="")
+        for run in runs
+    ]
     located: Sequence[LocatedRun] = ()
     if isinstance(claim, LocalisationClaim):
         asked = [run for run in blank if _concerns(claim, run)]
         gates = SimulatedStudy(asked, [0.0] * len(asked), data=False)
-        located = gates.located(np.random.default_rng(0), asked, lambda target: AT_RANDOM, parts_of(claim))
-    verdict = evaluate([claim], blank, located)[0]  # of what is planned, for what it lacks
+        drawn = gates.draw(np.random.default_rng(0))
+        located = gates.located(np.random.default_rng(0), drawn, lambda target: AT_RANDOM, parts_of(claim))
+    if isinstance(claim, FullFineTuningClaim):
+        blank = [replace(run, number_loss=0.0) for run in blank]
+    verdicts = evaluate([claim], blank, located)  # of what is planned, for what it lacks
     spread = measured_spread(needed) or RunSpread()
-    if verdict.lacks:
-        return Power(claim, verdict.planned, spread, None, None, verdict.lacks)
-    holds, fails = _truths(claim, needed, effect)
-    return Power(
-        claim,
-        verdict.planned,
-        spread,
-        holds=_share(claim, needed, holds, "supported", spread),
-        fails=_share(claim, needed, fails, "refuted", spread),
-        lacks=(),
-    )
+    unknown = (UNKNOWN,) if isinstance(claim, InvertedUClaim) and claim.curve != "fixed" else ()
+    lacks = [verdict.lacks or unknown for verdict in verdicts]
+    shares: list[tuple[Interval | None, Interval | None]] = [(None, None)] * len(verdicts)
+    if not all(lacks):
+        holds, fails = _truths(claim, needed, effect)
+        supported = _shares(claim, needed, holds, "supported", spread)
+        shares = list(zip(supported, _shares(claim, needed, fails, "refuted", spread), strict=True))
+    return [
+        Power(
+            claim,
+            verdict.number,
+            verdict.statement,
+            verdict.planned,
+            spread,
+            holds=None if lack else holds_share,
+            fails=None if lack else fails_share,
+            lacks=lack,
+        )
+        for verdict, lack, (holds_share, fails_share) in zip(verdicts, lacks, shares, strict=True)
+    ]
 
 
 def measured_spread(runs: Iterable[Run]) -> RunSpread | None:
@@ -153,9 +162,9 @@ def _concerns(claim: Claim, run: Run) -> bool:
     student = run.role == "student"
     match claim:
         case InvertedUClaim():
-            fits = not student or run.method == "lora"
+            fits = run.method == "lora"
         case FullFineTuningClaim():
-            fits = True  # LoRA students are its positive control
+            fits = run.method in ("lora", "full")
         case _:
             fits = not student or (run.method, run.rank) == ("lora", claim.rank)
     if isinstance(claim, ContextsClaim):
@@ -181,36 +190,46 @@ def _truths(claim: Claim, runs: Sequence[Run], effect: float) -> tuple[Effect, E
         case TransmissionClaim():
             return everywhere, nowhere
         case FullFineTuningClaim():
-            return lambda run: everywhere(run) if run.method == "lora" else 0.0, everywhere
+            return (lambda run: everywhere(run) if run.method == "lora" else 0.0), everywhere
         case ContextsClaim():
             return where_trained, everywhere
         case LocalisationClaim():
             return everywhere, everywhere
         case InvertedUClaim():
-            octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank and run.role == "student"}
+            octaves = {run.rank: math.log2(run.rank) for run in runs if run.rank}
             low, high = min(octaves.values()), max(octaves.values())
-            position = {rank: (octave - low) / (high - low) for rank, octave in octaves.items()}
-            return (
-                lambda run: everywhere(run) and effect * (1 - (2 * position[run.rank or 0] - 1) ** 2),
-                lambda run: everywhere(run) and effect * position[run.rank or 0],
-            )
+            place = {rank: (octave - low) / (high - low) for rank, octave in octaves.items()}
+
+            def over_rank(shape: Callable[[float], float]) -> Effect:
+                return lambda run: everywhere(run) * shape(place[run.rank]) if run.rank else 0.0
+
+            return over_rank(lambda u: 1 - (2 * u - 1) ** 2), over_rank(lambda u: u)
 
 
-def _share(claim: Claim, runs: Sequence[Run], truth: Effect, outcome: Outcome, spread: RunSpread) -> Interval:
+def _shares(
+    claim: Claim, runs: Sequence[Run], truth: Effect, outcome: Outcome, spread: RunSpread
+) -> list[Interval]:
+    """How often each verdict on the claim has this outcome for every trait."""
     study = SimulatedStudy(
         runs,
         [truth(run) for run in runs],
         noise=Noise(spread=spread.value),
         data=len({run.data_seed for run in runs}) > 1,
+        loss=Loss(lambda run: 0.0) if isinstance(claim, FullFineTuningClaim) else None,
     )
     draws = max(FEWEST, min(DRAWS, ROWS // len(runs)))
-
-    def reaches_outcome(generator: np.random.Generator) -> bool:
+    set_shares = AT_SET if outcome == "supported" else AT_RANDOM
+    generator = np.random.default_rng(0)
+    hits: list[int] = []
+    for _ in range(draws):
         drawn = study.draw(generator)
         located: Sequence[LocatedRun] = ()
         if isinstance(claim, LocalisationClaim):
-            shares = AT_SET if outcome == "supported" else AT_RANDOM
-            located = study.located(generator, drawn, lambda target: shares, parts_of(claim))
-        return evaluate([claim], drawn, located)[0].outcome == outcome
+            located = study.located(generator, drawn, lambda target: set_shares, parts_of(claim))
+        reached = [_everywhere(verdict, outcome) for verdict in evaluate([claim], drawn, located)]
+        hits = [before + now for before, now in zip(hits or [0] * len(reached), reached, strict=True)]
+    return [proportion(count, draws) for count in hits]
 
-    return power(reaches_outcome, draws)
+
+def _everywhere(verdict: Verdict, outcome: Outcome) -> bool:
+    return bool(verdict.traits) and all(trait.outcome == outcome for trait in verdict.traits)
