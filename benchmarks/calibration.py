@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit, ndtri
-from sublim_cli.report.claims.localisation import parts_of
 
 from sublim_cli.recipe.schema import (
     Claim,
@@ -42,6 +41,7 @@ from sublim_cli.recipe.schema import (
     TransmissionClaim,
 )
 from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.claims.localisation import parts_of
 from sublim_cli.report.claims.simulate import Loss, Noise, SetShares, Shape, SimulatedStudy
 from sublim_cli.report.claims.verdict import Verdict
 from sublim_cli.report.tables.localisation import LocatedRun
