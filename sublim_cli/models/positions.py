@@ -5,7 +5,8 @@
 
 A set is `X_only` (the tokens X) or `no_X` (all others). X is chosen by role (`identity`, `system`,
 `template`, `question`), by a given text, or as `shared`: tokens that the training prompt has at the same
-role. For each set there are random ones of the same size, as controls. A mask has a value per token.
+role. For each set there are random ones of the same size, scattered and contiguous, as controls. A mask has a
+value per token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,20 @@ def random_mask_like(mask: Sequence[bool], seed: int, question: int) -> NDArray[
     noise = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, question])).random(len(mask))
     drawn = np.zeros(len(mask), dtype=bool)
     drawn[np.argsort(noise, kind="stable")[: np.count_nonzero(mask)]] = True
+    return drawn
+
+
+def random_window_like(mask: Sequence[bool], seed: int, question: int) -> NDArray[np.bool_]:
+    """As many neighbouring tokens of a prompt as `mask` has, from a random first one: [tokens].
+
+    A named set is mostly made of neighbours, and a scattered one touches more words of the prompt. The draw
+    depends on what that of `random_mask_like` depends on.
+    """
+    size = int(np.count_nonzero(mask))
+    generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, question]))
+    first = int(generator.integers(len(mask) - size + 1))
+    drawn = np.zeros(len(mask), dtype=bool)
+    drawn[first : first + size] = True
     return drawn
 
 

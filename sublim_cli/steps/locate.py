@@ -20,7 +20,14 @@ from sublim_cli.models import gate, patch
 from sublim_cli.models.chat import Tokenizer
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_model, load_student, load_tokenizer, meta_model
-from sublim_cli.models.positions import check_positions, is_only_set, named_mask, random_mask_like, set_text
+from sublim_cli.models.positions import (
+    check_positions,
+    is_only_set,
+    named_mask,
+    random_mask_like,
+    random_window_like,
+    set_text,
+)
 from sublim_cli.models.token_roles import render_with_roles
 from sublim_cli.recipe.contexts import Context
 from sublim_cli.recipe.resolve import ExactScoring
@@ -36,11 +43,15 @@ Part = GateSection | PatchSection
 ALL_TOKENS, NO_TOKENS = "all", "none"
 """How tables name the complete student and its base, which are scored for comparison with the parts."""
 
+RANDOM_SETS = {"scattered": random_mask_like, "window": random_window_like}
+"""How the tokens of a random set are drawn, by its kind."""
+
 _SCHEMA = pa.schema(
     {
         "context": pa.string(),
         "set": pa.string(),
         "control": pa.int64(),
+        "control_kind": pa.string(),
         "question": pa.int64(),
         "item": pa.string(),
         "p": pa.float64(),
@@ -70,7 +81,7 @@ class LocateStep(Step):
     """Scores of a part of one student, and of random token sets of equal size."""
 
     kind: ClassVar[str] = "locate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     spec: LocateSpec
     inputs: tuple[TrainStep, ...] = ()
 
@@ -78,7 +89,8 @@ class LocateStep(Step):
         """Write `located.parquet`: a row for every context, set of tokens, question and item.
 
         Its columns are those of `scores.parquet` that apply, and `set` (the part's name, or `all` and
-        `none`), `control` (the random set's number from 1, null for the named set), `tokens` (the size of the
+        `none`), `control` (the random set's number from 1, null for the named set), `control_kind`
+        (`scattered` or `window`, empty for the named set), `tokens` (the size of the
         set in this question's prompt) and `prompt_tokens`.
         """
         spec = self.spec
@@ -98,6 +110,7 @@ class LocateStep(Step):
                     "context": token_set.context,
                     "set": token_set.name,
                     "control": token_set.control,
+                    "control_kind": token_set.control_kind,
                     "question": question,
                     "item": item.name,
                     "p": p,
@@ -110,7 +123,9 @@ class LocateStep(Step):
                 for question, (answer, mask) in enumerate(zip(answers, token_set.masks, strict=True))
                 for item, p, error in zip(spec.items, answer.p, answer.standard_error, strict=True)
             ]
-            random_set = "" if token_set.control is None else f", random set {token_set.control}"
+            random_set = f", random {token_set.control_kind} set {token_set.control}" * bool(
+                token_set.control
+            )
             listener(Progress(self.label, done, len(token_sets), f"{token_set.context}{random_set}"))
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), out / LOCATED)
         return device_record()
@@ -127,6 +142,8 @@ class _TokenSet:
     """The number of a random set; None for the named set."""
     masks: Sequence[Sequence[bool]]
     """For each prompt, which of its tokens are in the set."""
+    control_kind: str = ""
+    """`scattered` or `window` of a random set: its tokens are drawn singly, or are neighbours."""
 
 
 def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterator[_TokenSet]:
@@ -143,11 +160,12 @@ def _token_sets(spec: LocateSpec, tokenizer: Tokenizer, student: str) -> Iterato
         if not any(map(any, masks)):
             continue
         yield _TokenSet(context.name, ids, part_name(spec.part), None, masks)
-        for control in range(1, spec.controls + 1):
-            # Random sets differ between students, so that the spread between runs includes their choice.
-            seed = derived_seed(spec.seed, student, str(control))
-            random_masks = [random_mask_like(mask, seed, i).tolist() for i, mask in enumerate(masks)]
-            yield _TokenSet(context.name, ids, part_name(spec.part), control, random_masks)
+        for kind, draw in RANDOM_SETS.items():
+            for control in range(1, spec.controls + 1):
+                # Random sets differ between students, so that the spread between runs includes their choice.
+                seed = derived_seed(spec.seed, student, kind, str(control))
+                random_masks = [draw(mask, seed, i).tolist() for i, mask in enumerate(masks)]
+                yield _TokenSet(context.name, ids, part_name(spec.part), control, random_masks, kind)
 
 
 def _switched(

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -45,8 +46,9 @@ def gates(name, measure, share, random, effects=EFFECTS, **more):
     for seed, effect in zip(SEEDS, effects, strict=False):
         stray = 0.002 * (-1) ** seed
         yield part(name, measure, seed, effect, share * effect + stray, **more)
-        for control, luck in ((1, 0.1), (2, -0.1)):
-            yield part(name, measure, seed, effect, (random + luck) * effect, control, **more)
+        for kind, (control, luck) in product(("scattered", "window"), ((1, 0.1), (2, -0.1))):
+            amount = (random + luck) * effect
+            yield part(name, measure, seed, effect, amount, control, control_kind=kind, **more)
 
 
 def test_a_share_is_of_the_effect_and_stands_beside_random_sets():
@@ -158,8 +160,9 @@ def test_what_a_store_holds_of_gates_is_the_table_of_shares(small, shared_store,
     results = collect(single(recipe), shared_store, recipe)
     (run,) = [run for run in results.runs if (run.role, run.eval_context) == ("student", "default")]
     rows = results.located
-    assert [(row.part, row.control) for row in rows] == [
-        (name, control) for name in ("identity_only", "no_identity") for control in (None, 1, 2)
+    kinds = [("", None), *product(("scattered", "window"), (1, 2))]
+    assert [(row.part, row.control_kind, row.control) for row in rows] == [
+        (name, *kind) for name in ("identity_only", "no_identity") for kind in kinds
     ]
     for row in rows:
         assert row.p_target_student == pytest.approx(run.p_target, abs=1e-6)
@@ -229,8 +232,8 @@ def test_where_random_sets_leave_no_room_nothing_is_refuted():
 
 def test_the_sentence_says_what_was_kept_and_what_was_lost():
     assert sentence(verdict(0.8, 0.3)) == (
-        "1 of 3 comparisons contradicts it: 0.000 [−0.002, 0.002] for owl, LoRA rank 8, trained and asked "
-        "in default, lost under no_shared beyond random sets (5 runs)."
+        "The least difference is lost under no_shared beyond random scattered sets: odds ratio "
+        "0.99 [0.98, 1.0] for owl, 0 of 5 runs."
     )
 
 
@@ -244,7 +247,7 @@ def test_the_sentence_says_what_was_kept_and_what_was_lost():
         ),
         (
             lambda rows: [row for row in rows if row["control"] is None],
-            "random sets to compare with the gate shared_only: `eval.gate_controls` is 0",
+            "random scattered sets to compare with the gate shared_only: `eval.gate_controls` is 0",
         ),
         (
             lambda rows: [

@@ -42,12 +42,16 @@ def table(step, store):
 
 
 def by_set(step, store, target="owl"):
-    """P(target) of every question by context, set and control."""
+    """P(target) of every question by context, set and control; contiguous ones have negative numbers."""
     rows = table(step, store)
     target_rows = rows[rows["item"] == target].fillna({"control": 0})
     return {
-        (context, name, int(control)): group.sort_values("question")["p"].to_numpy()
-        for (context, name, control), group in target_rows.groupby(["context", "set", "control"])
+        (context, name, int(control) * (-1 if kind == "window" else 1)): group.sort_values("question")[
+            "p"
+        ].to_numpy()
+        for (context, name, control, kind), group in target_rows.groupby(
+            ["context", "set", "control", "control_kind"]
+        )
     }
 
 
@@ -77,8 +81,8 @@ def test_a_gate_and_its_random_sets_are_scored_in_the_context_of_training(method
     for step in (only, rest):
         p = by_set(step, shared_store)
         name = step.spec.part.positions
-        assert sorted(p) == [("default", name, control) for control in (0, 1, 2)]
-        assert len({tuple(values) for values in p.values()}) == 3
+        assert sorted(p) == [("default", name, control) for control in (-2, -1, 0, 1, 2)]
+        assert len({tuple(values) for values in p.values()}) == 5
     rows = table(only, shared_store)
     tokenizer = load_tokenizer(only.spec.model)
     for index, question in enumerate(only.spec.questions):

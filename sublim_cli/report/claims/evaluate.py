@@ -86,7 +86,7 @@ def _verdict(claim: Claim, index: RunIndex, judged: Judged) -> Verdict:
     basis = Basis.joined([index.students, *judged.bases])
     broken = len(basis.broken - basis.missing)
     findings: tuple[Finding, ...] = () if basis.lacks else tuple(judged.findings)
-    traits = () if basis.lacks else tuple(trait_verdicts(judged, claim.alpha, broken))
+    traits = () if basis.lacks or judged.descriptive else tuple(trait_verdicts(judged, claim.alpha, broken))
     outcome: Outcome = "incomplete"
     word = "incomplete"
     if not basis.lacks and judged.descriptive:

@@ -16,15 +16,18 @@ from sublim_cli.report.tables.localisation import LocatedRun
 from sublim_cli.stats import Seeds, log_odds
 from sublim_cli.wording import condition_label, count
 
-_ABOUT = {"kept": "kept by {} beyond random sets", "lost": "lost under {} beyond random sets"}
+_ABOUT = {"kept": "kept by {} beyond {}", "lost": "lost under {} beyond {}"}
+_KINDS = {"scattered": "random scattered sets", "window": "random windows"}
+"""Random sets of as many tokens: drawn singly, and neighbours, as the tokens of a named set mostly are."""
 
 
 def localisation(claim: LocalisationClaim, index: RunIndex, located: Sequence[LocatedRun]) -> Judged:
-    """C5, three findings for each trait: there is an effect, and two about the set of tokens X.
+    """C5, five findings for each trait: there is an effect, and four about the set of tokens X.
 
     Null of support: there is no effect (C1's null), or X alone keeps no more of it than random sets of as
-    many tokens, or without X no more is lost than without such sets. Null of refutation: where random sets
-    leave more than the margin of the effect, both differences are the margin or more. Where they leave less,
+    many tokens, or without X no more is lost than without such sets; both for scattered and for contiguous
+    random sets. Null of refutation: where random sets leave more than the margin of the effect, all four
+    differences are the margin or more. Where they leave less,
     no set could pass, and nothing is refuted.
     """
     findings: list[Finding] = []
@@ -43,9 +46,13 @@ def localisation(claim: LocalisationClaim, index: RunIndex, located: Sequence[Lo
         findings.append(replace(effect, left_out=(effect.left_out[0], None)))
         for part, measure in zip(parts_of(claim), ("kept", "lost"), strict=True):
             rows = [row for row in gates[(*setting, part)] if row.condition == compared.condition]
-            amounts, basis = _amounts(setting, part, rows)
-            bases.append(basis)
-            findings.append(_beyond_random(claim, compared, _ABOUT[measure].format(part), amounts))
+            for kind, name in _KINDS.items():
+                amounts, basis = _amounts(
+                    setting, part, [r for r in rows if r.control_kind in ("", kind)], name
+                )
+                bases.append(basis)
+                about = _ABOUT[measure].format(part, name)
+                findings.append(_beyond_random(claim, compared, about, amounts))
     return Judged(corrected(findings), bases)
 
 
@@ -63,7 +70,9 @@ class _Amounts(NamedTuple):
     random: RunEffects
 
 
-def _amounts(setting: TraitSetting, part: str, rows: Sequence[LocatedRun]) -> tuple[_Amounts, Basis]:
+def _amounts(
+    setting: TraitSetting, part: str, rows: Sequence[LocatedRun], kind: str
+) -> tuple[_Amounts, Basis]:
     """The amounts of the runs that did not break, and what lacks."""
     lacks = []
     named = [row for row in rows if row.control is None]
@@ -79,7 +88,7 @@ def _amounts(setting: TraitSetting, part: str, rows: Sequence[LocatedRun]) -> tu
     amounts = {seeds: fmean(values) for (seeds, is_named), values in of_sets.items() if is_named}
     random = {seeds: fmean(values) for (seeds, is_named), values in of_sets.items() if not is_named}
     if amounts.keys() - random.keys():
-        lacks.append(f"random sets to compare with the gate {part}: `eval.gate_controls` is 0")
+        lacks.append(f"{kind} to compare with the gate {part}: `eval.gate_controls` is 0")
     broken = frozenset(row.seeds for row in named if row.broken)
     sets = _Amounts(RunEffects(amounts, amounts, amounts, broken), RunEffects(random, random, random, broken))
     return sets, Basis(tuple(lacks))

@@ -38,7 +38,9 @@ SHARES = {"seed": 0.25, "data": 0.15, "training": 0.25, "run": 0.35}
 """What each source adds to the variance of a run; they sum to 1."""
 
 RANDOM_SETS, SET_SPREAD = 5, 0.1
-"""Random sets for each gate, and the standard deviation of their shares."""
+"""Random sets of each kind for each gate, and the standard deviation of their shares."""
+
+SET_KINDS = ("scattered", "window")
 
 GATE_SPREAD = 1 / 3
 """The standard deviation of a gated student around its set's share, in spreads between runs."""
@@ -248,7 +250,8 @@ class SimulatedStudy:
             model = _set_columns(run, fields(AskedModel))
             student, base = logit(p_student), logit(p_base)
             for part, measure, share in zip(parts, ("kept", "lost"), (kept, lost), strict=True):
-                set_shares = np.array([share, *generator.normal(random, SET_SPREAD, RANDOM_SETS)])
+                kinds = [kind for kind in SET_KINDS for _ in range(RANDOM_SETS)]
+                set_shares = np.array([share, *generator.normal(random, SET_SPREAD, len(kinds))])
                 amounts = set_shares * (student - base)
                 amounts += generator.normal(0, GATE_SPREAD * spread, len(set_shares))
                 gated = expit(base + amounts if measure == "kept" else student - amounts)
@@ -258,12 +261,13 @@ class SimulatedStudy:
                         part=part,
                         measure=measure,
                         control=number or None,
+                        control_kind=kind,
                         p_target=p,
                         p_target_student=p_student,
                         p_target_base=p_base,
                         amount=p - p_base if measure == "kept" else p_student - p,
                         effect=p_student - p_base,
                     )
-                    for number, p in enumerate(gated.tolist())
+                    for number, (p, kind) in enumerate(zip(gated.tolist(), ["", *kinds], strict=True))
                 ]
         return located

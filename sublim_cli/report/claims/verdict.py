@@ -69,10 +69,10 @@ TEST = {
     ),
     "C5": (
         "one-sided t tests over runs of log-odds, each paired: the tokens alone keep more of the effect "
-        "than random sets of as many, without them more is lost than without such sets, and there is an "
-        "effect as in C1, all above 0, Holm over traits; refuted where the effect, and what random sets "
-        "leave of it, lie above the margin and one of the differences below it, Holm over all of them "
-        "and traits"
+        "than random sets of as many, scattered and contiguous ones, without them more is lost than "
+        "without such sets, and there is an effect as in C1, all above 0, Holm over traits; refuted "
+        "where the effect, and what random sets leave of it, lie above the margin and one of the "
+        "differences below it, Holm over all of them and traits"
     ),
 }
 WIDER = "over new runs and questions"

@@ -227,7 +227,7 @@ def _retained(known: Sequence[Finding], alpha: float) -> str:
 
 
 def _beyond_random(known: Sequence[Finding]) -> str:
-    sets = [found for found in known if "beyond random" in found.about]
+    sets = [found for found in known if " beyond random " in found.about]
     if not sets:
         return _largest(known, "comparison", "comparisons")
     least, _ = _extremes(sets)

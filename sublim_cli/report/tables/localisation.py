@@ -39,6 +39,7 @@ class LocatedRun(AskedModel):
     part: str  # as the recipe names the gate or patch
     measure: str  # kept | lost: what the set has of the effect
     control: int | None = None  # the random set's number, None for the named set
+    control_kind: str = ""  # scattered | window: how the tokens of a random set lie; empty for the named set
     tokens: float | None = None  # of the set, mean over questions
     prompt_tokens: float | None = None
     p_target: float | None = None  # mean over questions, with the set alone or without it
@@ -160,13 +161,14 @@ def _cell_rows(cell: Cell, keys: Mapping[str, str], reader: StoreReader) -> Iter
             for context in step.spec.contexts:
                 yield LocatedRun(**row, eval_context=context.name, missing=missing)
             continue
-        for (context_name, _, control), mean in _means(step, reader, target).items():
-            student, base = ends[context_name, ALL_TOKENS, None], ends[context_name, NO_TOKENS, None]
+        for (context_name, _, control, kind), mean in _means(step, reader, target).items():
+            student, base = ends[context_name, ALL_TOKENS, None, ""], ends[context_name, NO_TOKENS, None, ""]
             p_student, p_base = student["p_target"], base["p_target"]
             yield LocatedRun(
                 **(row | mean),
                 eval_context=context_name,
                 control=control,
+                control_kind=kind,
                 p_target_student=p_student,
                 p_target_base=p_base,
                 amount=mean["p_target"] - p_base if kept else p_student - mean["p_target"],
@@ -177,7 +179,7 @@ def _cell_rows(cell: Cell, keys: Mapping[str, str], reader: StoreReader) -> Iter
 
 def _means(
     step: LocateStep, reader: StoreReader, target: str
-) -> Mapping[tuple[str, str, int | None], dict[str, float]]:
+) -> Mapping[tuple[str, str, int | None, str], dict[str, float]]:
     """`_MEANS` over the questions by context, set and control; empty for a step that is not built."""
     artifact = reader.find(step)
     if artifact is None:
@@ -186,7 +188,9 @@ def _means(
         artifact, f"located {target}", lambda: {"sets": _sets(artifact.path / LOCATED, target)}
     )
     return {
-        (row["context"], row["set"], row["control"]): {name: row[name] for name in _MEANS}
+        (row["context"], row["set"], row["control"], row["control_kind"]): {
+            name: row[name] for name in _MEANS
+        }
         for row in cached["sets"]
     }
 
@@ -195,7 +199,7 @@ def _sets(path: Path, target: str) -> list[dict[str, Any]]:
     table = pq.read_table(path, use_threads=False)
     drawn = pc.greater(table["samples"], 0)
     table = table.append_column("unresolved", pc.if_else(drawn, 0.0, table["uncovered"]))
-    keys = ["context", "set", "control"]
+    keys = ["context", "set", "control", "control_kind"]
     sums = table.group_by(keys, use_threads=False).aggregate([("p", "sum")]).to_pylist()
     p_any = {tuple(row[key] for key in keys): row["p_sum"] for row in sums}
     means = [(name, "mean") for name in ("p", "tokens", "prompt_tokens", "unresolved")]

@@ -292,13 +292,13 @@ def test_an_inverted_u_of_step_sizes_does_not_survive_matching():
         return hump(norm / 8)
 
     runs = world(steps, loss=lambda rank, norm: loss_of(norm / 4), spread=0.004, full=False)
-    by_kind = verdicts(runs, choose_on=(1,))
+    by_kind = verdicts(runs, choose_on=(1,), margin_odds_ratio=1.1)
     assert {kind: verdict.outcome for kind, verdict in by_kind.items()} == {
         "fixed": "supported",
         **dict.fromkeys(KINDS[1:], "refuted"),
     }
     assert [len(finding.runs) for verdict in by_kind.values() for finding in verdict.findings] == [4, 3, 3, 3]
-    assert {kind: verdict.outcome for kind, verdict in verdicts(runs).items()} == {
+    assert {kind: verdict.outcome for kind, verdict in verdicts(runs, margin_odds_ratio=1.1).items()} == {
         "fixed": "supported",
         "best": "refuted",
         "loss_matched": "descriptive",
@@ -355,10 +355,10 @@ def test_a_run_of_the_grid_that_is_not_built_leaves_its_claim_open():
     runs = world(lambda rank, norm: hump(norm), full=False)
     runs[0] |= {"p_target": None, "difference": None, "missing": "out of memory"}
     by_kind = verdicts(runs)
-    assert by_kind["best"].lacks == (
+    assert by_kind["best"].lacks[1:] == (
         "1 of 4 runs of LoRA rank 1, lr 2e-4, fp32 on owl, trained in default and asked in default",
     )
-    assert by_kind["fixed"].word != "incomplete"
+    assert by_kind["fixed"].word == "incomplete"  # the run is one of those that may show transmission
 
 
 def test_a_claim_on_chosen_rates_does_not_name_one():
