@@ -405,7 +405,7 @@ class EvalSection(Section):
     gate_contexts: Annotated[tuple[SystemPrompt, ...], Field(min_length=1)] | None = None
     """The contexts in which gated and patched students are asked; null: their training context."""
     gate_controls: Annotated[int, Field(ge=0)] = 5
-    """How many random sets of as many tokens control a gate or patch: so many scattered, so many contiguous."""
+    """How many random sets of as many tokens control a gate or patch: scattered, and as many contiguous."""
     gate_seed: Seed = 1
 
     @model_validator(mode="after")

@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import NamedTuple
 
 from sublim_cli.recipe.schema import FullFineTuningClaim
 from sublim_cli.report.claims.effects import RunEffects, largest
-from sublim_cli.report.claims.pairing import Basis, Comparison, RunIndex, TraitSetting
+from sublim_cli.report.claims.pairing import (
+    Basis,
+    Comparison,
+    Levels,
+    RunIndex,
+    TraitSetting,
+    compare_with_base,
+)
 from sublim_cli.report.claims.transmission import PositiveControl, positive_control
 from sublim_cli.report.claims.verdict import Finding, Judged, corrected, finding, widened
 from sublim_cli.report.rates.choose import BETA, not_shown_higher
@@ -136,25 +145,30 @@ def _against_the_best_adapter(
     """C3c, a finding for each trait: full fine-tuning's effect minus the best adapter's, run by run.
 
     Null of support: the difference is minus the margin or more; of refutation: it is minus the margin or
-    less. Best is the least number loss, over ranks and learning rates, or over learning rates and precisions.
-    Without pilot runs every pair that may be the best is tested.
+    less. Effects are those on the base, which the difference does not contain: controls trained as each
+    adapter are rarely there. Best is the least number loss, over ranks and learning rates, or over learning
+    rates and precisions. Without pilot runs every pair that may be the best is tested.
     """
     findings, bases = [], [*control.bases, *(trait.basis for trait in asked)]
     for trait in asked:
-        adapters = {}
-        for condition in index.lora(trait.setting):
-            compared, basis = index.compared(trait.setting, condition)
-            if compared and not basis.lacks:
-                adapters[condition] = compared
-        best_full, lacks_full = _best(claim, index, trait.setting, list(trait.compared))
-        best_adapters, lacks = _best(claim, index, trait.setting, list(adapters))
-        bases.append(Basis((*lacks_full, *lacks)))
-        if best_full and best_adapters:
-            pairs = [
-                (trait.compared[full], adapters[adapter]) for full in best_full for adapter in best_adapters
-            ]
-            findings.append(_less_than_adapter(claim, pairs))
+        setting, methods = trait.setting, []
+        for conditions in (list(trait.compared), index.lora(setting)):
+            best, lacks = _best(claim, index, setting, conditions)
+            cells = [index.cell("student", setting, condition) for condition in best]
+            against_base = [compare_with_base(setting, cell) for cell in cells]
+            bases += [Basis(lacks), *(cell.basis for cell in cells), *(basis for _, basis in against_base)]
+            methods.append([_Best(c, effects) for c, (effects, _) in zip(best, against_base, strict=True)])
+        if all(methods):
+            levels = trait.compared[methods[0][0].condition].levels
+            findings.append(_less_than_adapter(claim, setting.target, list(product(*methods)), levels))
     return Judged(corrected(findings), bases, part="c", not_asked=control.not_asked)
+
+
+class _Best(NamedTuple):
+    """A condition that has or may have the least number loss, and the effects of its students on the base."""
+
+    condition: Condition
+    effects: RunEffects
 
 
 def _best(
@@ -179,30 +193,33 @@ def _best(
     return [least, *(c for c in not_shown_higher(losses, BETA / 2) if c != least)], ()
 
 
-def _less_than_adapter(claim: FullFineTuningClaim, pairs: Sequence[tuple[Comparison, Comparison]]) -> Finding:
+def _less_than_adapter(
+    claim: FullFineTuningClaim, target: str, pairs: Sequence[tuple[_Best, ...]], levels: Levels
+) -> Finding:
     """Over the pairs that may be the best; the first is shown."""
 
     def tested(effects: RunEffects) -> RunEffects:
         seeds = {s for s in {*effects.measured, *effects.broken} if s[0] not in (claim.choose_on or ())}
         return effects.only(seeds)
 
-    differences = [tested(full.effects.minus(adapter.effects)) for full, adapter in pairs]
+    # The base cancels, and with it what is not known of it.
+    differences = [replace(tested(full.effects.minus(lora.effects)), error=0.0) for full, lora in pairs]
     beta = BETA if len(pairs) > 1 else 0.0
     full, adapter = pairs[0]
     found = finding(
         claim,
-        full.setting.target,
+        target,
         f"{_label(full.condition)}, minus {_label(adapter.condition)}",
         differences[0],
         p=largest(*(difference.below(-claim.margin) for difference in differences)).plus(beta),
         against=largest(*(difference.above(-claim.margin) for difference in differences)).plus(beta),
-        levels=full.levels,
+        levels=levels,
         also={"full fine-tuning": tested(full.effects), "the best adapter": tested(adapter.effects)},
     )
     seeds = sorted(differences[0].measured)
     share = None
     if seeds:
-        over, under = ([compared.effects.measured[s] for s in seeds] for compared in (full, adapter))
+        over, under = ([best.effects.measured[s] for s in seeds] for best in (full, adapter))
         share = ratio_interval(over, under, seeds, 1 - 2 * claim.alpha)
     ratio = {OF_ADAPTER: share} if share else {}
     return widened(replace(found, also={**found.also, **ratio}), differences, claim.alpha)

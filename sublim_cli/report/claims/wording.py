@@ -42,8 +42,9 @@ def sentence(verdict: Verdict) -> str:
         return _within(f"Not judged yet: the study lacks {verdict.lacks[0]}", f"{more}.")
     known = [found for found in verdict.findings if found.effect]
     if not known:
-        traits = [trait for trait in verdict.traits if trait.not_asked]
-        return _within(listed([f"{t.target} is not asked: {t.not_asked}" for t in traits]) or NO_PAIR, ".")
+        targets = [trait.target for trait in verdict.traits if trait.not_asked]
+        nothing = f"Nothing was asked: LoRA was not shown to transmit {listed(targets)}"
+        return _within(nothing if targets else NO_PAIR, ".")
     match verdict.number:
         case "C1":
             text = _names(verdict, known, "Students")

@@ -330,6 +330,19 @@ def collapsed(runs, claim, **which):
     return verdict
 
 
+@given(studies, st.lists(st.integers(0, 9999), max_size=3))
+def test_broken_runs_never_make_a_verdict_surer_than_their_absence(runs, indices):
+    rows = [{**run} for run in runs]
+    for index in indices:
+        rows[index % len(rows)]["broken"] = "names nothing"
+    for verdict in judge(CLAIMS, rows):
+        for finding in verdict.findings:
+            p, p_against = finding.left_out
+            assert finding.p >= p
+            assert (finding.p_against is None) == (p_against is None)
+            assert p_against is None or finding.p_against >= p_against
+
+
 FIVE = tuple((seed, seed) for seed in range(1, 6))
 
 
