@@ -11,6 +11,8 @@ from scipy.special import logit
 from sublim_cli.stats import (
     Interval,
     estimate,
+    fall_from_peak,
+    fall_interval,
     holm,
     peak,
     power,
@@ -342,3 +344,31 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
         result = ratio_interval(over.tolist(), under.tolist())
         hits += result is None or result.low <= 0.3 <= result.high
     assert 0.93 < hits / 1000 < 0.97
+
+
+def test_the_fall_of_a_flat_curve_is_nothing_and_its_interval_covers_where_the_highest_mean_does_not():
+    generator = np.random.default_rng(0)
+    seeds = [(run, run) for run in range(5)]
+    falls, highest, covered = [], [], 0
+    for _ in range(300):
+        y = generator.normal(0, 0.3, (5, 10))
+        interval = fall_interval(y, seeds, 0.9)
+        falls.append(interval.mean)
+        highest.append(y.mean(axis=0)[:-1].max() - y.mean(axis=0)[-1])
+        covered += interval.low <= 0 <= interval.high
+    assert abs(np.mean(falls)) < 0.03  # a standard error of 0.01
+    assert np.mean(highest) > 0.15
+    assert covered >= 265
+
+
+def test_a_run_has_no_part_in_choosing_the_peak_it_falls_from():
+    y = np.array([[0.0, 9.0, 1.0], [5.0, 0.0, 2.0], [5.0, 0.0, 3.0]])
+    assert fall_from_peak(y, [(1, 1), (2, 2), (3, 3)]) == {(1, 1): -1.0, (2, 2): -2.0, (3, 3): -3.0}
+    one_data_set = [(1, 1), (2, 1), (3, 1)]
+    assert fall_from_peak(y, one_data_set) == {(1, 1): -1.0, (2, 1): -2.0, (3, 1): -3.0}
+    # The first two learned from one data set, so the third alone chooses for both.
+    assert fall_from_peak(y, [(1, 1), (2, 1), (3, 2)]) == {(1, 1): -1.0, (2, 1): 3.0, (3, 2): -3.0}
+
+
+def test_fewer_runs_than_two_have_no_interval_of_a_fall():
+    assert fall_interval(np.ones((1, 4)), [(1, 1)]) is None

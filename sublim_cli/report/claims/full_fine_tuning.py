@@ -222,4 +222,7 @@ def _less_than_adapter(
         over, under = ([best.effects.measured[s] for s in seeds] for best in (full, adapter))
         share = ratio_interval(over, under, seeds, 1 - 2 * claim.alpha)
     ratio = {OF_ADAPTER: share} if share else {}
-    return widened(replace(found, also={**found.also, **ratio}), differences, claim.alpha)
+    intervals = [
+        difference.mean.interval(1 - 2 * claim.alpha) for difference in differences if difference.measured
+    ]
+    return widened(replace(found, also={**found.also, **ratio}), intervals)

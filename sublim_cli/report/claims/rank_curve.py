@@ -30,7 +30,18 @@ from sublim_cli.report.rates.choose import (
     not_shown_higher,
 )
 from sublim_cli.report.tables.runs import Condition, Run
-from sublim_cli.stats import Estimate, Seeds, TwoLines, fall_from_peak, mean_known, mean_of, peak, two_lines
+from sublim_cli.stats import (
+    Estimate,
+    Interval,
+    Seeds,
+    TwoLines,
+    fall_from_peak,
+    fall_interval,
+    mean_known,
+    mean_of,
+    peak,
+    two_lines,
+)
 from sublim_cli.wording import count, listed
 
 LEAST_RANKS = 4
@@ -61,6 +72,8 @@ def inverted_u(claim: InvertedUClaim, index: RunIndex) -> Judged:
     highest rank, and some rank's the margin above that of the lowest. A curve that lacks either side is no
     inverted U, so either half may be rejected, each at half of alpha. To reject a half, *every* rank must be
     shown to lie less than the margin above that end: an intersection-union test that need not know the peak.
+
+    What is shown is the fall to the highest rank, which no test needs: see `stats.fall_interval`.
 
     Learning rates are chosen without looking at the trait (`rates.choose`). Pilot runs (`choose_on`) choose
     and are left out of the test, which then holds for their rates. Without pilots a curve of best rates is
@@ -229,7 +242,8 @@ def _curve_finding(
     usable = [rank for rank, e in curves[0].items() if len(e.measured) >= len(e.broken)]
     if dropped := [str(rank) for rank in curves[0] if rank not in usable]:
         notes.append(f"{target}: most runs of rank {listed(dropped)} broke; the curve is judged without.")
-    tests = [_CurveTest.of({rank: curve[rank] for rank in usable}, claim.margin) for curve in curves]
+    level = 1 - 2 * claim.alpha
+    tests = [_CurveTest.of({rank: curve[rank] for rank in usable}, claim.margin, level) for curve in curves]
     shown, beta = tests[0], BETA if len(tests) > 1 else 0.0
     end = usable[-1] if usable else "–"
     about = f"fall to rank {end} from the rank that other runs have highest, {count(len(usable), 'rank')}"
@@ -245,14 +259,14 @@ def _curve_finding(
         against=largest(*(test.against for test in tests)).plus(beta),
         levels=Levels(None if top is None else ranks.p_target(tested[0], top), None, ranks.p_base),
     )
-    level = 1 - 2 * claim.alpha
     slopes = {
         name: slope.interval(level)
         for name, slope in (("slope up to the turn", shown.rise), ("slope from the turn", shown.descent))
         if slope is not None
     }
     highest = {} if shown.rows is None else {PEAK: peak(np.array(usable, dtype=float), *shown.rows)}
-    return widened(replace(found, also={**slopes, **highest}), [test.fall for test in tests], claim.alpha)
+    intervals = [test.interval for test in tests if test.interval is not None]
+    return widened(replace(found, also={**slopes, **highest}), intervals)
 
 
 @dataclass(frozen=True)
@@ -262,6 +276,8 @@ class _CurveTest:
     p: PValue
     against: PValue
     fall: RunEffects
+    interval: Interval | None = None
+    """Of the fall, see `stats.fall_interval`."""
     rise: Estimate | None = None
     descent: Estimate | None = None
     highest: int | None = None
@@ -269,7 +285,7 @@ class _CurveTest:
     rows: tuple[Matrix, Sequence[Seeds]] | None = None
 
     @staticmethod
-    def of(curve: Mapping[int, RunEffects], margin: float) -> "_CurveTest":
+    def of(curve: Mapping[int, RunEffects], margin: float, level: float) -> "_CurveTest":
         x = np.log2(list(curve))
         p_values, against = [], []
         for low, high, seeds in _ways(list(curve.values()), "low", "high"):
@@ -287,6 +303,7 @@ class _CurveTest:
             PValue(max(p_values), p_values[0]),
             PValue(max(against), against[0]),
             RunEffects(falls, falls, falls),
+            fall_interval(measured, seeds, level),
             lines.rise,
             lines.fall,
             int(np.argmax(measured.mean(axis=0))),

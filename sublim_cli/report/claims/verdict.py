@@ -257,14 +257,13 @@ def finding(
     )
 
 
-def widened(found: Finding, others: Sequence[RunEffects], alpha: float) -> Finding:
-    """The finding with the union of its interval and those of `others`, which may have been chosen for it."""
-    intervals = [other.mean.interval(1 - 2 * alpha) for other in others if other.measured]
-    if found.effect is None or any(interval.low is None for interval in intervals):
+def widened(found: Finding, intervals: Sequence[Interval]) -> Finding:
+    """The finding with the union of these intervals, of all that may be the one sought."""
+    lows = [interval.low for interval in intervals if interval.low is not None]
+    highs = [interval.high for interval in intervals if interval.high is not None]
+    if found.effect is None or not intervals or len(lows) < len(intervals):
         return found
-    low = min(interval.low for interval in intervals if interval.low is not None)
-    high = max(interval.high for interval in intervals if interval.high is not None)
-    return replace(found, effect=replace(found.effect, low=low, high=high))
+    return replace(found, effect=replace(found.effect, low=min(lows), high=max(highs)))
 
 
 def corrected(findings: Sequence[Finding]) -> list[Finding]:
