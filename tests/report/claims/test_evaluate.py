@@ -451,6 +451,68 @@ def test_a_base_that_was_not_asked_is_named():
     )
 
 
+def test_an_absence_is_of_the_typical_run_until_fourteen_runs_exclude_that_one_in_five_transmits():
+    for runs, word in ((13, "refuted for the typical run"), (14, "refuted")):
+        seeds = tuple((seed, seed) for seed in range(runs))
+        (verdict,) = judge([TransmissionClaim(rank=4, traits=("owl",))], made(spread=0.02, seeds=seeds))
+        assert verdict.word == word
+        (finding,) = verdict.findings
+        assert (finding.above, finding.share_above.high) == (0, pytest.approx(1 - 0.025 ** (1 / runs)))
+
+
+def test_runs_that_transmit_and_runs_that_do_not_are_seen():
+    runs = made(effect=lambda row: 3.0 * (row["train_seed"] <= 2), spread=0.1, seeds=FIVE)
+    (verdict,) = judge([TransmissionClaim(rank=4, traits=("owl",))], runs)
+    (trait,) = verdict.traits
+    assert trait.word == "underpowered, runs of two kinds (2 of 5 above the margin)"
+    (finding,) = verdict.findings
+    assert (finding.above, finding.share_above.mean) == (2, pytest.approx(0.4))
+
+
+def test_the_literal_cell_is_what_the_claim_names_or_the_paper_s():
+    runs = made(effect=textbook, spread=0.02)
+    abouts = {
+        claim.learning_rate: judge([claim], runs)[0].findings[0].about
+        for claim in (FullFineTuningClaim(), FullFineTuningClaim(learning_rate=2e-4))
+    }
+    assert abouts == {
+        None: "full fine-tuning, lr 2e-5, fp32, minus the control",
+        2e-4: "full fine-tuning, lr 2e-4, fp32, minus the control",
+    }
+    other = [{**run, "learning_rate": run["learning_rate"] * 3} for run in runs if run["method"] == "full"]
+    adapters = [run for run in runs if run["method"] == "lora"]
+    (literal, every, _) = judge([FullFineTuningClaim(traits=("owl",))], [*adapters, *other])
+    assert literal.lacks == (
+        "one condition of full fine-tuning on owl, trained in default and asked in default: the claim must "
+        "name its `learning_rate` and `precision` (lr 6e-5 in fp32, lr 6e-4 in fp32)",
+    )
+    assert every.outcome == "supported"
+
+
+def test_where_every_rank_has_controls_trained_alike_what_a_rank_does_to_both_changes_nothing():
+    runs = [run for run in made(effect=textbook, spread=0.05) if run["role"] == "student"]
+    generator = np.random.default_rng(3)
+    alike = [
+        {**run, "role": "control", "p_target": probability(-2 + generator.normal(0, 0.05))} for run in runs
+    ]
+    study = [*runs, *alike]
+    drift = {1: 0.0, 4: 0.5, 16: -1.0, 64: 1.0}
+    drifted = [
+        {**run, "p_target": probability(odds(run["p_target"]) + drift.get(run["rank"], 0.0))} for run in study
+    ]
+    assert numbers(drifted, [InvertedUClaim()]) == numbers(study, [InvertedUClaim()])
+    students_alone = [run for run in drifted if run["role"] == "student" or run["rank"] == 4]
+    assert numbers(students_alone, [InvertedUClaim()]) != numbers(study, [InvertedUClaim()])
+
+
+def test_runs_that_choose_the_rates_are_left_out_of_the_comparison_with_the_best_adapter():
+    runs = made(effect=textbook, spread=0.02, seeds=FIVE)
+    verdict = judge([FullFineTuningClaim(choose_on=(1, 2))], runs)[-1]
+    assert [sorted(finding.runs) for finding in verdict.findings] == [[(3, 3), (4, 4), (5, 5)]] * 2
+    assert all(finding.about.endswith("minus LoRA rank 4, lr 2e-3, fp32") for finding in verdict.findings)
+    assert verdict.word == "supported"
+
+
 def test_a_verdict_on_one_data_set_says_so():
     one, several = (
         judge([TransmissionClaim(rank=4)], made(effect=textbook, seeds=seeds))[0]
@@ -491,7 +553,7 @@ def test_the_document_of_a_study_made_by_hand(judged):
         "outcome": "supported",
         "sentence": (
             f"Students of the owl teacher name owl 3.0 × as often as the untouched model, odds ratio "
-            f"{ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.0f}], 3 of 3 runs."
+            f"{ratio['mean']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}], 3 of 3 runs."
         ),
         "claim": TransmissionClaim().model_dump(mode="json"),
         "test": judged.claims[0].test,
