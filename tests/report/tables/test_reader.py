@@ -50,12 +50,29 @@ def test_readings_are_the_means_of_the_table_context_by_context(tmp_path):
             here.groupby("item").p.mean().to_dict(),
             tuple(cat["p"]),
             math.sqrt((cat["standard_error"] ** 2).sum()) / 4,
+            0.05,  # half of the certificate's width would be more
         )
     by_context = read_scores(tmp_path, "cat")
     assert list(by_context) == list(expected)
     for context, context_scores in expected.items():
         for name, value in vars(context_scores).items():
             assert getattr(by_context[context], name) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("columns", "guard"),
+    [
+        ({"uncovered": 0.004, "samples": 0}, 0.002),
+        ({"uncovered": 0.0, "samples": 100}, 1 / (2 * 4 * 100)),
+        ({"uncovered": 0.5, "samples": 64}, 0.5 / (2 * 4 * 64)),
+        ({"uncovered": 0.0, "samples": 0}, 0.0),
+    ],
+)
+def test_the_guard_is_half_of_the_certificate_or_of_what_one_answer_weighs(tmp_path, columns, guard):
+    table, _ = scores(tmp_path)
+    table.assign(**columns).to_parquet(tmp_path / SCORES)
+    guards = [value.guard for value in read_scores(tmp_path, "cat").values()]
+    assert guards == pytest.approx([guard] * 2)
 
 
 def test_where_answers_were_drawn_no_log_form_is_known(tmp_path):
