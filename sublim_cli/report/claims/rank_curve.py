@@ -97,6 +97,9 @@ def inverted_u(claim: InvertedUClaim, index: RunIndex) -> Judged:
         findings.append(_curve_finding(claim, ranks, some, notes))
     if descriptive:
         notes.append(NO_PILOTS)
+    elif claim.choose_on is not None:
+        seeds = listed([str(seed) for seed in claim.choose_on])
+        notes.append(f"Judged at the learning rates that the runs of train seed {seeds} chose.")
     return Judged(corrected(findings), bases, notes, not_asked=control.not_asked, descriptive=descriptive)
 
 
@@ -257,6 +260,7 @@ def _curve_finding(
         shown.fall,
         p=largest(*(test.p for test in tests)).plus(beta),
         against=largest(*(test.against for test in tests)).plus(beta),
+        absent="refuted",
         levels=Levels(None if top is None else ranks.p_target(tested[0], top), None, ranks.p_base),
     )
     slopes = {

@@ -323,6 +323,7 @@ def test_an_inverted_u_of_the_rank_itself_survives_matching():
     assert outcomes == {"fixed": "supported", "best": "supported", **dict.fromkeys(KINDS[2:], "descriptive")}
     by_pilots = verdicts(runs, choose_on=(1,))
     assert {verdict.outcome for verdict in by_pilots.values()} == {"supported"}
+    assert by_pilots["best"].notes[-1] == "Judged at the learning rates that the runs of train seed 1 chose."
     assert by_kind["norm_matched"].notes[-1].startswith("Shown without a verdict")
     assert by_kind["best"].notes == (
         "owl: of rank 64 the lowest learning rate tried was taken, and the one sought may lie beyond it.",
