@@ -32,32 +32,32 @@ OF_ADAPTER = "ratio to the effect of the best adapter"
 def full_fine_tuning(claim: FullFineTuningClaim, index: RunIndex) -> list[Judged]:
     """C3a, C3b and C3c, of the traits that LoRA transmits."""
     control = positive_control(claim, index, claim.train_context)
-    asked = [
-        _Asked.of(index, TraitSetting(t, claim.train_context, claim.train_context)) for t in control.asked
-    ]
+    settings = [TraitSetting(t, claim.train_context, claim.train_context) for t in index.traits(claim)]
+    traits = [_Compared.of(index, setting, asked=setting.target in control.asked) for setting in settings]
     return [
-        _at_one_condition(claim, asked, control),
-        _at_every_condition(claim, asked, control),
-        _against_the_best_adapter(claim, index, asked, control),
+        _at_one_condition(claim, traits, control),
+        _at_every_condition(claim, traits, control),
+        _against_the_best_adapter(claim, index, traits, control),
     ]
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The fully fine-tuned students of a trait that LoRA transmits, compared with their controls."""
+class _Compared:
+    """The fully fine-tuned students of a trait compared with their controls; `asked`: LoRA transmits it."""
 
     setting: TraitSetting
     compared: Mapping[Condition, Comparison]
     bases: Mapping[Condition, Basis]
+    asked: bool
 
     @staticmethod
-    def of(index: RunIndex, setting: TraitSetting) -> "_Asked":
+    def of(index: RunIndex, setting: TraitSetting, *, asked: bool) -> "_Compared":
         compared, bases = {}, {}
         for condition in index.full(setting):
             comparison, bases[condition] = index.compared(setting, condition)
             if comparison:
                 compared[condition] = comparison
-        return _Asked(setting, compared, bases)
+        return _Compared(setting, compared, bases, asked)
 
     @property
     def basis(self) -> Basis:
@@ -68,20 +68,20 @@ class _Asked:
 
 
 def _at_one_condition(
-    claim: FullFineTuningClaim, asked: Sequence[_Asked], control: PositiveControl
+    claim: FullFineTuningClaim, traits: Sequence[_Compared], control: PositiveControl
 ) -> Judged:
     """C3a, a finding for each trait.
 
     Null of support: the effect is the margin or more away from zero; of refutation: it is not above it.
     """
     findings, bases = [], list(control.bases)
-    for trait in asked:
+    for trait in traits:
         chosen = _literal(claim, list(trait.bases))
         if len(chosen) != 1:
             bases.append(trait.basis if not trait.bases else Basis((_which(trait, chosen),)))
             continue
         bases.append(trait.bases[chosen[0]])
-        if compared := trait.compared.get(chosen[0]):
+        if trait.asked and (compared := trait.compared.get(chosen[0])):
             findings.append(_absent(claim, compared))
     return Judged(corrected(findings), bases, part="a", not_asked=control.not_asked)
 
@@ -102,7 +102,7 @@ def _literal(claim: FullFineTuningClaim, conditions: Sequence[Condition]) -> lis
     return left
 
 
-def _which(trait: _Asked, chosen: Sequence[Condition]) -> str:
+def _which(trait: _Compared, chosen: Sequence[Condition]) -> str:
     there = ", ".join(f"lr {rate(c.learning_rate)} in {c.precision}" for c in chosen or trait.bases)
     return (
         f"one condition of full fine-tuning on {trait.setting}: the claim must name its `learning_rate` and "
@@ -111,11 +111,13 @@ def _which(trait: _Asked, chosen: Sequence[Condition]) -> str:
 
 
 def _at_every_condition(
-    claim: FullFineTuningClaim, asked: Sequence[_Asked], control: PositiveControl
+    claim: FullFineTuningClaim, traits: Sequence[_Compared], control: PositiveControl
 ) -> Judged:
     """C3b, a finding for each trait and condition, each tested as in C3a."""
-    findings = [_absent(claim, compared) for trait in asked for compared in trait.compared.values()]
-    bases = [*control.bases, *(trait.basis for trait in asked)]
+    findings = [
+        _absent(claim, compared) for trait in traits if trait.asked for compared in trait.compared.values()
+    ]
+    bases = [*control.bases, *(trait.basis for trait in traits)]
     return Judged(corrected(findings), bases, part="b", not_asked=control.not_asked)
 
 
@@ -140,7 +142,7 @@ def _label(condition: Condition) -> str:
 
 
 def _against_the_best_adapter(
-    claim: FullFineTuningClaim, index: RunIndex, asked: Sequence[_Asked], control: PositiveControl
+    claim: FullFineTuningClaim, index: RunIndex, traits: Sequence[_Compared], control: PositiveControl
 ) -> Judged:
     """C3c, a finding for each trait: full fine-tuning's effect minus the best adapter's, run by run.
 
@@ -149,16 +151,17 @@ def _against_the_best_adapter(
     adapter are rarely there. Best is the least number loss, over ranks and learning rates, or over learning
     rates and precisions. Without pilot runs every pair that may be the best is tested.
     """
-    findings, bases = [], [*control.bases, *(trait.basis for trait in asked)]
-    for trait in asked:
+    findings, bases = [], [*control.bases, *(trait.basis for trait in traits)]
+    for trait in traits:
         setting, methods = trait.setting, []
         for conditions in (list(trait.compared), index.lora(setting)):
             best, lacks = _best(claim, index, setting, conditions)
-            cells = [index.cell("student", setting, condition) for condition in best]
-            against_base = [compare_with_base(setting, cell) for cell in cells]
-            bases += [Basis(lacks), *(cell.basis for cell in cells), *(basis for _, basis in against_base)]
+            cells = {condition: index.cell("student", setting, condition) for condition in conditions}
+            against_base = [compare_with_base(setting, cells[condition]) for condition in best]
+            bases += [Basis(lacks), *(cell.basis for cell in cells.values())]
+            bases += [basis for _, basis in against_base]
             methods.append([_Best(c, effects) for c, (effects, _) in zip(best, against_base, strict=True)])
-        if all(methods):
+        if trait.asked and all(methods):
             levels = trait.compared[methods[0][0].condition].levels
             findings.append(_less_than_adapter(claim, setting.target, list(product(*methods)), levels))
     return Judged(corrected(findings), bases, part="c", not_asked=control.not_asked)

@@ -84,14 +84,14 @@ def inverted_u(claim: InvertedUClaim, index: RunIndex) -> Judged:
     findings: list[Finding] = []
     bases, notes = list(control.bases), list[str]()
     descriptive = claim.curve in ("loss_matched", "norm_matched") and claim.choose_on is None
-    for target in control.asked:
+    for target in index.traits(claim):
         setting = TraitSetting(target, claim.train_context, claim.train_context)
         ranks = _Ranks.of(claim, index, setting)
         curves = _curves(claim, ranks)
         bases += [ranks.basis, curves.basis]
+        if ranks.basis.lacks or curves.basis.lacks or target not in control.asked:
+            continue  # the claim is incomplete, or not asked of this trait
         notes += curves.notes
-        if ranks.basis.lacks or curves.basis.lacks:
-            continue  # the claim is incomplete
         descriptive = descriptive or len(curves.weights) > MOST_CURVES
         some = curves.weights[: 1 if descriptive else None]
         findings.append(_curve_finding(claim, ranks, some, notes))
