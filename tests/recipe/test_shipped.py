@@ -29,29 +29,42 @@ def test_every_shipped_recipe_loads_and_says_what_it_shows(path: Path) -> None:
 CLAIMING = [path.stem for path in shipped_recipes() if load(path.stem).claims]
 
 
-def with_few_seeds(name: str) -> Recipe:
-    """A shipped study on micro, with two runs of every cell."""
+def with_few_seeds(name: str, runs: int = 2) -> Recipe:
+    """A shipped study on micro, with a few runs of every cell."""
     recipe = load(name, {"model": "micro"})
-    grid = {key: values[:2] if key == "train.seed" else values for key, values in recipe.sweep.grid.items()}
+    grid = {
+        key: values[:runs] if key == "train.seed" else values for key, values in recipe.sweep.grid.items()
+    }
     if "generate.sampling.seed" in grid:
         grid["generate.sampling.seed"] = [1]
-    return vary(recipe, {"sweep.grid": grid, "sweep.replicates": recipe.sweep.replicates[:2]})
+    return vary(recipe, {"sweep.grid": grid, "sweep.replicates": recipe.sweep.replicates[:runs]})
 
 
 @pytest.mark.parametrize("name", CLAIMING)
 def test_a_shipped_study_plans_all_that_its_claims_need(name: str, tmp_path: Path) -> None:
     """With a value for every planned run no claim lacks a cell."""
-    recipe = with_few_seeds(name)
+    recipe = with_few_seeds(name, runs=3)
     planned, reader = study(recipe), StoreReader(Store(tmp_path), {})
     keys = varied_keys(planned.cells)
-    values = {"p_target": 0.3, "p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
-    runs = [replace(run, **values) for run in study_runs(planned, keys, reader, {})]
-    parts = {"amount": 0.1, "effect": 0.2, "missing": ""}
+    values = {"p_target_base": 0.1, "number_loss": 3.0, "update_norm": 1.0, "missing": ""}
+    runs = [
+        replace(run, **values, p_target=0.1 if run.role == "control" else 0.3)
+        for run in study_runs(planned, keys, reader, {})
+    ]
+    replicates = len({run.seeds for run in runs if run.role == "student"})
+    parts = {"p_target": 0.2, "p_target_student": 0.3, "p_target_base": 0.1, "missing": ""}
     rows = located_runs(planned, keys, reader)
-    located = [replace(row, **parts, control=control) for row in rows for control in (None, 1)]
+    sets = ((None, ""), (1, "scattered"), (1, "window"))
+    located = [
+        replace(row, **parts, control=control, control_kind=kind) for row in rows for control, kind in sets
+    ]
     for verdict in evaluate(recipe.claims, runs, located):
         assert verdict.lacks == ()
-        assert all(finding.effect is not None and finding.effect.n == 2 for finding in verdict.findings)
+        assert verdict.findings
+        pilots = verdict.number in ("C2", "C3c") and bool(verdict.claim.choose_on)
+        counts = {finding.effect.n for finding in verdict.findings if finding.effect is not None}
+        assert counts == {replicates - pilots}, verdict.number
+        assert all(finding.effect is not None for finding in verdict.findings)
 
 
 def test_the_micro_study_is_as_large_as_its_header_says() -> None:
