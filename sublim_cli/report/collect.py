@@ -7,6 +7,7 @@ Values flow one way: the store's artifacts become tables, the tables learning ra
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ from sublim_cli.pipeline import Study
 from sublim_cli.recipe.schema import Recipe
 from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.claims.locking import LockStatus, lock_status
+from sublim_cli.report.claims.sensitivity import Sensitivity, sensitivities
 from sublim_cli.report.claims.verdict import RULES_VERSION, Verdict
 from sublim_cli.report.rates.panels import Panel, fixed_rate, matched_curves
 from sublim_cli.report.tables.audits import AuditRow, audit_rows
@@ -65,6 +67,11 @@ class Results:
     audits: tuple[AuditRow, ...]
     missing: tuple[Missing, ...]
     provenance: Provenance
+
+    @cached_property
+    def sensitivities(self) -> tuple[Sensitivity, ...]:
+        """How each verdict of `claims` depends on its margin and on any one seed."""
+        return tuple(sensitivities(self.claims, self.runs, self.located))
 
 
 def collect(study: Study, store: Store, recipe: Recipe, failures: Mapping[str, str] = NO_FAILURES) -> Results:

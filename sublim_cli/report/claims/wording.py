@@ -3,35 +3,74 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from sublim_cli.report.claims.contexts import RETAINED
 from sublim_cli.report.claims.full_fine_tuning import OF_ADAPTER
-from sublim_cli.report.claims.verdict import Finding, Outcome, TraitVerdict, Verdict
+from sublim_cli.report.claims.sensitivity import AtMargin, Sensitivity, WithoutSeed
+from sublim_cli.report.claims.verdict import Finding, TraitVerdict, Verdict
 from sublim_cli.stats import Interval
 from sublim_cli.wording import NOTHING, count, listed, percent, ratio
-
-OUTCOME: dict[Outcome, str] = {
-    "supported": "supported",
-    "refuted": "refuted",
-    "underpowered": "left open by these runs",
-    "incomplete": "not judged yet",
-    "descriptive": "shown without a verdict",
-}
-"""A verdict within a sentence."""
 
 LONGEST = 200
 """Characters of a sentence."""
 
 
 def headline(verdicts: Sequence[Verdict]) -> str:
-    """All verdicts in a sentence, such as `Of 3 claims, 1 is refuted and 2 are not judged yet.`."""
-    outcomes = [verdict.outcome for verdict in verdicts]
-    if len(outcomes) == 1:
-        return f"The one claim is {OUTCOME[outcomes[0]]}."
-    counts = [(outcomes.count(outcome), words) for outcome, words in OUTCOME.items() if outcome in outcomes]
-    parts = [f"{number} {'is' if number == 1 else 'are'} {words}" for number, words in counts]
-    return f"Of {len(outcomes)} claims, {listed(parts)}."
+    """What was decided: `Of 6 claims, 2 are supported (C1 and C4) and 1 is refuted (C2).`.
+
+    Empty where nothing was.
+    """
+    parts = []
+    for outcome in ("supported", "refuted"):
+        numbers = [verdict.number for verdict in verdicts if verdict.outcome == outcome]
+        if numbers and len(verdicts) == 1:
+            return f"The one claim, {numbers[0]}, is {outcome}."
+        if numbers:
+            is_or_are = "is" if len(numbers) == 1 else "are"
+            parts.append(f"{len(numbers)} {is_or_are} {outcome} ({listed(numbers)})")
+    return f"Of {len(verdicts)} claims, {listed(parts)}." if parts else ""
+
+
+def margins_text(margins: Sequence[AtMargin]) -> str:
+    """The outcomes by margin: `supported up to an odds ratio of 2, underpowered from 2.5`."""
+    runs = [list(group) for _, group in groupby(margins, key=lambda at: at.outcome)]
+    if len(runs) == 1:
+        return f"{runs[0][0].outcome} at all of them"
+    words = [f"{runs[0][0].outcome} up to an odds ratio of {runs[0][-1].odds_ratio:g}"]
+    for run in runs[1:-1]:
+        first, last = run[0].odds_ratio, run[-1].odds_ratio
+        between = f"at {first:g}" if first == last else f"from {first:g} to {last:g}"
+        words.append(f"{run[0].outcome} {between}")
+    return ", ".join([*words, f"{runs[-1][0].outcome} from {runs[-1][0].odds_ratio:g}"])
+
+
+def seeds_text(seeds: Sequence[WithoutSeed]) -> str:
+    """On which seeds a verdict hangs: `Without train seed 3 it is refuted; without any other, the same.`."""
+    changed: dict[str, list[str]] = {}
+    for without in seeds:
+        if not without.same:
+            changed.setdefault(without.word, []).append(without.seed)
+    if not changed:
+        return "The same without any one seed."
+    words = [
+        f"without {_either(named) if len(named) < len(seeds) else 'any one seed'} it is {word}"
+        for word, named in changed.items()
+    ]
+    rest = sum(without.same for without in seeds)
+    end = "; without any other, the same." if rest else "."
+    text = "; ".join(words)
+    return f"{text[0].upper()}{text[1:]}{end}"
+
+
+def _either(seeds: Sequence[str]) -> str:
+    """`train seed 1, 3 or data seed 2`."""
+    by_kind = [
+        (kind, [seed.removeprefix(kind) for seed in group])
+        for kind, group in groupby(seeds, key=lambda seed: seed.rpartition(" ")[0])
+    ]
+    return " or ".join(f"{kind}{' or'.join(numbers)}" for kind, numbers in by_kind)
 
 
 def sentence(verdict: Verdict) -> str:
@@ -108,8 +147,11 @@ def verdict_row(verdict: Verdict) -> tuple[str, str, str, str, str]:
     return verdict.number, verdict.statement, verdict.word, runs_text(verdict), sentence(verdict)
 
 
-def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Everything as plain data: what `claims.json` holds."""
+def document(
+    name: str, verdicts: Sequence[Verdict], sensitivities: Sequence[Sensitivity] = ()
+) -> dict[str, Any]:
+    """Everything as plain data: what `claims.json` holds; `sensitivities` are those of the verdicts."""
+    known = sensitivities or [Sensitivity()] * len(verdicts)
     return {
         "study": name,
         "claims": [
@@ -129,11 +171,13 @@ def document(name: str, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                     "broken": verdict.broken,
                     "missing": verdict.missing,
                 },
+                "at_margins": [asdict(at) for at in sensitivity.margins],
+                "without_seeds": [asdict(without) for without in sensitivity.seeds],
                 "lacks": list(verdict.lacks),
                 "notes": list(verdict.notes),
                 "findings": [_finding_document(found, verdict.claim.alpha) for found in verdict.findings],
             }
-            for verdict in verdicts
+            for verdict, sensitivity in zip(verdicts, known, strict=True)
         ],
     }
 

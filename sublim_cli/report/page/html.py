@@ -18,6 +18,7 @@ from sublim_cli.report.claims import wording as claims_wording
 from sublim_cli.report.claims.locking import lock_sentences
 from sublim_cli.report.collect import Results
 from sublim_cli.report.page.figures.figure import Figure
+from sublim_cli.report.page.figures.forest import forest_slug
 from sublim_cli.report.page.figures.rendering import (
     embedded_specification,
     inline_svg,
@@ -39,6 +40,7 @@ SIGNS = {"supported": "✓", "refuted": "✗", "underpowered": "?", "incomplete"
 def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats: Sequence[str]) -> str:
     """The page of a report with its figures by section; `formats` are the file endings that it links to."""
     rows = summarise(results)
+    forests = {figure.slug: figure for figure in figures["claims"]}
     labels = {(row.target, row.condition): row.label for row in rows}
     order = list(labels)
     script = page_script()
@@ -69,6 +71,12 @@ def page_html(results: Results, figures: Mapping[str, Sequence[Figure]], formats
         targets=list(dict.fromkeys(run.target for run in results.runs)),
         trained=len({run.train_digest for run in results.runs if not run.missing} - {""}),
         planned=len({run.train_digest for run in results.runs} - {""}),
+        cards=[
+            (verdict, forests.get(forest_slug(verdict, place)), sensitivity)
+            for place, (verdict, sensitivity) in enumerate(
+                zip(results.claims, results.sensitivities, strict=True), start=1
+            )
+        ],
         signs=SIGNS,
         traits=[
             (target, [list(group) for _, group in groupby(trait_rows, key=attrgetter("condition"))])

@@ -62,13 +62,13 @@ def write_report(results: Results, directory: Path) -> Path:
 
 
 def claims_document(results: Results) -> dict[str, Any]:
-    """The verdicts, the version of the rules that they follow, and the lock of the claims, as plain data."""
+    """Verdicts, how they depend on margins and seeds, the version of their rules, the lock; as plain data."""
     lock = lock_document(results.lock) if results.lock else None
     return {
         "study": results.name,
         "rules": RULES_VERSION,
         "lock": lock,
-        **document(results.name, results.claims),
+        **document(results.name, results.claims, results.sensitivities),
     }
 
 

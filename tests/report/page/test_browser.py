@@ -78,14 +78,19 @@ def test_every_figure_is_drawn_live_without_a_word_or_a_request(browser, reports
         figure.slug: figure.chart.to_dict() for group in figures_by_section(wide).values() for figure in group
     }
     assert sorted(figures) == [
+        *("claim-1-c1", "claim-2-c2", "claim-3-c3a", "claim-4-c3b", "claim-5-c3c"),
         "contexts-owl",
         "four-curves-owl-default-lora",
         "localisation-owl-lora-rank-8-default",
         "precision-owl-default",
         "rank-curve-owl-default",
+        "rates-owl-default",
     ]
     assert visit.marks("symbol") == {name: len(data(spec, "point")) for name, spec in figures.items()}
     tiles = data(figures["contexts-owl"], "text")
+    dots = [row for row in data(figures["claim-4-c3b"], "point") if "run" in row]
+    assert len(dots) == 9 * 5  # conditions of full fine-tuning, and runs
+    assert visit.marks("rect")["rates-owl-default"] == 40
     assert visit.marks("rect")["contexts-owl"] == len(tiles) + sum(tile["trained_here"] for tile in tiles)
     assert visit.page.locator("figure .still").count() == 0
     assert visit.fits()
@@ -96,7 +101,7 @@ def test_every_figure_is_drawn_live_without_a_word_or_a_request(browser, reports
 def test_every_figure_is_on_the_page_without_scripts_and_on_paper(browser, reports, wide):
     path = reports("wide", wide)
     visit = Visit(browser, path, 390, java_script_enabled=False)
-    assert visit.page.locator("figure.chart .still > svg").count() == 5
+    assert visit.page.locator("figure.chart .still > svg").count() == 11
     visit.page.emulate_media(media="print")
     boxes = [still.bounding_box() for still in visit.page.locator("figure.chart .still > svg").all()]
     assert all(box["width"] > 300 and box["x"] + box["width"] <= 390 for box in boxes)

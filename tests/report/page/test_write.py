@@ -9,6 +9,7 @@ import pytest
 from sublim_cli.errors import ArtifactError
 from sublim_cli.recipe.schema import FullFineTuningClaim, TransmissionClaim
 from sublim_cli.report.claims.evaluate import evaluate
+from sublim_cli.report.claims.sensitivity import sensitivities
 from sublim_cli.report.claims.verdict import RULES_VERSION
 from sublim_cli.report.claims.wording import document
 from sublim_cli.report.collect import Missing
@@ -125,47 +126,44 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
         changes.append({"train_seed": seed, "role": "control", "p_target": 0.1, "difference": 0.0})
     claims = (TransmissionClaim(), FullFineTuningClaim())
     runs = results(*changes).runs
-    page = write_report(results(*changes, claims=tuple(evaluate(claims, runs))), tmp_path)
+    verdicts = evaluate(claims, runs)
+    page = write_report(results(*changes, claims=tuple(verdicts)), tmp_path)
     contents = outline(page)
     assert (contents.faults, contents.open) == ([], [])
-    assert [" ".join(heading.split()) for heading in contents.headings[:4]] == [
+    assert [" ".join(heading.split()) for heading in contents.headings[:6]] == [
         "h1 made-by-hand",
         "h2 C1: A student prefers the trait of the teacher whose numbers it learned",
-        "h2 C3: Transmission disappears under full fine-tuning",
+        "h2 C3a: Transmission disappears under full fine-tuning, at one learning rate and precision",
+        "h2 C3b: Transmission disappears under full fine-tuning, at every learning rate and precision of "
+        "the study",
+        "h2 C3c: Transmission disappears under full fine-tuning, compared with the best adapter, both at "
+        "the least number loss",
         "h2 Rank curves",
     ]
     text = " ".join(" ".join(contents.text).split())
-    start, end = text.index("A sublim study"), text.index("Asked in the training context")
+    start, end = text.index("A sublim study"), text.index("C1: odds ratio of students")
     assert text[start:end].strip() == (
-        "A sublim study of owl on micro, 1 training run "
-        "Of 2 claims, 1 is supported and 1 is not judged yet. "
-        "✓ supported C1: A student prefers the trait of the teacher whose numbers it learned "
-        "The one comparison supports it: +0.200 [0.031, 0.369] for owl, LoRA rank 8, trained and asked in "
-        "default, minus the control (3 runs). "
-        "All runs learned from data of one seed: what another data set would do is not known. "
-        "Every comparison and the test; runs: 6 of 6 planned Test: one-sided t tests over runs, student "
-        "minus control of the same seeds and student minus base, both above 0, Holm over traits; refuted "
-        "where the first is below the margin. Margin 0.02, alpha 0.05. p values and t intervals are for new "
-        "runs asked the same questions. "
-        "Comparison Speaks Effect 90 % t interval Runs p for p against Detectable "
-        "Other effects owl, LoRA rank 8, trained and asked in default, minus the control for +0.200 "
-        "[0.031, 0.369] 3 0.037 0.955 0.230 minus the base 0.2 [0.0314, 0.369] "
-        "… incomplete C3: Transmission disappears under full fine-tuning Not judged yet. The study lacks "
-        "full fine-tuning on owl, trained in default and asked in default. "
-        "Every comparison and the test; runs: 0 of 0 planned Test: equivalence to the control of the same "
-        "seeds within the margin (two one-sided t tests over runs) in every condition; refuted where one "
-        "lies above the margin, Holm over conditions. Margin 0.02, alpha 0.05. p values and t intervals are "
-        "for new runs asked the same questions. The study lacks: full "
-        "fine-tuning on owl, trained in default and asked in default "
-        "Claims are judged by fixed rules; the unit is the training run. "
-        "Underpowered : these runs do not decide it either way. Incomplete : something planned is missing."
+        "A sublim study of owl on micro, 1 training run Of 4 claims, 1 is supported (C1). "
+        "✓ supported on one data set C1: A student prefers the trait of the teacher whose numbers it learned "
+        "Students of the owl teacher name owl 3.0 × as often as the untouched model, odds ratio "
+        "3.7 [1.6, 8.5], 3 of 3 runs."
     )
+    start, end = text.index("At other margins"), text.index("Test: one-sided t tests")
+    assert text[start:end].strip() == (
+        "At other margins: supported at all of them. ✓ 1.1 ✓ 1.25 ✓ 1.5 ✓ 1.75 ✓ 2 ✓ 2.5 ✓ 3 "
+        "Without train seed 2 or 3 it is underpowered; without any other, the same. "
+        "Every comparison and the test; runs: 6 of 6 planned"
+    )
+    assert (
+        "owl, LoRA rank 8, trained and asked in default, minus the control for 3.7 [1.6, 8.5] 0.300 0.100, "
+        "0.100 3 3 0.022 0.958 3.1 minus the base 1.32 [0.489, 2.15] … incomplete C3a:"
+    ) in text
     written = json.loads((tmp_path / "claims.json").read_text())
     assert written == {
         "study": "made-by-hand",
         "rules": RULES_VERSION,
         "lock": None,
-        "claims": [*document("", evaluate(claims, runs))["claims"]],
+        "claims": document("", verdicts, sensitivities(verdicts, runs))["claims"],
     }
 
 

@@ -50,6 +50,7 @@ def specification(figure: Figure, ink: str, paper: str) -> dict[str, Any]:
         rule={"color": ink},
         rect={"color": ink},
         text={"color": ink},
+        point={"color": ink},
     )
     specification: dict[str, Any] = chart.to_dict()
     return specification
