@@ -91,6 +91,8 @@ class ExactScorer:
         """
         import torch
 
+        from sublim_cli.models.row_cache import without_repeated_heads
+
         config = self.model.config.get_text_config()
         length = max(map(len, prompts)) + self.settings.max_tokens
         scorer = replace(self, model=scored_model(self.model, length))
@@ -106,7 +108,7 @@ class ExactScorer:
         # A patched pass computes the student and its base.
         question *= 2 if is_gated(self.model) else 1
         size = fitting_rows(max(0, batch_memory(self.model.device) - fixed), question, PROMPTS_AT_ONCE)
-        with torch.inference_mode():
+        with torch.inference_mode(), without_repeated_heads(self.model):
             batches = in_batches(
                 prompts, lambda batch: _TreeSearch(scorer, masks, batch).run(), size, noun="question"
             )
