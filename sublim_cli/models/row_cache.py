@@ -183,9 +183,12 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 @contextmanager
 def without_repeated_heads(model: Any) -> Iterator[None]:
-    """`grouped_attention` in a model that uses transformers' `sdpa`; other models are unchanged."""
+    """`grouped_attention` in a model that uses transformers' `sdpa`; other models are unchanged.
+
+    So are those that look the name up themselves, such as Falcon, whose masks differ by it.
+    """
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation != "sdpa" or not model.is_backend_compatible():
         yield
         return
     config._attn_implementation = GROUPED
