@@ -62,8 +62,12 @@ class TokenTable:
         return self._ended[state]
 
     def is_open_form(self, state: int) -> bool:
-        """Whether an answer in `state` ends with the beginning of a spelling."""
-        return bool(self._states[state].tail)
+        """Whether an answer in `state` ends with the beginning of a spelling.
+
+        An incomplete character after it hardly ever continues one. There are thousands of such states, whose
+        rows would fill the memory if each were looked for.
+        """
+        return bool(self._states[state].tail) and not self._states[state].pending
 
     def _row(self, state: int) -> Outcomes:
         inside = state == _INSIDE

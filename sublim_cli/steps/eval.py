@@ -48,7 +48,7 @@ class EvalStep(Step):
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     spec: EvalSpec
     auto_reason: str | None = None
     """Why `eval.engine: auto` chose the spec's engine; None if the recipe names it or nothing is drawn."""

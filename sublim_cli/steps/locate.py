@@ -70,7 +70,7 @@ class LocateStep(Step):
     """Scores of a part of one student, and of random token sets of equal size."""
 
     kind: ClassVar[str] = "locate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     spec: LocateSpec
     inputs: tuple[TrainStep, ...] = ()
 

@@ -40,7 +40,7 @@ class TeacherStep(Step):
     """
 
     kind: ClassVar[str] = "teacher"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     spec: TeacherSpec
 
     def build(self, out: Path, inputs: tuple[Artifact, ...], listener: Listener) -> Measurements:

@@ -35,9 +35,10 @@ class CheckpointInterval:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The options; by default no checkpoints are written and no losses are sent anywhere."""
+    """The options; by default no losses are sent anywhere."""
 
     checkpoint_every: CheckpointInterval | None = None
+    """None: by time, see `checkpoints.checkpointer`."""
     micro_batch: int | None = None
     """The most rows of one forward pass; None: as many as fit on a GPU (`memory.fitting_micro_batch`), all
     on a CPU."""
