@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from sublim_cli.artifacts.step import Artifact, Measurements, Step
-from sublim_cli.events import Listener, Warned
+from sublim_cli.events import Listener, Warned, counted
 from sublim_cli.models.chat import prompt_ids
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import load_student, load_tokenizer
@@ -54,7 +55,8 @@ class TeacherStep(Step):
         model = load_student(spec.model, spec.precision, inputs[0].path if inputs else None)
         prompts = [prompt_ids(tokenizer, spec.context, question) for question in spec.questions]
         scorer = make_scorer(model, tokenizer, spec.scorer, "teacher", spec.context.name)
-        answers = scorer.score(prompts, spec.items)
+        report = partial(counted(listener, self.label, len(prompts)), spec.context.name)
+        answers = scorer.score(prompts, spec.items, report)
         p = {
             item.name: math.fsum(answer.p[i] for answer in answers) / len(answers)
             for i, item in enumerate(spec.items)
