@@ -194,7 +194,7 @@ class _TreeSearch:
                 ItemProbs(
                     tuple(map(float, covered + p)),
                     tuple(map(float, error)),
-                    float(uncovered[i]),
+                    min(1.0, float(uncovered[i])),
                     tuple(map(float, log_form[i])),
                     nodes=int(self.expanded_count[i]),
                     samples=self.settings.draws if i in drawn else 0,
