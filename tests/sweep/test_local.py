@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 
 import pytest
 
@@ -89,10 +88,10 @@ def test_a_worker_whose_processes_take_a_gpu_each_sees_all(monkeypatch):
     assert worker_environment("cuda:1") == {"SUBLIM_DEVICE": "cuda:1"}
 
 
-def test_workers_and_a_single_process_make_the_same_bits(tiny_study, alone_store, tmp_path):
+def test_workers_and_a_single_process_make_the_same_bits(tiny_study, tmp_path):
     also = "[{train.method: full}]"
     planned = tiny_study(3, sweep__grid="{train.rank: [2], train.seed: [1]}", sweep__also=also)
-    swept, alone = Store(tmp_path / "swept"), Store(shutil.copytree(alone_store(3), tmp_path / "alone"))
+    swept, alone = Store(tmp_path / "swept"), Store(tmp_path / "alone")
     assert TWO.launch(planned.steps, swept, lambda event: None) == {}
     for step in planned.steps:
         materialise(step, alone)
