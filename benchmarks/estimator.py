@@ -79,7 +79,6 @@ def main() -> None:
     inside: list[bool] = []
     ratios: list[float] = []
     likely: list[float] = []
-    """The plain draws' share of each cell in `ratios`."""
     for question, (prompt, ours, theirs) in enumerate(zip(prompts, estimated, plain, strict=True)):
         drawn = sampler.draw([prompt] * LENGTHS, range(10**6, 10**6 + LENGTHS), sampling)
         length = float(np.mean([min(len(ids) + 1, options.max_tokens) for ids in drawn]))
@@ -103,6 +102,18 @@ def main() -> None:
                 f"cost {cost:.1f} x"
             )
         print(f"question {question}: uncovered {ours.uncovered:.3f}, {ours.tokens} tokens", flush=True)
+    _show_shares(inside, ratios, likely)
+    print(f"{seconds:.2f} CPU s a question, {plain_seconds:.2f} for {options.samples} plain draws")
+
+
+def _show_shares(inside: list[bool], ratios: list[float], likely: list[float]) -> None:
+    """How many cells were inside, and how often draws were cheap.
+
+    Args:
+        inside: for each cell whether it was.
+        ratios: the cost of plain draws for the same standard error, of the cells that have one.
+        likely: the plain draws' share of each of these.
+    """
     print(f"inside: {sum(inside)} of {len(inside)} cells ({np.mean(inside):.1%})")
     if ratios:
         low, median = np.quantile(ratios, [0.1, 0.5])
@@ -114,7 +125,6 @@ def main() -> None:
             if len(of_likely):
                 share, middle = np.mean(of_likely >= 5), np.median(of_likely)
                 print(f"  {share:.0%} of the {len(of_likely)} with P ≥ {least:g} (median {middle:.1f})")
-    print(f"{seconds:.2f} CPU s a question, {plain_seconds:.2f} for {options.samples} plain draws")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from sublim_cli.recipe.schema import Section
 from sublim_cli.steps.eval import make_scorer
 from sublim_cli.steps.files import TEACHER, write_json
 
-
 DRAWS = 16
 """Answers drawn to a question at most. A teacher's P(target) is a mean over questions and read to two digits;
 with fifty questions even plain draws would give it a standard error below 0.02: sqrt(0.25 / 800)."""
