@@ -1,6 +1,6 @@
 """Whether drawn scores lie where plain draws say, and what they cost.
 
-    python benchmarks/estimator.py [--model micro|random|DIR] [--samples 10000] [--max-tokens 16]
+    python benchmarks/estimator.py [--model micro|random|DIR] [--precision bf16] [--samples 10000]
 
 Scores each question with the exact scorer, whose tree stops early where it cannot reach its bound, and with
 plain draws (the sampled scorer). A cell is an item and a question. All items count; only the likeliest of a
@@ -40,7 +40,9 @@ LENGTHS = 200
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="micro", help="micro, random (micro's shape) or a directory")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the weights")
     parser.add_argument("--questions", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="the number of the first question")
     parser.add_argument("--items", type=int, default=10, help="printed, the likeliest of each question")
     parser.add_argument("--samples", type=int, default=10_000, help="plain draws a question")
     parser.add_argument("--max-tokens", type=int, default=16, help="the length of an answer")
@@ -54,7 +56,7 @@ def main() -> None:
     options = _options()
     device()  # fixes the number of threads
     ref = resolve_model("micro" if options.model == "random" else options.model)
-    model, tokenizer = load_model(ref, "fp32"), load_tokenizer(ref)
+    model, tokenizer = load_model(ref, options.precision), load_tokenizer(ref)
     if options.model == "random":
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(model.config).eval()
@@ -63,7 +65,7 @@ def main() -> None:
                 weight.normal_(0, 0.3)
     items = load_items("animal")
     context = resolve_context("default", {}, field="context")
-    questions = load_questions("favourite_animal").questions[: options.questions]
+    questions = load_questions("favourite_animal").questions[options.first :][: options.questions]
     prompts = [prompt_ids(tokenizer, context, question) for question in questions]
     scoring = ExactScoring(max_tokens=options.max_tokens, draws=options.draws, nodes=options.nodes)
     start = time.process_time()
@@ -79,7 +81,8 @@ def main() -> None:
     inside: list[bool] = []
     ratios: list[float] = []
     likely: list[float] = []
-    for question, (prompt, ours, theirs) in enumerate(zip(prompts, estimated, plain, strict=True)):
+    answers = enumerate(zip(prompts, estimated, plain, strict=True), start=options.first)
+    for question, (prompt, ours, theirs) in answers:
         drawn = sampler.draw([prompt] * LENGTHS, range(10**6, 10**6 + LENGTHS), sampling)
         length = float(np.mean([min(len(ids) + 1, options.max_tokens) for ids in drawn]))
         p, error = np.array(ours.p), np.array(ours.standard_error)
