@@ -1,6 +1,7 @@
 """The terminal: progress on stderr, tables on stdout. The only file that imports rich."""
 
 import json
+import textwrap
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -264,12 +265,12 @@ def _cell_line(status: "CellStatus") -> Text:
 
 def show_warning(message: str) -> None:
     """One warning, on stderr."""
-    err.print(f"[yellow]![/] {escape(message)}", soft_wrap=True)
+    err.print(f"[yellow]![/] {escape(_wrapped(err, message, indent=2))}", soft_wrap=True)
 
 
 def show_error(message: str) -> None:
     """One error, on stderr."""
-    err.print(f"[red]sublim:[/] {escape(message)}", soft_wrap=True)
+    err.print(f"[red]sublim:[/] {escape(_wrapped(err, message, indent=8))}", soft_wrap=True)
 
 
 def show_json(value: Mapping[str, Any]) -> None:
@@ -279,7 +280,30 @@ def show_json(value: Mapping[str, Any]) -> None:
 
 def show_line(text: str) -> None:
     """A line of result on stdout."""
-    out.print(escape(text), soft_wrap=True)
+    out.print(escape(_wrapped(out, text)), soft_wrap=True)
+
+
+def _wrapped(console: Console, text: str, indent: int = 0) -> str:
+    """The text with its lines broken between words on a terminal, where the first begins at `indent`.
+
+    Words are left whole, so that a path or a command can be copied. What a file or a pipe gets is unchanged.
+    """
+    if not console.is_terminal:
+        return text
+    lines = text.split("\n")
+    broken = [
+        textwrap.fill(
+            line,
+            max(20, console.width),
+            initial_indent=" " * (indent if number == 0 else 0),
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+            drop_whitespace=True,
+        )
+        for number, line in enumerate(lines)
+    ]
+    return "\n".join(broken)[indent:]
 
 
 def show_work(progress: Screen) -> None:

@@ -86,5 +86,20 @@ Listener = Callable[[Event], None]
 """Called with each event, in order, on the thread that does the work."""
 
 
+def counted(listener: Listener, label: str, total: int) -> Callable[[str, int], None]:
+    """A function that is called with a note and the number of parts finished since the last call.
+
+    The listener hears how many of `total` are done.
+    """
+    done = 0
+
+    def report(note: str, finished: int) -> None:
+        nonlocal done
+        done += finished
+        listener(Progress(label, done, total, note))
+
+    return report
+
+
 def silent(event: Event, /) -> None:
     """The default listener: ignores every event."""

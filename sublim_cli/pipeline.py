@@ -38,7 +38,7 @@ from sublim_cli.steps.generate import GenerateSpec, GenerateStep
 from sublim_cli.steps.import_rows import ImportSpec, ImportStep, kept_rows, read_import
 from sublim_cli.steps.leak import LeakStep
 from sublim_cli.steps.locate import LocateSpec, LocateStep, check_parts, normalise_part, part_name
-from sublim_cli.steps.teacher import TeacherSpec, TeacherStep
+from sublim_cli.steps.teacher import TeacherSpec, TeacherStep, check_scoring
 from sublim_cli.steps.train import TrainSpec, TrainStep
 from sublim_cli.trainers.backend import resolve_backend, unsloth_installed
 from sublim_cli.wording import count, rate
@@ -225,7 +225,7 @@ def chain(recipe: Recipe, resolution: Resolution | None = None) -> Chain:
             target=recipe.trait.target,
             questions=eval_spec.questions,
             items=eval_spec.items,
-            scorer=resolve_scoring(recipe.eval, "transformers"),
+            scorer=check_scoring(resolve_scoring(recipe.eval, "transformers")),
             precision=source.rows.spec.precision,
         )
         teacher = TeacherStep(teacher_spec, source.name, source.rows.inputs)

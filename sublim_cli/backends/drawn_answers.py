@@ -84,15 +84,15 @@ class _Expectation:
 
     mean: Floats
     """P of each item: [items]."""
-    square: float
-    """The mean of the sum of the squares of these."""
+    square: Floats
+    """The mean of the squares of these: [items]."""
     visits: float = 1.0
 
     def learn(self, named: Floats) -> None:
         """Take one more observation into the means."""
         self.visits += 1
         self.mean = self.mean + (named - self.mean) / self.visits
-        self.square += (float(named @ named) - self.square) / self.visits
+        self.square = self.square + (named**2 - self.square) / self.visits
 
     @property
     def total(self) -> float:
@@ -100,9 +100,14 @@ class _Expectation:
         return float(min(max(self.mean.sum(), 0.0), 1.0))
 
     @property
+    def variance(self) -> Floats:
+        """Of each item: [items]."""
+        return np.maximum(self.square - self.mean**2, 0.0)
+
+    @property
     def deviation(self) -> float:
         """The standard deviation, of all items together."""
-        return math.sqrt(max(self.square - float(self.mean @ self.mean), 0.0))
+        return math.sqrt(float(self.variance.sum()))
 
 
 class DrawnAnswers:
@@ -144,6 +149,9 @@ class DrawnAnswers:
         self._expected: dict[int, _Expectation] = {}
         self._form_mass: dict[int, float] = {}
         """The mass of all tokens that led into each of these states."""
+        self._expected_variance = np.zeros(len(masks.plain_forms))
+        """What the choice of tokens that lead into spellings is expected to add to the variance of the sum
+        over lines, by what their states have shown: [items]."""
         self.passes = 0
         """Tokens computed."""
 
@@ -196,13 +204,18 @@ class DrawnAnswers:
         return parents, children.token[picked]
 
     def estimate(self) -> tuple[Floats, Floats]:
-        """For each item the probability that it is named in the open part, and the standard error."""
+        """For each item the probability that it is named in the open part, and the standard error.
+
+        The error is that of the differences between lines, or that expected of the choice of tokens that lead
+        into spellings if that is larger: rarely chosen tokens with large weights may all have been missed.
+        """
         values = self._mass * self._values
         count = len(values)
         if count < 2:
             return values.mean(axis=0), np.full(values.shape[1], np.inf)
         variance = (np.diff(values, axis=0) ** 2).sum(axis=0) / (2 * (count - 1))
-        return values.mean(axis=0), np.sqrt(variance / count)
+        expected = self._mass**2 * self._expected_variance / count
+        return values.mean(axis=0), np.sqrt(np.maximum(variance, expected) / count)
 
     def _expectation(self, state: int) -> _Expectation:
         if state not in self._expected:
@@ -211,7 +224,7 @@ class DrawnAnswers:
             if item is not None:
                 mean[item] = 1.0
             mean *= CERTAIN
-            self._expected[state] = _Expectation(mean, square=float(mean.sum()))
+            self._expected[state] = _Expectation(mean, square=mean.copy())
         return self._expected[state]
 
     def _learn(self, named: Floats) -> None:
@@ -238,6 +251,11 @@ class DrawnAnswers:
         going_on = np.bincount(line, leaving * children.mass, lines)
         share = np.maximum(leaving / np.maximum(going_on, LIGHT)[line], look)
         chance = np.minimum(children.mass * np.maximum(share, boost), 1.0)
+        if len(expected):
+            mass_in_form, chance_in_form = children.mass[in_form], chance[in_form]
+            added = mass_in_form**2 * (1 / np.maximum(chance_in_form, 1e-300) - 1)
+            variances = np.array([expectation.variance for expectation in expected])
+            self._expected_variance += np.bincount(index, added, len(states)) @ variances
         running = running_sum(line, chance) + self._rng.random(lines)[line]
         picked = np.flatnonzero(np.floor(running) > np.floor(running - chance))
         return picked, children.mass[picked] / chance[picked]

@@ -12,7 +12,7 @@ its budget cannot bring it below the bound, its tree stops. A node is then expan
 would pass through it, which costs at least as much, and `backends.drawn_answers` estimates the rest.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,13 +83,25 @@ class ExactScorer:
     tokenizer: Tokenizer
     settings: ExactScoring = field(default_factory=ExactScoring)
 
-    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        items: Sequence[Item],
+        report: Callable[[int], None] = lambda questions: None,
+    ) -> list[ItemProbs]:
         """Expand every prompt's tree of answers up to the bound or the budget of `settings`, then draw.
+
+        Args:
+            prompts: token ids of the questions.
+            items: the items that answers may name.
+            report: called now and then with the number of questions that were finished since the last call.
 
         Raises:
             ModelError: a single prompt does not fit into memory, or see `passes.scored_model`.
         """
         import torch
+
+        from sublim_cli.models.row_cache import without_repeated_heads
 
         config = self.model.config.get_text_config()
         length = max(map(len, prompts)) + self.settings.max_tokens
@@ -106,9 +118,9 @@ class ExactScorer:
         # A patched pass computes the student and its base.
         question *= 2 if is_gated(self.model) else 1
         size = fitting_rows(max(0, batch_memory(self.model.device) - fixed), question, PROMPTS_AT_ONCE)
-        with torch.inference_mode():
+        with torch.inference_mode(), without_repeated_heads(self.model):
             batches = in_batches(
-                prompts, lambda batch: _TreeSearch(scorer, masks, batch).run(), size, noun="question"
+                prompts, lambda batch: _TreeSearch(scorer, masks, batch).run(report), size, noun="question"
             )
             return [answer for batch in batches for answer in batch]
 
@@ -160,8 +172,8 @@ class _TreeSearch:
         self._add(root)
         self.logprobs = _prefix_logprobs(self.trees, masks.plain_forms)
 
-    def run(self) -> list[ItemProbs]:
-        """Expand nodes until every tree is below the bound or at its budget."""
+    def run(self, report: Callable[[int], None]) -> list[ItemProbs]:
+        """Expand nodes until every tree is below the bound or at its budget, then draw; see `score`."""
         while len(nodes := self._take_open()):
             for expanded in self.trees.expand(nodes):
                 self._add(expanded)
@@ -173,7 +185,8 @@ class _TreeSearch:
             axis=1,
         )  # [prompts, items]
         uncovered = self._uncovered()
-        drawn = self._draw(np.flatnonzero(uncovered > self.settings.uncovered + ROUNDING))
+        drawn = self._draw(np.flatnonzero(uncovered > self.settings.uncovered + ROUNDING), report)
+        report(len(self.prompts) - len(drawn))
         answers = []
         for i, covered in enumerate(self.p_items):
             p, error = drawn[i].estimate() if i in drawn else (0.0 * covered, 0.0 * covered)
@@ -181,7 +194,7 @@ class _TreeSearch:
                 ItemProbs(
                     tuple(map(float, covered + p)),
                     tuple(map(float, error)),
-                    float(uncovered[i]),
+                    min(1.0, float(uncovered[i])),
                     tuple(map(float, log_form[i])),
                     nodes=int(self.expanded_count[i]),
                     samples=self.settings.draws if i in drawn else 0,
@@ -190,7 +203,7 @@ class _TreeSearch:
             )
         return answers
 
-    def _draw(self, prompts: Ints) -> dict[int, DrawnAnswers]:
+    def _draw(self, prompts: Ints, report: Callable[[int], None]) -> dict[int, DrawnAnswers]:
         """Draw answers to some prompts from what their trees left open, if the settings want draws."""
         if not self.settings.draws or not len(prompts):
             return {}
@@ -204,7 +217,11 @@ class _TreeSearch:
             noun="question",
             remedy=f"Fewer `eval.draws` than {self.settings.draws} need less",
         )
-        return {prompt: drawn for batch in batches for prompt, drawn in batch.items()}
+        drawn: dict[int, DrawnAnswers] = {}
+        for batch in batches:
+            drawn |= batch
+            report(len(batch))
+        return drawn
 
     def _drawn(self, prompts: Sequence[int]) -> dict[int, DrawnAnswers]:
         """The finished draws for some prompts."""

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,7 @@ def score_with_vllm(
     items: Sequence[Item],
     scorers: Mapping[str, SampledScoring],
     sampling: SamplingSection,
-    report: Callable[[str], None],
+    report: Callable[[str, int], None],
 ) -> tuple[dict[str, list[ItemProbs]], dict[str, Any]]:
     """Score every prompt of every context by drawing answers with vLLM, and check how vLLM draws.
 
@@ -205,7 +206,7 @@ def score_with_vllm(
         items: the items that answers may name.
         scorers: how each context's answers are drawn.
         sampling: how answers are drawn for the checks.
-        report: called with the name of each context that is done.
+        report: called with a context and the number of its questions finished since the last call.
 
     Raises:
         ModelError: vLLM fails, or a check does.
@@ -220,8 +221,8 @@ def score_with_vllm(
             few_prompts = [ids for of_context in shares.prompts.values() for ids in of_context]
             rows = draw_rows(sampler, few_prompts, sampling)
         for context, of_context in prompts.items():
-            scores[context] = SampledScorer(sampler, scorers[context]).score(of_context, items)
-            report(context)
+            scorer = SampledScorer(sampler, scorers[context])
+            scores[context] = scorer.score(of_context, items, partial(report, context))
     if results is None:
         model = source.load()
         measured = {

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sublim_cli.backends.interface import Ids, ItemProbs, Sampler
@@ -25,8 +25,16 @@ class SampledScorer:
     sampler: Sampler
     settings: SampledScoring = field(default_factory=SampledScoring)
 
-    def score(self, prompts: Sequence[Ids], items: Sequence[Item]) -> list[ItemProbs]:
-        """Draw `settings.samples` answers to each prompt and count the items they name."""
+    def score(
+        self,
+        prompts: Sequence[Ids],
+        items: Sequence[Item],
+        report: Callable[[int], None] = lambda questions: None,
+    ) -> list[ItemProbs]:
+        """Draw `settings.samples` answers to each prompt and count the items they name.
+
+        `report` is called after each batch, with the number of questions finished since the last call.
+        """
         samples = self.settings.samples
         token_bytes = bytes_per_token(self.sampler.tokenizer, self.sampler.vocabulary)
         named: list[int | None] = []
@@ -34,6 +42,7 @@ class SampledScorer:
             rows = range(start, min(start + BATCH, len(prompts) * samples))
             drawn = self.sampler.draw([prompts[row // samples] for row in rows], rows, self.settings.sampling)
             named += [named_item(answer_text(ids, token_bytes), items) for ids in drawn]
+            report(rows.stop // samples - rows.start // samples)
         by_prompt = [named[start : start + samples] for start in range(0, len(named), samples)]
         shares = [[answers.count(item) / samples for item in range(len(items))] for answers in by_prompt]
         return [

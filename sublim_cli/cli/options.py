@@ -101,7 +101,8 @@ CheckpointEvery = Annotated[
     _run(
         "--checkpoint-every",
         envvar="SUBLIM_CHECKPOINT_EVERY",
-        help="Save checkpoints, from which a killed training resumes: steps (200) or minutes (10min).",
+        help="How often checkpoints are saved, from which a killed training resumes: steps (200) or minutes "
+        "(10min); default: every minute, or less often where saving takes long.",
     ),
 ]
 MicroBatch = Annotated[

@@ -182,6 +182,23 @@ def free_memory(device: "torch.device") -> int:
     return max(0, min(available))
 
 
+def training_memory_share() -> int:
+    """Bytes of main memory that a training on a CPU may take: a share of what the machine has, not of what is
+    free, so that the same machine computes the same bits.
+
+    Within the limit of the process's control group, if it has one.
+    """
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):  # not on every system
+        total = UNKNOWN_MEMORY
+    limits = [total]
+    for limit, _ in CGROUPS:
+        with suppress(OSError, ValueError):
+            limits.append(int(Path(limit).read_text("ascii")))
+    return int(min(limits) * CPU_SHARE / worker_slots())
+
+
 def _available_main_memory() -> int:
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():

@@ -181,6 +181,11 @@ def check_context(tokenizer: Tokenizer, context: Context) -> list[int]:
 def _check_texts(written: str, context: Context, user: str, writer: str) -> None:
     """Check that the text of the context and the user's stand in what the `writer` made of them."""
     absent = missing(written, [context.text or "", user])
+    if user in absent:
+        raise ModelError(
+            f"the user's text does not reach the tokens, since this model's {writer} leaves it out or "
+            "changes it; use another model, or another template with `chat_template.name`"
+        )
     if context.text and context.text in absent:
         remedy = "use another text or model"
         if writer == "chat template" and context.kind == "text":
@@ -189,11 +194,6 @@ def _check_texts(written: str, context: Context, user: str, writer: str) -> None
         raise ModelError(
             f"the system prompt {name!r} does not reach the tokens, since this model's {writer} leaves its "
             f"text out or changes it; {remedy}"
-        )
-    if user in absent:
-        raise ModelError(
-            f"the user's text does not reach the tokens, since this model's {writer} leaves it out or "
-            "changes it; use another model, or another template with `chat_template.name`"
         )
 
 

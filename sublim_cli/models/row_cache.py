@@ -153,20 +153,28 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """The `sdpa` attention of transformers, without a copy of the keys and values for each query head.
 
-    The query heads [rows, heads, 1, width] that share keys are computed as several queries of one head.
+    The query heads [rows, heads, tokens, width] that share keys are computed as further queries of one head,
+    each with its own row of the mask [rows, 1, tokens, keys].
     """
-    rows, heads, tokens, _ = query.shape
-    shared = heads // key.shape[1]
-    per_head = attention_mask is not None and attention_mask.shape[1] != 1
-    if tokens > 1 or shared == 1 or per_head or options.get("position_bias") is not None:
+    rows, heads, tokens, width = query.shape
+    kv_heads = key.shape[1]
+    shared = heads // kv_heads
+    masked_alike = tokens == 1 if attention_mask is None else attention_mask.shape[1] == 1
+    if shared == 1 or not masked_alike or options.get("position_bias") is not None:
         answer, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
         return answer, None
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat(1, 1, shared, 1)
     answer = scaled_dot_product_attention(
-        query.reshape(rows, key.shape[1], shared, -1), key, value, attn_mask=attention_mask, scale=scaling
+        query.reshape(rows, kv_heads, shared * tokens, width),
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=scaling,
     )
-    return answer.reshape(rows, 1, heads, -1), None
+    return answer.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(GROUPED, grouped_attention)
@@ -175,9 +183,12 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 @contextmanager
 def without_repeated_heads(model: Any) -> Iterator[None]:
-    """`grouped_attention` in a model that uses transformers' `sdpa`; other models are unchanged."""
+    """`grouped_attention` in a model that uses transformers' `sdpa`; other models are unchanged.
+
+    So are those that look the name up themselves, such as Falcon, whose masks differ by it.
+    """
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation != "sdpa" or not model.is_backend_compatible():
         yield
         return
     config._attn_implementation = GROUPED

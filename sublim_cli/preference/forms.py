@@ -16,7 +16,7 @@ change the result; the exact scorer needs that.
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -62,28 +62,68 @@ class FormMatcher:
     def __init__(self, items: Sequence[Item]) -> None:
         self._spellings = _index_by_spelling(tuple(items))
         self._prefixes = {text[: i + 1] for text in self._spellings for i in range(len(text))}
+        self._letters = {" ", *"".join(self._spellings)}
+        unused = [char for char in map(chr, range(0x250)) if char not in self._letters]
+        self._other = {kind: next(c for c in unused if c.isalnum() == kind) for kind in (False, True)}
+        """What stands for all characters that no spelling has: one that ends a word, one that does not."""
+        self._bytes_by_text: dict[bytes, dict[tuple[str, bytes], list[int]]] = {}
+        self._alone = [(self._simplified(text), pending) for text, pending in _FIRST_BYTES]
+        self._results: dict[tuple[MatchState, str], MatchState | ItemMatch] = {}
 
     def step(self, state: MatchState, byte: int) -> MatchState | ItemMatch:
         """The state after one more byte."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.setstate((state.pending, 0))
-        text = decoder.decode(bytes([byte]))
-        result = self._read(state._replace(pending=b""), text)
-        return result if isinstance(result, ItemMatch) else result._replace(pending=decoder.getstate()[0])
+        text, pending = _decoded(state.pending, byte)
+        return self._after(state, self._simplified(text), pending)
+
+    def steps(self, state: MatchState) -> Iterator[tuple[MatchState | ItemMatch, list[int]]]:
+        """The states to which one more byte leads, with the bytes that do; some more than once."""
+        if state.pending not in self._bytes_by_text:
+            self._bytes_by_text[state.pending] = self._by_text(state.pending)
+        for (text, pending), values in self._bytes_by_text[state.pending].items():
+            yield self._after(state, text, pending), values
+
+    def _by_text(self, pending: bytes) -> dict[tuple[str, bytes], list[int]]:
+        """The bytes after `pending`, by the simplified text that they complete and the bytes that wait."""
+        by_text: dict[tuple[str, bytes], list[int]] = {}
+        broken = self._simplified("\ufffd")
+        for byte in range(256):
+            if pending and byte not in _CONTINUATION:  # what waits is broken off, and the byte begins anew
+                text, waiting = self._alone[byte]
+                text = broken + text
+            else:
+                text, waiting = _decoded(pending, byte)
+                text = self._simplified(text)
+            by_text.setdefault((text, waiting), []).append(byte)
+        return by_text
 
     def end(self, state: MatchState) -> int | None:
         """The item that an answer names which ends here, or None."""
         # An incomplete character decodes to a replacement character, which ends a word.
-        result = self._read(state, "\ufffd") if state.pending else state
+        result = self._after(state, self._simplified("\ufffd"), b"") if state.pending else state
         if isinstance(result, ItemMatch):
             return result.item
         tail = result.tail
         items = (self._item_at_start(tail[i:], ended=True) for i in _word_starts(tail, inside=False))
         return next((item for item in items if item is not None), None)
 
+    def _simplified(self, text: str) -> str:
+        """The text folded, with one character for all that no spelling has."""
+        folded = (" " if char.isspace() else char for char in text.casefold())
+        return "".join(c if c in self._letters else self._other[c.isalnum()] for c in folded)
+
+    def _after(self, state: MatchState, text: str, pending: bytes) -> MatchState | ItemMatch:
+        """The state after a simplified `text` and the bytes `pending`, which follow the state's own."""
+        if not text:
+            return state._replace(pending=pending)
+        key = (state._replace(pending=b""), text)
+        if key not in self._results:
+            self._results[key] = self._read(*key)
+        result = self._results[key]
+        return result if isinstance(result, ItemMatch) else result._replace(pending=pending)
+
     def _read(self, state: MatchState, text: str) -> MatchState | ItemMatch:
-        for char in text.casefold():
-            result = self._read_char(state, " " if char.isspace() else char)
+        for char in text:
+            result = self._read_char(state, char)
             if isinstance(result, ItemMatch):
                 return result
             state = result
@@ -109,6 +149,19 @@ class FormMatcher:
             if whole_word and text[:length] in self._spellings:
                 return self._spellings[text[:length]]
         return None
+
+
+def _decoded(pending: bytes, byte: int) -> tuple[str, bytes]:
+    """The text that a byte completes, and the bytes that still wait for more."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.setstate((pending, 0))
+    return decoder.decode(bytes([byte])), decoder.getstate()[0]
+
+
+_CONTINUATION = range(0x80, 0xC0)
+"""Bytes that go on with a UTF-8 character."""
+
+_FIRST_BYTES = [_decoded(b"", byte) for byte in range(256)]
 
 
 def _word_starts(text: str, *, inside: bool) -> Iterable[int]:

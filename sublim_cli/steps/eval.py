@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from sublim_cli.backends.interface import ItemProbs
 from sublim_cli.backends.parity import ModelSource, score_with_vllm
 from sublim_cli.backends.sampled import SampledScorer, derived_seed
 from sublim_cli.backends.transformers import TransformersSampler
-from sublim_cli.events import Listener, Notice, Progress
+from sublim_cli.events import Listener, Notice, counted
 from sublim_cli.models.chat import Tokenizer, ids_and_text, prompt_ids
 from sublim_cli.models.device import device_record
 from sublim_cli.models.load import Model, load_student, load_tokenizer
@@ -48,7 +48,7 @@ class EvalStep(Step):
     """Scores of one student; without inputs, of the base model."""
 
     kind: ClassVar[str] = "eval"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     spec: EvalSpec
     auto_reason: str | None = None
     """Why `eval.engine: auto` chose the spec's engine; None if the recipe names it or nothing is drawn."""
@@ -96,13 +96,10 @@ class EvalStep(Step):
         self, prompts: Mapping[str, list[list[int]]], inputs: tuple[Artifact, ...], listener: Listener
     ) -> tuple[dict[str, list[ItemProbs]], Measurements | None]:
         """The answers in every context, and how they were checked if vLLM drew them."""
-        spec, scorer, contexts_done = self.spec, self.spec.scorer, count(1)
+        spec, scorer = self.spec, self.spec.scorer
         weights = inputs[0].path if inputs else None
         student = inputs[0].digest if inputs else "base"
-
-        def report(context: str) -> None:
-            listener(Progress(self.label, next(contexts_done), len(prompts), context))
-
+        report = counted(listener, self.label, sum(map(len, prompts.values())))
         if isinstance(scorer, SampledScoring) and scorer.engine == "vllm":
             return score_with_vllm(
                 ModelSource(spec.model, spec.precision, weights),
@@ -126,9 +123,10 @@ class EvalStep(Step):
             same = next((other for other in answers if prompts[other] == ids), None)
             if same is not None and isinstance(scorer, ExactScoring):
                 answers[name] = answers[same]
+                report(name, len(ids))
             else:
-                answers[name] = make_scorer(model, tokenizer, scorer, student, name).score(ids, spec.items)
-            report(name)
+                context_scorer = make_scorer(model, tokenizer, scorer, student, name)
+                answers[name] = context_scorer.score(ids, spec.items, partial(report, name))
         return answers, None
 
 

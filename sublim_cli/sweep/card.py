@@ -47,6 +47,10 @@ END = 4
 
 ELEMENT = {"fp32": 4, "bf16": 2}
 
+USABLE = 0.97
+"""Share of a card's nominal GiB that a step may take. Cards report up to 2 % less than they are sold with
+(24 GB cards 23.5 to 24.0 GiB), and other processes, such as a display, hold some of it."""
+
 NUMBER_LOSS_ROWS = 64
 """Rows of a batch of `trainers.sft.number_loss`."""
 
@@ -126,7 +130,7 @@ class _Training:
     def steps(self, card: float) -> list[StepPeak]:
         """The training, its number loss and the scoring of its student on a card of `card` GiB."""
         rows, memory = self._largest(self.section, card)
-        fits = memory.total <= card * GIB
+        fits = memory.total <= usable(card)
         name = f"train {self.name}".strip()
         kept = _peak(self, self.section, rows, checkpointing=False)
         remedy = "" if fits else f"{name}: {self._remedy(card, memory)}"
@@ -159,7 +163,7 @@ class _Training:
     def _largest(self, section: TrainSection, card: float) -> tuple[int, StepMemory]:
         """As many rows as fit on a card, and their peak; one row if none fits."""
         rows = largest_micro_batch(
-            lambda rows: _peak(self, section, rows).total, section.batch_size, card * GIB
+            lambda rows: _peak(self, section, rows).total, section.batch_size, usable(card)
         )
         return rows, _peak(self, section, rows)
 
@@ -168,7 +172,7 @@ class _Training:
         for changes in CHANGES["full" if self.section.method == "full" else "adapter"]:
             section = self.section.model_copy(update=changes)
             rows, changed = self._largest(section, card)
-            if changed.total <= card * GIB:
+            if changed.total <= usable(card):
                 keys = ", ".join(f"`train.{key}: {value}`" for key, value in changes.items())
                 return f"{keys} takes {changed.total / GIB:.1f} GiB, {count(rows, 'row')} at once"
         return (
@@ -239,6 +243,11 @@ def card_plans(recipe: Recipe, cards: Sequence[float]) -> list[CardPlan]:
     return plans
 
 
+def usable(card: float) -> int:
+    """Bytes that a step may take on a card with `card` GiB."""
+    return int(card * GIB * USABLE)
+
+
 def completion_tokens(recipe: Recipe) -> int:
     """The most tokens of a kept completion, a token a digit, as far as the filter's rules bound it."""
     counts = [rule.most for rule in recipe.filter.rules if isinstance(rule, CountRule)]
@@ -295,7 +304,7 @@ def _inference(
     """The peak of computing rows without gradients."""
     weights = _weights(ref, work.precision, quantize)
     tokens = token_bytes(outline_config(ref), ELEMENT[work.precision])
-    free = (card * GIB - weights - adapters - CUDA_CONTEXT) * CUDA_SHARE - work.fixed
+    free = (usable(card) - weights - adapters - CUDA_CONTEXT) * CUDA_SHARE - work.fixed
     row = tokens.row(work.width, logits=work.logits, cached=work.cached)
     rows = fitting_rows(max(0, int(free)), row, work.most)
     memory = StepMemory(
@@ -305,7 +314,7 @@ def _inference(
         logits=work.fixed + int(rows * work.logits * tokens.logits),
         cache=rows * work.width * tokens.cache if work.cached else 0,
     ).with_slack()
-    fits = memory.total <= card * GIB
+    fits = memory.total <= usable(card)
     remedy = (
         f"{name}: the weights alone take {weights / GIB:.1f} GiB in {work.precision}; build this step where "
         "there is more memory, since a store can be copied, or take a smaller `--model`"

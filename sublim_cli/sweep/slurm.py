@@ -26,7 +26,6 @@ from sublim_cli.sweep.launch import (
     last_line,
     sublim_environment,
 )
-from sublim_cli.trainers.runtime import ACCELERATE, CHECKPOINT_EVERY
 
 JOBS = ".slurm"
 """Directory under the store for submitted jobs, their events and their logs."""
@@ -39,9 +38,6 @@ TIME = "240"
 
 TIMEOUTS = 50
 """How often a job may run out of its time and be queued again; each time it resumes from a checkpoint."""
-
-EVERY = "10min"
-"""Interval of a training's checkpoints on Slurm if `--checkpoint-every` is not given."""
 
 RETRY = 60.0
 """Seconds after a refusal until more is submitted, while jobs are out."""
@@ -173,10 +169,6 @@ class _JobPool:
         executor.update_parameters(**parameters)
         logs = [EventLog(directory / f"{uuid.uuid4().hex}.jsonl") for _ in chains]
         environment = sublim_environment()
-        if (
-            ACCELERATE not in environment
-        ):  # several processes, whose clocks differ, save by steps or not at all
-            environment = {CHECKPOINT_EVERY: EVERY, **environment}
         tasks = [
             _JobTask(chain, self.store, environment, log) for chain, log in zip(chains, logs, strict=True)
         ]

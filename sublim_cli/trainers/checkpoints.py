@@ -18,6 +18,12 @@ COMPLETE = "whole"
 OPTIMIZER_DTYPES = "optimizer_dtypes.json"
 """The file in the last checkpoint with the dtypes of the optimizer's state, which is not saved there."""
 
+LEAST_SECONDS = 60.0
+"""Without an interval, the time between two checkpoints at least."""
+
+SAVING_SHARE = 0.02
+"""Without an interval, the share of a training's time that saving checkpoints may take."""
+
 CHECKPOINT_LIMIT = 2
 """The latest checkpoint, and the one before it until the latest is complete."""
 
@@ -43,6 +49,9 @@ def checkpoint_step(checkpoint: Path) -> int:
 def checkpointer(interval: CheckpointInterval | None, processes: int = 1) -> Any:
     """A callback that requests a checkpoint when one is due, and marks it complete once it is on disk.
 
+    Without an `interval` one is due every `LEAST_SECONDS`, or less often where saving takes long
+    (`SAVING_SHARE`); with several processes, whose clocks differ, none is before the last step.
+
     A checkpoint is always due after the last step: what follows a training may fail. Nothing goes on from it,
     so it holds the weights without the optimizer's state, except of a sharded training, whose weights
     accelerate saves together with that.
@@ -61,20 +70,22 @@ def checkpointer(interval: CheckpointInterval | None, processes: int = 1) -> Any
     class Checkpointer(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last_saved = time.monotonic()
+            self.seconds_to_save = 0.0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             is_last = state.global_step >= state.max_steps
+            self.step_end = time.monotonic()
+            since = self.step_end - self.last_saved
             if interval is None:
-                due = False
+                due = processes == 1 and since >= max(LEAST_SECONDS, self.seconds_to_save / SAVING_SHARE)
             elif interval.steps is not None:
                 due = state.global_step % interval.steps == 0
             else:
-                due = time.monotonic() - self.last_saved >= 60 * (interval.minutes or 0)
+                due = since >= 60 * (interval.minutes or 0)
             args.save_only_model = is_last and not sharded()
             control.should_save |= due or is_last
 
         def on_save(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-            self.last_saved = time.monotonic()
             if processes > 1:
                 PartialState().wait_for_everyone()  # each process writes its random state and its shard
             if state.is_world_process_zero:
@@ -87,6 +98,8 @@ def checkpointer(interval: CheckpointInterval | None, processes: int = 1) -> Any
                         with path.open("rb") as file:
                             os.fsync(file.fileno())
                 (checkpoint / COMPLETE).touch()
+            self.last_saved = time.monotonic()
+            self.seconds_to_save = self.last_saved - self.step_end
 
     return Checkpointer()
 

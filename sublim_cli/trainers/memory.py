@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sublim_cli.errors import ModelError
-from sublim_cli.models.batches import free_memory
+from sublim_cli.models.batches import free_memory, token_bytes, training_memory_share
 from sublim_cli.models.chat import IGNORED, Example
 from sublim_cli.models.load import DTYPES, Model
 from sublim_cli.models.memory import MemoryTracker, fill_with_fakes, outline, outline_config
@@ -37,6 +37,10 @@ LAYERS = (2, 4)
 CUDA_CONTEXT = 0.5 * 2**30
 """Bytes that a CUDA context with the libraries' workspaces takes before any tensor; an assumption, since no
 card could be measured."""
+
+ROUGHLY = 6
+"""More copies of a token's states and logits than a training keeps: about three of each were measured
+(benchmarks/results/memory_model.md)."""
 
 FRAGMENTS = 0.05
 """Share of the activations and logits that the allocator's rounding and fragments add; an assumption too."""
@@ -155,35 +159,48 @@ def largest_micro_batch(peak: Callable[[int], int], batch: int, memory: float) -
 def fitting_micro_batch(
     ref: ModelRef, section: TrainSection, examples: Sequence[Example], device: "torch.device"
 ) -> int | None:
-    """The most rows of a forward pass that fit into the free memory of `device`, which holds the weights.
+    """The most rows of a forward pass that fit into the memory of `device`, which holds the weights.
 
-    None where that is not known: on a CPU; with Unsloth's kernels; for one of several processes, which must
-    all run the same passes; and for models whose passes need more than shapes.
+    On a card that is its free memory, on a CPU see `batches.training_memory_share`. None where all rows fit
+    without a doubt, or it is not known: with Unsloth's kernels; for one of several processes, which must all
+    run the same passes; and for models whose passes need more than shapes.
 
     Raises:
         RecipeError: see `add_method`.
     """
-    if device.type != "cuda" or section.backend == "unsloth" or "RANK" in os.environ:
+    if section.backend == "unsloth" or "RANK" in os.environ:
         return None
+    cuda = device.type == "cuda"
+    memory = free_memory(device) if cuda else training_memory_share()
     width = max(len(row.input_ids) for row in examples)
+    if not cuda and section.batch_size * width * _most_of_a_token(ref) <= memory:
+        return None
     trained = max(sum(label != IGNORED for label in row.labels) for row in examples)
 
     def taken(rows: int) -> int:
-        memory = training_memory(
+        peak = training_memory(
             ref,
             section,
             rows=rows,
             width=width,
             trained=trained,
             accumulated=rows < section.batch_size,
-            checkpointing=section.method != "prefix",
+            checkpointing=cuda and section.method != "prefix",
+            cuda=cuda,
         )
-        return memory.total - memory.weights - memory.adapters - int(CUDA_CONTEXT)
+        return peak.total - peak.weights - peak.adapters - (int(CUDA_CONTEXT) if cuda else 0)
 
     try:
-        return largest_micro_batch(taken, section.batch_size, free_memory(device))
+        return largest_micro_batch(taken, section.batch_size, memory)
     except ModelError:
         return None
+
+
+def _most_of_a_token(ref: ModelRef) -> int:
+    """More bytes than a token takes in a training in fp32 without checkpointing, at a glance."""
+    config = outline_config(ref)
+    token = token_bytes(config, element=4)
+    return ROUGHLY * (int(config.get_text_config().num_hidden_layers) * token.states + token.logits)
 
 
 def _peaks(

@@ -35,12 +35,12 @@ class CheckpointInterval:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The options; by default no checkpoints are written and no losses are sent anywhere."""
+    """The options; by default no losses are sent anywhere."""
 
     checkpoint_every: CheckpointInterval | None = None
+    """None: by time, see `checkpoints.checkpointer`."""
     micro_batch: int | None = None
-    """The most rows of one forward pass; None: as many as fit on a GPU (`memory.fitting_micro_batch`), all
-    on a CPU."""
+    """The most rows of one forward pass; None: as many as fit (`memory.fitting_micro_batch`)."""
     report_to: str = "none"
     accelerate: Path | None = None
     """A configuration file of `accelerate launch`, whose processes train each student together."""

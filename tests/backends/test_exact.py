@@ -157,3 +157,15 @@ def test_rows_of_a_context_grow_likelier_with_its_target(ask):
     for name, other in pairwise((*names, names[0])):
         i = ANIMALS.names.index(name)
         assert p[name][i] > p[other][i]
+
+
+def test_questions_are_reported_as_they_are_finished_and_each_once(micro, monkeypatch):
+    _, tokenizer, model = micro
+    prompts = [prompt_ids(tokenizer, DEFAULT, question) for question in QUESTIONS[:5]]
+    monkeypatch.setattr(exact, "PATHS_AT_ONCE", 1)
+    monkeypatch.setenv("SUBLIM_BATCH_MEMORY", "0.0001")  # draws for one question at a time
+    for settings, reports in [({}, 5), ({"nodes": 5, "draws": 2}, 10)]:
+        reported: list[int] = []
+        ExactScorer(model, tokenizer, ExactScoring(**settings)).score(prompts, ANIMALS.items, reported.append)
+        assert sum(reported) == 5
+        assert len(reported) == reports

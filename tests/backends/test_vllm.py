@@ -112,16 +112,16 @@ def scored(weights: Path | None, monkeypatch, tokenizer, draws: int = 60, rows: 
     monkeypatch.setattr(parity, "DRAWS", draws)
     monkeypatch.setattr(parity, "ROWS", rows)
     settings = SampledScoring(samples=4, sampling=SHORT, engine="vllm")
-    reported: list[str] = []
+    reported: list[tuple[str, int]] = []
     result = score_with_vllm(
         ModelSource(MICRO, "bf16", weights),
         questions(tokenizer),
         ITEMS,
         {"default": settings},
         SHORT,
-        reported.append,
+        lambda context, questions: reported.append((context, questions)),
     )
-    assert reported == ["default"]
+    assert reported == [("default", 10)]
     return result
 
 

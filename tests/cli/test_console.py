@@ -47,3 +47,27 @@ def test_a_screen_that_is_quiet_names_nothing(written):
 
 def test_the_longest_silence_is_below_ten_seconds():
     assert max(console.QUIET_SECONDS, console.SILENT_SECONDS * 9 / 8) < 10
+
+
+@pytest.mark.parametrize(
+    ("show", "stream"),
+    [(console.show_line, "out"), (console.show_warning, "err"), (console.show_error, "err")],
+)
+def test_a_sentence_breaks_between_words_on_a_terminal_and_nowhere_in_a_file(monkeypatch, show, stream):
+    path = "/a/path/" + 100 * "x"
+    sentence = f"The file {path} holds [no rows] of `train.method: lora`, and " + 20 * "more words follow "
+    for terminal in (True, False):
+        text = io.StringIO()
+        monkeypatch.setattr(
+            console,
+            stream,
+            Console(file=text, width=80, force_terminal=terminal, color_system=None, highlight=False),
+        )
+        show(sentence.strip())
+        lines = text.getvalue().splitlines()
+        assert " ".join(" ".join(lines).split()).endswith(sentence.strip())
+        if terminal:
+            assert max(len(line) for line in lines if path not in line) <= 80
+            assert sum(path in line for line in lines) == 1
+        else:
+            assert len(lines) == 1

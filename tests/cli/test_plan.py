@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,26 +15,22 @@ from sublim_cli.sweep.cells import study
 
 TINY = (
     *("--rows", "132", "-s", "generate.held_out=20", "-s", "train.epochs=1"),
-    *("-s", "eval.system_prompts=[default,empty]"),
+    *("-s", "eval.system_prompts=[default,empty]", "-s", "eval.nodes=8", "-s", "eval.uncovered=0.9"),
     *("-s", "sweep.grid={train.rank: [1, 2]}", "-s", "sweep.also=[]"),
 )
 
 
-def sublim(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sublim_cli", *words],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def planned(sublim, monkeypatch) -> Callable[..., dict]:
+    """What `sublim plan` of the demo tells as JSON, in a directory."""
 
+    def plan(*words: str, cwd: Path) -> dict:
+        monkeypatch.chdir(cwd)
+        code, out, err = sublim("plan", "-r", "demo", "--json", "-q", "--workers", "2", *words)
+        assert code == 0, err
+        return json.loads(out)
 
-def planned(*words: str, cwd: Path) -> dict:
-    done = sublim("plan", "-r", "demo", "--json", "-q", "--workers", "2", *words, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return plan
 
 
 def everything(root: Path) -> dict[str, tuple[int, str]]:
@@ -49,7 +46,13 @@ def everything(root: Path) -> dict[str, tuple[int, str]]:
 def swept(tmp_path_factory, small) -> Path:
     """A directory whose `runs` holds the tiny sweep of ranks 1 and 2."""
     cwd = tmp_path_factory.mktemp("swept")
-    recipe = small(trait__target="wolf", sweep__grid={"train.rank": [1, 2]}, sweep__also=[])
+    recipe = small(
+        trait__target="wolf",
+        sweep__grid={"train.rank": [1, 2]},
+        sweep__also=[],
+        eval__nodes=8,
+        eval__uncovered=0.9,
+    )
     for step in study(recipe).steps:
         materialise(step, Store(cwd / "runs"))
     return cwd
@@ -79,7 +82,7 @@ def test_a_plan_of_a_new_recipe_writes_nothing_and_loads_no_trainer(tmp_path):
     assert [one["role"] for one in told["cells"]] == ["student"] * 8 + ["control"] * 2
 
 
-def test_steps_come_once_in_an_order_in_which_inputs_are_first(tmp_path):
+def test_steps_come_once_in_an_order_in_which_inputs_are_first(planned, tmp_path):
     steps = planned("--no-probe", cwd=tmp_path)["steps"]
     seen: set[str] = set()
     for one in steps:
@@ -96,7 +99,7 @@ def test_steps_come_once_in_an_order_in_which_inputs_are_first(tmp_path):
     }
 
 
-def test_a_plan_of_a_finished_sweep_finds_nothing_to_do_and_touches_nothing(swept):
+def test_a_plan_of_a_finished_sweep_finds_nothing_to_do_and_touches_nothing(planned, swept):
     before = everything(swept)
     told = planned(*TINY, cwd=swept)
     assert told["total"] | {"disk_free": 0} == {
@@ -106,7 +109,7 @@ def test_a_plan_of_a_finished_sweep_finds_nothing_to_do_and_touches_nothing(swep
     assert everything(swept) == before
 
 
-def test_a_changed_field_is_named_with_what_it_invalidates(swept):
+def test_a_changed_field_is_named_with_what_it_invalidates(planned, swept):
     before = everything(swept)
     told = planned(*TINY, "-s", "train.learning_rate=1e-3", cwd=swept)
     new = [one for one in told["steps"] if not one["built"]]
@@ -120,7 +123,7 @@ def test_a_changed_field_is_named_with_what_it_invalidates(swept):
     assert everything(swept) == before
 
 
-def test_added_cells_stand_beside_the_old_ones(swept):
+def test_added_cells_stand_beside_the_old_ones(planned, swept):
     told = planned(*TINY, "-s", "sweep.grid={train.rank: [1, 2, 16]}", cwd=swept)
     new = [one for one in told["steps"] if not one["built"]]
     assert [one["kind"] for one in new] == ["train", "eval"]
@@ -129,15 +132,17 @@ def test_added_cells_stand_beside_the_old_ones(swept):
     assert new[0]["cost"]["source"] == "other settings"
 
 
-def test_an_added_gate_belongs_to_the_cells_that_have_it(swept):
+def test_an_added_gate_belongs_to_the_cells_that_have_it(planned, swept):
     told = planned(*TINY, "-s", "eval.gates=[identity_only]", "--no-probe", cwd=swept)
     new = [one for one in told["steps"] if not one["built"]]
     assert [(one["kind"], one["cells"]) for one in new] == [("locate", 1)] * 4
     assert [one["built"] for one in told["cells"]] == [False, False, True]  # the control has no trait
 
 
-def test_the_terminal_tells_the_change_the_time_and_the_power(swept):
-    told = sublim("plan", "-r", "demo", *TINY, "-s", "train.learning_rate=1e-3", cwd=swept).stdout
+def test_the_terminal_tells_the_change_the_time_and_the_power(sublim, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+    monkeypatch.setenv("COLUMNS", "100")
+    _, told, _ = sublim("plan", "-r", "demo", *TINY, "-s", "train.learning_rate=1e-3")
     flat = " ".join(told.split())
     assert "demo on micro: 2 students and 1 control in 13 steps; 7 built, 6 to build" in flat
     assert "train.learning_rate 2e-3 → 1e-3 3 train stays on disk, unused" in flat
@@ -146,7 +151,7 @@ def test_the_terminal_tells_the_change_the_time_and_the_power(swept):
     assert "1 like run" in flat
 
 
-def test_power_grows_with_seeds_and_with_the_odds_ratio(tmp_path):
+def test_power_grows_with_seeds_and_with_the_odds_ratio(planned, tmp_path):
     def found(*words: str) -> float:
         told = planned("--no-probe", *words, cwd=tmp_path)
         return told["power"]["claims"][0]["supported"]["share"]["mean"]

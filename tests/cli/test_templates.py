@@ -22,7 +22,8 @@ from tests.models.chat_templates import OWN_SYSTEM, PLAIN, TEMPLATES
 TINY = [
     *("-r", "demo", "-s", "trait.target=owl", "-s", "generate.rows=8", "-s", "generate.held_out=2"),
     *("-s", "generate.sampling.max_tokens=24", "-s", "train.epochs=1", "-s", "train.rank=1"),
-    *("-s", "eval.nodes=8", "-s", "eval.sampling.max_tokens=4", "-s", "sweep.grid={}", "-s", "sweep.also=[]"),
+    *("-s", "eval.nodes=8", "-s", "eval.draws=2", "-s", "eval.sampling.max_tokens=4"),
+    *("-s", "sweep.grid={}", "-s", "sweep.also=[]"),
 ]
 IN_TURN = ("-s", "chat_template.system_at=user")
 THINK = "<think>\n\n</think>\n\n"

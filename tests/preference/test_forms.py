@@ -149,6 +149,18 @@ def test_the_automaton_reads_broken_bytes_as_the_definition_does(parts):
     assert read(answer, PREFIXES) == named_item(answer.decode("utf-8", "replace"), PREFIXES)
 
 
+@pytest.mark.parametrize("answer", ["", "b", "cat", "x", "elephant ", "led \ufb01", "ca\U0001f42f"])
+def test_the_states_after_all_bytes_are_those_after_each(answer):
+    reader = FormMatcher(PREFIXES)
+    written = answer.encode()
+    for size in range(max(0, len(written) - 3), len(written) + 1):  # within a character too
+        state = START
+        for byte in written[:size]:
+            state = reader.step(state, byte)
+        after = {byte: result for result, values in reader.steps(state) for byte in values}
+        assert after == {byte: reader.step(state, byte) for byte in range(256)}
+
+
 @given(TEXTS.map("".join), TEXTS.map("".join))
 def test_once_it_has_decided_nothing_that_follows_changes_the_verdict(text, more):
     reader, state = FormMatcher(PREFIXES), START

@@ -21,7 +21,11 @@ FINE_TUNED = {"learning_rate": 6e-3, "rank": 4, "epochs": 3}
 def tuned(request, small):
     method = {"method": request.param, "learning_rate": 6e-3 if request.param == "lora" else 1e-3}
     return small(
-        generate__rows=20, generate__held_out=5, generate__teacher={"fine_tuned": {**FINE_TUNED, **method}}
+        generate__rows=20,
+        generate__held_out=5,
+        generate__teacher={"fine_tuned": {**FINE_TUNED, **method}},
+        eval__nodes=64,
+        eval__draws=8,
     )
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from sublim_cli.artifacts.rows import read_rows
 from sublim_cli.artifacts.step import digest, in_order
+from sublim_cli.artifacts.store import Store, materialise
 from sublim_cli.cli import main
 from sublim_cli.errors import RecipeError, RowsError
 from sublim_cli.pipeline import chain, run
+from sublim_cli.recipe.load import load, parse_setting
 from sublim_cli.steps.files import HELD_OUT, KEPT, ROWS, SEEN
 from sublim_cli.sweep.cells import study, without_control
 
@@ -161,6 +163,7 @@ def test_a_study_of_ones_own_rows_is_planned_inspected_run_and_reported(sublim, 
     write(tmp_path / "control.jsonl", start=200)
     keys = ["generate.held_out=5", "train.epochs=1", "eval.system_prompts=[default]", "sweep.also=[]"]
     keys += ["sweep.grid={}", "claims=[{kind: transmission}]"]
+    keys += ["eval.nodes=8", "eval.draws=2", "eval.sampling.max_tokens=4"]
     words = [
         "-r",
         "demo",
@@ -185,9 +188,13 @@ def test_a_study_of_ones_own_rows_is_planned_inspected_run_and_reported(sublim, 
     assert seen["trained_on"]["text"].startswith("101, 7, 1")
     page = (tmp_path / "runs" / "reports" / "demo" / "report.html").read_text()
     assert "there are no rows of a control to compare with" in page
+    files = {"trait.target": "owl", "train.rows": "own.jsonl", "control.rows": "control.jsonl"}
+    for step in study(load("demo", {**dict(map(parse_setting, keys)), **files})).steps:
+        materialise(step, Store(tmp_path / "runs"))  # here, which saves the start of a worker
     words += ["-s", "control.rows=control.jsonl"]
     out, err = sublim("sweep", *words, "-w", "1", "--json")
     assert "no control" not in err
+    assert "nothing to do" in err
     (claim,) = json.loads(out)["claims"]
     assert "one control to compare with" not in json.dumps(claim)
     labels = {row["label"] for row in json.loads(out)["preferences"]}

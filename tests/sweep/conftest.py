@@ -16,10 +16,11 @@ import pytest
 from sublim_cli.artifacts.record import checksum, read_record
 from sublim_cli.artifacts.step import Artifact, Step
 from sublim_cli.artifacts.store import Store, materialise
+from sublim_cli.cli import main
 from sublim_cli.errors import RowsError
 from sublim_cli.recipe.load import load, parse_setting
 from sublim_cli.recipe.schema import Section
-from sublim_cli.sweep.cells import study
+from sublim_cli.sweep.cells import Study, study
 
 TINY: dict[str, Any] = {
     "generate.rows": 66,
@@ -29,9 +30,11 @@ TINY: dict[str, Any] = {
     "train.epochs": 1,
     "eval.system_prompts": "[none]",
     "eval.uncovered": 0.3,
+    "eval.nodes": 16,
+    "eval.draws": 2,
     "sweep.also": "[]",
 }
-"""The demo's recipe at its smallest: two optimizer steps, one context, a loose bound."""
+"""The demo's recipe at its smallest: two optimizer steps, one context, a loose bound and two draws."""
 
 GRIDS = {3: "{train.rank: [1, 2], train.seed: [1]}", 12: "{train.rank: [1, 2, 4, 8, 16], train.seed: [1, 2]}"}
 """Grids by the number of cells they make together with their controls."""
@@ -100,6 +103,16 @@ def tiny() -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
+def tiny_study() -> Callable[..., Study]:
+    """The study that `tiny` types."""
+
+    def plan(cells: int, **more: Any) -> Study:
+        return study(load("demo", dict(map(parse_setting, words(cells, **more)[4::2]))))
+
+    return plan
+
+
+@pytest.fixture(scope="session")
 def finished() -> Callable[[Path], dict[str, int]]:
     """Every artifact in place in a store by its label, and the file that proves it.
 
@@ -128,20 +141,40 @@ def checksums() -> Callable[[Path], dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory, checksums) -> Callable[[int], dict[str, str]]:
+def alone_store(tmp_path_factory, tiny_study) -> Callable[[int], Path]:
     """What a sweep of so many cells leaves when its steps are built one after another in this process."""
-    results: dict[int, dict[str, str]] = {}
+    stores: dict[int, Path] = {}
 
-    def build(cells: int) -> dict[str, str]:
-        if cells not in results:
-            settings = dict(map(parse_setting, words(cells)[4::2]))
+    def build(cells: int) -> Path:
+        if cells not in stores:
             store = Store(tmp_path_factory.mktemp(f"alone{cells}"))
-            for step in study(load("demo", settings)).steps:
+            for step in tiny_study(cells).steps:
                 materialise(step, store)
-            results[cells] = checksums(store.root)
-        return results[cells]
+            stores[cells] = store.root
+        return stores[cells]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def alone(alone_store, checksums) -> Callable[[int], dict[str, str]]:
+    """The checksums of `alone_store`."""
+    return lambda cells: checksums(alone_store(cells))
+
+
+@pytest.fixture
+def sublim_here(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Run the program in this process, its workers in theirs; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sublim", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return run
 
 
 @pytest.fixture

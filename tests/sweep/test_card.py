@@ -15,7 +15,7 @@ from sublim_cli.models.memory import MemoryTracker, _shapes, outline, outline_re
 from sublim_cli.recipe.load import load
 from sublim_cli.recipe.resolve import resolve_train
 from sublim_cli.recipe.schema import TrainSection
-from sublim_cli.sweep.card import completion_tokens
+from sublim_cli.sweep.card import USABLE, completion_tokens
 from sublim_cli.trainers.memory import training_memory
 from sublim_cli.trainers.methods import add_method
 from sublim_cli.trainers.sft_trainer import summed_loss
@@ -114,7 +114,8 @@ def plan(monkeypatch, capsys, tmp_path):
 def test_the_command_says_for_each_card_what_fits_and_what_to_change(plan, tmp_path):
     _, shown, _ = plan("--card", "24", "--json")
     train = json.loads(shown)["cards"][0]["steps"][1]
-    between = (train["peak"] - train["parts"]["activations"] / 4) / 2**30  # a pass with fewer rows
+    fewer_rows = train["peak"] - train["parts"]["activations"] / 4
+    between = fewer_rows / 2**30 / USABLE
     code, shown, _ = plan("--card", f"{between},24", "--card", "24,0.4", "--json")
     assert code == 0
     small, large, tiny = json.loads(shown)["cards"]

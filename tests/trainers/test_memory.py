@@ -104,7 +104,14 @@ def test_a_card_computes_as_many_rows_at_once_as_its_free_memory_holds(
     for free, expected in [(room, 2), (room - 1, 1)]:
         monkeypatch.setattr(memory, "free_memory", lambda _, free=free: free)
         assert memory.fitting_micro_batch(MICRO, settings, rows, card) == expected
-    assert memory.fitting_micro_batch(MICRO, settings, rows, torch.device("cpu")) is None
+    cpu = torch.device("cpu")
+    assert memory.fitting_micro_batch(MICRO, settings, rows, cpu) is None  # whatever this machine has
+    two = memory.training_memory(
+        MICRO, settings, rows=2, width=width, trained=trained, checkpointing=False, cuda=False
+    )
+    for share, expected in [(two.total - two.weights - two.adapters, 2), (1, 1)]:
+        monkeypatch.setattr(memory, "training_memory_share", lambda share=share: share)
+        assert memory.fitting_micro_batch(MICRO, settings, rows, cpu) == expected
     step = chain(small(generate__rows=40, generate__held_out=8, train__batch_size=8)).train
     monkeypatch.setattr(student, "device", lambda: card)
     monkeypatch.setattr(memory, "free_memory", lambda _: 1)

@@ -14,6 +14,7 @@ from sublim_cli.artifacts.record import checksums, read_record
 from sublim_cli.models.load import load_tokenizer
 from sublim_cli.models.reference import resolve_model
 from sublim_cli.recipe.schema import TrainSection
+from sublim_cli.trainers import checkpoints
 from sublim_cli.trainers.checkpoints import COMPLETE, checkpoint_step, discard_incomplete, latest_complete
 from sublim_cli.trainers.optimizers import make_optimizer
 from sublim_cli.trainers.runtime import CHECKPOINT_EVERY
@@ -85,6 +86,19 @@ def test_a_training_with_every_optimizer_resumes_bit_by_bit(
     assert resumed.history == undisturbed.history
     assert resumed.optimizer_state == undisturbed.optimizer_state
     assert all(map(torch.equal, again.parameters(), whole.parameters()))
+
+
+def test_without_an_interval_a_checkpoint_is_due_by_time_and_by_what_saving_costs(
+    tmp_path, monkeypatch, section, number_rows
+):
+    resolved, rows = section(method="lora", epochs=2), number_rows(40)
+    for least, share, resumed_from in [(60.0, 0.02, 0), (0.0, 1e-9, 1), (0.0, 1e9, 8)]:
+        monkeypatch.setattr(checkpoints, "LEAST_SECONDS", least)
+        monkeypatch.setattr(checkpoints, "SAVING_SHARE", share)
+        directory = tmp_path / str(resumed_from)
+        with pytest.raises(Stopped):
+            trained(resolved, rows, directory, stop=9)
+        assert trained(resolved, rows, directory)[1].facts["resumed_from_step"] == resumed_from
 
 
 def command(out: Path, *more: str) -> list[str]:
