@@ -183,10 +183,9 @@ def free_memory(device: "torch.device") -> int:
 
 
 def training_memory_share() -> int:
-    """Bytes of main memory that a training on a CPU may take: a share of what the machine has, not of what is
-    free, so that the same machine computes the same bits.
+    """Bytes of main memory that a training on a CPU may take, within the limit of its control group.
 
-    Within the limit of the process's control group, if it has one.
+    A share of what the machine has, not of what is free, so that the same machine computes the same bits.
     """
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
