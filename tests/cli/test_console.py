@@ -47,3 +47,21 @@ def test_a_screen_that_is_quiet_names_nothing(written):
 
 def test_the_longest_silence_is_below_ten_seconds():
     assert max(console.QUIET_SECONDS, console.SILENT_SECONDS * 9 / 8) < 10
+
+
+def test_the_table_of_verdicts_fits_80_columns(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=text, width=80, highlight=False))
+    word = (
+        "supported for 3 of 5 traits, refuted for 1, for the typical run, on one data set, with runs of two "
+    )
+    word += "kinds"
+    runs = "118 of 120 planned, 1 broken, 1 missing"
+    console.show_verdicts(
+        [("C3a", "A statement", word, runs, "What was seen."), ("C1", "Another", "refuted", runs, "No.")]
+    )
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-4:] == ["C3a: A statement.", "    What was seen.", "C1: Another.", "    No."]
+    words = " ".join(" ".join(lines[:-4]).split())
+    assert all(part in words for part in ("C3a", "C1 refuted", "planned, 1 broken", "with runs of two kinds"))
