@@ -75,6 +75,7 @@ def judged(directory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write the verdicts and print them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="with results.parquet and recipe.yaml")
     directory: Path = parser.parse_args().directory

@@ -1,4 +1,4 @@
-"""docs/results/study-micro: its verdicts, and the script that recomputes them and imports nothing of sublim."""
+"""The verdicts of docs/results/study-micro, and the script that recomputes them without sublim."""
 
 import json
 import shutil
