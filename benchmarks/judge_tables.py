@@ -40,7 +40,7 @@ def rows_of(table: pd.DataFrame, kind: type[Row]) -> list[Row]:
     """The rows of a table, a missing value as None."""
     known = [name for name in columns(kind) if name in table]
     values = table[known].astype(object).where(table[known].notna(), None)
-    return [kind(**row) for row in values.to_dict("records")]
+    return [kind(**{str(k): v for k, v in row.items()}) for row in values.to_dict("records")]
 
 
 def runs_of(table: pd.DataFrame) -> list[Run]:
