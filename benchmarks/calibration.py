@@ -400,10 +400,12 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "rises and saturates": lambda u: STRONG * (1 - math.exp(-5 * u)),
     "a step up after the lowest rank": lambda u: STRONG * (u > 0),
     "rises throughout": lambda u: STRONG * u,
-    "flat": lambda u: 0.0,
-    "falls throughout": lambda u: -STRONG * u,
-    "a step down at the highest rank": lambda u: -STRONG * (u == 1),
+    "flat": lambda u: STRONG,
+    "falls throughout": lambda u: STRONG * (2 - u),
+    "a step down at the highest rank": lambda u: STRONG * (2 - (u == 1)),
 }
+"""All transmit at inner ranks: of a trait that does not, C2 is not asked."""
+
 CURVES = tuple(InvertedUClaim(curve=curve) for curve in ("best", "loss_matched", "norm_matched"))
 
 # Worlds in which the counted verdict is wrong.

@@ -7,6 +7,7 @@ context. The mean log-odds of a condition are those of the mean P(target) that a
 notebook of 2026-04-30; where no answer named the animal, half of one in 45,000 is taken. Controls and
 full fine-tuning stay at the base. Runs stray by `--spread` in log-odds, fully fine-tuned ones by
 `--full-spread`. The claims on C1, C2 at one learning rate, and C3 are judged as the recipe states them.
+Number losses are not published: all conditions have the same, so that C3c cannot tell which adapter is best.
 """
 
 import argparse

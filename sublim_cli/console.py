@@ -382,10 +382,12 @@ def _share_line(row: "Share") -> tuple[str, ...]:
 
 
 def show_verdicts(verdicts: Sequence[tuple[str, str, str, str, str]]) -> None:
-    """A table of the number, statement, verdict and runs of each claim, and below it the reason of each."""
-    show_table("", ("", "claim", "verdict", "runs"), [row[:4] for row in verdicts], numbers=False)
-    for number, *_, reason in verdicts:
-        show_line(f"{number}: {reason}")
+    """A table of the number, verdict and runs of each claim, and below it the statement and why."""
+    rows = [(number, word, runs) for number, _, word, runs, _ in verdicts]
+    show_table("", ("", "verdict", "runs"), rows, numbers=False)
+    for number, statement, _, _, reason in verdicts:
+        show_line(f"{number}: {statement}.")
+        show_line(f"    {reason}")
 
 
 def _preference(row: "SummaryRow | None") -> str:

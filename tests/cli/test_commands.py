@@ -319,7 +319,7 @@ def test_the_verdicts_on_a_study_that_has_not_run_say_what_it_lacks(sublim, tmp_
     }
     assert [(one["number"], one["verdict"], one["plan"]["missing"]) for one in told["claims"]] == [
         ("C1", "incomplete", 4),
-        ("C3", "incomplete", 4),
+        *((number, "incomplete", 10) for number in ("C3a", "C3b", "C3c")),
         ("C4", "incomplete", 4),
     ]
     here = "on wolf, trained in default and asked in default"
@@ -329,7 +329,12 @@ def test_the_verdicts_on_a_study_that_has_not_run_say_what_it_lacks(sublim, tmp_
     ]
     code, out, _ = sublim("report", "--recipe", "demo", "--claims")
     assert code == 0
-    assert "C1: Not judged yet. The study lacks 2 of 2 runs of LoRA rank 8 on wolf" in out
+    assert (
+        "C1: A student prefers the trait of the teacher whose numbers it learned.\n"
+        "    Not judged yet: the study lacks 2 of 2 runs of LoRA rank 8 on wolf, trained in"
+    ) in out
+    table = out[: out.index("C1: A student")].splitlines()
+    assert max(map(len, table)) <= 80
 
 
 def test_one_figure_of_a_report_is_written_on_request(sublim, tmp_path):

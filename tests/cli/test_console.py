@@ -71,3 +71,21 @@ def test_a_sentence_breaks_between_words_on_a_terminal_and_nowhere_in_a_file(mon
             assert sum(path in line for line in lines) == 1
         else:
             assert len(lines) == 1
+
+
+def test_the_table_of_verdicts_fits_80_columns(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=text, width=80, highlight=False))
+    word = (
+        "supported for 3 of 5 traits, refuted for 1, for the typical run, on one data set, with runs of two "
+    )
+    word += "kinds"
+    runs = "118 of 120 planned, 1 broken, 1 missing"
+    console.show_verdicts(
+        [("C3a", "A statement", word, runs, "What was seen."), ("C1", "Another", "refuted", runs, "No.")]
+    )
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-4:] == ["C3a: A statement.", "    What was seen.", "C1: Another.", "    No."]
+    words = " ".join(" ".join(lines[:-4]).split())
+    assert all(part in words for part in ("C3a", "C1 refuted", "planned, 1 broken", "with runs of two kinds"))

@@ -19,7 +19,7 @@ from sublim_cli.report.claims.transmission import PositiveControl, positive_cont
 from sublim_cli.report.claims.verdict import Finding, Judged, corrected, finding, widened
 from sublim_cli.report.rates.choose import BETA, not_shown_higher
 from sublim_cli.report.tables.runs import Condition
-from sublim_cli.stats import Seeds, mean_of, ratio_interval
+from sublim_cli.stats import Seeds, mean_known, mean_of, ratio_interval
 from sublim_cli.wording import condition_label, listed, rate
 
 PAPER: dict[str, float | str] = {"learning_rate": 2e-5, "precision": "bf16_pure"}
@@ -162,7 +162,12 @@ def _against_the_best_adapter(
             bases += [basis for _, basis in against_base]
             methods.append([_Best(c, effects) for c, (effects, _) in zip(best, against_base, strict=True)])
         if trait.asked and all(methods):
-            levels = trait.compared[methods[0][0].condition].levels
+            runs = index.cell("student", setting, methods[0][0].condition).runs.values()
+            tested = [run for run in runs if run.train_seed not in (claim.choose_on or ())]
+            levels = Levels(
+                students=mean_known(run.p_target for run in tested),
+                base=mean_known(run.p_target_base for run in tested),
+            )
             findings.append(_less_than_adapter(claim, setting.target, list(product(*methods)), levels))
     return Judged(corrected(findings), bases, part="c", not_asked=control.not_asked)
 

@@ -1,7 +1,7 @@
 """C2: transmission is an inverted U in LoRA rank. Pure."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -148,10 +148,10 @@ class _Ranks:
             for rank, row in weights.items()
         }
 
-    def p_target(self, weights: Weights, rank: int) -> float | None:
-        """The mean P(target) of a rank."""
+    def p_target(self, weights: Weights, rank: int, tested: Set[Seeds]) -> float | None:
+        """The mean P(target) of a rank, over the runs of these seeds."""
         means = {
-            rate: mean_known(run.p_target for run in self.cells[rank][rate].runs.values())
+            rate: mean_known(run.p_target for s, run in self.cells[rank][rate].runs.items() if s in tested)
             for rate in weights[rank]
         }
         known = [weight * mean for rate, weight in weights[rank].items() if (mean := means[rate]) is not None]
@@ -261,7 +261,7 @@ def _curve_finding(
         p=largest(*(test.p for test in tests)).plus(beta),
         against=largest(*(test.against for test in tests)).plus(beta),
         absent="refuted",
-        levels=Levels(None if top is None else ranks.p_target(tested[0], top), None, ranks.p_base),
+        levels=Levels(None if top is None else ranks.p_target(tested[0], top, seeds), None, ranks.p_base),
     )
     slopes = {
         name: slope.interval(level)

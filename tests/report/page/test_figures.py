@@ -1,19 +1,26 @@
 """What figures show and how they are drawn."""
 
 import json
+import math
 import re
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 
 from sublim_cli.errors import RecipeError
+from sublim_cli.recipe.schema import TransmissionClaim
+from sublim_cli.report.claims.evaluate import evaluate
 from sublim_cli.report.page.figures.by_section import figures_by_section
 from sublim_cli.report.page.figures.contexts import at_one_rate
 from sublim_cli.report.page.figures.figure import PALETTE, SHAPES, slug
+from sublim_cli.report.page.figures.forest import forest_figure
 from sublim_cli.report.page.figures.rank_curves import APART, COLUMN, tick_positions
 from sublim_cli.report.page.figures.rendering import figure_files, inline_svg, page_script
 from sublim_cli.report.page.summary import context_matrices, summarise
 from sublim_cli.report.page.write import FORMATS, write_figure
+from sublim_cli.stats import Interval
+from tests.report.conftest import BASE
 
 LIGHT, DARK = "#ffffff", "#14161a"
 
@@ -223,6 +230,105 @@ def test_every_set_of_tokens_stands_beside_random_ones_of_its_size(wide):
         0.25 * 1.18 / 1.15
     )
     assert len(marks(figure.chart.to_dict(), "rule")) == 2 + 4  # no share and the whole; an interval each
+
+
+def test_a_forest_plot_shows_every_run_the_mean_its_interval_and_the_margin(wide):
+    figure = figures_by_section(wide)["claims"][0]
+    spec = figure.chart.to_dict()
+    (found,) = wide.claims[0].findings
+    runs = [mark for mark in marks(spec, "point") if "run" in mark]
+    assert {mark["run"]: mark["x"] for mark in runs} == {
+        f"train seed {train}, data seed {data}": pytest.approx(math.exp(effect))
+        for (train, data), effect in found.runs.items()
+    }
+    (mean,) = [mark for mark in marks(spec, "point") if "above" in mark]
+    ratio = found.odds_ratio
+    assert [mean[key] for key in ("x", "low", "high")] == pytest.approx([ratio.mean, ratio.low, ratio.high])
+    assert (mean["label"], mean["p"], mean["above"], mean["speaks"]) == (
+        *("owl", "P 0.452, base 0.100", "5 of 5 runs", "for the claim"),
+    )
+    assert marks(spec, "rect") == [{"low": pytest.approx(1 / 1.5), "high": pytest.approx(1.5)}]
+    assert [mark["text"] for mark in marks(spec, "text")] == ["owl", "P 0.452, base 0.100"]
+    scales = {
+        json.dumps(layer["encoding"]["x"]["scale"])
+        for layer in layers(spec)
+        if layer["encoding"]["x"].get("scale")
+    }
+    assert len(scales) == 1
+    scale = json.loads(scales.pop())
+    assert scale["type"] == "log"
+    assert scale["domain"][0] < 1 / 1.5 < max(mark["x"] for mark in runs) < scale["domain"][1]
+
+
+def test_an_interval_that_goes_on_beyond_the_axis_ends_in_an_arrow(results):
+    rows = [
+        {"role": role, "train_seed": seed, "p_target": p if role == "student" else 0.1}
+        for seed, p in ((1, 0.15), (2, 0.4))
+        for role in ("student", "control")
+    ]
+    study = results(*rows)
+    study = replace(study, claims=tuple(evaluate([TransmissionClaim()], study.runs)))
+    (figure,) = figures_by_section(study)["claims"]
+    spec = figure.chart.to_dict()
+    arrows = [mark for mark in marks(spec, "text") if "arrow" in mark]
+    (domain,) = {
+        tuple(layer["encoding"]["x"]["scale"]["domain"])
+        for layer in layers(spec)
+        if "low:Q" in str(layer) or layer["mark"]["type"] == "point"
+    }
+    assert [(mark["arrow"], mark["x"]) for mark in arrows] == [
+        ("«", pytest.approx(domain[0])),
+        ("»", pytest.approx(domain[1])),
+    ]
+
+
+def test_of_many_comparisons_those_with_the_largest_effects_are_drawn(wide):
+    verdict = wide.claims[3]
+    sizes = [0.01 * number for number in range(30)]
+    findings = tuple(
+        replace(
+            verdict.findings[0], about=f"number {size}", effect=Interval(size, size - 1, size + 1, 5), runs={}
+        )
+        for size in sizes
+    )
+    figure = forest_figure(replace(verdict, findings=findings), 1)
+    means = [mark["x"] for mark in marks(figure.chart.to_dict(), "point")]
+    assert means == pytest.approx([math.exp(size) for size in sizes[6:]])
+    assert "Of 30 comparisons the 24 with the largest effects are drawn." in figure.caption
+
+
+def test_claims_without_comparisons_have_no_forest_plot(wide):
+    assert forest_figure(replace(wide.claims[0], findings=()), 1) is None
+
+
+def test_the_grid_of_rates_shows_every_cell_and_marks_what_broke(results):
+    rows = [
+        {"role": role, "rank": rank, "learning_rate": rate, "train_seed": seed, "p_target": p}
+        for rank, rate, p in ((4, 1e-3, 0.25), (16, 1e-3, 0.1), (4, 2e-3, 0.05), (16, 2e-3, 0.5))
+        for seed in (1, 2)
+        for role in ("student",)
+    ]
+    rows[2]["broken"] = rows[6]["broken"] = rows[7]["broken"] = "collapsed"
+    (figure,) = figures_by_section(results({**BASE}, *rows))["rates"]
+    spec = figure.chart.to_dict()
+    tiles = {(tile["rank"], tile["rate"]): tile for tile in marks(spec, "text")}
+    assert {key: tile["short"] for key, tile in tiles.items()} == {
+        ("4", "1e-3"): "3.0",
+        ("16", "1e-3"): "1.0",
+        ("4", "2e-3"): "0.47",
+        ("16", "2e-3"): "×",
+    }
+    framed = marks(spec, "rect")[len(tiles) :]
+    assert [(tile["rank"], tile["rate"]) for tile in framed] == [("16", "1e-3"), ("16", "2e-3")]
+    assert tiles["16", "1e-3"]["value"] == "1.0 (1 run, 1 run broken)"
+    assert tiles["16", "2e-3"]["value"] == "has no value, 2 runs broken"
+    assert "to the untouched base" in figure.title
+
+
+def test_the_grid_of_rates_is_compared_with_controls_where_there_are_any(wide):
+    (figure,) = figures_by_section(wide)["rates"]
+    assert "to the controls of the same seeds" in figure.title
+    assert len(marks(figure.chart.to_dict(), "text")) == 40
 
 
 def test_names_too_long_for_a_file_stay_apart():

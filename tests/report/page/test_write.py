@@ -167,6 +167,20 @@ def test_the_verdicts_come_first_and_say_why(results, tmp_path):
     }
 
 
+def test_a_page_without_a_decided_claim_begins_with_what_was_seen(results, tmp_path):
+    changes = [{"train_seed": seed, "p_target": p} for seed, p in ((1, 0.5), (2, 0.2))]
+    changes += [{"train_seed": seed, "role": "control", "p_target": 0.1} for seed in (1, 2)]
+    runs = results(*changes).runs
+    verdicts = tuple(evaluate((TransmissionClaim(),), runs))
+    assert [verdict.outcome for verdict in verdicts] == ["underpowered"]
+    text = " ".join(
+        " ".join(outline(write_report(results(*changes, claims=verdicts), tmp_path)).text).split()
+    )
+    seen, open_claim = text.index("Asked in the training context"), text.index("underpowered")
+    assert seen < open_claim
+    assert text.count("Asked in the training context (default)") == 1
+
+
 def test_what_is_broken_or_missing_can_be_seen(page):
     text = " ".join(" ".join(outline(page).text).split())
     assert "eval owl full seed 1 : out of memory" in text
