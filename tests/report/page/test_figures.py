@@ -248,7 +248,9 @@ def test_a_forest_plot_shows_every_run_the_mean_its_interval_and_the_margin(wide
         *("owl", "P 0.452, base 0.100", "5 of 5 runs", "for the claim"),
     )
     assert marks(spec, "rect") == [{"low": pytest.approx(1 / 1.5), "high": pytest.approx(1.5)}]
-    assert [mark["text"] for mark in marks(spec, "text")] == ["owl", "P 0.452, base 0.100"]
+    label, p = marks(spec, "text")
+    assert label == p
+    assert (label["label"], p["p"]) == ("owl", "P 0.452, base 0.100")
     scales = {
         json.dumps(layer["encoding"]["x"]["scale"])
         for layer in layers(spec)

@@ -27,6 +27,9 @@ ROW = 50
 TEXT, MEAN, RUNS = 0.2, 0.54, 0.8
 """Where these lines lie in a row."""
 
+P_WIDTH = 118
+"""Pixels of `P 0.310, base 0.100` and a gap before it."""
+
 MOST = 24
 """Comparisons drawn; of more those with the largest effects."""
 
@@ -161,7 +164,8 @@ def _forest(rows: Sequence[_Row], margin: float) -> alt.LayerChart:
     )
     point = {"filled": True, "opacity": 1, "size": 90}
     line = {"strokeWidth": 2, "aria": False}
-    text = {"fontSize": 11, "baseline": "middle", "aria": False}
+    texts = _texts(rows)
+    text_style = {"fontSize": 11, "baseline": "middle", "aria": False}
     layers = [
         chart([{"low": math.exp(-margin), "high": math.exp(margin)}])
         .mark_rect(opacity=0.12, aria=False)
@@ -178,12 +182,15 @@ def _forest(rows: Sequence[_Row], margin: float) -> alt.LayerChart:
         .encode(x=x("x"), y=y, tooltip=tooltips({"label": "Comparison", "run": "Run", "odds": "Odds ratio"})),
         chart(compared).mark_point(**point).encode(x=x("x"), y=y, color=color, shape=shape, tooltip=mean_tip),
         chart(pooled).mark_point(**point, shape="diamond").encode(x=x("x"), y=y, tooltip=mean_tip),
-        chart(_texts(rows, "label"))
-        .mark_text(align="left", limit=alt.ExprRef(expr="width - 118"), **text)
-        .encode(x=alt.value(0), y=y, text="text:N"),
-        chart(_texts(rows, "p"))
-        .mark_text(align="right", **text)
-        .encode(x=alt.value("width"), y=y, text="text:N"),
+        *(
+            chart(text for text in texts if bool(text["p"]) == with_p)
+            .mark_text(align="left", limit=alt.ExprRef(expr=room), **text_style)
+            .encode(x=alt.value(0), y=y, text="label:N")
+            for with_p, room in ((True, f"width - {P_WIDTH}"), (False, "width"))
+        ),
+        chart(text for text in texts if text["p"])
+        .mark_text(align="right", **text_style)
+        .encode(x=alt.value("width"), y=y, text="p:N"),
     ]
     return layered(layers, WIDTH, ROW * len(rows))
 
@@ -256,9 +263,17 @@ def _run_marks(row: _Row, place: int) -> Iterator[dict[str, object]]:
         }
 
 
-def _texts(rows: Sequence[_Row], which: str) -> list[dict[str, object]]:
-    texts = [row.label if which == "label" else _levels_text(row.levels) for row in rows]
-    return [{"y": place + TEXT, "text": text} for place, text in enumerate(texts) if text]
+def _texts(rows: Sequence[_Row]) -> list[dict[str, object]]:
+    """The label of each row, and P where the row above it has another or is of another trait."""
+    students = [(row.finding.target if row.finding else "", row.levels) for row in rows]
+    return [
+        {
+            "y": place + TEXT,
+            "label": row.label,
+            "p": "" if place and students[place] == students[place - 1] else _levels_text(row.levels),
+        }
+        for place, row in enumerate(rows)
+    ]
 
 
 def _levels_text(levels: Levels) -> str:
