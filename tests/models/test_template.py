@@ -142,7 +142,6 @@ def test_a_template_that_wants_parts_reads_the_same_as_one_that_wants_texts(name
 
 
 LOSING = {
-    "cut off": TURNS.replace("m['content']", "m['content'][:20]") + ASK,
     "system only in longer conversations": "{% if messages | length == 2 and messages[0].role == 'system' %}"
     "{% set messages = messages[1:] %}{% endif %}" + PLAIN,
     "as a list": TURNS.replace("m['content']", "(m['content'] if m.role == 'user' else '')") + ASK,
@@ -161,8 +160,11 @@ def test_a_template_that_loses_the_user_s_text_is_refused():
     )
     with pytest.raises(ModelError, match="the user's text does not reach the tokens"):
         render(loses, OWLS, "Hi")  # not the letters in `think`
-    with pytest.raises(ModelError, match="the user's text does not reach the tokens"):
-        check_context(tokenizer_with("{{ messages | length }} turns" + ASK), DEFAULT)
+    # A text that is cut off in the system block is cut off in the user's turn as well.
+    cut_off = TURNS.replace("m['content']", "m['content'][:20]") + ASK
+    for template, context in [("{{ messages | length }} turns" + ASK, DEFAULT), (cut_off, OWLS)]:
+        with pytest.raises(ModelError, match=r"the user's text does not reach the tokens.*another template"):
+            check_context(tokenizer_with(template), context)
 
 
 @pytest.mark.parametrize(

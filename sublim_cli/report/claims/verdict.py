@@ -271,14 +271,16 @@ def corrected(findings: Sequence[Finding]) -> list[Finding]:
 
     A trait is supported where all its comparisons are, so it is represented by its largest p value, and all
     its p values are scaled by the factor that corrects that one. So they are at or below alpha exactly where
-    the trait is, and the probability that any trait without the property passes is at most alpha.
+    the trait is, and the probability that any trait without the property passes is at most alpha. The factor
+    can be smaller where broken runs count, since it depends on the order of traits; then the p value without
+    them stands.
     """
     supports = _over_traits([f.target for f in findings], [f.p for f in findings])
     supports_left_out = _over_traits([f.target for f in findings], [f.left_out[0] for f in findings])
     refutes = _over_comparisons([f.p_against for f in findings])
     refutes_left_out = _over_comparisons([f.left_out[1] for f in findings])
     return [
-        replace(f, p=p, p_against=against, left_out=(p_left_out, against_left_out))
+        replace(f, p=max(p, p_left_out), p_against=against, left_out=(p_left_out, against_left_out))
         for f, p, p_left_out, against, against_left_out in zip(
             findings, supports, supports_left_out, refutes, refutes_left_out, strict=True
         )

@@ -571,6 +571,8 @@ def test_the_document_of_a_study_made_by_hand(judged):
         "plan": {"planned": 6, "used": 6, "broken": 0, "missing": 0},
         "lacks": [],
         "notes": [],
+        "at_margins": [],
+        "without_seeds": [],
     }
     assert found == {
         "target": "owl",
