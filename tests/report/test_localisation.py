@@ -273,7 +273,7 @@ def test_p_values_of_a_trait_are_scaled_by_its_worst():
     )
     finding = first.findings[0]
     raw = [
-        replace(finding, target=target, p=p)
+        replace(finding, target=target, p=p, left_out=(0.0, finding.left_out[1]))
         for target, p in (("a", 0.01), ("a", 0.02), ("b", 0.03), ("b", 0.0))
     ]
     assert [round(finding.p, 6) for finding in corrected(raw)] == [0.02, 0.04, 0.04, 0.0]
