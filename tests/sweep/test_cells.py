@@ -146,3 +146,10 @@ def test_a_key_that_some_cells_leave_out_tells_them_apart(small):
     planned = study(small(sweep__grid={"generate.sampling.grammar": [None, "rows"], "train.rank": [1]}))
     values = {keys.get("generate.sampling.grammar", "null") for keys in varied_keys(planned.cells)}
     assert values == {"null", "rows"}
+
+
+def test_adapters_beside_full_fine_tuning_are_told_apart_by_their_scale_only_where_it_varies(small):
+    assert varied_keys(study(small()).cells) == [{}] * 10  # the demo: adapters and full fine-tuning
+    scales = {"train.alpha": ["rank", "sqrt"], "train.rank": [8], "train.seed": [1]}
+    keys = varied_keys(study(small(sweep__grid=scales)).cells)
+    assert [key.get("train.alpha") for key in keys if key] == ["rank", "sqrt"]

@@ -38,6 +38,9 @@ _EXCLUDED = frozenset(
 _SHARED = ("chat_template", "trait", "generate", "filter", "control", "eval")
 """Sections that many cells of a study share: each is flattened once."""
 
+_OF_ADAPTERS = frozenset({"train.alpha"})
+"""Keys that full fine-tuning ignores: that its cells lack them tells no adapters apart."""
+
 _NOT_OF_A_CELL = ("sweep", "contexts", "claims")
 """Sections that are the same for all cells; a context is written out in the section that uses it."""
 
@@ -54,7 +57,7 @@ def varied_keys(cells: Sequence[Cell]) -> list[dict[str, str]]:
     varied = {
         (role, key)
         for (role, key), values in seen.items()
-        if len(values) > 1 or values.total() < cells_of_role[role]
+        if len(values) > 1 or (values.total() < cells_of_role[role] and key not in _OF_ADAPTERS)
     }
     return [
         {key: value for key, value in keys.items() if (cell.role, key) in varied}
@@ -84,7 +87,7 @@ def _keys(cell: Cell) -> dict[str, str]:
         elif name not in _NOT_OF_A_CELL:
             keys |= _section(name, value) if name in _SHARED else _flat({name: value})
     if cell.recipe.train.method == "full":
-        del keys["train.alpha"]  # an adapter's; full fine-tuning ignores it
+        keys = {key: value for key, value in keys.items() if key not in _OF_ADAPTERS}
     return keys
 
 
