@@ -346,7 +346,7 @@ def phrase(traits: Sequence[TraitVerdict], *, one_data_set: bool, broken: int) -
     supported = [trait for trait in asked if trait.outcome == "supported"]
     refuted = [trait for trait in asked if trait.outcome == "refuted"]
     if not asked and traits:
-        return "underpowered", "underpowered (no trait that LoRA transmits)"
+        return "underpowered", "underpowered (no trait that LoRA surely transmits)"
     if not supported and not refuted:
         at_fault = any("broken)" in trait.word for trait in asked)
         return "underpowered", f"underpowered ({broken} broken)" if at_fault else "underpowered"

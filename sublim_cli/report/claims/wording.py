@@ -82,7 +82,10 @@ def sentence(verdict: Verdict) -> str:
     known = [found for found in verdict.findings if found.effect]
     if not known:
         targets = [trait.target for trait in verdict.traits if trait.not_asked]
-        nothing = f"Nothing was asked: LoRA was not shown to transmit {listed(targets)}"
+        nothing = (
+            f"Nothing was asked: over all LoRA conditions, corrected for their number, LoRA was not shown to "
+            f"transmit {listed(targets)}"
+        )
         return _within(nothing if targets else NO_PAIR, ".")
     match verdict.number:
         case "C1":

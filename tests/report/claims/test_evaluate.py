@@ -141,7 +141,7 @@ def test_a_study_in_which_everything_passes_everywhere_supports_transmission_alo
 
 def test_a_study_in_which_nothing_passes_refutes_transmission_and_asks_nothing_of_ranks_or_full_fine_tuning():
     verdicts = judge(CLAIMS, made(spread=0.02))
-    open_word = "underpowered (no trait that LoRA transmits)"
+    open_word = "underpowered (no trait that LoRA surely transmits)"
     assert [verdict.word for verdict in verdicts] == [
         "refuted for the typical run on one data set",
         *[open_word] * 4,
