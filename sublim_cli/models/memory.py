@@ -134,11 +134,10 @@ class MemoryTracker:
         self._live: dict[int, tuple[str, int]] = {}
         self._known: set[int] = set()
 
-    def watch(self, weights: "Iterable[torch.nn.Parameter]") -> None:
-        """Count the gradients of `weights` as such."""
+    def watch(self, weights: Iterable[Any]) -> None:
+        """Count the gradients of these parameters as such."""
         for weight in weights:
-            hook = self._is_gradient
-            weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]  # torch: untyped
+            weight.register_post_accumulate_grad_hook(self._is_gradient)
 
     def ignore(self, tensors: "Iterable[torch.Tensor]") -> None:
         """Leave tensors that operations return although they were there before out of the count."""

@@ -281,9 +281,9 @@ def _forward_and_backward(
     with tracker:
         with autocast:
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        loss: Any = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         del logits
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
     return tracker.peak
 
 

@@ -53,7 +53,7 @@ MOST_TICKS = 7
 
 
 @dataclass(frozen=True)
-class _Row:
+class _ForestRow:
     """One comparison, or the mean over traits."""
 
     label: str
@@ -125,18 +125,18 @@ def _common(findings: Sequence[Finding]) -> list[str]:
     return [part for part in _parts(findings[0]) if all(part in _parts(found) for found in findings)]
 
 
-def _rows(verdict: Verdict, findings: Sequence[Finding], common: Sequence[str]) -> Iterator[_Row]:
+def _rows(verdict: Verdict, findings: Sequence[Finding], common: Sequence[str]) -> Iterator[_ForestRow]:
     for found in findings:
         own = [part for part in _parts(found) if part not in common]
         if found.effect:
             decided = verdict.outcome != "descriptive"
             speaks = SPEAKS[found.outcome(verdict.claim.alpha)] if decided else ""
-            yield _Row(", ".join([found.target, *own]), found.effect, found.levels, found, speaks)
+            yield _ForestRow(", ".join([found.target, *own]), found.effect, found.levels, found, speaks)
     if verdict.mean:
-        yield _Row(f"mean over {count(verdict.mean.n, 'trait')}", verdict.mean)
+        yield _ForestRow(f"mean over {count(verdict.mean.n, 'trait')}", verdict.mean)
 
 
-def _forest(rows: Sequence[_Row], margin: float) -> alt.LayerChart:
+def _forest(rows: Sequence[_ForestRow], margin: float) -> alt.LayerChart:
     low, high = _reach(rows, margin)
     scale = alt.Scale(type="log", domain=[math.exp(low), math.exp(high)], nice=False)
     axis = alt.Axis(values=_ticks(low, high), format="~g", labelOverlap=True, gridOpacity=0.15)
@@ -195,7 +195,7 @@ def _forest(rows: Sequence[_Row], margin: float) -> alt.LayerChart:
     return layered(layers, WIDTH, ROW * len(rows))
 
 
-def _reach(rows: Sequence[_Row], margin: float) -> tuple[float, float]:
+def _reach(rows: Sequence[_ForestRow], margin: float) -> tuple[float, float]:
     """The ends of the axis in log-odds: all runs and means, the margin, and intervals as far as `BEYOND`."""
     values = [
         value
@@ -221,7 +221,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return within[:: math.ceil(len(within) / MOST_TICKS)]
 
 
-def _mark(row: _Row, place: int, low: float, high: float) -> dict[str, object]:
+def _mark(row: _ForestRow, place: int, low: float, high: float) -> dict[str, object]:
     """The mean with its interval, cut to the axis."""
     effect, found = row.effect, row.finding
     known = effect.low is not None and effect.high is not None
@@ -251,7 +251,7 @@ def _arrows(marks: Sequence[dict[str, object]]) -> list[dict[str, object]]:
     ]
 
 
-def _run_marks(row: _Row, place: int) -> Iterator[dict[str, object]]:
+def _run_marks(row: _ForestRow, place: int) -> Iterator[dict[str, object]]:
     runs = sorted(row.finding.runs.items()) if row.finding else []
     for (train, data), effect in runs:
         yield {
@@ -263,7 +263,7 @@ def _run_marks(row: _Row, place: int) -> Iterator[dict[str, object]]:
         }
 
 
-def _texts(rows: Sequence[_Row]) -> list[dict[str, object]]:
+def _texts(rows: Sequence[_ForestRow]) -> list[dict[str, object]]:
     """The label of each row, and P where the row above it has another or is of another trait."""
     students = [(row.finding.target if row.finding else "", row.levels) for row in rows]
     return [
@@ -289,7 +289,7 @@ def _above(found: Finding | None) -> str:
     return f"{found.above} of {count(len(found.runs), 'run')}" if found else ""
 
 
-def _described(row: _Row) -> str:
+def _described(row: _ForestRow) -> str:
     parts = [f"{row.label}: odds ratio {odds(row.effect)}", _levels_text(row.levels)]
     if row.finding:
         parts.append(f"{_above(row.finding)} above the margin")
